@@ -1,0 +1,213 @@
+"""Figures of a run, as PNG files.  Grey values lie in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from torch import Tensor
+
+from experiments.metrics import psnr, ssim
+
+MAXIMUM_ROWS = 4
+BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d9730d", "#2e8b57", "#8a8a8a"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One image in four versions, each ``(channels, height, width)``; PSNR and SSIM are computed from them."""
+
+    name: str
+    noisy: Tensor
+    tv: Tensor
+    learned: Tensor
+    truth: Tensor
+
+
+def comparison(rows: Sequence[Comparison], path: Path) -> None:
+    """Noisy, tuned TV, learned and truth side by side with PSNR and SSIM; at most the first four images.
+
+    Raises ``ValueError`` if there is no image.
+    """
+    if not rows:
+        raise ValueError("a comparison needs at least one image")
+    shown = rows[:MAXIMUM_ROWS]
+    heights = [row.truth.shape[-2] / row.truth.shape[-1] for row in shown]
+    figure = Figure(
+        figsize=(12.4, sum(3.0 * height + 0.42 for height in heights)),
+        layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0),
+    )
+    axes = figure.subplots(len(shown), 4, squeeze=False, height_ratios=heights)
+    for row, line in zip(shown, axes, strict=True):
+        _picture(line[0], row.noisy, f"{row.name}: noisy  {_quality(row.noisy, row.truth, clip=False)}")
+        _picture(line[1], row.tv, f"tuned TV  {_quality(row.tv, row.truth)}")
+        _picture(line[2], row.learned, f"learned  {_quality(row.learned, row.truth)}")
+        _picture(line[3], row.truth, "truth")
+    _save(figure, path)
+
+
+def filters(bank: Tensor, weights: Tensor, path: Path) -> None:
+    """Filters ``(count, channels, k, k)``, largest weight first; each on its own scale, blue negative, red positive.
+
+    Filters of three channels are shown as colours around grey.
+    """
+    values = bank.detach().cpu().double().numpy()
+    strengths = weights.detach().cpu().double().numpy()
+    columns = min(8, len(values))
+    lines = math.ceil(len(values) / columns)
+    figure = Figure(figsize=(1.25 * columns + 0.3, 1.45 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, index in zip(axes, np.argsort(-strengths, kind="stable"), strict=False):
+        scaled = values[index] / max(float(np.abs(values[index]).max()), 1e-30)
+        if len(scaled) == 3:
+            axis.imshow(0.5 + 0.5 * scaled.transpose(1, 2, 0), interpolation="nearest")
+        else:
+            axis.imshow(scaled[0], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        axis.set_title(f"{strengths[index]:.2g}", fontsize=9)
+    figure.suptitle("learned filters, each on its own scale, with their weights", fontsize=11)
+    _save(figure, path)
+
+
+def potentials(grid: Tensor, values: Tensor, path: Path) -> None:
+    """Curves ``values (count, n)`` over the filter responses ``grid (n,)``, coloured by their height at the end."""
+    z, curves = grid.detach().cpu().numpy(), values.detach().cpu().numpy()
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axis = figure.subplots()
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
+    for shade, index in zip(shades, np.argsort(curves[:, -1], kind="stable"), strict=True):
+        axis.plot(z, curves[index], color=shade, linewidth=1.3)
+    axis.set_xlabel("filter response z")
+    axis.set_ylabel("weighted potential λ φ(z)")
+    axis.set_title(f"{len(curves)} learned potentials", fontsize=11)
+    axis.set_xlim(float(z.min()), float(z.max()))
+    axis.margins(y=0.02)
+    _tidy(axis)
+    _save(figure, path)
+
+
+def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path) -> None:
+    """How a run went, over the column ``iteration``; absent or empty columns leave their curve out.
+
+    Columns: ``loss``, ``loss_lower``, ``loss_upper`` (certified interval), ``gradient_error_relative`` (certified),
+    ``lower_tolerance``, ``adjoint_tolerance``, ``step``, ``operator_applications`` (cumulative), and ``phase``,
+    whose value "stochastic" is shaded.
+
+    Raises ``ValueError`` if there is no row.
+    """
+    if not rows:
+        raise ValueError("training curves need at least one row")
+    table = {name: _column(rows, name) for name in ("iteration", *_COLUMNS)}
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True)
+    _loss_panel(axes[0, 0], table)
+    width = table["loss_upper"] - table["loss_lower"]
+    _panel(axes[0, 1], table["iteration"], "width of the certified loss interval", [("", width, BLUE)])
+    error = table["gradient_error_relative"]
+    _panel(axes[0, 2], table["iteration"], "certified relative hypergradient error", [("", error, ORANGE)])
+    tolerances = [("image", table["lower_tolerance"], BLUE), ("adjoint", table["adjoint_tolerance"], ORANGE)]
+    _panel(axes[1, 0], table["iteration"], "tolerances", tolerances)
+    _panel(axes[1, 1], table["iteration"], "step size", [("", table["step"], GREEN)])
+    _panel(axes[1, 2], table["iteration"], "operator applications so far", [("", table["operator_applications"], GREY)])
+    stochastic = np.array([row.get("phase") == "stochastic" for row in rows])
+    for axis in axes.ravel():
+        _shade(axis, table["iteration"], stochastic)
+    for axis in axes[1]:
+        axis.set_xlabel("iteration")
+    _save(figure, path)
+
+
+_COLUMNS = (
+    "loss",
+    "loss_lower",
+    "loss_upper",
+    "gradient_error_relative",
+    "lower_tolerance",
+    "adjoint_tolerance",
+    "step",
+    "operator_applications",
+)
+
+
+def _loss_panel(axis: Axes, table: Mapping[str, np.ndarray]) -> None:
+    x, loss = table["iteration"], table["loss"]
+    known = np.isfinite(table["loss_lower"]) & np.isfinite(table["loss_upper"])
+    axis.fill_between(
+        x, table["loss_lower"], table["loss_upper"], where=known.tolist(), color=BLUE, alpha=0.25, linewidth=0,
+        label="certified interval",
+    )  # fmt: skip
+    axis.plot(x, loss, color=BLUE, linewidth=1.2, marker=".", markersize=3, label="loss")
+    positive = loss[np.isfinite(loss) & (loss > 0)]
+    if positive.size and positive.max() > 10 * positive.min():
+        axis.set_yscale("log")
+    axis.set_title("upper loss", fontsize=11)
+    axis.legend(frameon=False, fontsize=9)
+    _tidy(axis)
+
+
+def _panel(axis: Axes, x: np.ndarray, title: str, curves: Sequence[tuple[str, np.ndarray, str]]) -> None:
+    """Curves ``(label, values, colour)`` on a logarithmic axis; values that are not positive are left out."""
+    drawn = False
+    for label, values, colour in curves:
+        positive = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+        if np.isfinite(positive).any():
+            axis.plot(x, positive, color=colour, linewidth=1.2, marker=".", markersize=3, label=label)
+            drawn = True
+    if drawn:
+        axis.set_yscale("log")
+    else:
+        axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", color=GREY)
+        axis.set_yticks([])
+    if drawn and len(curves) > 1:
+        axis.legend(frameon=False, fontsize=9)
+    axis.set_title(title, fontsize=11)
+    _tidy(axis)
+
+
+def _shade(axis: Axes, x: np.ndarray, marked: np.ndarray) -> None:
+    """Grey behind each run of marked rows."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]]).astype(int)))
+    for start, end in edges.reshape(-1, 2):
+        axis.axvspan(float(x[start]), float(x[min(end, len(x) - 1)]), color="0.93", zorder=0)
+    if marked.any():
+        axis.text(x[np.argmax(marked)], 1.0, " stochastic", transform=axis.get_xaxis_transform(), va="top", fontsize=8,
+                  color=GREY)  # fmt: skip
+
+
+def _column(rows: Sequence[Mapping[str, float | int | str]], name: str) -> np.ndarray:
+    """A column as floats; absent and empty cells are NaN."""
+    cells = [row.get(name, math.nan) for row in rows]
+    return np.array([math.nan if isinstance(cell, str) else float(cell) for cell in cells])
+
+
+def _picture(axis: Axes, pixels: Tensor, title: str) -> None:
+    shown = pixels.detach().clamp(0, 1).cpu().numpy()
+    if len(shown) == 3:
+        axis.imshow(shown.transpose(1, 2, 0), interpolation="nearest")
+    else:
+        axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_title(title, fontsize=10)
+    axis.set_axis_off()
+
+
+def _quality(estimate: Tensor, truth: Tensor, clip: bool = True) -> str:
+    return f"{psnr(estimate, truth, clip):.2f} dB / {ssim(estimate, truth):.3f}"
+
+
+def _tidy(axis: Axes) -> None:
+    axis.grid(True, color="0.9", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=120)

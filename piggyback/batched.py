@@ -1,0 +1,27 @@
+"""Inner products and scalings that treat the first axis as a batch of independent problems."""
+
+from torch import Tensor
+
+from piggyback.types import PerSample
+
+
+def inner(u: Tensor, v: Tensor) -> PerSample:
+    """``<u_b, v_b>`` for every sample ``b``; a batched GEMV, so no product array is allocated."""
+    batch = u.shape[0]
+    return (u.reshape(batch, 1, -1) @ v.reshape(batch, -1, 1)).reshape(batch)
+
+
+def norm(u: Tensor) -> PerSample:
+    """``||u_b||_2`` for every sample ``b``."""
+    return inner(u, u).clamp(min=0).sqrt()
+
+
+def per_sample(scalars: PerSample, like: Tensor) -> Tensor:
+    """Reshape ``(batch,)`` so that it multiplies the samples of ``like``."""
+    return scalars.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, and 0 where the denominator is 0 (a sample that is already solved exactly)."""
+    zero = denominator == 0
+    return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)

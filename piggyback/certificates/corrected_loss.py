@@ -1,0 +1,42 @@
+"""The corrected loss: second-order accurate, with an interval that holds (docs/theory.md, eq. 16)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from piggyback.certificates.evidence import ROUNDING_TERMS, Evidence, inflate
+from piggyback.types import PerSample
+
+
+@dataclass(frozen=True)
+class LossInterval:
+    """``|l(x*) - value| <= radius``, per sample."""
+
+    value: PerSample
+    radius: PerSample
+
+
+def plain_loss(evidence: Evidence) -> LossInterval:
+    """``l(x)`` with the first-order bound ``||grad l|| d + L_l d^2 / 2``, ``d`` the certified distance."""
+    residuals, distance = evidence.residuals, evidence.distance
+    radius = residuals.slope * distance + 0.5 * evidence.loss_smoothness * distance.square()
+    return LossInterval(residuals.value, inflate(radius) + _rounding(residuals.value.abs()))
+
+
+def corrected_loss(evidence: Evidence) -> LossInterval:
+    """``l(x) - <P, grad h(x)>`` and its error bound (eq. 16)."""
+    residuals, change = evidence.residuals, evidence.change
+    mu, r = evidence.strong_convexity, evidence.error
+    moved = evidence.operator.norm_bound() / mu**0.5 * r  # bounds ||K (x* - x)||
+    energy = torch.minimum(r * change.energy, 0.5 * r.square() * change.energy_third)
+    additive = torch.minimum(moved * change.rest, 0.5 * moved.square() * change.rest_third)
+    quadratic = residuals.adjoint.float() * r + 0.5 * evidence.loss_smoothness * r.square() / mu
+    size = residuals.value.abs() + residuals.force * residuals.pull
+    radius = inflate(quadratic + energy + additive).to(size) + _rounding(size)
+    return LossInterval(residuals.value - residuals.correction, radius)
+
+
+def _rounding(size: PerSample) -> PerSample:
+    return ROUNDING_TERMS * torch.finfo(size.dtype).eps * size

@@ -1,0 +1,144 @@
+"""What all certificates start from: the residuals of a computed pair and the curvature around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.batched import inner, norm, per_sample
+from piggyback.certificates.curvature import CurvatureChange, curvature_change
+from piggyback.losses import Loss
+from piggyback.operators import LinearOperator
+from piggyback.problem import SaddleProblem
+from piggyback.terms.potentials import CurvatureBounds, Potential
+from piggyback.types import Dual, PerSample, Primal, Scalar
+
+ROUNDING_TERMS = 4096
+"""Allowance for accumulated rounding, in units of the last place: inner products of up to this many terms."""
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """The pair and its residuals, in the dtype of the problem (docs/theory.md, eq. 10).
+
+    ``error`` bounds ``||x - x*||_H``; ``adjoint`` bounds ``||grad l(x) - A P||_{H^{-1}}``; both include rounding.
+    ``correction = <P, grad h(x)>``, ``value = l(x)``; ``slope``, ``force``, ``pull``: norms of ``grad l(x)``, ``P``,
+    ``grad h(x)``.
+    """
+
+    error: PerSample
+    adjoint: PerSample
+    value: PerSample
+    correction: PerSample
+    slope: PerSample
+    force: PerSample
+    pull: PerSample
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything the certificates look at.
+
+    ``residuals`` carry the digits.  The rest feeds sums of non-negative terms only, for which single precision (and a
+    final inflation by its rounding) is enough: ``x``, ``P``, ``z = K x``, ``image = K P``, ``y = f'(z)``, ``u = D K P``,
+    and ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach.  ``change`` sums up the bounds;
+    coefficients with curvature below ``threshold = mu/||K||^2`` are treated additively.
+    """
+
+    residuals: Residuals
+    operator: LinearOperator
+    potential: Potential
+    strong_convexity: float
+    loss_smoothness: float
+    x: Primal
+    adjoint: Primal
+    z: Dual
+    image: Dual
+    y: Dual
+    u: Dual
+    bounds: CurvatureBounds
+    threshold: Scalar
+    change: CurvatureChange
+
+    @property
+    def error(self) -> PerSample:
+        """``||x - x*||_H``, bounded, in single precision."""
+        return self.residuals.error.float()
+
+    @property
+    def distance(self) -> PerSample:
+        """Certified ``||x - x*||``."""
+        return inflate(self.residuals.error / self.strong_convexity**0.5)
+
+
+def inflate(bound: Tensor) -> Tensor:
+    """Widen a computed bound by the rounding of the few thousand positive terms it was summed from."""
+    return bound * (1 + ROUNDING_TERMS * torch.finfo(bound.dtype).eps)
+
+
+def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Primal) -> tuple[Evidence, PerSample]:
+    """The evidence of a pair, at one ``K`` and one ``K^T`` on each of ``x`` and ``P``, and the surrogate of eq. 9.
+
+    The second value is ``-<P, grad_x h_theta(x)>`` per sample with ``x`` and ``P`` fixed: its autograd gradient is the
+    hypergradient that the certificates bound; it shares the application of ``K`` with the evidence.
+    Residuals are evaluated in the dtype of ``problem``, ``x`` and ``adjoint``: float64 makes the rounding allowance
+    negligible; in float32 it is honest and wide.
+    """
+    x, adjoint = x.detach(), adjoint.detach()
+    z, image = problem.operator.forward(torch.cat([x, adjoint])).chunk(2)
+    y = problem.potential.gradient(z)
+    surrogate = -(inner(image, y) + inner(adjoint, problem.data.gradient(x)))
+    with torch.no_grad():
+        z, image, y = z.detach(), image.detach(), y.detach()
+        fixed = problem.detached()
+        u = fixed.potential.curvature(z) * image
+        residuals = _residuals(fixed, loss, (x, adjoint), (z, y, u))
+        operator, potential = fixed.operator.single(), fixed.potential.single()
+        mu = fixed.data.strong_convexity
+        z, image, y, u = (v.float() for v in (z, image, y, u))
+        bounds = potential.bounds(z, operator.row_norms(z) * per_sample(residuals.error.float() / mu**0.5, z))
+        threshold = mu / operator.norm_bound().square()
+        evidence = Evidence(
+            residuals=residuals,
+            operator=operator,
+            potential=potential,
+            strong_convexity=mu,
+            loss_smoothness=loss.smoothness,
+            x=x.float(),
+            adjoint=adjoint.float(),
+            z=z,
+            image=image,
+            y=y,
+            u=u,
+            bounds=bounds,
+            threshold=threshold,
+            change=curvature_change(bounds, image, threshold),
+        )
+    return evidence, surrogate
+
+
+def _residuals(
+    problem: SaddleProblem, loss: Loss, pair: tuple[Primal, Primal], duals: tuple[Dual, Dual, Dual]
+) -> Residuals:
+    (x, adjoint), (_, y, u) = pair, duals
+    data, operator = problem.data, problem.operator
+    pulled, adjoint_pulled = operator.adjoint(torch.cat([y, u])).chunk(2)
+    gradient, slope = data.gradient(x) + pulled, loss.gradient(x)
+    residual = slope - data.hessian(adjoint) - adjoint_pulled
+    force = norm(adjoint)
+    # data.gradient(x) = H x - b loses digits of H x and b; K^T f'(K x) those of y and, through f'', those of z
+    stiffness = operator.norm_bound(problem.potential.max_curvature()).square()
+    lost = data.smoothness * (norm(x) + norm(data.start)) + operator.norm_bound() * norm(y) + stiffness * norm(x)
+    adjoint_lost = norm(slope) + (data.smoothness + 2 * stiffness) * force
+    unit = ROUNDING_TERMS * torch.finfo(x.dtype).eps / data.strong_convexity**0.5
+    return Residuals(
+        error=data.dual_norm(gradient) + unit * lost,
+        adjoint=data.dual_norm(residual) + unit * adjoint_lost,
+        value=loss.value(x),
+        correction=inner(adjoint, gradient),
+        slope=norm(slope),
+        force=force,
+        pull=norm(gradient),
+    )

@@ -1,0 +1,107 @@
+"""Piggyback: the adjoint saddle problem rides on the primal-dual iterations of the lower level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.losses import Loss
+from piggyback.problem import SaddleProblem
+from piggyback.solve import Iteration, Schedule, State, iterate
+from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.pdhg import Steps
+from piggyback.types import Dual, PerSample, Primal
+
+
+@dataclass(frozen=True)
+class PiggybackState(State):
+    """``(x, y)``, the adjoint pair ``(X, Y)`` with ``X -> -P``, and ``K^T y``, ``K^T Y``."""
+
+    x: Primal
+    y: Dual
+    adjoint_x: Primal
+    adjoint_y: Dual
+    pulled: Primal
+    adjoint_pulled: Primal
+
+
+class PiggybackIteration(Iteration[PiggybackState]):
+    """Both saddle problems side by side (docs/theory.md, eq. 7); ``K`` and ``K^T`` see them in one batched call."""
+
+    def __init__(self, lower: LowerLevel, loss: Loss, steps: Steps, tolerance: float, warm: Primal) -> None:
+        self.lower = lower
+        self.loss = loss
+        self.steps = steps
+        self.tolerance = tolerance
+        self.warm = warm
+
+    def start(self) -> PiggybackState:
+        problem, x, adjoint_x = self.lower.problem, self.lower.start, -self.warm
+        z, image = problem.operator.forward(torch.cat([x, adjoint_x])).chunk(2)
+        y, adjoint_y = problem.potential.gradient(z), problem.potential.curvature(z) * image
+        pulled, adjoint_pulled = problem.operator.adjoint(torch.cat([y, adjoint_y])).chunk(2)
+        return PiggybackState(x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled)
+
+    def step(self, state: PiggybackState) -> PiggybackState:
+        problem, steps = self.lower.problem, self.steps
+        x = problem.data.prox(state.x - steps.tau * state.pulled, steps.tau)
+        slope = self.loss.gradient(x)
+        adjoint_x = problem.data.resolvent(
+            state.adjoint_x - steps.tau * (state.adjoint_pulled + slope), steps.tau
+        )
+        ahead = torch.cat([x + steps.omega * (x - state.x), adjoint_x + steps.omega * (adjoint_x - state.adjoint_x)])
+        image, adjoint_image = problem.operator.forward(ahead).chunk(2)
+        y, derivative = problem.potential.conjugate_prox_and_derivative(state.y + steps.sigma * image, steps.sigma)
+        adjoint_y = derivative * (state.adjoint_y + steps.sigma * adjoint_image)
+        pulled, adjoint_pulled = problem.operator.adjoint(torch.cat([y, adjoint_y])).chunk(2)
+        return PiggybackState(x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled)
+
+    def error(self, state: PiggybackState) -> PerSample:
+        lower, adjoint = self.errors(state)
+        return torch.maximum(lower, adjoint)
+
+    def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
+        """Residuals of the two systems with the duals eliminated, over their tolerances."""
+        problem, data = self.lower.problem, self.lower.problem.data
+        z, image = problem.operator.forward(torch.cat([state.x, state.adjoint_x])).chunk(2)
+        pair = torch.cat([problem.potential.gradient(z), problem.potential.curvature(z) * image])
+        pulled, adjoint_pulled = problem.operator.adjoint(pair).chunk(2)
+        slope = self.loss.gradient(state.x)
+        residual = slope + data.hessian(state.adjoint_x) + adjoint_pulled
+        radius = (self.tolerance * data.dual_norm(slope)).clamp(min=torch.finfo(slope.dtype).tiny)
+        return self.lower.error(data.gradient(state.x) + pulled), data.dual_norm(residual) / radius
+
+    def result(self, state: PiggybackState) -> tuple[Primal, ...]:
+        return state.x, -state.adjoint_x
+
+    def select(self, index: Tensor) -> PiggybackIteration:
+        return PiggybackIteration(
+            self.lower.select(index), self.loss.select(index), self.steps, self.tolerance, self.warm[index]
+        )
+
+
+@dataclass(frozen=True)
+class Piggyback(HypergradientMethod):
+    """PDHG on the saddle problem and on its adjoint at once (Bogensperger, Chambolle, Pock 2022).
+
+    A look at the residuals costs one extra pair per variable, hence the longer interval between looks.
+    """
+
+    schedule: Schedule = Schedule(max_steps=20000, check_every=10)
+
+    def differentiate(
+        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+    ) -> Sensitivity:
+        problem = problem.detached()
+        problem.check()
+        with torch.no_grad():
+            x = problem.data.start if start is None else start.x
+            warm = torch.zeros_like(x) if start is None else start.adjoint
+            lower = LowerLevel(problem, x, radius_per_element(problem, accuracy.lower))
+            steps = Steps.optimal(problem)
+            outcome = iterate(PiggybackIteration(lower, loss, steps, accuracy.adjoint, warm), self.schedule)
+        x, adjoint = outcome.result
+        return Sensitivity(x, adjoint, outcome.status, outcome.status)

@@ -1,0 +1,78 @@
+"""Upper-level losses of one reconstruction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from piggyback.batched import inner
+from piggyback.types import PerSample, Primal
+
+
+class Loss(ABC):
+    """A smooth function of the reconstruction, one value per sample."""
+
+    @property
+    @abstractmethod
+    def smoothness(self) -> float:
+        """``L_l``: Lipschitz constant of the gradient."""
+
+    @abstractmethod
+    def value(self, x: Primal) -> PerSample:
+        """``l(x)``."""
+
+    @abstractmethod
+    def gradient(self, x: Primal) -> Primal:
+        """``grad l(x)``."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Loss:
+        """The loss of the chosen samples."""
+
+    @abstractmethod
+    def double(self) -> Loss:
+        """The same loss in float64."""
+
+
+class SquaredError(Loss):
+    """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x``."""
+
+    smoothness = 1.0
+
+    def __init__(self, truth: Primal) -> None:
+        self.truth = truth
+
+    def value(self, x: Primal) -> PerSample:
+        difference = x - self.truth
+        return 0.5 * inner(difference, difference)
+
+    def gradient(self, x: Primal) -> Primal:
+        return x - self.truth
+
+    def select(self, index: Tensor) -> SquaredError:
+        return SquaredError(self.truth[index])
+
+    def double(self) -> SquaredError:
+        return SquaredError(self.truth.double())
+
+
+class LinearFunctional(Loss):
+    """``l(x) = <slope, x>``: turns a given cotangent into a loss, which is how ``backward`` of a layer sees it."""
+
+    smoothness = 0.0
+
+    def __init__(self, slope: Primal) -> None:
+        self.slope = slope
+
+    def value(self, x: Primal) -> PerSample:
+        return inner(self.slope, x)
+
+    def gradient(self, x: Primal) -> Primal:
+        return self.slope
+
+    def select(self, index: Tensor) -> LinearFunctional:
+        return LinearFunctional(self.slope[index])
+
+    def double(self) -> LinearFunctional:
+        return LinearFunctional(self.slope.double())

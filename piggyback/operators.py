@@ -1,0 +1,223 @@
+"""Linear operators ``K`` between primal and dual space, and what the certificates must know about them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from piggyback.batched import norm
+from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
+
+
+class LinearOperator(ABC):
+    """``K``: primal -> dual, with its exact adjoint, certified norms, and the geometry of its parameters.
+
+    ``forward`` must be differentiable by autograd with respect to the operator's parameters: the hypergradient
+    (docs/theory.md, eq. 9) is read off ``forward`` alone.  ``detached`` gives the solvers a copy without a graph.
+
+    The three ``*_gain`` methods are suprema over *directions* ``t`` of the operator's parameters with ``||t|| = 1``
+    (``K_t`` is the derivative of ``K`` along ``t``).  They may be larger than the supremum, never smaller.
+    """
+
+    @abstractmethod
+    def forward(self, x: Primal) -> Dual:
+        """``K x``."""
+
+    @abstractmethod
+    def adjoint(self, y: Dual) -> Primal:
+        """``K^T y``, adjoint to ``forward`` up to rounding."""
+
+    @abstractmethod
+    def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
+        """A number that is at least ``||diag(weights)^{1/2} K||`` (never an estimate from below); no weights: ``||K||``."""
+
+    @abstractmethod
+    def row_norms(self, like: Dual) -> Tensor:
+        """An upper bound of the Euclidean norm of each row of ``K``; broadcasts against ``like``."""
+
+    @abstractmethod
+    def coefficient_norms(self) -> PerFilter:
+        """For each coefficient (filter) ``i`` an upper bound of ``||K_i||``, ``K_i`` the rows belonging to ``i``."""
+
+    @abstractmethod
+    def detached(self) -> LinearOperator:
+        """The same operator outside any autograd graph."""
+
+    @abstractmethod
+    def double(self) -> LinearOperator:
+        """The same operator, detached, in float64: certificates are evaluated in it."""
+
+    @abstractmethod
+    def single(self) -> LinearOperator:
+        """The same operator, detached, in float32: the non-negative sums of the certificates are evaluated in it."""
+
+    @abstractmethod
+    def gram_inverse(self, data_curvature: Scalar, curvature: Tensor, like: Primal) -> Preconditioner:
+        """A cheap SPD approximation of ``(c I + K^T diag(curvature) K)^{-1}``; ``curvature`` is ``(batch, coefficients)``.
+
+        It only steers solvers; no certificate depends on its quality.
+        """
+
+    @abstractmethod
+    def adjoint_gain(self, v: Dual) -> PerSample:
+        """``sup_t ||K_t^T v||`` (docs/theory.md, eq. 13)."""
+
+    @abstractmethod
+    def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
+        """``sup_t ||diag(curvature)^{1/2} K_t v||``."""
+
+    @abstractmethod
+    def gain(self) -> float:
+        """``sup_t ||K_t||``."""
+
+
+class Preconditioner(ABC):
+    """A symmetric positive definite map on primal space, one per sample."""
+
+    @abstractmethod
+    def apply(self, v: Primal) -> Primal:
+        """The preconditioned vector."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Preconditioner:
+        """The preconditioner of the chosen samples."""
+
+
+class ScalarPreconditioner(Preconditioner):
+    """Multiplication by one positive number: the absence of a preconditioner, scaled."""
+
+    def __init__(self, scale: Scalar) -> None:
+        self.scale = scale
+
+    def apply(self, v: Primal) -> Primal:
+        return v * self.scale
+
+    def select(self, index: Tensor) -> Preconditioner:
+        return self
+
+
+class DenseInverse(Preconditioner):
+    """A dense inverse ``(batch, n, n)``; for small problems only."""
+
+    def __init__(self, inverse: Tensor) -> None:
+        self.inverse = inverse
+
+    def apply(self, v: Primal) -> Primal:
+        return (self.inverse @ v.unsqueeze(-1)).squeeze(-1)
+
+    def select(self, index: Tensor) -> Preconditioner:
+        return DenseInverse(self.inverse[index])
+
+
+class DenseOperator(LinearOperator):
+    """``K`` given by a matrix ``(m, n)`` whose entries are the parameters; primal ``(batch, n)``, dual ``(batch, m)``."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.dim() != 2:
+            raise ValueError(f"DenseOperator needs a matrix, got shape {tuple(matrix.shape)}")
+        self.matrix = matrix
+
+    def forward(self, x: Primal) -> Dual:
+        return x @ self.matrix.T
+
+    def adjoint(self, y: Dual) -> Primal:
+        return y @ self.matrix
+
+    def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
+        # the computed largest singular value is right to a few roundings; the factor makes it a bound
+        matrix = self.matrix.detach().double()
+        scaled = matrix if weights is None else matrix * weights.detach().double().sqrt().unsqueeze(-1)
+        singular = torch.linalg.matrix_norm(scaled, ord=2)
+        return (singular * (1 + 1e-10)).to(self.matrix.dtype) * (1 + 8 * torch.finfo(self.matrix.dtype).eps)
+
+    def row_norms(self, like: Dual) -> Tensor:
+        return torch.linalg.vector_norm(self.matrix.detach(), dim=1)
+
+    def coefficient_norms(self) -> PerFilter:
+        return torch.linalg.vector_norm(self.matrix.detach(), dim=1)
+
+    def detached(self) -> DenseOperator:
+        return DenseOperator(self.matrix.detach())
+
+    def double(self) -> DenseOperator:
+        return DenseOperator(self.matrix.detach().double())
+
+    def single(self) -> DenseOperator:
+        return DenseOperator(self.matrix.detach().float())
+
+    def gram_inverse(self, data_curvature: Scalar, curvature: Tensor, like: Primal) -> Preconditioner:
+        gram = torch.einsum("mi,bm,mj->bij", self.matrix, curvature, self.matrix)
+        return DenseInverse(torch.linalg.inv(gram + data_curvature * torch.eye(gram.shape[-1]).to(gram)))
+
+    def adjoint_gain(self, v: Dual) -> PerSample:
+        return norm(v)  # K_t = t, and sup over ||t||_F = 1 of ||t^T v|| is ||v||
+
+    def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
+        return curvature.amax(dim=-1).sqrt() * norm(v)
+
+    def gain(self) -> float:
+        return 1.0
+
+
+class CountingOperator(LinearOperator):
+    """Counts the work done through another operator, in *operator applications*.
+
+    One application is one ``K`` plus one ``K^T`` on one image, so each call adds half its batch size.
+    Copies made by ``detached``, ``double`` share the counter.
+    """
+
+    def __init__(self, operator: LinearOperator, counter: ApplicationCounter) -> None:
+        self.operator = operator
+        self.counter = counter
+
+    def forward(self, x: Primal) -> Dual:
+        self.counter.halves += x.shape[0]
+        return self.operator.forward(x)
+
+    def adjoint(self, y: Dual) -> Primal:
+        self.counter.halves += y.shape[0]
+        return self.operator.adjoint(y)
+
+    def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
+        return self.operator.norm_bound(weights)
+
+    def row_norms(self, like: Dual) -> Tensor:
+        return self.operator.row_norms(like)
+
+    def coefficient_norms(self) -> PerFilter:
+        return self.operator.coefficient_norms()
+
+    def detached(self) -> CountingOperator:
+        return CountingOperator(self.operator.detached(), self.counter)
+
+    def double(self) -> CountingOperator:
+        return CountingOperator(self.operator.double(), self.counter)
+
+    def single(self) -> CountingOperator:
+        return CountingOperator(self.operator.single(), self.counter)
+
+    def gram_inverse(self, data_curvature: Scalar, curvature: Tensor, like: Primal) -> Preconditioner:
+        return self.operator.gram_inverse(data_curvature, curvature, like)
+
+    def adjoint_gain(self, v: Dual) -> PerSample:
+        return self.operator.adjoint_gain(v)
+
+    def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
+        return self.operator.forward_gain(v, curvature)
+
+    def gain(self) -> float:
+        return self.operator.gain()
+
+
+class ApplicationCounter:
+    """Half operator applications seen so far; a Python integer, so counting never synchronises a device."""
+
+    def __init__(self) -> None:
+        self.halves = 0
+
+    @property
+    def applications(self) -> float:
+        """Pairs of one ``K`` and one ``K^T`` on one image."""
+        return self.halves / 2

@@ -1,0 +1,62 @@
+"""The lower-level problem ``min_x h(x) = g(x) + f(K x)``, equally ``min_x max_y <Kx, y> + g(x) - f*(y)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
+from piggyback.terms.potentials import Potential
+from piggyback.terms.quadratic import DataTerm
+from piggyback.types import Dual, PerSample, Primal
+
+
+@dataclass(frozen=True)
+class SaddleProblem:
+    """One problem per sample of a batch; the operator and the potential are shared (docs/theory.md, eq. 1-2)."""
+
+    data: DataTerm
+    potential: Potential
+    operator: LinearOperator
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for non-finite data or an inadmissible potential (reads values: synchronises)."""
+        self.data.check()
+        self.potential.check()
+
+    def energy(self, x: Primal) -> PerSample:
+        """``h(x)``."""
+        return self.data.value(x) + self.potential.value(self.operator.forward(x))
+
+    def gradient(self, x: Primal) -> Primal:
+        """``e = H x - b + K^T f'(K x)``, the residual that certifies ``x`` (eq. 10)."""
+        return self.data.gradient(x) + self.operator.adjoint(self.potential.gradient(self.operator.forward(x)))
+
+    def hessian(self, curvature: Dual, v: Primal) -> Primal:
+        """``A v = H v + K^T D K v`` with ``D = curvature`` (eq. 8)."""
+        return self.data.hessian(v) + self.operator.adjoint(curvature * self.operator.forward(v))
+
+    def preconditioner(self, curvature: Dual, like: Primal) -> Preconditioner:
+        """An approximation of ``(H + K^T D K)^{-1}`` from the site average of ``curvature``."""
+        sites = tuple(range(1, curvature.dim() - 1))
+        average = curvature.mean(dim=sites) if sites else curvature
+        scale = torch.as_tensor(self.data.strong_convexity, dtype=like.dtype, device=like.device)
+        return self.operator.gram_inverse(scale, average, like)
+
+    def select(self, index: Tensor) -> SaddleProblem:
+        """The problems of the chosen samples."""
+        return SaddleProblem(self.data.select(index), self.potential, self.operator)
+
+    def detached(self) -> SaddleProblem:
+        """The same problem outside any autograd graph: what solvers work on."""
+        return SaddleProblem(self.data, self.potential.detached(), self.operator.detached())
+
+    def double(self) -> SaddleProblem:
+        """The same problem in float64: what certificates are evaluated in."""
+        return SaddleProblem(self.data.double(), self.potential.double(), self.operator.double())
+
+    def counted(self, counter: ApplicationCounter) -> SaddleProblem:
+        """The same problem, its operator applications added to ``counter``."""
+        return SaddleProblem(self.data, self.potential, CountingOperator(self.operator, counter))

@@ -1,0 +1,30 @@
+"""What the bilevel machinery asks of a learned regularizer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from piggyback.certificates.local import GradientBound
+from piggyback.problem import SaddleProblem
+from piggyback.terms.quadratic import DataTerm
+from piggyback.types import Scalar
+
+
+class Regularizer(nn.Module, ABC):
+    """A parametrised convex regularizer: parameters in, saddle problem out.
+
+    Convexity must be structural: no value of the parameters may break it.
+    """
+
+    @abstractmethod
+    def problem(self, data: DataTerm) -> SaddleProblem:
+        """The lower-level problem with this regularizer, differentiable in the parameters."""
+
+    @abstractmethod
+    def pull_back(self, bound: GradientBound) -> Scalar:
+        """Bound of the error of the batch-mean gradient, in the Euclidean norm of the module's own parameters.
+
+        Turns bounds in natural parameters (kernels, weights, smoothings) into bounds in the parametrisation.
+        """

@@ -1,0 +1,76 @@
+"""Preconditioned conjugate gradients for the adjoint system ``A P = grad l`` (docs/theory.md, eq. 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.batched import inner, per_sample, safe_divide
+from piggyback.operators import Preconditioner
+from piggyback.problem import SaddleProblem
+from piggyback.solve import Iteration, State
+from piggyback.types import Dual, PerSample, Primal
+
+
+@dataclass(frozen=True)
+class LinearSystem:
+    """``A P = right`` with ``A = H + K^T diag(curvature) K``; done when ``||right - A P||_{H^{-1}} <= radius``."""
+
+    problem: SaddleProblem
+    curvature: Dual
+    right: Primal
+    radius: PerSample
+    start: Primal
+
+    def select(self, index: Tensor) -> LinearSystem:
+        return LinearSystem(
+            self.problem.select(index), self.curvature[index], self.right[index], self.radius[index], self.start[index]
+        )
+
+
+@dataclass(frozen=True)
+class ConjugateGradientState(State):
+    """Iterate ``P``, residual ``r``, direction, ``energy = <r, M r>``."""
+
+    x: Primal
+    residual: Primal
+    direction: Primal
+    energy: PerSample
+    preconditioner: Preconditioner
+
+
+class ConjugateGradient(Iteration[ConjugateGradientState]):
+    """One step costs one ``K`` and one ``K^T``; a zero residual is a fixed point, not a division by zero."""
+
+    def __init__(self, system: LinearSystem) -> None:
+        self.system = system
+
+    def start(self) -> ConjugateGradientState:
+        system = self.system
+        residual = system.right - system.problem.hessian(system.curvature, system.start)
+        preconditioner = system.problem.preconditioner(system.curvature, system.start)
+        direction = preconditioner.apply(residual)
+        return ConjugateGradientState(system.start, residual, direction, inner(residual, direction), preconditioner)
+
+    def step(self, state: ConjugateGradientState) -> ConjugateGradientState:
+        p = state.direction
+        image = self.system.problem.hessian(self.system.curvature, p)
+        alpha = safe_divide(state.energy, inner(p, image))
+        x = torch.addcmul(state.x, p, per_sample(alpha, p))
+        residual = torch.addcmul(state.residual, image, per_sample(-alpha, p))
+        preconditioned = state.preconditioner.apply(residual)
+        energy = inner(residual, preconditioned)
+        beta = safe_divide(energy, state.energy)
+        direction = torch.addcmul(preconditioned, p, per_sample(beta, p))
+        return ConjugateGradientState(x, residual, direction, energy, state.preconditioner)
+
+    def error(self, state: ConjugateGradientState) -> PerSample:
+        return self.system.problem.data.dual_norm(state.residual) / self.system.radius
+
+    def result(self, state: ConjugateGradientState) -> tuple[Primal, ...]:
+        return (state.x,)
+
+    def select(self, index: Tensor) -> ConjugateGradient:
+        return ConjugateGradient(self.system.select(index))

@@ -1,0 +1,68 @@
+"""What the lower-level algorithms share: the certified stopping measure and the entry point ``reconstruct``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.problem import SaddleProblem
+from piggyback.solve import Iteration, Outcome, Schedule, iterate
+from piggyback.types import PerSample, Primal
+
+
+@dataclass(frozen=True)
+class LowerLevel:
+    """A batch of problems, where to start, and how close to come.
+
+    ``radius`` ``(batch,)``: the solve stops when ``||grad h(x)||_{H^{-1}} <= sqrt(mu) * radius``, which certifies
+    ``||x - x*|| <= radius`` (docs/theory.md, eq. 10).
+    """
+
+    problem: SaddleProblem
+    start: Primal
+    radius: PerSample
+
+    def error(self, gradient: Primal) -> PerSample:
+        """Certified distance to the solution over the wanted one."""
+        return self.problem.data.dual_norm(gradient) / (self.problem.data.strong_convexity**0.5 * self.radius)
+
+    def select(self, index: Tensor) -> LowerLevel:
+        return LowerLevel(self.problem.select(index), self.start[index], self.radius[index])
+
+
+class LowerSolver(ABC):
+    """A lower-level algorithm: binds to a batch of problems."""
+
+    @abstractmethod
+    def bind(self, lower: LowerLevel) -> Iteration:
+        """The iteration; its result is ``(x,)``."""
+
+
+def radius_per_element(problem: SaddleProblem, tolerance: float) -> PerSample:
+    """Radius for a root-mean-square error of ``tolerance`` grey values per element of ``x``."""
+    like = problem.data.start
+    elements = like[0].numel()
+    return torch.full((like.shape[0],), tolerance * elements**0.5, dtype=like.dtype, device=like.device)
+
+
+def solve_lower(
+    problem: SaddleProblem,
+    solver: LowerSolver,
+    radius: PerSample,
+    start: Primal | None = None,
+    schedule: Schedule | None = None,
+) -> Outcome:
+    """Solve every problem of the batch until ``||x - x*|| <= radius`` is certified (in working precision).
+
+    Returns an ``Outcome`` whose result is ``(x,)``; ``outcome.error * radius`` bounds the distance to the
+    solution also where the status is not ``CONVERGED``.  Raises ``ValueError`` for non-finite or non-positive data.
+    """
+    problem = problem.detached()
+    problem.check()
+    begin = problem.data.start if start is None else start
+    with torch.no_grad():
+        return iterate(solver.bind(LowerLevel(problem, begin, radius)), schedule or Schedule())
+

@@ -1,0 +1,1 @@
+"""Convex terms of the lower-level problem: quadratic data terms and separable potentials."""

@@ -1,0 +1,178 @@
+"""Data terms ``g(x) = 1/2 <x, H x> - <b, x> + const`` with constant Hessian ``H >= mu I``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from piggyback.batched import inner
+from piggyback.types import PerSample, Primal, Scalar
+
+
+class DataTerm(ABC):
+    """A strongly convex quadratic of the primal variable, one per sample of a batch."""
+
+    @property
+    @abstractmethod
+    def strong_convexity(self) -> float:
+        """``mu``: a lower bound of the eigenvalues of ``H``."""
+
+    @property
+    @abstractmethod
+    def smoothness(self) -> float:
+        """An upper bound of the eigenvalues of ``H``."""
+
+    @property
+    @abstractmethod
+    def start(self) -> Primal:
+        """Where a cold solve starts."""
+
+    @abstractmethod
+    def value(self, x: Primal) -> PerSample:
+        """``g(x)``."""
+
+    @abstractmethod
+    def gradient(self, x: Primal) -> Primal:
+        """``H x - b``."""
+
+    @abstractmethod
+    def hessian(self, v: Primal) -> Primal:
+        """``H v``."""
+
+    @abstractmethod
+    def solve(self, v: Primal) -> Primal:
+        """``H^{-1} v``, exactly: certificates measure residuals in this metric."""
+
+    @abstractmethod
+    def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
+        """``(I + step H)^{-1} v``, the derivative of the prox."""
+
+    @abstractmethod
+    def prox(self, v: Primal, step: float | Scalar) -> Primal:
+        """``argmin_x step g(x) + 1/2 ||x - v||^2``."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> DataTerm:
+        """The terms of the chosen samples."""
+
+    @abstractmethod
+    def double(self) -> DataTerm:
+        """The same term in float64."""
+
+    def check(self) -> None:
+        """Raise ``ValueError`` naming the first sample whose data are not finite (reads values: synchronises)."""
+        finite = torch.isfinite(self.start).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            raise ValueError(f"data term: sample {int((~finite).nonzero()[0])} of the batch has NaN or infinite values")
+
+    def dual_norm(self, v: Primal) -> PerSample:
+        """``||v||_{H^{-1}}``."""
+        return inner(v, self.solve(v)).clamp(min=0).sqrt()
+
+
+class Denoising(DataTerm):
+    """``g(x) = weight/2 ||x - observed||^2`` with ``observed`` of shape ``(batch, ...)``, grey values in [0, 1].
+
+    Raises ``ValueError`` for a non-positive weight, and in ``check`` for non-finite observations.
+    """
+
+    def __init__(self, observed: Primal, weight: float = 1.0) -> None:
+        if not weight > 0:
+            raise ValueError(f"Denoising needs a positive weight, got {weight}")
+        self.observed = observed
+        self.weight = weight
+
+    @property
+    def strong_convexity(self) -> float:
+        return self.weight
+
+    @property
+    def smoothness(self) -> float:
+        return self.weight
+
+    @property
+    def start(self) -> Primal:
+        return self.observed
+
+    def value(self, x: Primal) -> PerSample:
+        difference = x - self.observed
+        return 0.5 * self.weight * inner(difference, difference)
+
+    def gradient(self, x: Primal) -> Primal:
+        return (x - self.observed) * self.weight
+
+    def hessian(self, v: Primal) -> Primal:
+        return v * self.weight
+
+    def solve(self, v: Primal) -> Primal:
+        return v / self.weight
+
+    def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
+        return v / (1 + step * self.weight)
+
+    def prox(self, v: Primal, step: float | Scalar) -> Primal:
+        return (v + step * self.weight * self.observed) / (1 + step * self.weight)
+
+    def select(self, index: Tensor) -> Denoising:
+        return Denoising(self.observed[index], self.weight)
+
+    def double(self) -> Denoising:
+        return Denoising(self.observed.double(), self.weight)
+
+
+class DenseQuadratic(DataTerm):
+    """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H`` of shape ``(n, n)`` and ``b`` of shape ``(batch, n)``.
+
+    Raises ``ValueError`` unless ``H`` is symmetric positive definite.
+    """
+
+    def __init__(self, hessian: Tensor, linear: Primal) -> None:
+        if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
+            raise ValueError("DenseQuadratic needs a symmetric matrix")
+        eigenvalues = torch.linalg.eigvalsh(hessian.double())
+        lowest, highest = float(eigenvalues[0]), float(eigenvalues[-1])
+        if not lowest > 0:
+            raise ValueError(f"DenseQuadratic needs a positive definite matrix, smallest eigenvalue {lowest:.3g}")
+        self.matrix = hessian
+        self.linear = linear
+        slack = 8 * hessian.shape[0] * torch.finfo(torch.float64).eps * highest
+        self._bounds = (lowest - slack, highest + slack)
+
+    @property
+    def strong_convexity(self) -> float:
+        return self._bounds[0]
+
+    @property
+    def smoothness(self) -> float:
+        return self._bounds[1]
+
+    @property
+    def start(self) -> Primal:
+        return self.solve(self.linear)
+
+    def value(self, x: Primal) -> PerSample:
+        return 0.5 * inner(x, self.hessian(x)) - inner(self.linear, x)
+
+    def gradient(self, x: Primal) -> Primal:
+        return self.hessian(x) - self.linear
+
+    def hessian(self, v: Primal) -> Primal:
+        return v @ self.matrix
+
+    def solve(self, v: Primal) -> Primal:
+        return torch.linalg.solve(self.matrix, v.T).T
+
+    def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
+        shifted = torch.eye(self.matrix.shape[0]).to(self.matrix) + step * self.matrix
+        return torch.linalg.solve(shifted, v.T).T
+
+    def prox(self, v: Primal, step: float | Scalar) -> Primal:
+        return self.resolvent(v + step * self.linear, step)
+
+    def select(self, index: Tensor) -> DenseQuadratic:
+        return DenseQuadratic(self.matrix, self.linear[index])
+
+    def double(self) -> DenseQuadratic:
+        return DenseQuadratic(self.matrix.double(), self.linear.double())

@@ -1,0 +1,7 @@
+"""Learned convex regularizers."""
+
+from regularizers.boundaries import Boundary, Circular, Reflect, Valid
+from regularizers.convolution import ConvolutionBank
+from regularizers.linear import LinearRegularizer
+
+__all__ = ["Boundary", "Circular", "ConvolutionBank", "LinearRegularizer", "Reflect", "Valid"]

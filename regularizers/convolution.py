@@ -1,0 +1,176 @@
+"""``ConvolutionBank``: a bank of 2-D filters as a ``LinearOperator`` with an exact adjoint and certified norms."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from piggyback.batched import norm
+from piggyback.operators import LinearOperator, Preconditioner
+from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
+from regularizers.boundaries import Boundary, Reflect
+from regularizers.kernels import KernelPlan, default_plan
+
+_GRID = 128
+
+
+class ConvolutionBank(LinearOperator):
+    """``(K x)[b, p, i] = sum_{c, q} filter[i, c, q] extend(x)[b, c, p + q]`` (correlation, as in deep learning).
+
+    ``filters`` ``(filters, channels, k, k)`` with odd ``k``; images ``(batch, channels, height, width)``; coefficients
+    ``(batch, height', width', filters)``.  ``zero_mean`` states that each filter's channels sum to zero *and stay so*
+    under the parametrisation: the certificates then take suprema over zero-mean directions only (eq. 13).
+    Raises ``ValueError`` for even or non-square filters, and for images smaller than a filter or of other channels.
+    """
+
+    def __init__(
+        self,
+        filters: Tensor,
+        boundary: Boundary | None = None,
+        zero_mean: bool = False,
+        plan: KernelPlan | None = None,
+    ) -> None:
+        if filters.dim() != 4 or filters.shape[-1] != filters.shape[-2] or filters.shape[-1] % 2 == 0:
+            raise ValueError(f"filters need shape (filters, channels, k, k) with odd k, got {tuple(filters.shape)}")
+        self.filters = filters
+        self.boundary = boundary if boundary is not None else Reflect()
+        self.zero_mean = zero_mean
+        self.plan = plan if plan is not None else default_plan(filters)
+        self._forward = self.plan.forward(filters)
+        self._adjoint = self.plan.adjoint(filters.detach())
+        self.size = filters.shape[-1]
+        self.margin = self.size // 2
+
+    def forward(self, x: Primal) -> Dual:
+        self._check(x)
+        return self._forward(self.boundary.extend(x, self.margin))
+
+    def adjoint(self, y: Dual) -> Primal:
+        return self.boundary.fold(self._adjoint(y), self.margin)
+
+    def _check(self, x: Primal) -> None:
+        channels = self.filters.shape[1]
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"images need shape (batch, {channels}, height, width), got {tuple(x.shape)}")
+        if x.dtype != self.filters.dtype or x.device != self.filters.device:
+            raise ValueError(
+                f"image is {x.dtype} on {x.device}, the filters are {self.filters.dtype} on {self.filters.device}"
+            )
+        if min(x.shape[-2:]) < self.size:
+            raise ValueError(f"images of {tuple(x.shape[-2:])} pixels are smaller than the {self.size}x{self.size} filters")
+
+    # --- certified norms (docs/theory.md, eq. 18-19) -------------------------------------------------------------
+
+    def _symbol(self) -> Tensor:
+        """``sum`` is a trigonometric polynomial per filter: the spectrum on a grid, ``(filters, channels, n, n/2+1)``."""
+        return torch.fft.rfft2(self.filters.detach().double(), s=(_GRID, _GRID))
+
+    def _between_grid_points(self) -> float:
+        """A polynomial of degree ``d`` on ``N`` points exceeds its grid maximum at most by ``1/cos(pi d/N)`` per axis."""
+        return math.cos(math.pi * (self.size - 1) / _GRID) ** -2
+
+    def _extension_norm(self) -> float:
+        """``||extend||`` for any image the operator accepts; periodic convolution needs no factor."""
+        if self.boundary.name == "circular":
+            return 1.0
+        return float(self.boundary.multiplicity(self.size, self.margin))
+
+    def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
+        spectrum = self._symbol()
+        scale = torch.ones_like(spectrum[:, 0, 0, 0].real) if weights is None else weights.detach().double()
+        gram = torch.einsum("f,fchw,fdhw->hwcd", scale.to(spectrum), spectrum.conj(), spectrum)
+        largest = torch.linalg.matrix_norm(gram, ord=2).max() if gram.shape[-1] > 1 else gram.real.max()
+        return (largest * self._between_grid_points()).sqrt().to(self.filters.dtype) * self._extension_norm() * 1.000001
+
+    def coefficient_norms(self) -> PerFilter:
+        power = self._symbol().abs().square().sum(1).amax(dim=(1, 2)) * self._between_grid_points()
+        return power.sqrt().to(self.filters.dtype) * self._extension_norm() * 1.000001
+
+    def row_norms(self, like: Dual) -> Tensor:
+        taps = torch.linalg.vector_norm(self.filters.detach().flatten(1), dim=1) * 1.000001
+        if self.boundary.name != "reflect":
+            return taps
+        height, width = like.shape[1:3]
+        return self._folded(height, like).unsqueeze(1).unsqueeze(-1) * self._folded(width, like).unsqueeze(-1) * taps
+
+    def _folded(self, extent: int, like: Tensor) -> Tensor:
+        """Near a mirror two taps can fall on one pixel: at most a factor ``sqrt(2)`` per axis, and none inside."""
+        position = torch.arange(extent, device=like.device)
+        near = (position < self.margin) | (position >= extent - self.margin)
+        return torch.where(near, math.sqrt(2.0), 1.0).to(like.dtype)
+
+    # --- geometry of the parameters ------------------------------------------------------------------------------
+
+    def gain(self) -> float:
+        # ||t * x|| <= ||t||_1 ||x|| <= k ||t|| ||x||
+        return self.size * self._extension_norm()
+
+    def adjoint_gain(self, v: Dual) -> PerSample:
+        """Trace bound: per filter, the energies of all ``k^2`` shifts of ``v_i``, less their mean if directions have none."""
+        k = self.size
+        energy = k * k * v.square().sum(dim=(1, 2))
+        if self.zero_mean:
+            planes = nnf.pad(v.permute(0, 3, 1, 2), (k - 1, k - 1, k - 1, k - 1))
+            box = nnf.avg_pool2d(planes, k, stride=1)
+            if self.boundary.name == "circular":
+                box = self.boundary.fold(box, self.margin)
+            # sum_a ||shift_a v||^2 - ||sum_a shift_a v||^2 / k^2, and ||fold|| accounts for the mirror
+            energy = (energy - k * k * box.square().sum(dim=(2, 3))).clamp(min=0) + _slack(energy)
+        return energy.sum(1).sqrt() * self._extension_norm()
+
+    def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
+        """Trace bound: largest, over the filters, of the curvature-weighted local energy of ``v``."""
+        k = self.size
+        if self.zero_mean:
+            v = v - v.mean(dim=(2, 3), keepdim=True)
+        extended = self.boundary.extend(v, self.margin)
+        energy = k * k * nnf.avg_pool2d(extended.square(), k, stride=1).sum(1)
+        if self.zero_mean:
+            mean = nnf.avg_pool2d(extended, k, stride=1)
+            energy = (energy - k * k * mean.square().sum(1)).clamp(min=0) + _slack(energy)
+        weighted = torch.einsum("bhwf,bhw->bf", curvature, energy)
+        return weighted.amax(1).sqrt()
+
+    # --- solver support ------------------------------------------------------------------------------------------
+
+    def gram_inverse(self, data_curvature: Scalar, curvature: Tensor, like: Primal) -> Preconditioner:
+        size = (like.shape[-2], like.shape[-1])
+        power = torch.fft.rfft2(self.filters.detach(), s=size).abs().square()
+        total = torch.einsum("bf,fchw->bchw", curvature, power) + data_curvature
+        return FourierInverse(total.reciprocal(), size)
+
+    def detached(self) -> ConvolutionBank:
+        return ConvolutionBank(self.filters.detach(), self.boundary, self.zero_mean, self.plan)
+
+    def double(self) -> ConvolutionBank:
+        return ConvolutionBank(self.filters.detach().double(), self.boundary, self.zero_mean)
+
+    def single(self) -> ConvolutionBank:
+        return ConvolutionBank(self.filters.detach().float(), self.boundary, self.zero_mean)
+
+
+def _slack(energy: Tensor) -> Tensor:
+    """What the difference of two nearly equal sums may have lost to rounding."""
+    return 64 * torch.finfo(energy.dtype).eps * energy
+
+
+class FourierInverse(Preconditioner):
+    """A positive multiplier in the Fourier domain of the (periodically continued) image."""
+
+    def __init__(self, multiplier: Tensor, size: tuple[int, int]) -> None:
+        self.multiplier = multiplier
+        self.size = size
+
+    def apply(self, v: Primal) -> Primal:
+        return torch.fft.irfft2(torch.fft.rfft2(v) * self.multiplier, s=self.size)
+
+    def select(self, index: Tensor) -> FourierInverse:
+        return FourierInverse(self.multiplier[index], self.size)
+
+
+def is_filter_norm_valid(bank: ConvolutionBank, x: Primal) -> bool:
+    """Conformance check for users: ``||K x|| <= norm_bound ||x||`` on one batch."""
+    return bool((norm(bank.forward(x)) <= bank.norm_bound() * norm(x)).all())

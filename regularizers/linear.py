@@ -1,0 +1,100 @@
+"""Learned linear operator times convex potential: ``R(x) = sum_i weight_i sum_p phi_{smoothing_i}((k_i * x)_p)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from piggyback.certificates.local import GradientBound
+from piggyback.problem import SaddleProblem
+from piggyback.regularizer import Regularizer
+from piggyback.terms.potentials import Potential
+from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.quadratic import DataTerm
+from piggyback.types import Scalar
+from regularizers.boundaries import BOUNDARIES
+from regularizers.constraints import positive, zero_mean_basis
+from regularizers.convolution import ConvolutionBank
+from regularizers.kernels import KernelPlan
+
+PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), "logcosh": LogCosh()}
+"""By the name stored in a configuration file."""
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Everything that defines the architecture; the rest are parameters.
+
+    ``weight`` and ``smoothing`` are starting values; ``smoothing_floor`` (grey values) bounds the conditioning.
+    Raises ``ValueError`` for unknown names and impossible sizes.
+    """
+
+    filters: int = 32
+    size: int = 7
+    channels: int = 1
+    profile: str = "logcosh"
+    boundary: str = "reflect"
+    weight: float = 0.012
+    smoothing: float = 0.02
+    smoothing_floor: float = 0.002
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise ValueError(f"unknown profile {self.profile!r}; choose one of {', '.join(PROFILES)}")
+        if self.boundary not in BOUNDARIES:
+            raise ValueError(f"unknown boundary {self.boundary!r}; choose one of {', '.join(BOUNDARIES)}")
+        if self.size < 3 or self.size % 2 == 0 or self.filters < 1 or self.channels < 1:
+            raise ValueError(f"filters need an odd size of at least 3 and positive counts, got {self}")
+        if not (self.weight > 0 and self.smoothing > self.smoothing_floor > 0):
+            raise ValueError(f"need weight > 0 and smoothing > smoothing_floor > 0, got {self}")
+
+
+class LinearRegularizer(Regularizer):
+    """A bank of zero-mean filters with one weight and one smoothing each (docs/theory.md, eq. 3).
+
+    Convex for every parameter value: the profile is convex, weights and smoothings are exponentials, filters are free.
+    Parameters: ``coefficients`` ``(filters, channels, k^2 - 1)`` in an orthonormal zero-mean basis; ``log_weight``
+    and ``log_smoothing`` ``(filters,)``.
+    """
+
+    basis: Tensor
+
+    def __init__(self, config: LinearConfig | None = None, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config = config if config is not None else LinearConfig()
+        basis = zero_mean_basis(config.size)
+        start = torch.zeros(config.filters, config.channels, basis.shape[0])
+        for index in range(config.filters):
+            start[index, :, index % basis.shape[0]] = config.channels**-0.5
+        start += 0.02 * torch.randn(start.shape, generator=generator)
+        self.register_buffer("basis", basis, persistent=False)
+        self.coefficients = nn.Parameter(start)
+        self.log_weight = nn.Parameter(torch.full((config.filters,), config.weight).log())
+        spread = config.smoothing - config.smoothing_floor
+        self.log_smoothing = nn.Parameter(torch.full((config.filters,), spread).log())
+        self.plan: KernelPlan | None = None
+
+    def filters(self) -> Tensor:
+        """``(filters, channels, k, k)``, each channel with zero mean."""
+        return torch.einsum("fcn,nij->fcij", self.coefficients, self.basis)
+
+    def operator(self) -> ConvolutionBank:
+        """The filter bank."""
+        plan = self.plan if self.coefficients.dtype == torch.float32 else None
+        return ConvolutionBank(self.filters(), BOUNDARIES[self.config.boundary], zero_mean=True, plan=plan)
+
+    def potential(self) -> Potential:
+        """The potentials."""
+        smoothing = positive(self.log_smoothing, self.config.smoothing_floor)
+        return Potential(PROFILES[self.config.profile], self.log_weight.exp(), smoothing)
+
+    def problem(self, data: DataTerm) -> SaddleProblem:
+        return SaddleProblem(data, self.potential(), self.operator())
+
+    def pull_back(self, bound: GradientBound) -> Scalar:
+        # coefficients: orthonormal basis; log-parameters: |d/d raw| = |d/d value| * value, per filter
+        weight = self.log_weight.detach().exp().to(bound.weight) * bound.weight.mean(0)
+        smoothing = self.log_smoothing.detach().exp().to(bound.smoothing) * bound.smoothing.mean(0)
+        return (bound.operator.mean().square() + weight.square().sum() + smoothing.square().sum()).sqrt()
