@@ -142,7 +142,7 @@ def _loss_panel(axis: Axes, table: Mapping[str, np.ndarray]) -> None:
     x, loss = table["iteration"], table["loss"]
     known = np.isfinite(table["loss_lower"]) & np.isfinite(table["loss_upper"])
     axis.fill_between(
-        x, table["loss_lower"], table["loss_upper"], where=known.tolist(), color=BLUE, alpha=0.25, linewidth=0,
+        x, table["loss_lower"], table["loss_upper"], where=known.tolist(), color=ORANGE, alpha=0.25, linewidth=0,
         label="certified interval",
     )  # fmt: skip
     axis.plot(x, loss, color=BLUE, linewidth=1.2, marker=".", markersize=3, label="loss")

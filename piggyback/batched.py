@@ -4,6 +4,9 @@ from torch import Tensor
 
 from piggyback.types import PerSample
 
+ROUNDING_TERMS = 4096
+"""Allowance for accumulated rounding, in units of the last place: inner products of up to this many terms."""
+
 
 def inner(u: Tensor, v: Tensor) -> PerSample:
     """``<u_b, v_b>`` for every sample ``b``; a batched GEMV, so no product array is allocated."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from piggyback.certificates.corrected_loss import LossInterval, corrected_loss
-from piggyback.certificates.evidence import Evidence, gather_evidence
-from piggyback.certificates.local import GradientBound, local_bound
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.certified import Certification, CertifiedGradient, certify, concatenate_bounds, double_copy
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import Loss, SquaredError
 from piggyback.operators import ApplicationCounter
 from piggyback.oracle import Evaluation, Oracle
 from piggyback.regularizer import Regularizer
-from piggyback.solve import Status
 from piggyback.terms.quadratic import DataTerm, Denoising
 from piggyback.types import Primal
 
@@ -42,14 +38,6 @@ class Samples:
 
     def select(self, index: Tensor | slice) -> Samples:
         return Samples(self.clean[index], self.degraded[index])
-
-
-@dataclass(frozen=True)
-class Certification:
-    """How pairs are certified: which gradient bound and which loss interval."""
-
-    gradient: Callable[[Evidence], GradientBound] = local_bound
-    loss: Callable[[Evidence], LossInterval] = corrected_loss
 
 
 @dataclass(frozen=True)
@@ -109,68 +97,10 @@ class BilevelOracle(Oracle):
             converged=all(part.converged for part in parts),
         )
 
-    def _chunk(self, exact: Regularizer, where: slice, tolerance: Accuracy) -> _Part:
+    def _chunk(self, exact: Regularizer, where: slice, tolerance: Accuracy) -> CertifiedGradient:
         samples, settings = self.samples.select(where), self.settings
         loss = settings.loss(samples.clean)
         problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(self.counter)
         start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
         sensitivity = settings.method.differentiate(problem, loss, tolerance, start)
         return certify(exact, problem.data.double(), loss.double(), sensitivity, settings.certification, self.counter)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One batch of an evaluation: the pair, its certificates, and the gradient *sum* over its samples."""
-
-    sensitivity: Sensitivity
-    loss: LossInterval
-    bound: GradientBound
-    gradient: Tensor
-    distance: Tensor
-    converged: bool
-
-
-def certify(
-    exact: Regularizer,
-    data: DataTerm,
-    loss: Loss,
-    sensitivity: Sensitivity,
-    certification: Certification,
-    counter: ApplicationCounter,
-) -> _Part:
-    """Read gradient, loss interval and bounds off a pair, in float64 (docs/theory.md, section 5).
-
-    ``exact`` is the regularizer in float64; ``data`` and ``loss`` are in float64 too.
-    """
-    problem = exact.problem(data).counted(counter)
-    pair = sensitivity.double()
-    parameters = list(exact.parameters())
-    evidence, read_off = gather_evidence(problem, loss, pair.x, pair.adjoint)
-    gradients = torch.autograd.grad(read_off.sum(), parameters, allow_unused=True)
-    flat = [
-        torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)
-    ]
-    converged = (sensitivity.lower_status == Status.CONVERGED) & (sensitivity.adjoint_status == Status.CONVERGED)
-    with torch.no_grad():
-        return _Part(
-            sensitivity,
-            certification.loss(evidence),
-            certification.gradient(evidence),
-            torch.cat(flat),
-            evidence.distance,
-            bool(converged.all()),
-        )
-
-
-def double_copy(regularizer: Regularizer) -> Regularizer:
-    """The regularizer with the same parameter values in float64."""
-    return copy.deepcopy(regularizer).double()
-
-
-def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:
-    """Bounds of all samples from those of batches."""
-    return GradientBound(
-        torch.cat([bound.operator for bound in bounds]),
-        torch.cat([bound.weight for bound in bounds]),
-        torch.cat([bound.smoothing for bound in bounds]),
-    )

@@ -38,7 +38,9 @@ class Loss(ABC):
 class SquaredError(Loss):
     """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x``."""
 
-    smoothness = 1.0
+    @property
+    def smoothness(self) -> float:
+        return 1.0
 
     def __init__(self, truth: Primal) -> None:
         self.truth = truth
@@ -60,7 +62,9 @@ class SquaredError(Loss):
 class LinearFunctional(Loss):
     """``l(x) = <slope, x>``: turns a given cotangent into a loss, which is how ``backward`` of a layer sees it."""
 
-    smoothness = 0.0
+    @property
+    def smoothness(self) -> float:
+        return 0.0
 
     def __init__(self, slope: Primal) -> None:
         self.slope = slope

@@ -174,10 +174,17 @@ class KernelPlan:
 
 
 FORWARD_KERNELS: tuple[type[ForwardKernel], ...] = (
-    ChannelsLastConvolution, PlainConvolution, PatchProduct, FourierConvolution,
+    ChannelsLastConvolution,
+    PlainConvolution,
+    PatchProduct,
+    FourierConvolution,
 )
 ADJOINT_KERNELS: tuple[type[AdjointKernel], ...] = (
-    DepthwiseSum, TransposedConvolution, ProductFold, ShuffledConvolution, FourierAdjoint,
+    DepthwiseSum,
+    TransposedConvolution,
+    ProductFold,
+    ShuffledConvolution,
+    FourierAdjoint,
 )
 
 

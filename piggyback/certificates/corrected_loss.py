@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from piggyback.certificates.evidence import ROUNDING_TERMS, Evidence, inflate
+from piggyback.batched import ROUNDING_TERMS
+from piggyback.certificates.evidence import Evidence, inflate
 from piggyback.types import PerSample
 
 

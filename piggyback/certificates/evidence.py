@@ -7,16 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner, norm, per_sample
+from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
 from piggyback.certificates.curvature import CurvatureChange, curvature_change
 from piggyback.losses import Loss
 from piggyback.operators import LinearOperator
 from piggyback.problem import SaddleProblem
 from piggyback.terms.potentials import CurvatureBounds, Potential
 from piggyback.types import Dual, PerSample, Primal, Scalar
-
-ROUNDING_TERMS = 4096
-"""Allowance for accumulated rounding, in units of the last place: inner products of up to this many terms."""
 
 
 @dataclass(frozen=True)

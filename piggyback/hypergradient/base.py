@@ -70,4 +70,3 @@ class HypergradientMethod(ABC):
         self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         """Bring ``(x, P)`` to ``accuracy``, starting from ``start`` where given."""
-

@@ -49,9 +49,7 @@ class PiggybackIteration(Iteration[PiggybackState]):
         problem, steps = self.lower.problem, self.steps
         x = problem.data.prox(state.x - steps.tau * state.pulled, steps.tau)
         slope = self.loss.gradient(x)
-        adjoint_x = problem.data.resolvent(
-            state.adjoint_x - steps.tau * (state.adjoint_pulled + slope), steps.tau
-        )
+        adjoint_x = problem.data.resolvent(state.adjoint_x - steps.tau * (state.adjoint_pulled + slope), steps.tau)
         ahead = torch.cat([x + steps.omega * (x - state.x), adjoint_x + steps.omega * (adjoint_x - state.adjoint_x)])
         image, adjoint_image = problem.operator.forward(ahead).chunk(2)
         y, derivative = problem.potential.conjugate_prox_and_derivative(state.y + steps.sigma * image, steps.sigma)

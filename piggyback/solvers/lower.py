@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, Outcome, Schedule, iterate
 from piggyback.types import PerSample, Primal
@@ -66,3 +67,17 @@ def solve_lower(
     with torch.no_grad():
         return iterate(solver.bind(LowerLevel(problem, begin, radius)), schedule or Schedule())
 
+
+def certified_distance(problem: SaddleProblem, x: Primal) -> PerSample:
+    """A bound of ``||x - x*||`` per sample, from one residual in float64 (eq. 10); rounding included."""
+    problem = problem.double()
+    with torch.no_grad():
+        data, operator = problem.data, problem.operator
+        x = x.double()
+        y = problem.potential.gradient(operator.forward(x))
+        gradient = data.gradient(x) + operator.adjoint(y)
+        mu, largest = data.strong_convexity, problem.potential.max_curvature()
+        lost = data.smoothness * (norm(x) + norm(data.start)) + operator.norm_bound() * norm(y)
+        lost = lost + operator.norm_bound(largest).square() * norm(x)
+        rounding = ROUNDING_TERMS * torch.finfo(x.dtype).eps * lost / mu
+        return data.dual_norm(gradient) / mu**0.5 + rounding

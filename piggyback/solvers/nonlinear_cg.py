@@ -70,9 +70,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         beta = safe_divide(energy - inner(state.gradient, step), state.energy).clamp(min=0)
         p = per_sample(beta, p) * p - step
         ascent = per_sample(inner(gradient, p) >= 0, p)
-        return NonlinearCGState(
-            x, z, secant, gradient, torch.where(ascent, -step, p), energy, state.preconditioner
-        )
+        return NonlinearCGState(x, z, secant, gradient, torch.where(ascent, -step, p), energy, state.preconditioner)
 
     def error(self, state: NonlinearCGState) -> PerSample:
         return self.lower.error(state.gradient)

@@ -1,0 +1,75 @@
+"""Certified bilevel learning of convex regularizers: saddle problems, hypergradients, certificates, descent."""
+
+from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.certificates.corrected_loss import LossInterval, corrected_loss, plain_loss
+from piggyback.certificates.local import GradientBound, local_bound
+from piggyback.certificates.worst_case import worst_case_bound
+from piggyback.certified import Certification
+from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.hypergradient.piggyback import Piggyback
+from piggyback.layer import Reconstruction, Report, reconstruct
+from piggyback.losses import Loss, SquaredError
+from piggyback.operators import DenseOperator, LinearOperator
+from piggyback.oracle import Evaluation, Oracle
+from piggyback.problem import SaddleProblem
+from piggyback.regularizer import Regularizer
+from piggyback.solve import Outcome, Schedule, Status
+from piggyback.solvers.accelerated import AcceleratedGradient
+from piggyback.solvers.lower import certified_distance, solve_lower
+from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.pdhg import PDHG
+from piggyback.terms.potentials import Potential
+from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.quadratic import DataTerm, Denoising, DenseQuadratic
+
+__all__ = [
+    "PDHG",
+    "AcceleratedGradient",
+    "Accuracy",
+    "AdaptiveDescent",
+    "BilevelOracle",
+    "BilevelSettings",
+    "Certification",
+    "Charbonnier",
+    "DataTerm",
+    "Denoising",
+    "DenseOperator",
+    "DenseQuadratic",
+    "DescentSettings",
+    "DescentState",
+    "Evaluation",
+    "GradientBound",
+    "Huber",
+    "HypergradientMethod",
+    "ImplicitCG",
+    "LinearOperator",
+    "LogCosh",
+    "Loss",
+    "LossInterval",
+    "NonlinearCG",
+    "Oracle",
+    "Outcome",
+    "Piggyback",
+    "Potential",
+    "Profile",
+    "Reconstruction",
+    "Regularizer",
+    "Report",
+    "SaddleProblem",
+    "Samples",
+    "Schedule",
+    "Sensitivity",
+    "SquaredError",
+    "Status",
+    "StopReason",
+    "WarmStart",
+    "certified_distance",
+    "corrected_loss",
+    "local_bound",
+    "plain_loss",
+    "reconstruct",
+    "solve_lower",
+    "worst_case_bound",
+]

@@ -1,0 +1,87 @@
+"""From a computed pair to a gradient with bounds: the step that every certified evaluation shares."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.certificates.corrected_loss import LossInterval, corrected_loss
+from piggyback.certificates.evidence import Evidence, gather_evidence
+from piggyback.certificates.local import GradientBound, local_bound
+from piggyback.hypergradient.base import Sensitivity
+from piggyback.losses import Loss
+from piggyback.operators import ApplicationCounter
+from piggyback.regularizer import Regularizer
+from piggyback.solve import Status
+from piggyback.terms.quadratic import DataTerm
+
+
+@dataclass(frozen=True)
+class Certification:
+    """How pairs are certified: which gradient bound and which loss interval."""
+
+    gradient: Callable[[Evidence], GradientBound] = local_bound
+    loss: Callable[[Evidence], LossInterval] = corrected_loss
+
+
+@dataclass(frozen=True)
+class CertifiedGradient:
+    """A pair, its certificates, and the gradient *sum* over its samples (flat, in the order of the parameters)."""
+
+    sensitivity: Sensitivity
+    loss: LossInterval
+    bound: GradientBound
+    gradient: Tensor
+    distance: Tensor
+    converged: bool
+
+
+def certify(
+    exact: Regularizer,
+    data: DataTerm,
+    loss: Loss,
+    sensitivity: Sensitivity,
+    certification: Certification,
+    counter: ApplicationCounter,
+) -> CertifiedGradient:
+    """Read gradient, loss interval and bounds off a pair, in float64 (docs/theory.md, section 5).
+
+    ``exact`` is the regularizer in float64; ``data`` and ``loss`` are in float64 too.
+    """
+    pair = sensitivity.double()
+    parameters = list(exact.parameters())
+    with torch.enable_grad():
+        problem = exact.problem(data).counted(counter)
+        evidence, read_off = gather_evidence(problem, loss, pair.x, pair.adjoint)
+        gradients = torch.autograd.grad(read_off.sum(), parameters, allow_unused=True)
+    flat = [
+        torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)
+    ]
+    converged = (sensitivity.lower_status == Status.CONVERGED) & (sensitivity.adjoint_status == Status.CONVERGED)
+    with torch.no_grad():
+        return CertifiedGradient(
+            sensitivity,
+            certification.loss(evidence),
+            certification.gradient(evidence),
+            torch.cat(flat),
+            evidence.distance,
+            bool(converged.all()),
+        )
+
+
+def double_copy(regularizer: Regularizer) -> Regularizer:
+    """The regularizer with the same parameter values in float64."""
+    return copy.deepcopy(regularizer).double()
+
+
+def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:
+    """Bounds of all samples from those of batches."""
+    return GradientBound(
+        torch.cat([bound.operator for bound in bounds]),
+        torch.cat([bound.weight for bound in bounds]),
+        torch.cat([bound.smoothing for bound in bounds]),
+    )
