@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from piggyback.certified import Certification, CertifiedGradient, certify, concatenate_bounds, double_copy
+from piggyback.certified import Certification, CertifiedGradient, certify, concatenate_bounds, double_copy, split_like
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import Loss, SquaredError
@@ -44,7 +45,8 @@ class Samples:
 class BilevelSettings:
     """Tolerances at ``accuracy = 1``, the method, and how many images one batched solve sees.
 
-    Small batches keep the coefficient arrays in the cache; the result does not depend on ``batch``.
+    Small batches keep the coefficient arrays in the cache; ``workers`` threads share the batches (give each one thread of
+    its own: ``torch.set_num_threads(1)``).  The result depends on neither.
     """
 
     accuracy: Accuracy = Accuracy(lower=1e-3, adjoint=1e-2)
@@ -53,6 +55,7 @@ class BilevelSettings:
     data_term: Callable[[Primal], DataTerm] = Denoising
     loss: Callable[[Primal], Loss] = SquaredError
     batch: int = 8
+    workers: int = 1
 
 
 class BilevelOracle(Oracle):
@@ -66,41 +69,48 @@ class BilevelOracle(Oracle):
         self.regularizer = regularizer
         self.samples = samples
         self.settings = settings if settings is not None else BilevelSettings()
-        self.counter = ApplicationCounter()
         self.warm: WarmStart | None = None
 
     def parameters(self) -> Tensor:
         return torch.nn.utils.parameters_to_vector(self.regularizer.parameters()).detach().clone()
 
+    def assign(self, parameters: Tensor) -> None:
+        """Write a flat vector into the regularizer's parameters."""
+        leaves = list(self.regularizer.parameters())
+        with torch.no_grad():
+            for leaf, part in zip(leaves, split_like(parameters, leaves), strict=True):
+                leaf.copy_(part)
+
     def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
-        torch.nn.utils.vector_to_parameters(parameters, self.regularizer.parameters())
-        begin = self.counter.applications
-        tolerance = self.settings.accuracy.scaled(accuracy)
+        self.assign(parameters)
+        tolerance, count = self.settings.accuracy.scaled(accuracy), len(self.samples)
         exact = double_copy(self.regularizer)
-        parts = [
-            self._chunk(exact, slice(first, first + self.settings.batch), tolerance)
-            for first in range(0, len(self.samples), self.settings.batch)
-        ]
-        self.warm = WarmStart(
-            torch.cat([part.sensitivity.x for part in parts]), torch.cat([part.sensitivity.adjoint for part in parts])
-        )
-        count = len(self.samples)
-        bound = concatenate_bounds([part.bound for part in parts])
+        firsts = range(0, count, self.settings.batch)
+        if self.settings.workers == 1:
+            parts = [self._part(exact, first, tolerance) for first in firsts]
+        else:  # the results are combined in the order of the samples, whatever order they finish in
+            with ThreadPoolExecutor(self.settings.workers) as pool:
+                parts = list(pool.map(lambda first: self._part(exact, first, tolerance), firsts))
+        pairs = [part.sensitivity for part in parts]
+        self.warm = WarmStart(torch.cat([pair.x for pair in pairs]), torch.cat([pair.adjoint for pair in pairs]))
         gradient = torch.stack([part.gradient for part in parts]).sum(0) / count
+        rounded = gradient.to(parameters)
+        bound = exact.pull_back(concatenate_bounds([part.bound for part in parts]))
         return Evaluation(
             parameters=parameters.detach().clone(),
             value=sum(float(part.loss.value.sum()) for part in parts) / count,
             value_error=sum(float(part.loss.radius.sum()) for part in parts) / count,
-            gradient=gradient.to(parameters),
-            gradient_error=float(exact.pull_back(bound)) + float(torch.finfo(parameters.dtype).eps * gradient.norm()),
-            work=self.counter.applications - begin,
+            gradient=rounded,
+            gradient_error=float(bound) + float((rounded - gradient).norm()),
+            work=sum(part.applications for part in parts),
             converged=all(part.converged for part in parts),
         )
 
-    def _chunk(self, exact: Regularizer, where: slice, tolerance: Accuracy) -> CertifiedGradient:
+    def _part(self, exact: Regularizer, first: int, tolerance: Accuracy) -> CertifiedGradient:
+        where, counter = slice(first, first + self.settings.batch), ApplicationCounter()
         samples, settings = self.samples.select(where), self.settings
         loss = settings.loss(samples.clean)
-        problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(self.counter)
+        problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
         start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
-        sensitivity = settings.method.differentiate(problem, loss, tolerance, start)
-        return certify(exact, problem.data.double(), loss.double(), sensitivity, settings.certification, self.counter)
+        pair = settings.method.differentiate(problem, loss, tolerance, start)
+        return certify(exact, problem.data.double(), loss.double(), pair, settings.certification, counter)

@@ -38,6 +38,7 @@ class CertifiedGradient:
     gradient: Tensor
     distance: Tensor
     converged: bool
+    applications: float
 
 
 def certify(
@@ -70,6 +71,7 @@ def certify(
             torch.cat(flat),
             evidence.distance,
             bool(converged.all()),
+            counter.applications,
         )
 
 
@@ -85,3 +87,9 @@ def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:
         torch.cat([bound.weight for bound in bounds]),
         torch.cat([bound.smoothing for bound in bounds]),
     )
+
+
+def split_like(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """A flat vector cut into tensors of the shapes and dtypes of ``parameters``."""
+    parts = vector.split([p.numel() for p in parameters])
+    return [part.view_as(p).to(p) for part, p in zip(parts, parameters, strict=True)]

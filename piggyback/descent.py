@@ -50,7 +50,10 @@ class DescentSettings:
 
 @dataclass(frozen=True)
 class DescentState:
-    """Everything the next iteration depends on; saving it (and the oracle's warm starts) makes a run resumable."""
+    """Everything the next iteration depends on; saving it (and the oracle's warm starts) makes a run resumable.
+
+    ``work``: operator applications of this iteration; ``step``: accepted factor of the quasi-Newton step.
+    """
 
     current: Evaluation
     accuracy: float
@@ -59,6 +62,10 @@ class DescentState:
     iteration: int
     work: float
     reason: StopReason
+
+    def stopped(self, reason: StopReason) -> DescentState:
+        """The same state with another reason."""
+        return replace(self, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,10 @@ class AdaptiveDescent:
         self.oracle = oracle
         self.settings = settings if settings is not None else DescentSettings()
 
-    def start(self, accuracy: float = 1.0) -> DescentState:
+    def start(self, accuracy: float = 1.0, iteration: int = 0) -> DescentState:
         """Evaluate at the oracle's current parameters."""
         current = self.oracle.evaluate(self.oracle.parameters(), accuracy)
-        return DescentState(current, accuracy, 1.0, (), 0, current.work, StopReason.RUNNING)
+        return DescentState(current, accuracy, 1.0, (), iteration, current.work, StopReason.RUNNING)
 
     def iterations(self, state: DescentState) -> Iterator[DescentState]:
         """Yield the state after every accepted step, and once more with the reason when no step can be certified."""
@@ -100,7 +107,7 @@ class AdaptiveDescent:
 
     def advance(self, state: DescentState) -> DescentState:
         """One accepted step, or the final state with its ``reason``."""
-        current, accuracy, work = self._certified(state.current, state.accuracy, state.work)
+        current, accuracy, work = self._certified(state.current, state.accuracy)
         if float(current.gradient.norm()) + current.gradient_error <= self.settings.gradient_tolerance:
             return replace(state, current=current, accuracy=accuracy, work=work, reason=StopReason.GRADIENT)
         for pairs in (state.pairs, ()):  # if the quasi-Newton direction fails, try again without its memory
@@ -120,8 +127,9 @@ class AdaptiveDescent:
                 break
         return replace(state, current=current, accuracy=accuracy, work=work, reason=StopReason.FLOOR)
 
-    def _certified(self, current: Evaluation, accuracy: float, work: float) -> tuple[Evaluation, float, float]:
+    def _certified(self, current: Evaluation, accuracy: float) -> tuple[Evaluation, float, float]:
         """Tighten until the certified relative gradient error is small enough, or the floor is reached."""
+        work = 0.0
         while current.relative_gradient_error > self.settings.gradient_error and accuracy > self.settings.finest:
             accuracy = max(accuracy * self.settings.tighten, self.settings.finest)
             before = current.gradient_error

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.certificates.local import GradientBound
-from piggyback.certified import Certification, certify, double_copy
+from piggyback.certified import Certification, certify, double_copy, split_like
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import LinearFunctional
@@ -97,9 +97,3 @@ class _Minimiser(torch.autograd.Function):
         ctx.report.gradient_error = float(exact.pull_back(part.bound)) * x.shape[0]
         gradients = split_like(part.gradient, list(layer.regularizer.parameters()))
         return None, None, *gradients
-
-
-def split_like(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """A flat vector cut into tensors of the shapes and dtypes of ``parameters``."""
-    parts = vector.split([p.numel() for p in parameters])
-    return [part.view_as(p).to(p) for part, p in zip(parts, parameters, strict=True)]

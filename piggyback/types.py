@@ -1,7 +1,7 @@
 """Shape vocabulary.  Every array is a ``torch.Tensor``; the names say what its axes are.
 
 ``Primal``     ``(batch, *signal)``               images ``(batch, channels, height, width)`` or vectors ``(batch, n)``
-``Dual``       ``(batch, *sites, coefficients)``  the coefficient axis is last: ``(batch, height, width, filters)`` or ``(batch, m)``
+``Dual``       ``(batch, *sites, coefficients)``  coefficients last: ``(batch, height, width, filters)``, ``(batch, m)``
 ``PerSample``  ``(batch,)``                       one number per image
 ``PerFilter``  ``(coefficients,)``                broadcasts against the last axis of a ``Dual``
 ``Scalar``     ``()``

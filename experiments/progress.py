@@ -1,0 +1,54 @@
+"""Progress of a training run on the terminal."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressRow(Protocol):
+    """The numbers that are shown."""
+
+    iteration: int
+    phase: str
+    samples: int
+    loss: float
+    loss_lower: float
+    loss_upper: float
+    gradient_error_relative: float
+    lower_tolerance: float
+    step: float
+    operator_applications: float
+    seconds: float
+
+
+class TrainingProgress:
+    """A bar over the time budget (with the ETA) and one printed line per reported iteration."""
+
+    def __init__(self, budget: float, iterations: int) -> None:
+        self.budget, self.iterations = budget, iterations
+        self.console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, transient=True)
+        self.task = self.bar.add_task("training", total=1.0)
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, row: ProgressRow) -> None:
+        """Print one iteration and move the bar."""
+        self.console.print(
+            f"{row.iteration:4d} {row.phase} {row.samples} patches  loss {row.loss:.5f} "
+            f"[{row.loss_lower:.5f}, {row.loss_upper:.5f}]  gradient ±{row.gradient_error_relative:.1e} (certified, relative)  "
+            f"tolerance {row.lower_tolerance:.1e}  step {row.step:.2g}  {row.operator_applications:.0f} operator pairs",
+            highlight=False,
+            soft_wrap=True,
+        )
+        done = max(row.seconds / self.budget, row.iteration / self.iterations)
+        self.bar.update(self.task, completed=min(done, 1.0))

@@ -1,0 +1,225 @@
+"""Train a convex regularizer for denoising by bilevel learning with certified hypergradients.
+
+python -m experiments.train denoise --regularizer linear --train DIR --test DIR --sigma 25 --out RUN
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from experiments.baselines import TunedTV, tune_tv, tv_denoise
+from experiments.data import (
+    Photograph,
+    add_noise,
+    embedded_photographs,
+    image_generator,
+    load_folder,
+    split_check,
+)
+from experiments.errors import UserError, one_line_errors
+from experiments.evaluate import evaluate_images, mean_of
+from experiments.metrics import psnr, ssim
+from experiments.model_file import load_regularizer
+from experiments.report import Comparison, comparison, filters, potentials, training_curves
+from experiments.restoration import restore
+from experiments.run_folder import RunFolder
+from experiments.runtime import Device, available_cores, choose_device, prepare
+from experiments.training import Trainer, TrainingPlan, draw_samples
+from piggyback.bilevel import Samples
+from piggyback.hypergradient.base import Accuracy
+from regularizers.linear import LinearConfig, LinearRegularizer
+
+TEST_SEED = 1
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Mean decibels over the test images, and the gain over tuned TV."""
+
+    psnr_noisy: float
+    psnr_tv: float
+    psnr: float
+    gain_over_tv: float
+    ssim_tv: float
+    ssim: float
+
+
+def build_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(prog="python -m experiments.train", description="Train a learned convex regularizer.")
+    parser.add_argument("task", choices=["denoise"], help="what to restore")
+    parser.add_argument("--regularizer", choices=["linear"], default="linear", help="family of regularizers")
+    parser.add_argument("--train", type=Path | None, help="folder of training images (default: embedded photographs)")
+    parser.add_argument("--test", type=Path | None, help="folder of test images, never trained on (default: embedded)")
+    parser.add_argument("--sigma", type=float, default=25.0, help="noise, in grey levels of 255")
+    parser.add_argument("--out", type=Path, default=Path("runs/denoise"), help="run folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted run in --out")
+    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
+    parser.add_argument("--budget", type=float, default=120.0, help="seconds of training proper")
+    parser.add_argument("--iterations", type=int, default=100_000, help="most upper-level iterations")
+    parser.add_argument("--optimizer", choices=["adaptive", "adam"], default="adaptive", help="adam: the uncertified control")
+    parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
+    parser.add_argument("--filters", type=int, default=32)
+    parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
+    parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
+    parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
+    parser.add_argument("--patches", type=int, default=128, help="training patches")
+    parser.add_argument("--patch", type=int, default=48, help="side of a patch in pixels")
+    parser.add_argument("--warmup", type=int, default=12, help="first iterations, on a quarter of the patches")
+    parser.add_argument("--batch", type=int, default=8, help="patches per batched solve")
+    parser.add_argument("--threads", type=int, default=available_cores(), help="CPU threads, one solve each")
+    parser.add_argument("--tolerance", type=float, default=3e-4, help="coarsest RMS error of x, in grey values of [0, 1]")
+    return parser
+
+
+@dataclass(frozen=True)
+class Options:
+    """The parsed command line."""
+
+    task: str
+    regularizer: str
+    train: Path | None
+    test: Path | None
+    sigma: float
+    out: Path
+    seed: int
+    resume: bool
+    device: Device
+    budget: float
+    iterations: int
+    optimizer: str
+    colour: bool
+    filters: int
+    size: int
+    profile: str
+    boundary: str
+    patches: int
+    patch: int
+    warmup: int
+    batch: int
+    threads: int
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "budget", "iterations", "patches", "patch", "batch", "threads", "tolerance"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
+
+    def plan(self) -> TrainingPlan:
+        return TrainingPlan(
+            sigma=self.sigma / 255,
+            seed=self.seed,
+            patches=self.patches,
+            patch=self.patch,
+            warmup=self.warmup,
+            iterations=self.iterations,
+            budget=self.budget,
+            batch=self.batch,
+            workers=self.threads,
+            optimizer="adam" if self.optimizer == "adam" else "adaptive",
+            accuracy=Accuracy(self.tolerance, 10 * self.tolerance),
+        )
+
+
+@one_line_errors()
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    options = Options(**build_parser().parse_args(arguments).as_dict())
+    prepare(threads=1)  # one thread per solve: --threads solves run side by side
+    device = choose_device(options.device)
+    train, test = photographs(options)
+    run, checkpoint = (RunFolder.resume(options.out)) if options.resume else (RunFolder.create(options.out), None)
+    plan, channels = options.plan(), 3 if options.colour else 1
+    samples = draw_samples(train, plan, channels, device)
+    regularizer = new_regularizer(options, samples)
+    with run:
+        trainer = Trainer(run, regularizer, samples, plan)
+        reason = trainer.train(checkpoint)
+        Console(stderr=True).print(f"stopped: {reason.value} after {trainer.seconds():.0f} s", highlight=False)
+        prepare(options.threads)
+        report(run, samples, test, options.sigma / 255)
+
+
+def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
+    """Training and test images; raises ``UserError`` if an image is in both."""
+    train = embedded_photographs("train", options.colour) if options.train is None else load_folder(options.train, options.colour)
+    test = embedded_photographs("test", options.colour) if options.test is None else load_folder(options.test, options.colour)
+    split_check(train, test)
+    return train, test
+
+
+def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
+    """Seeded start, with the convolution kernels that are fastest here for patches of this size."""
+    try:
+        config = LinearConfig(
+            filters=options.filters,
+            size=options.size,
+            channels=samples.clean.shape[1],
+            profile=options.profile,
+            boundary=options.boundary,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    generator = torch.Generator().manual_seed(options.seed)
+    regularizer = LinearRegularizer(config, generator).to(samples.clean.device)
+    return regularizer
+
+
+def report(run: RunFolder, samples: Samples, test: list[Photograph], sigma: float) -> None:
+    """Test the released model against TV tuned on the training patches; write metrics.json and the figures."""
+    console = Console()
+    console.print("tuning total variation on the training patches, testing ...", highlight=False)
+    regularizer, config = load_regularizer(run)
+    tv = tune_tv(samples.clean.cpu(), samples.degraded.cpu())
+    results = evaluate_images(regularizer, test, sigma, TEST_SEED, tolerance=1e-4)
+    rows = [compare(regularizer, image, index, sigma, tv) for index, image in enumerate(test)]
+    tv_psnr = [psnr(row.tv, row.truth) for row in rows]
+    tv_ssim = [ssim(row.tv.clamp(0, 1), row.truth) for row in rows]
+    mean = mean_of(results)
+    figures = Figures(
+        psnr_noisy=mean["psnr_noisy"],
+        psnr_tv=sum(tv_psnr) / len(rows),
+        psnr=mean["psnr"],
+        gain_over_tv=mean["psnr"] - sum(tv_psnr) / len(rows),
+        ssim_tv=sum(tv_ssim) / len(rows),
+        ssim=mean["ssim"],
+    )
+    images = [asdict(result) | {"psnr_tv": value} for result, value in zip(results, tv_psnr, strict=True)]
+    run.write_metrics({"mean": asdict(figures), "tv_weight": tv.weight, "images": images, "training": config["training"]})
+    draw(run, regularizer, rows)
+    console.print(
+        f"test images: noisy {figures.psnr_noisy:.2f} dB, tuned TV {figures.psnr_tv:.2f} dB, learned {figures.psnr:.2f} dB "
+        f"(gain {figures.gain_over_tv:+.2f} dB), SSIM {figures.ssim_tv:.3f} -> {figures.ssim:.3f}\nrun folder: {run.path}",
+        highlight=False,
+    )
+
+
+def compare(regularizer: LinearRegularizer, image: Photograph, index: int, sigma: float, tv: TunedTV) -> Comparison:
+    """One test image, denoised both ways with the noise that ``evaluate`` gives it."""
+    noisy = add_noise(image.pixels, sigma, image_generator(TEST_SEED, index))
+    learned = restore(regularizer, noisy, tolerance=1e-4).pixels
+    return Comparison(image.name, noisy, tv_denoise(noisy.unsqueeze(0), tv.weight)[0], learned, image.pixels)
+
+
+def draw(run: RunFolder, regularizer: LinearRegularizer, rows: list[Comparison]) -> None:
+    """All figures of a run."""
+    with torch.no_grad():
+        potential = regularizer.potential()
+        grid = torch.linspace(-0.3, 0.3, 301)
+        scale = potential.weight * potential.smoothing
+        values = potential.profile.value(grid.unsqueeze(-1) / potential.smoothing) * scale
+        bank = regularizer.filters()
+        strength = potential.weight * bank.flatten(1).norm(dim=1)
+    comparison(rows, run.figures / "comparison.png")
+    filters(bank, strength, run.figures / "filters.png")
+    potentials(grid, values.T, run.figures / "potentials.png")
+    training_curves(run.read_history(), run.figures / "training.png")
+
+if __name__ == "__main__":
+    main()
