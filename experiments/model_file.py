@@ -12,7 +12,11 @@ from regularizers.linear import LinearConfig, LinearRegularizer
 
 def save_regularizer(run: RunFolder, regularizer: LinearRegularizer, training: Mapping[str, Json]) -> None:
     """Release the regularizer with its architecture and how it was trained."""
-    config: dict[str, Json] = {"regularizer": "linear", "architecture": asdict(regularizer.config), "training": training}
+    config: dict[str, Json] = {
+        "regularizer": "linear",
+        "architecture": asdict(regularizer.config),
+        "training": training,
+    }
     run.save_model(dict(regularizer.state_dict()), config)
 
 

@@ -30,7 +30,13 @@ class TrainingProgress:
     def __init__(self, budget: float, iterations: int) -> None:
         self.budget, self.iterations = budget, iterations
         self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.console, transient=True)
         self.task = self.bar.add_task("training", total=1.0)
 

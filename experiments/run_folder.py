@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,7 +47,7 @@ class Checkpoint:
     """``state`` holds what ``torch.load(weights_only=True)`` accepts: tensors, numbers, strings, lists, dicts."""
 
     iteration: int
-    state: dict[str, object]
+    state: dict[str, Any]
 
 
 class RunFolder:

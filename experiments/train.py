@@ -5,6 +5,7 @@ python -m experiments.train denoise --regularizer linear --train DIR --test DIR 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from piggyback.hypergradient.base import Accuracy
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 TEST_SEED = 1
+TV_PATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,11 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of training proper")
     parser.add_argument("--iterations", type=int, default=100_000, help="most upper-level iterations")
-    parser.add_argument("--optimizer", choices=["adaptive", "adam"], default="adaptive", help="adam: the uncertified control")
+    parser.add_argument(
+        "--optimizer", choices=["adaptive", "adam"], default="adaptive", help="adam: the uncertified control"
+    )
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
-    parser.add_argument("--filters", type=int, default=32)
+    parser.add_argument("--filters", type=int, default=48)
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
     parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
@@ -74,7 +78,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--warmup", type=int, default=12, help="first iterations, on a quarter of the patches")
     parser.add_argument("--batch", type=int, default=8, help="patches per batched solve")
     parser.add_argument("--threads", type=int, default=available_cores(), help="CPU threads, one solve each")
-    parser.add_argument("--tolerance", type=float, default=3e-4, help="coarsest RMS error of x, in grey values of [0, 1]")
+    parser.add_argument(
+        "--tolerance", type=float, default=3e-4, help="coarsest RMS error of x, in grey values of [0, 1]"
+    )
     return parser
 
 
@@ -142,14 +148,21 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = Trainer(run, regularizer, samples, plan)
         reason = trainer.train(checkpoint)
         Console(stderr=True).print(f"stopped: {reason.value} after {trainer.seconds():.0f} s", highlight=False)
-        prepare(options.threads)
-        report(run, samples, test, options.sigma / 255)
+        report(run, samples, test, options)
 
 
 def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
     """Training and test images; raises ``UserError`` if an image is in both."""
-    train = embedded_photographs("train", options.colour) if options.train is None else load_folder(options.train, options.colour)
-    test = embedded_photographs("test", options.colour) if options.test is None else load_folder(options.test, options.colour)
+    train = (
+        embedded_photographs("train", options.colour)
+        if options.train is None
+        else load_folder(options.train, options.colour)
+    )
+    test = (
+        embedded_photographs("test", options.colour)
+        if options.test is None
+        else load_folder(options.test, options.colour)
+    )
     split_check(train, test)
     return train, test
 
@@ -157,7 +170,8 @@ def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
 def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
     """Seeded start, with the convolution kernels that are fastest here for patches of this size."""
     try:
-        config = LinearConfig(
+        config = LinearConfig.for_noise(
+            sigma=options.sigma / 255,
             filters=options.filters,
             size=options.size,
             channels=samples.clean.shape[1],
@@ -171,14 +185,16 @@ def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
     return regularizer
 
 
-def report(run: RunFolder, samples: Samples, test: list[Photograph], sigma: float) -> None:
+def report(run: RunFolder, samples: Samples, test: list[Photograph], options: Options) -> None:
     """Test the released model against TV tuned on the training patches; write metrics.json and the figures."""
-    console = Console()
+    console, sigma = Console(), options.sigma / 255
     console.print("tuning total variation on the training patches, testing ...", highlight=False)
     regularizer, config = load_regularizer(run)
-    tv = tune_tv(samples.clean.cpu(), samples.degraded.cpu())
-    results = evaluate_images(regularizer, test, sigma, TEST_SEED, tolerance=1e-4)
-    rows = [compare(regularizer, image, index, sigma, tv) for index, image in enumerate(test)]
+    some = samples.select(slice(0, TV_PATCHES))
+    tv = tune_tv(some.clean.cpu(), some.degraded.cpu())
+    results = evaluate_images(regularizer, test, sigma, TEST_SEED, tolerance=1e-4, workers=options.threads)
+    with ThreadPoolExecutor(options.threads) as pool:
+        rows = list(pool.map(lambda item: compare(regularizer, item[1], item[0], sigma, tv), enumerate(test)))
     tv_psnr = [psnr(row.tv, row.truth) for row in rows]
     tv_ssim = [ssim(row.tv.clamp(0, 1), row.truth) for row in rows]
     mean = mean_of(results)
@@ -191,7 +207,9 @@ def report(run: RunFolder, samples: Samples, test: list[Photograph], sigma: floa
         ssim=mean["ssim"],
     )
     images = [asdict(result) | {"psnr_tv": value} for result, value in zip(results, tv_psnr, strict=True)]
-    run.write_metrics({"mean": asdict(figures), "tv_weight": tv.weight, "images": images, "training": config["training"]})
+    run.write_metrics(
+        {"mean": asdict(figures), "tv_weight": tv.weight, "images": images, "training": config["training"]}
+    )
     draw(run, regularizer, rows)
     console.print(
         f"test images: noisy {figures.psnr_noisy:.2f} dB, tuned TV {figures.psnr_tv:.2f} dB, learned {figures.psnr:.2f} dB "
@@ -220,6 +238,7 @@ def draw(run: RunFolder, regularizer: LinearRegularizer, rows: list[Comparison])
     filters(bank, strength, run.figures / "filters.png")
     potentials(grid, values.T, run.figures / "potentials.png")
     training_curves(run.read_history(), run.figures / "training.png")
+
 
 if __name__ == "__main__":
     main()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from experiments.data import Photograph, add_noise, draw_patches
 from experiments.errors import UserError
@@ -93,9 +92,10 @@ class Trainer:
         with TrainingProgress(self.plan.budget, self.plan.iterations) as progress:
             rows = self._adaptive(checkpoint) if self.plan.optimizer == "adaptive" else self._adam(checkpoint)
             reason = StopReason.BUDGET
-            for row, reason in rows:
+            for row, last in rows:
                 self.run.append(asdict(row))
                 progress.show(row)
+                reason = last
         return reason
 
     def seconds(self) -> float:
@@ -117,12 +117,10 @@ class Trainer:
             )  # fmt: skip
             if grow:
                 oracle.samples, oracle.warm = self.samples, None
-            if state is None or grow:
-                iteration = 0 if state is None else state.iteration
-                accuracy = 1.0 if state is None else state.accuracy
-                state = descent.start(accuracy, iteration)
+            if state is None:
+                state = descent.start()
             else:
-                state = descent.advance(state)
+                state = descent.restart(state) if grow else descent.advance(state)
             state = self._limited(state)
             self.work += state.work
             self._save(oracle, state)
@@ -212,7 +210,7 @@ class Trainer:
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
-    def _common(self, oracle: BilevelOracle) -> dict[str, object]:
+    def _common(self, oracle: BilevelOracle) -> dict[str, Any]:
         warm = oracle.warm
         assert warm is not None
         return {
@@ -233,27 +231,24 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> tuple[DescentState, Samples]:
         content = self._checked(checkpoint, oracle)
-        packed = content["descent"]
-        assert isinstance(packed, dict)
-        state = unpack_state(packed)
+        state = unpack_state(content["descent"])
         if state.reason in (StopReason.BUDGET, StopReason.ITERATIONS):  # the limits of this run may be other ones
             state = self._limited(state.stopped(StopReason.RUNNING))
         return state, self.samples.select(slice(0, int(content["samples"])))
 
-    def _checked(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> dict[str, object]:
+    def _checked(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> dict[str, Any]:
         content = checkpoint.state
         if content.get("optimizer") != self.plan.optimizer:
             raise UserError(f"{self.run.checkpoint}: trained with --optimizer {content.get('optimizer')}; use the same")
         parameters = content["parameters"]
-        assert isinstance(parameters, Tensor)
         if parameters.numel() != oracle.parameters().numel():
-            raise UserError(f"{self.run.checkpoint}: has {parameters.numel()} parameters, this run {oracle.parameters().numel()}")
+            raise UserError(
+                f"{self.run.checkpoint}: has {parameters.numel()} parameters, this run {oracle.parameters().numel()}"
+            )
         device = self.samples.clean.device
         oracle.assign(parameters.to(device))
-        x, adjoint = content["warm_x"], content["warm_adjoint"]
-        assert isinstance(x, Tensor) and isinstance(adjoint, Tensor)
-        oracle.warm = WarmStart(x.to(device), adjoint.to(device))
-        self.work, self.elapsed = float(content["work"]), float(content["seconds"])  # type: ignore[arg-type]
+        oracle.warm = WarmStart(content["warm_x"].to(device), content["warm_adjoint"].to(device))
+        self.work, self.elapsed = float(content["work"]), float(content["seconds"])
         return content
 
     def _save_adam(
@@ -286,16 +281,14 @@ class Trainer:
         generator: torch.Generator,
     ) -> int:
         content = self._checked(checkpoint, oracle)
-        adam, state = content["adam"], content["generator"]
-        x, adjoint = content["probe_x"], content["probe_adjoint"]
-        assert isinstance(adam, dict) and isinstance(state, Tensor) and isinstance(x, Tensor) and isinstance(adjoint, Tensor)
-        optimizer.load_state_dict(adam)
-        generator.set_state(state)
-        probe.warm = WarmStart(x.to(self.samples.clean.device), adjoint.to(self.samples.clean.device))
+        optimizer.load_state_dict(content["adam"])
+        generator.set_state(content["generator"])
+        device = self.samples.clean.device
+        probe.warm = WarmStart(content["probe_x"].to(device), content["probe_adjoint"].to(device))
         return max(checkpoint.iteration, 1)
 
 
-def pack_state(state: DescentState) -> dict[str, object]:
+def pack_state(state: DescentState) -> dict[str, Any]:
     """A descent state as tensors and numbers."""
     current = {field.name: getattr(state.current, field.name) for field in fields(Evaluation)}
     return {
@@ -309,16 +302,14 @@ def pack_state(state: DescentState) -> dict[str, object]:
     }
 
 
-def unpack_state(packed: dict[str, object]) -> DescentState:
+def unpack_state(packed: dict[str, Any]) -> DescentState:
     """The inverse of ``pack_state``."""
-    current, pairs = packed["current"], packed["pairs"]
-    assert isinstance(current, dict) and isinstance(pairs, list)
     return DescentState(
-        current=Evaluation(**current),
-        accuracy=float(packed["accuracy"]),  # type: ignore[arg-type]
-        step=float(packed["step"]),  # type: ignore[arg-type]
-        pairs=tuple((s, y) for s, y in pairs),
-        iteration=int(packed["iteration"]),  # type: ignore[arg-type]
-        work=float(packed["work"]),  # type: ignore[arg-type]
+        current=Evaluation(**packed["current"]),
+        accuracy=float(packed["accuracy"]),
+        step=float(packed["step"]),
+        pairs=tuple((s, y) for s, y in packed["pairs"]),
+        iteration=int(packed["iteration"]),
+        work=float(packed["work"]),
         reason=StopReason(packed["reason"]),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +89,7 @@ def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:
     )
 
 
-def split_like(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """A flat vector cut into tensors of the shapes and dtypes of ``parameters``."""
     parts = vector.split([p.numel() for p in parameters])
     return [part.view_as(p).to(p) for part, p in zip(parts, parameters, strict=True)]

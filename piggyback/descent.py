@@ -25,23 +25,23 @@ class StopReason(Enum):
 class DescentSettings:
     """Constants of the adaptive descent; all are ratios, so they transfer between problems.
 
-    ``armijo``: wanted decrease over the predicted one; ``shrink``: step factor of a rejected trial;
+    ``armijo``: wanted decrease over the predicted one; ``shrink``: least step factor of a rejected trial;
     ``width``: wanted radius of a loss interval over the decrease predicted for the step (the radius falls with the square
     of the accuracy, eq. 16); ``tighten``/``loosen``: most that the accuracy factor changes at once;
     ``gradient_error``: a gradient is used when its certified relative error is at most this (infinite: the loss
     intervals alone decide, which already makes every accepted step a certified decrease);
-    ``first_move``: length of the first step over ``max(||theta||, 1)``;
+    ``first_decrease``: decrease predicted for the first step, over the loss;
     ``memory``: curvature pairs of the quasi-Newton metric (0: steepest descent with Barzilai-Borwein steps);
     ``finest``: smallest accuracy factor that is still asked for.
     """
 
     armijo: float = 0.1
-    shrink: float = 0.4
+    shrink: float = 0.1
     tighten: float = 0.4
     loosen: float = 1.3
-    width: float = 0.05
+    width: float = 0.1
     gradient_error: float = float("inf")
-    first_move: float = 0.02
+    first_decrease: float = 0.02
     memory: int = 8
     max_trials: int = 12
     finest: float = 1e-4
@@ -94,10 +94,15 @@ class AdaptiveDescent:
         self.oracle = oracle
         self.settings = settings if settings is not None else DescentSettings()
 
-    def start(self, accuracy: float = 1.0, iteration: int = 0) -> DescentState:
+    def start(self, accuracy: float = 1.0) -> DescentState:
         """Evaluate at the oracle's current parameters."""
         current = self.oracle.evaluate(self.oracle.parameters(), accuracy)
-        return DescentState(current, accuracy, 1.0, (), iteration, current.work, StopReason.RUNNING)
+        return DescentState(current, accuracy, 1.0, (), 0, current.work, StopReason.RUNNING)
+
+    def restart(self, state: DescentState) -> DescentState:
+        """Go on after the oracle's samples have changed: the loss is another one, the metric is still a good guess."""
+        current = self.oracle.evaluate(state.current.parameters, state.accuracy)
+        return replace(state, current=current, work=current.work, reason=StopReason.RUNNING)
 
     def iterations(self, state: DescentState) -> Iterator[DescentState]:
         """Yield the state after every accepted step, and once more with the reason when no step can be certified."""
@@ -140,7 +145,7 @@ class AdaptiveDescent:
         return current, accuracy, work
 
     def _direction(self, current: Evaluation, pairs: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
-        """Minus the gradient in the limited-memory BFGS metric (Nocedal 1980); a first step of ``first_move``."""
+        """Minus the gradient in the limited-memory BFGS metric (Nocedal 1980); the first step aims at ``first_decrease``."""
         q = current.gradient.clone()
         coefficients = []
         for s, y in reversed(pairs):
@@ -151,8 +156,7 @@ class AdaptiveDescent:
             s, y = pairs[-1]
             q = q * ((s @ y) / (y @ y))
         else:
-            length = self.settings.first_move * max(float(current.parameters.norm()), 1.0)
-            q = q * (length / current.gradient.norm())
+            q = q * (self.settings.first_decrease * abs(current.value) / (q @ q))
         for (s, y), a in zip(pairs, reversed(coefficients), strict=True):
             q = q + (a - (y @ q) / (s @ y)) * s
         return -q
@@ -175,7 +179,7 @@ class AdaptiveDescent:
             if trial.upper <= reference.lower + settings.armijo * step * slope:
                 return Trial(trial, reference, step, accuracy, work)
             if trial.value > wanted:  # no decrease even at the centres of the intervals
-                step *= settings.shrink
+                step *= self._interpolated(trial.value - reference.value, step * slope)
                 continue
             if accuracy <= settings.finest:
                 break
@@ -183,6 +187,12 @@ class AdaptiveDescent:
             reference = self.oracle.evaluate(reference.parameters, accuracy)
             work += reference.work
         return Trial(None, reference, step, accuracy, work)
+
+    def _interpolated(self, change: float, predicted: float) -> float:
+        """Step factor that minimises the parabola through the value, the slope and the rejected value."""
+        curvature = change - predicted
+        factor = -0.5 * predicted / curvature if curvature > 0 else 0.5
+        return min(max(factor, self.settings.shrink), 0.5)
 
     def _suited(self, accuracy: float, radius: float, decrease: float) -> float:
         """The accuracy at which an interval of this ``radius`` would be ``width`` of the predicted ``decrease``."""

@@ -27,18 +27,35 @@ PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), 
 class LinearConfig:
     """Everything that defines the architecture; the rest are parameters.
 
-    ``weight`` and ``smoothing`` are starting values; ``smoothing_floor`` (grey values) bounds the conditioning.
+    ``gradient_weight`` (two first differences), ``weight`` (the other filters) and ``smoothing`` are starting values:
+    they make total variation with a little of everything else.  ``smoothing_floor`` (grey values) bounds the conditioning.
     Raises ``ValueError`` for unknown names and impossible sizes.
     """
 
-    filters: int = 32
+    filters: int = 48
     size: int = 7
     channels: int = 1
     profile: str = "logcosh"
     boundary: str = "reflect"
-    weight: float = 0.012
-    smoothing: float = 0.02
+    gradient_weight: float = 0.042
+    weight: float = 0.001
+    smoothing: float = 0.005
     smoothing_floor: float = 0.002
+
+    @staticmethod
+    def for_noise(sigma: float, filters: int, size: int, channels: int, profile: str, boundary: str) -> LinearConfig:
+        """Starting values in proportion to the noise ``sigma`` (grey values): at least the quality of total variation."""
+        return LinearConfig(
+            filters=filters,
+            size=size,
+            channels=channels,
+            profile=profile,
+            boundary=boundary,
+            gradient_weight=0.43 * sigma,
+            weight=0.01 * sigma,
+            smoothing=0.05 * sigma,
+            smoothing_floor=0.02 * sigma,
+        )
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
@@ -47,8 +64,8 @@ class LinearConfig:
             raise ValueError(f"unknown boundary {self.boundary!r}; choose one of {', '.join(BOUNDARIES)}")
         if self.size < 3 or self.size % 2 == 0 or self.filters < 1 or self.channels < 1:
             raise ValueError(f"filters need an odd size of at least 3 and positive counts, got {self}")
-        if not (self.weight > 0 and self.smoothing > self.smoothing_floor > 0):
-            raise ValueError(f"need weight > 0 and smoothing > smoothing_floor > 0, got {self}")
+        if not (self.weight > 0 and self.gradient_weight > 0 and self.smoothing > self.smoothing_floor > 0):
+            raise ValueError(f"need positive weights and smoothing > smoothing_floor > 0, got {self}")
 
 
 class LinearRegularizer(Regularizer):
@@ -65,13 +82,11 @@ class LinearRegularizer(Regularizer):
         super().__init__()
         self.config = config = config if config is not None else LinearConfig()
         basis = zero_mean_basis(config.size)
-        start = torch.zeros(config.filters, config.channels, basis.shape[0])
-        for index in range(config.filters):
-            start[index, :, index % basis.shape[0]] = config.channels**-0.5
-        start += 0.02 * torch.randn(start.shape, generator=generator)
         self.register_buffer("basis", basis, persistent=False)
-        self.coefficients = nn.Parameter(start)
-        self.log_weight = nn.Parameter(torch.full((config.filters,), config.weight).log())
+        self.coefficients = nn.Parameter(_starting_coefficients(config, basis, generator))
+        weight = torch.full((config.filters,), config.weight)
+        weight[:2] = config.gradient_weight
+        self.log_weight = nn.Parameter(weight.log())
         spread = config.smoothing - config.smoothing_floor
         self.log_smoothing = nn.Parameter(torch.full((config.filters,), spread).log())
         self.plan: KernelPlan | None = None
@@ -98,3 +113,16 @@ class LinearRegularizer(Regularizer):
         weight = self.log_weight.detach().exp().to(bound.weight) * bound.weight.mean(0)
         smoothing = self.log_smoothing.detach().exp().to(bound.smoothing) * bound.smoothing.mean(0)
         return (bound.operator.mean().square() + weight.square().sum() + smoothing.square().sum()).sqrt()
+
+
+def _starting_coefficients(config: LinearConfig, basis: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Horizontal and vertical first difference, then the basis itself, each of norm 1 plus a little seeded noise."""
+    start = torch.zeros(config.filters, config.channels, basis.shape[0])
+    for index in range(config.filters):
+        start[index, :, (index - 2) % basis.shape[0]] = config.channels**-0.5
+    middle, unit = config.size // 2, (2 * config.channels) ** -0.5
+    differences = torch.zeros(2, config.size, config.size)
+    differences[:, middle, middle] = -unit
+    differences[0, middle, middle + 1] = differences[1, middle + 1, middle] = unit
+    start[:2] = torch.einsum("fij,nij->fn", differences, basis).unsqueeze(1)[: config.filters]
+    return start + 0.02 * torch.randn(start.shape, generator=generator)

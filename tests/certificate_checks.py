@@ -1,0 +1,114 @@
+"""True errors of a pair beside everything that the certificates claim about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from piggyback.certificates.corrected_loss import corrected_loss, plain_loss
+from piggyback.certificates.evidence import Evidence, gather_evidence
+from piggyback.certificates.local import adjoint_error, local_bound
+from piggyback.certificates.worst_case import worst_case_bound
+from tests.oracles import Truth, dense_problems, directions, read_gradient, truth
+from tests.problems import Case
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One certified quantity: ``error <= bound`` must hold in every entry (the first axis is the sample)."""
+
+    error: Tensor
+    bound: Tensor
+
+    @property
+    def violations(self) -> int:
+        return int((~(self.error <= self.bound)).sum())  # NaN on either side is a violation
+
+    @property
+    def ratio(self) -> Tensor:
+        """Bound over true error (effectivity); entries without error are infinite."""
+        return self.bound / self.error
+
+
+def repeated(case: Case, count: int) -> Case:
+    """Each sample ``count`` times, the exact solution known from the original."""
+    index = torch.arange(case.target.shape[0]).repeat_interleave(count)
+    exact = truth(case)
+    several = case.select(index)
+    several.cache["truth"] = Truth(exact.x[index], exact.adjoint[index], exact.loss[index], exact.gradient)
+    several.cache["base"] = (case, index)
+    if case.kernel.dim() > 2:
+        several.cache["directions"] = directions(case)
+    return several
+
+
+def perturbed(case: Case, generator: torch.Generator, coarsest: float = 0.0, finest: float = -8.0) -> tuple[Tensor, Tensor]:
+    """``(x, P)`` around the exact pair: relative noise ``10^finest ... 10^coarsest``, drawn per sample and factor.
+
+    A third of the samples has an exact ``x``, another third an adjoint that is exact *for the perturbed x*: the terms
+    of the bounds then have to stand by themselves.
+    """
+    exact, batch = truth(case), case.target.shape[0]
+
+    def noisy(point: Tensor) -> Tensor:
+        unit = torch.rand(batch, 1, generator=generator, dtype=torch.float64)
+        level = 10 ** (finest + (coarsest - finest) * unit)
+        noise = torch.randn(point.shape, generator=generator, dtype=torch.float64)
+        return point + level * point.norm(dim=1, keepdim=True) * noise / noise.norm(dim=1, keepdim=True)
+
+    kind = torch.arange(batch) % 3
+    x = torch.where((kind == 0).unsqueeze(1), exact.x, noisy(exact.x))
+    adjoint = noisy(exact.adjoint)
+    for sample in torch.nonzero(kind == 1).flatten().tolist():
+        adjoint[sample] = consistent_adjoint(case, x[sample])[sample]
+    return x, adjoint
+
+
+def consistent_adjoint(case: Case, x: Tensor) -> Tensor:
+    """``A(x)^{-1} grad l(x)`` for one ``x`` against every sample's target (flat)."""
+    base = case.cache["base"][0] if "base" in case.cache else case
+    second = dense_problems(base.select(torch.tensor([0])))[0].second(x)
+    return torch.linalg.solve(second, (x - case.target.flatten(1)).T).T
+
+
+def claims(case: Case, x: Tensor, adjoint: Tensor, evidence: Evidence | None = None) -> dict[str, Claim]:
+    """All claims about the flat pair; ``evidence`` may come from another precision."""
+    shape, exact = case.target.shape, truth(case)
+    if evidence is None:
+        evidence, _ = gather_evidence(case.problem(), case.loss, x.view(shape), adjoint.view(shape))
+    base, index = case.cache.get("base", (case, torch.arange(shape[0])))
+    dense = dense_problems(base)
+    seconds = torch.stack([problem.second(v) for problem, v in zip(dense, truth(base).x, strict=True)])[index]
+    gradient = read_gradient(case, x, adjoint)
+    errors = {
+        name: exact.gradient.groups()[name][index] - part for name, part in gradient.groups().items()
+    }
+    away, moved = x - exact.x, adjoint - exact.adjoint
+    local, worst = local_bound(evidence), worst_case_bound(evidence)
+    plain, corrected = plain_loss(evidence), corrected_loss(evidence)
+    return {
+        "distance": Claim(away.norm(dim=1), evidence.distance),
+        "energy": Claim((away * (away @ dense[0].hessian)).sum(1).sqrt(), evidence.residuals.error),
+        "adjoint": Claim(torch.einsum("bi,bij,bj->b", moved, seconds, moved).sqrt(), adjoint_error(evidence)),
+        "local operator": Claim(errors["operator"].norm(dim=1), local.operator),
+        "local weight": Claim(errors["weight"].abs(), local.weight),
+        "local smoothing": Claim(errors["smoothing"].abs(), local.smoothing),
+        "worst operator": Claim(errors["operator"].norm(dim=1), worst.operator),
+        "worst weight": Claim(errors["weight"].abs(), worst.weight),
+        "worst smoothing": Claim(errors["smoothing"].abs(), worst.smoothing),
+        "plain loss": Claim((exact.loss - plain.value).abs(), plain.radius),
+        "corrected loss": Claim((exact.loss - corrected.value).abs(), corrected.radius),
+    }
+
+
+def assert_valid(found: dict[str, Claim]) -> int:
+    """Fail on any violation, naming the claim and the worst ratio; return the number of inequalities checked."""
+    for name, claim in found.items():
+        worst = float(claim.ratio.nan_to_num(nan=0.0).min())
+        assert claim.violations == 0, f"{name}: {claim.violations} of {claim.error.numel()} violated, ratio {worst:.6g}"
+    return sum(claim.error.numel() for claim in found.values())
+
+
+__all__ = ["Claim", "assert_valid", "claims", "consistent_adjoint", "perturbed", "repeated", "replace"]

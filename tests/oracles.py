@@ -1,0 +1,276 @@
+"""Independent answers: dense Newton with an explicit adjoint, central differences, cvxpylayers.
+
+Nothing here uses the solvers, certificates or profile formulas of the package; operators enter as explicit matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.operators import LinearOperator
+from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
+from tests.problems import Case
+
+Scalars = Callable[[Tensor], Tensor]
+
+PLAIN: dict[type[Profile], tuple[Scalars, Scalars, Scalars]] = {
+    Charbonnier: (
+        lambda t: (1 + t * t).sqrt() - 1,
+        lambda t: t / (1 + t * t).sqrt(),
+        lambda t: (1 + t * t) ** -1.5,
+    ),
+    LogCosh: (
+        lambda t: torch.logaddexp(t, -t) - math.log(2),
+        torch.tanh,
+        lambda t: 1 / torch.cosh(t.clamp(-300, 300)) ** 2,
+    ),
+    Huber: (
+        lambda t: torch.where(t.abs() <= 1, t * t / 2, t.abs() - 0.5),
+        lambda t: t.clamp(-1, 1),
+        lambda t: (t.abs() <= 1).to(t),
+    ),
+}
+"""Value, slope and curvature of each profile in their textbook form."""
+
+
+def materialise(operator: LinearOperator, shape: torch.Size, dtype: torch.dtype = torch.float64) -> Tensor:
+    """``K`` as a matrix ``(dual elements, primal elements)`` by applying it to the identity."""
+    size = math.prod(shape)
+    with torch.no_grad():
+        images = operator.forward(torch.eye(size, dtype=dtype).reshape(size, *shape))
+    return images.reshape(size, -1).T.contiguous()
+
+
+@dataclass(frozen=True)
+class DenseProblem:
+    """``h(x) = 1/2 <x, H x> - <b, x> + sum_j w_j s_j psi((K x)_j / s_j)`` with everything explicit (flat vectors)."""
+
+    hessian: Tensor
+    linear: Tensor
+    matrix: Tensor
+    weight: Tensor
+    smoothing: Tensor
+    profile: type[Profile]
+
+    def energy(self, x: Tensor) -> Tensor:
+        potential = self.weight * self.smoothing * PLAIN[self.profile][0](self.matrix @ x / self.smoothing)
+        return x @ self.hessian @ x / 2 - self.linear @ x + potential.sum()
+
+    def slope(self, x: Tensor) -> Tensor:
+        """``y = f'(K x)``."""
+        return self.weight * PLAIN[self.profile][1](self.matrix @ x / self.smoothing)
+
+    def curvature(self, x: Tensor) -> Tensor:
+        return self.weight / self.smoothing * PLAIN[self.profile][2](self.matrix @ x / self.smoothing)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.hessian @ x - self.linear + self.matrix.T @ self.slope(x)
+
+    def second(self, x: Tensor) -> Tensor:
+        """``A(x) = H + K^T D K``."""
+        return self.hessian + self.matrix.T @ (self.curvature(x).unsqueeze(-1) * self.matrix)
+
+    def minimiser(self) -> Tensor:
+        """Damped Newton until the gradient no longer shrinks; the residual is asserted to be rounding."""
+        x = torch.linalg.solve(self.hessian, self.linear)
+        size = self.hessian.norm() * x.norm() + self.linear.norm() + (self.matrix.T.abs() @ self.weight).norm()
+        best, least = x, self.gradient(x).norm()
+        for _ in range(200):
+            e = self.gradient(x)
+            direction = -torch.linalg.solve(self.second(x), e)
+            step, start, descent = 1.0, self.energy(x), e @ direction
+            while step > 1e-9:
+                if self.gradient(x + step * direction).norm() <= 0.5 * e.norm():
+                    break
+                if self.energy(x + step * direction) <= start + 1e-4 * step * descent:
+                    break
+                step /= 2
+            x = x + step * direction
+            now = self.gradient(x).norm()
+            if now < least:
+                best, least = x, now
+            elif least <= 1e-13 * size:
+                break
+        if not least <= 1e-13 * size:
+            raise AssertionError(f"the Newton oracle stopped at relative residual {float(least / size):.1e}")
+        return best
+
+
+def dense_problems(case: Case, matrix: Tensor | None = None) -> list[DenseProblem]:
+    """One dense problem per sample (``matrix`` replaces the materialised operator)."""
+    shape = case.target.shape[1:]
+    size = math.prod(shape)
+    if matrix is None:
+        matrix = materialise(case.build(case.kernel), shape)
+    data = case.data
+    identity = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
+    hessian = torch.stack([data.select(torch.tensor([0])).hessian(v.unsqueeze(0)).flatten() for v in identity])
+    linear = -data.gradient(torch.zeros_like(case.target)).flatten(1)
+    sites = matrix.shape[0] // case.weight.numel()  # the coefficient axis is last
+    weight, smoothing = case.weight.detach().repeat(sites), case.smoothing.detach().repeat(sites)
+    return [DenseProblem(hessian, b, matrix, weight, smoothing, type(case.profile)) for b in linear]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A hypergradient in natural parameters: ``operator`` ``(batch, entries)``, the others ``(batch, coefficients)``."""
+
+    operator: Tensor
+    weight: Tensor
+    smoothing: Tensor
+
+    def groups(self) -> dict[str, Tensor]:
+        return {"operator": self.operator, "weight": self.weight, "smoothing": self.smoothing}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Exact solution, adjoint (flat), upper loss and hypergradient per sample."""
+
+    x: Tensor
+    adjoint: Tensor
+    loss: Tensor
+    gradient: Gradient
+
+
+def directions(case: Case) -> Tensor:
+    """The linear map from operator entries to the matrix ``K``: ``(entries, dual * primal)``."""
+    if "directions" not in case.cache:
+        shape, count = case.target.shape[1:], case.kernel.numel()
+        units = torch.eye(count, dtype=torch.float64).reshape(count, *case.kernel.shape)
+        matrices = [materialise(case.build(unit), shape).flatten() for unit in units]
+        case.cache["directions"] = torch.stack(matrices)
+    return case.cache["directions"]
+
+
+def read_gradient(case: Case, x: Tensor, adjoint: Tensor) -> Gradient:
+    """``-d/d theta <P, grad_x h_theta(x)>`` by explicit formulas, for flat ``x`` and ``P`` ``(batch, n)``.
+
+    Operator: ``-(y P^T + u x^T)`` along every direction; for zero-mean filters only admissible directions count.
+    """
+    dense = dense_problems(case.select(torch.tensor([0])))[0]
+    _, slope, curvature = PLAIN[type(case.profile)]
+    z, image = x @ dense.matrix.T, adjoint @ dense.matrix.T
+    t = z / dense.smoothing
+    y, u = dense.weight * slope(t), dense.weight / dense.smoothing * curvature(t) * image
+    outer = y.unsqueeze(-1) * adjoint.unsqueeze(1) + u.unsqueeze(-1) * x.unsqueeze(1)
+    if case.kernel.dim() == 2:
+        operator = -outer.flatten(1)
+    else:
+        operator = -outer.flatten(1) @ directions(case).T
+        if case.zero_mean:
+            taps = operator.reshape(-1, *case.kernel.shape)
+            operator = (taps - taps.mean(dim=(-2, -1), keepdim=True)).flatten(1)
+    mixed = -dense.weight / dense.smoothing * t * curvature(t)
+    count = case.weight.numel()
+    return Gradient(
+        operator,
+        -(image * slope(t)).unflatten(1, (-1, count)).sum(1),
+        -(image * mixed).unflatten(1, (-1, count)).sum(1),
+    )
+
+
+def truth(case: Case) -> Truth:
+    """Exact to rounding, for the squared error; cached on the case."""
+    if "truth" not in case.cache:
+        problems = dense_problems(case)
+        x = torch.stack([problem.minimiser() for problem in problems])
+        right = x - case.target.flatten(1)
+        adjoint = torch.stack([torch.linalg.solve(p.second(v), b) for p, v, b in zip(problems, x, right, strict=True)])
+        loss = right.square().sum(1) / 2
+        case.cache["truth"] = Truth(x, adjoint, loss, read_gradient(case, x, adjoint))
+    return case.cache["truth"]
+
+
+def loss_at(case: Case, kernel: Tensor, weight: Tensor, smoothing: Tensor) -> Tensor:
+    """Exact upper loss per sample at other parameters."""
+    matrix = materialise(case.build(kernel), case.target.shape[1:])
+    moved = Case(
+        case.name, case.reason, case.profile, kernel, weight, smoothing, case.build, case.data, case.target, False
+    )
+    x = torch.stack([problem.minimiser() for problem in dense_problems(moved, matrix)])
+    return (x - case.target.flatten(1)).square().sum(1) / 2
+
+
+def central_differences(case: Case, step: float = 1e-5) -> Gradient:
+    """The hypergradient by symmetric differences of the exact loss, one natural parameter at a time."""
+    values = {"kernel": case.kernel, "weight": case.weight, "smoothing": case.smoothing}
+    columns: dict[str, Tensor] = {}
+    for name, parameter in values.items():
+        differences = []
+        for index in range(parameter.numel()):
+            size = step * float(parameter.abs().mean())
+            ends = []
+            for sign in (1, -1):
+                moved = parameter.clone()
+                moved.view(-1)[index] += sign * size
+                ends.append(loss_at(case, **{**values, name: moved}))
+            differences.append((ends[0] - ends[1]) / (2 * size))
+        columns[name] = torch.stack(differences, dim=1)
+    return Gradient(columns["kernel"], columns["weight"], columns["smoothing"])
+
+
+def cone_gradient(case: Case, sample: int = 0) -> tuple[Tensor, Gradient]:
+    """``x*`` and the hypergradient of one sample by cvxpylayers (Huber and Charbonnier are cone representable).
+
+    ``z == K x`` as its own variable keeps the program DPP in every parameter.  Huber as the infimal convolution
+    ``min_c (z - c)^2 w/(2 s) + w |c|``; Charbonnier as ``w ||(z, c)||``, ``c == s``.
+    """
+    import cvxpy as cp
+    from cvxpylayers.torch.cvxpylayer import CvxpyLayer
+
+    kernel, weight, smoothing = (v.clone().requires_grad_() for v in (case.kernel, case.weight, case.smoothing))
+    dense = dense_problems(case)[sample]
+    rows, size = dense.matrix.shape
+    x, z, c = cp.Variable(size), cp.Variable(rows), cp.Variable(rows)
+    k = cp.Parameter((rows, size))
+    w, s = cp.Parameter(rows, nonneg=True), cp.Parameter(rows, nonneg=True)
+    factor = torch.linalg.cholesky(dense.hessian).T.numpy()
+    data = cp.sum_squares(factor @ x) / 2 - dense.linear.numpy() @ x
+    constraints: list[cp.Constraint] = [z == k @ x]
+    sites = rows // case.weight.numel()
+    weights, smoothings = weight.repeat(sites), smoothing.repeat(sites)
+    if isinstance(case.profile, Huber):
+        potential = cp.sum(cp.multiply(s, cp.square(z - c))) / 2 + cp.sum(cp.multiply(w, cp.abs(c)))
+        arguments = weights, weights / smoothings
+    else:
+        potential = cp.sum(cp.multiply(w, cp.norm(cp.vstack([z, c]), 2, axis=0)))
+        constraints.append(c == s)
+        arguments = weights, smoothings
+    problem = cp.Problem(cp.Minimize(data + potential), constraints)
+    assert problem.is_dpp()
+    options = {"solve_method": "SCS", "mode": "dense", "eps": 1e-10, "max_iters": 200_000}
+    layer = CvxpyLayer(problem, parameters=[k, w, s], variables=[x], canon_backend=None, solver_args=options)
+    matrix = kernel if kernel.dim() == 2 else (kernel.flatten() @ directions(case)).reshape(rows, size)
+    (solution,) = layer(matrix, *arguments)
+    loss = (solution - case.target[sample].flatten()).square().sum() / 2
+    parts = torch.autograd.grad(loss, (kernel, weight, smoothing))
+    return solution.detach(), Gradient(parts[0].reshape(1, -1), parts[1].unsqueeze(0), parts[2].unsqueeze(0))
+
+
+def unrolled_gradient(case: Case, steps: int) -> Gradient:
+    """Reverse mode through gradient descent from zero, for the sum of the losses: a third opinion.
+
+    ``K`` is the explicit matrix, since ``LinearOperator`` promises derivatives of ``forward`` only.
+    """
+    kernel, weight, smoothing = (v.clone().requires_grad_() for v in (case.kernel, case.weight, case.smoothing))
+    dense = dense_problems(case)
+    shape = dense[0].matrix.shape
+    matrix = kernel if kernel.dim() == 2 else (kernel.flatten() @ directions(case)).reshape(shape)
+    sites = shape[0] // weight.numel()
+    weights, smoothings = weight.repeat(sites), smoothing.repeat(sites)
+    hessian, linear = dense[0].hessian, torch.stack([problem.linear for problem in dense])
+    steepest = hessian + matrix.T @ ((weights / smoothings).unsqueeze(-1) * matrix)
+    length = 2 / float(torch.linalg.eigvalsh(steepest.detach())[-1] + torch.linalg.eigvalsh(hessian)[0])
+    x = torch.zeros_like(linear)
+    for _ in range(steps):
+        y = weights * PLAIN[type(case.profile)][1](x @ matrix.T / smoothings)
+        x = x - length * (x @ hessian - linear + y @ matrix)
+    loss = (x - case.target.flatten(1)).square().sum() / 2
+    parts = torch.autograd.grad(loss, (kernel, weight, smoothing))
+    return Gradient(parts[0].reshape(1, -1), parts[1].unsqueeze(0), parts[2].unsqueeze(0))

@@ -1,0 +1,241 @@
+"""The catalogue: small seeded float64 problems, each there for a stated reason.
+
+All numbers are representable in float32, so that the same problem can be posed in both precisions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from piggyback.certificates.local import GradientBound
+from piggyback.losses import SquaredError
+from piggyback.operators import DenseOperator, LinearOperator
+from piggyback.problem import SaddleProblem
+from piggyback.regularizer import Regularizer
+from piggyback.terms.potentials import Potential
+from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.quadratic import DataTerm, Denoising, DenseQuadratic
+from piggyback.types import Scalar
+from regularizers.boundaries import BOUNDARIES
+from regularizers.convolution import ConvolutionBank
+
+PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), "logcosh": LogCosh()}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bilevel problem in natural parameters: operator entries (``kernel``), weights, smoothings."""
+
+    name: str
+    reason: str
+    profile: Profile
+    kernel: Tensor
+    weight: Tensor
+    smoothing: Tensor
+    build: Callable[[Tensor], LinearOperator]
+    data: DataTerm
+    target: Tensor
+    zero_mean: bool = False
+    cache: dict = field(default_factory=dict, compare=False, repr=False)
+
+    def problem(
+        self, kernel: Tensor | None = None, weight: Tensor | None = None, smoothing: Tensor | None = None
+    ) -> SaddleProblem:
+        """The lower level, with some of the parameters replaced."""
+        kernel = self.kernel if kernel is None else kernel
+        weight = self.weight if weight is None else weight
+        smoothing = self.smoothing if smoothing is None else smoothing
+        return SaddleProblem(self.data, Potential(self.profile, weight, smoothing), self.build(kernel))
+
+    @property
+    def loss(self) -> SquaredError:
+        return SquaredError(self.target)
+
+    def select(self, index: Tensor) -> Case:
+        """The case restricted to (or repeating) some samples."""
+        return replace(self, data=self.data.select(index), target=self.target[index], cache={})
+
+    def single(self) -> Case:
+        """The same numbers in float32."""
+        if isinstance(self.data, Denoising):
+            data: DataTerm = Denoising(self.data.observed.float(), self.data.weight)
+        else:
+            assert isinstance(self.data, DenseQuadratic)
+            data = DenseQuadratic(self.data.matrix.float(), self.data.linear.float())
+        return replace(
+            self,
+            kernel=self.kernel.float(),
+            weight=self.weight.float(),
+            smoothing=self.smoothing.float(),
+            data=data,
+            target=self.target.float(),
+            cache={},
+        )
+
+
+class LogRegularizer(Regularizer):
+    """A case's operator entries, log weights and log smoothings as parameters: the smallest ``Regularizer``."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.build = case.build
+        self.profile = case.profile
+        self.kernel = nn.Parameter(case.kernel.clone())
+        self.log_weight = nn.Parameter(case.weight.log())
+        self.log_smoothing = nn.Parameter(case.smoothing.log())
+
+    def problem(self, data: DataTerm) -> SaddleProblem:
+        potential = Potential(self.profile, self.log_weight.exp(), self.log_smoothing.exp())
+        return SaddleProblem(data, potential, self.build(self.kernel))
+
+    def pull_back(self, bound: GradientBound) -> Scalar:
+        weight = self.log_weight.detach().exp() * bound.weight.mean(0)
+        smoothing = self.log_smoothing.detach().exp() * bound.smoothing.mean(0)
+        return (bound.operator.mean().square() + weight.square().sum() + smoothing.square().sum()).sqrt()
+
+
+def representable(values: Tensor) -> Tensor:
+    """Rounded to float32, held in float64."""
+    return values.float().double()
+
+
+def log_uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` numbers whose logarithms are uniform."""
+    unit = torch.rand(count, generator=generator, dtype=torch.float64)
+    return representable(torch.exp(math.log(low) + unit * math.log(high / low)))
+
+
+def spd_matrix(size: int, smallest: float, condition: float, generator: torch.Generator) -> Tensor:
+    """A symmetric matrix with eigenvalues log-spaced from ``smallest`` to ``condition * smallest``."""
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+    values = smallest * torch.logspace(0, math.log10(condition), size, dtype=torch.float64)
+    matrix = representable(basis @ torch.diag(values) @ basis.T)
+    return representable((matrix + matrix.T) / 2)
+
+
+def dense_case(
+    name: str,
+    reason: str,
+    profile: str,
+    *,
+    size: int = 8,
+    rows: int = 12,
+    modulus: float = 1.0,
+    condition: float = 10.0,
+    scale: float = 1.0,
+    smoothing: tuple[float, float] = (0.1, 1.0),
+    samples: int = 3,
+    seed: int = 0,
+) -> Case:
+    """``1/2 <x, H x> - <b, x> + f(K x)`` with dense ``H`` and ``K``, weights log-uniform in ``scale * [0.3, 3]``."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, size, generator=generator, dtype=torch.float64) / size**0.5
+    linear = torch.randn(samples, size, generator=generator, dtype=torch.float64)
+    linear = linear * torch.logspace(-0.5, 0.5, samples, dtype=torch.float64).unsqueeze(-1)
+    return Case(
+        name=name,
+        reason=reason,
+        profile=PROFILES[profile],
+        kernel=representable(matrix),
+        weight=log_uniform(0.3 * scale, 3 * scale, rows, generator),
+        smoothing=log_uniform(*smoothing, rows, generator),
+        build=DenseOperator,
+        data=DenseQuadratic(spd_matrix(size, modulus, condition, generator), representable(linear)),
+        target=representable(torch.randn(samples, size, generator=generator, dtype=torch.float64)),
+    )
+
+
+def image_case(
+    name: str,
+    reason: str,
+    profile: str,
+    boundary: str,
+    *,
+    shape: tuple[int, int, int] = (1, 8, 7),
+    filters: int = 3,
+    size: int = 3,
+    data_weight: float = 1.0,
+    zero_mean: bool = False,
+    samples: int = 2,
+    seed: int = 0,
+) -> Case:
+    """Denoising of a random ramp with a step, by a random filter bank."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    kernel = torch.randn(filters, channels, size, size, generator=generator, dtype=torch.float64)
+    kernel = kernel - kernel.mean(dim=(2, 3), keepdim=True)
+    if not zero_mean:
+        kernel = kernel + 0.1
+    kernel = representable(kernel / torch.linalg.vector_norm(kernel, dim=(1, 2, 3), keepdim=True))
+    ramp = torch.linspace(0, 0.6, width, dtype=torch.float64).expand(samples, channels, height, width).clone()
+    ramp[..., : height // 2, :] += torch.rand(samples, channels, 1, 1, generator=generator, dtype=torch.float64) * 0.4
+    contrast = torch.logspace(-0.3, 0, samples, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    noise = 0.1 * torch.randn(ramp.shape, generator=generator, dtype=torch.float64)
+    return Case(
+        name=name,
+        reason=reason,
+        profile=PROFILES[profile],
+        kernel=kernel,
+        weight=log_uniform(0.02, 0.1, filters, generator),
+        smoothing=log_uniform(0.03, 0.2, filters, generator),
+        build=lambda filters: ConvolutionBank(filters, BOUNDARIES[boundary], zero_mean),
+        data=Denoising(representable(contrast * ramp + noise), data_weight),
+        target=representable(contrast * ramp),
+        zero_mean=zero_mean,
+    )
+
+
+CATALOGUE: tuple[Case, ...] = (
+    dense_case("dense-charbonnier", "mu = 3: a bound that forgets a power of mu is off", "charbonnier", modulus=3.0),
+    dense_case(
+        "dense-ill-conditioned",
+        "cond(H) = 100, mu = 0.05: the H^-1 norm differs from 1/mu, and K dominates H",
+        "charbonnier",
+        modulus=0.05,
+        condition=100.0,
+        rows=6,
+        seed=1,
+    ),
+    dense_case("dense-logcosh", "more rows than columns, curvature that decays exponentially", "logcosh", seed=2),
+    dense_case("dense-huber", "curvature jumps: the additive set is not empty", "huber", modulus=0.5, seed=3),
+    dense_case(
+        "dense-nearly-kinked",
+        "smoothing 0.01: curvature varies by orders of magnitude over one error radius",
+        "charbonnier",
+        smoothing=(0.01, 0.03),
+        seed=4,
+    ),
+    image_case("valid-charbonnier", "fewer coefficients than pixels", "charbonnier", "valid", seed=5),
+    image_case("valid-huber", "kinks, and mu = 2.5", "huber", "valid", data_weight=2.5, seed=6),
+    image_case("reflect-logcosh", "two taps of one row fall on one pixel", "logcosh", "reflect", seed=7),
+    image_case(
+        "reflect-colour",
+        "three channels, zero-mean filters, mu = 0.4",
+        "charbonnier",
+        "reflect",
+        shape=(3, 6, 5),
+        data_weight=0.4,
+        zero_mean=True,
+        seed=8,
+    ),
+    image_case(
+        "circular-wide",
+        "5x5 filters on an image barely larger: wrap-around in every row",
+        "logcosh",
+        "circular",
+        shape=(1, 6, 7),
+        size=5,
+        data_weight=1.7,
+        zero_mean=True,
+        seed=9,
+    ),
+    image_case("circular-huber", "kinks with a periodic boundary", "huber", "circular", seed=10),
+)
+
+BY_NAME: dict[str, Case] = {case.name: case for case in CATALOGUE}
+SMOOTH: tuple[Case, ...] = tuple(case for case in CATALOGUE if not isinstance(case.profile, Huber))
