@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from experiments.errors import UserError
 from experiments.run_folder import Json, RunFolder
@@ -28,7 +29,7 @@ def load_regularizer(run: RunFolder) -> tuple[LinearRegularizer, dict[str, Json]
     tensors, config = run.load_model()
     if config.get("regularizer") != "linear":
         raise UserError(f"{run.model}: unknown regularizer {config.get('regularizer')!r}")
-    architecture = config.get("architecture")
+    architecture: Any = config.get("architecture")
     try:
         if not isinstance(architecture, dict):
             raise TypeError("no architecture")

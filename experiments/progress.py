@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-
-class ProgressRow(Protocol):
-    """The numbers that are shown."""
-
-    iteration: int
-    phase: str
-    samples: int
-    loss: float
-    loss_lower: float
-    loss_upper: float
-    gradient_error_relative: float
-    lower_tolerance: float
-    step: float
-    operator_applications: float
-    seconds: float
+from experiments.history import HistoryRow
 
 
 class TrainingProgress:
@@ -47,7 +31,7 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def show(self, row: ProgressRow) -> None:
+    def show(self, row: HistoryRow) -> None:
         """Print one iteration and move the bar."""
         self.console.print(
             f"{row.iteration:4d} {row.phase} {row.samples} patches  loss {row.loss:.5f} "

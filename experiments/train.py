@@ -33,6 +33,7 @@ from experiments.runtime import Device, available_cores, choose_device, prepare
 from experiments.training import Trainer, TrainingPlan, draw_samples
 from piggyback.bilevel import Samples
 from piggyback.hypergradient.base import Accuracy
+from regularizers.kernels import measured_plan
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 TEST_SEED = 1
@@ -77,6 +78,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--patch", type=int, default=48, help="side of a patch in pixels")
     parser.add_argument("--warmup", type=int, default=12, help="first iterations, on a quarter of the patches")
     parser.add_argument("--batch", type=int, default=8, help="patches per batched solve")
+    parser.add_argument(
+        "--measure-kernels", action="store_true", help="time the convolution kernels for this patch size first"
+    )
     parser.add_argument("--threads", type=int, default=available_cores(), help="CPU threads, one solve each")
     parser.add_argument(
         "--tolerance", type=float, default=3e-4, help="coarsest RMS error of x, in grey values of [0, 1]"
@@ -109,6 +113,7 @@ class Options:
     patch: int
     warmup: int
     batch: int
+    measure_kernels: bool
     threads: int
     tolerance: float
 
@@ -168,7 +173,7 @@ def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
 
 
 def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
-    """Seeded start, with the convolution kernels that are fastest here for patches of this size."""
+    """Seeded start.  ``--measure-kernels`` may change the last digits of a run: kernels differ in rounding."""
     try:
         config = LinearConfig.for_noise(
             sigma=options.sigma / 255,
@@ -182,6 +187,8 @@ def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
         raise UserError(str(error)) from error
     generator = torch.Generator().manual_seed(options.seed)
     regularizer = LinearRegularizer(config, generator).to(samples.clean.device)
+    if options.measure_kernels:
+        regularizer.plan = measured_plan(regularizer.filters(), samples.clean[: options.batch])
     return regularizer
 
 

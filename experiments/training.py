@@ -11,6 +11,7 @@ import torch
 
 from experiments.data import Photograph, add_noise, draw_patches
 from experiments.errors import UserError
+from experiments.history import HistoryRow
 from experiments.model_file import save_regularizer
 from experiments.progress import TrainingProgress
 from experiments.run_folder import Checkpoint, Json, RunFolder
@@ -44,26 +45,6 @@ class TrainingPlan:
     accuracy: Accuracy
     rate: float = 4e-3
     report_every: int = 25
-
-
-@dataclass(frozen=True)
-class HistoryRow:
-    """One line of history.csv.  ``loss`` is the mean of ``||x - clean||^2 / 2`` per patch; tolerances are in grey values
-    (lower) and relative (adjoint); ``operator_applications`` is cumulative, ``seconds`` of training proper too."""
-
-    iteration: int
-    phase: str
-    samples: int
-    loss: float
-    loss_lower: float
-    loss_upper: float
-    gradient_norm: float
-    gradient_error_relative: float
-    lower_tolerance: float
-    adjoint_tolerance: float
-    step: float
-    operator_applications: float
-    seconds: float
 
 
 def draw_samples(photographs: list[Photograph], plan: TrainingPlan, channels: int, device: torch.device) -> Samples:

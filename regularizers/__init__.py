@@ -2,6 +2,6 @@
 
 from regularizers.boundaries import Boundary, Circular, Reflect, Valid
 from regularizers.convolution import ConvolutionBank
-from regularizers.linear import LinearRegularizer
+from regularizers.linear import LinearConfig, LinearRegularizer
 
-__all__ = ["Boundary", "Circular", "ConvolutionBank", "LinearRegularizer", "Reflect", "Valid"]
+__all__ = ["Boundary", "Circular", "ConvolutionBank", "LinearConfig", "LinearRegularizer", "Reflect", "Valid"]

@@ -44,7 +44,9 @@ def repeated(case: Case, count: int) -> Case:
     return several
 
 
-def perturbed(case: Case, generator: torch.Generator, coarsest: float = 0.0, finest: float = -8.0) -> tuple[Tensor, Tensor]:
+def perturbed(
+    case: Case, generator: torch.Generator, coarsest: float = 0.0, finest: float = -8.0
+) -> tuple[Tensor, Tensor]:
     """``(x, P)`` around the exact pair: relative noise ``10^finest ... 10^coarsest``, drawn per sample and factor.
 
     A third of the samples has an exact ``x``, another third an adjoint that is exact *for the perturbed x*: the terms
@@ -82,9 +84,7 @@ def claims(case: Case, x: Tensor, adjoint: Tensor, evidence: Evidence | None = N
     dense = dense_problems(base)
     seconds = torch.stack([problem.second(v) for problem, v in zip(dense, truth(base).x, strict=True)])[index]
     gradient = read_gradient(case, x, adjoint)
-    errors = {
-        name: exact.gradient.groups()[name][index] - part for name, part in gradient.groups().items()
-    }
+    errors = {name: exact.gradient.groups()[name][index] - part for name, part in gradient.groups().items()}
     away, moved = x - exact.x, adjoint - exact.adjoint
     local, worst = local_bound(evidence), worst_case_bound(evidence)
     plain, corrected = plain_loss(evidence), corrected_loss(evidence)

@@ -71,8 +71,9 @@ class Evidence:
 
 
 def inflate(bound: Tensor) -> Tensor:
-    """Widen a computed bound by the rounding of the few thousand positive terms it was summed from."""
-    return bound * (1 + ROUNDING_TERMS * torch.finfo(bound.dtype).eps)
+    """Widen a computed bound by the rounding, and the underflow, of the few thousand positive terms it was summed from."""
+    kind = torch.finfo(bound.dtype)
+    return bound * (1 + ROUNDING_TERMS * kind.eps) + ROUNDING_TERMS * kind.tiny
 
 
 def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Primal) -> tuple[Evidence, PerSample]:

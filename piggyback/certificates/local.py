@@ -41,7 +41,7 @@ def adjoint_error(evidence: Evidence) -> PerSample:
     reach = evidence.operator.norm_bound() / mu**0.5
     energy = torch.minimum(change.energy, r * change.energy_third)
     additive = reach * torch.minimum(change.rest, change.rest_third * reach * r)
-    return evidence.loss_smoothness * r / mu + evidence.residuals.adjoint.float() + energy + additive
+    return inflate(evidence.loss_smoothness * r / mu + evidence.residuals.adjoint.float() + energy + additive)
 
 
 def _dual_adjoint_change(evidence: Evidence) -> PerSample:

@@ -37,7 +37,12 @@ def _bound(evidence: Evidence) -> GradientBound:
     slope, mixed = potential.weight_derivative(evidence.z), potential.smoothing_derivative(evidence.z)
     weight = _per_coefficient(pair, norm(slope), curvature / potential.weight, reach * distance)
     smoothing = _per_coefficient(pair, norm(mixed), potential.mixed_lipschitz(), reach * distance)
-    return GradientBound(inflate(filters), inflate(weight), inflate(smoothing))
+    return GradientBound(*(inflate(_defined(part)) for part in (filters, weight, smoothing)))
+
+
+def _defined(bound: Tensor) -> Tensor:
+    """Infinity where an infinite constant met a zero factor."""
+    return bound.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def _product(a: PerSample, a_change: PerSample, b: PerSample, b_change: PerSample) -> PerSample:
