@@ -134,7 +134,7 @@ class Options:
             batch=self.batch,
             workers=self.threads,
             optimizer="adam" if self.optimizer == "adam" else "adaptive",
-            accuracy=Accuracy(self.tolerance, 10 * self.tolerance),
+            accuracy=Accuracy(self.tolerance, 30 * self.tolerance),
         )
 
 

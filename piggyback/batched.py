@@ -1,5 +1,6 @@
 """Inner products and scalings that treat the first axis as a batch of independent problems."""
 
+import torch
 from torch import Tensor
 
 from piggyback.types import PerSample
@@ -9,9 +10,14 @@ ROUNDING_TERMS = 4096
 
 
 def inner(u: Tensor, v: Tensor) -> PerSample:
-    """``<u_b, v_b>`` for every sample ``b``; a batched GEMV, so no product array is allocated."""
-    batch = u.shape[0]
-    return (u.reshape(batch, 1, -1) @ v.reshape(batch, -1, 1)).reshape(batch)
+    """``<u_b, v_b>`` for every sample ``b``.
+
+    On a CPU one BLAS dot per sample: several times faster than a batched product, and nothing is allocated.
+    """
+    u, v = u.flatten(1), v.flatten(1)
+    if u.device.type == "cpu" and not (u.requires_grad or v.requires_grad):
+        return torch.stack([torch.dot(a, b) for a, b in zip(u.unbind(), v.unbind(), strict=True)])
+    return (u * v).sum(1)
 
 
 def norm(u: Tensor) -> PerSample:

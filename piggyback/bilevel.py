@@ -11,7 +11,7 @@ from torch import Tensor
 
 from piggyback.certified import Certification, CertifiedGradient, certify, concatenate_bounds, double_copy, split_like
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, WarmStart
-from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.hypergradient.refinement import Refined
 from piggyback.losses import Loss, SquaredError
 from piggyback.operators import ApplicationCounter
 from piggyback.oracle import Evaluation, Oracle
@@ -49,8 +49,8 @@ class BilevelSettings:
     its own: ``torch.set_num_threads(1)``).  The result depends on neither.
     """
 
-    accuracy: Accuracy = Accuracy(lower=1e-3, adjoint=1e-2)
-    method: HypergradientMethod = field(default_factory=ImplicitCG)
+    accuracy: Accuracy = Accuracy(lower=3e-4, adjoint=1e-2)
+    method: HypergradientMethod = field(default_factory=Refined)
     certification: Certification = field(default_factory=Certification)
     data_term: Callable[[Primal], DataTerm] = Denoising
     loss: Callable[[Primal], Loss] = SquaredError
@@ -92,7 +92,9 @@ class BilevelOracle(Oracle):
             with ThreadPoolExecutor(self.settings.workers) as pool:
                 parts = list(pool.map(lambda first: self._part(exact, first, tolerance), firsts))
         pairs = [part.sensitivity for part in parts]
-        self.warm = WarmStart(torch.cat([pair.x for pair in pairs]), torch.cat([pair.adjoint for pair in pairs]))
+        self.warm = WarmStart(torch.cat([p.x for p in pairs]), torch.cat([p.adjoint for p in pairs])).to(
+            parameters.dtype
+        )
         gradient = torch.stack([part.gradient for part in parts]).sum(0) / count
         rounded = gradient.to(parameters)
         bound = exact.pull_back(concatenate_bounds([part.bound for part in parts]))

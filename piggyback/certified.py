@@ -18,6 +18,7 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.solve import Status
 from piggyback.terms.quadratic import DataTerm
+from piggyback.types import PerSample
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class CertifiedGradient:
     loss: LossInterval
     bound: GradientBound
     gradient: Tensor
-    distance: Tensor
+    distance: PerSample
     converged: bool
     applications: float
 

@@ -133,10 +133,10 @@ class DenseOperator(LinearOperator):
         return (singular * (1 + 1e-10)).to(self.matrix.dtype) * (1 + 8 * torch.finfo(self.matrix.dtype).eps)
 
     def row_norms(self, like: Dual) -> Tensor:
-        return torch.linalg.vector_norm(self.matrix.detach(), dim=1)
+        return self.coefficient_norms()
 
     def coefficient_norms(self) -> PerFilter:
-        return torch.linalg.vector_norm(self.matrix.detach(), dim=1)
+        return torch.linalg.vector_norm(self.matrix.detach(), dim=1) * (1 + 8 * torch.finfo(self.matrix.dtype).eps)
 
     def detached(self) -> DenseOperator:
         return DenseOperator(self.matrix.detach())

@@ -55,9 +55,9 @@ class StochasticDescent:
         problem = oracle.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
         start = WarmStart(warm.x[chosen], warm.adjoint[chosen])
         pair = settings.method.differentiate(problem, loss, settings.accuracy.scaled(self.accuracy), start)
-        warm.x[chosen], warm.adjoint[chosen] = pair.x, pair.adjoint
+        warm.x[chosen], warm.adjoint[chosen] = pair.x.to(warm.x.dtype), pair.adjoint.to(warm.x.dtype)
         self.optimizer.zero_grad()
-        evidence, surrogate = gather_evidence(problem, loss, pair.x, pair.adjoint)
+        evidence, surrogate = gather_evidence(problem, loss, pair.x.to(warm.x.dtype), pair.adjoint.to(warm.x.dtype))
         surrogate.mean().backward()
         self.optimizer.step()
         return StochasticStep(float(evidence.residuals.value.mean()), counter.applications)

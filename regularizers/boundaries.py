@@ -12,6 +12,8 @@ class Boundary(ABC):
     """A linear extension of images ``(batch, channels, height, width)`` by ``margin`` pixels on each side."""
 
     name: str
+    norm: float
+    """``||K||`` is at most this times the norm of convolution on the whole plane."""
 
     @abstractmethod
     def extend(self, image: Tensor, margin: int) -> Tensor:
@@ -21,19 +23,16 @@ class Boundary(ABC):
     def fold(self, extended: Tensor, margin: int) -> Tensor:
         """The adjoint of ``extend``."""
 
-    @abstractmethod
-    def multiplicity(self, size: int, margin: int) -> int:
-        """How often, at most, one pixel of a row of ``size`` pixels occurs in its extension."""
-
-    @abstractmethod
-    def overlap(self, size: int, margin: int) -> int:
-        """How many taps of one filter row, at most, fall on one pixel (the filter is ``2 margin + 1`` long)."""
+    def smallest(self, size: int) -> int:
+        """Fewest pixels per side of an image for filters of ``size``."""
+        return size
 
 
 class Valid(Boundary):
     """No extension: the filter sees whole windows only, and the result is smaller by ``2 margin``."""
 
     name = "valid"
+    norm = 1.0
 
     def extend(self, image: Tensor, margin: int) -> Tensor:
         return image
@@ -41,17 +40,12 @@ class Valid(Boundary):
     def fold(self, extended: Tensor, margin: int) -> Tensor:
         return extended
 
-    def multiplicity(self, size: int, margin: int) -> int:
-        return 1
-
-    def overlap(self, size: int, margin: int) -> int:
-        return 1
-
 
 class Circular(Boundary):
     """Periodic extension."""
 
     name = "circular"
+    norm = 1.0  # the circular symbol samples the same polynomial
 
     def extend(self, image: Tensor, margin: int) -> Tensor:
         return nnf.pad(image, (margin, margin, margin, margin), mode="circular")
@@ -65,17 +59,15 @@ class Circular(Boundary):
             extended = core
         return extended
 
-    def multiplicity(self, size: int, margin: int) -> int:
-        return 2 if size >= 2 * margin else 3
-
-    def overlap(self, size: int, margin: int) -> int:
-        return 1
-
 
 class Reflect(Boundary):
     """Mirror extension about the border pixel (the border itself is not repeated)."""
 
     name = "reflect"
+    norm = 2.0  # at most two copies of a pixel per axis: ||extend||^2 <= 4
+
+    def smallest(self, size: int) -> int:
+        return size + 1  # then no pixel lies in both mirrored margins
 
     def extend(self, image: Tensor, margin: int) -> Tensor:
         return nnf.pad(image, (margin, margin, margin, margin), mode="reflect")
@@ -88,12 +80,6 @@ class Reflect(Boundary):
             core.narrow(axis, size - 1 - margin, margin).add_(extended.narrow(axis, margin + size, margin).flip(axis))
             extended = core
         return extended
-
-    def multiplicity(self, size: int, margin: int) -> int:
-        return 2 if size >= 2 * margin + 2 else 3
-
-    def overlap(self, size: int, margin: int) -> int:
-        return 2
 
 
 BOUNDARIES: dict[str, Boundary] = {boundary.name: boundary for boundary in (Valid(), Circular(), Reflect())}

@@ -13,8 +13,7 @@ from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary, Reflect
 from regularizers.kernels import KernelPlan, default_plan
-
-_GRID = 128
+from regularizers.spectrum import FilterSpectrum
 
 
 class ConvolutionBank(LinearOperator):
@@ -32,6 +31,7 @@ class ConvolutionBank(LinearOperator):
         boundary: Boundary | None = None,
         zero_mean: bool = False,
         plan: KernelPlan | None = None,
+        spectrum: FilterSpectrum | None = None,
     ) -> None:
         if filters.dim() != 4 or filters.shape[-1] != filters.shape[-2] or filters.shape[-1] % 2 == 0:
             raise ValueError(f"filters need shape (filters, channels, k, k) with odd k, got {tuple(filters.shape)}")
@@ -41,6 +41,7 @@ class ConvolutionBank(LinearOperator):
         self.plan = plan if plan is not None else default_plan(filters)
         self._forward = self.plan.forward(filters)
         self._adjoint = self.plan.adjoint(filters.detach())
+        self.spectrum = spectrum if spectrum is not None else FilterSpectrum(filters)
         self.size = filters.shape[-1]
         self.margin = self.size // 2
 
@@ -59,37 +60,23 @@ class ConvolutionBank(LinearOperator):
             raise ValueError(
                 f"image is {x.dtype} on {x.device}, the filters are {self.filters.dtype} on {self.filters.device}"
             )
-        if min(x.shape[-2:]) < self.size:
+        if min(x.shape[-2:]) < self.boundary.smallest(self.size):
             raise ValueError(
-                f"images of {tuple(x.shape[-2:])} pixels are smaller than the {self.size}x{self.size} filters"
+                f"images of {tuple(x.shape[-2:])} pixels are too small for {self.size}x{self.size} filters with "
+                f"{self.boundary.name} boundary: at least {self.boundary.smallest(self.size)} pixels per side"
             )
 
     # --- certified norms (docs/theory.md, eq. 18-19) -------------------------------------------------------------
 
-    def _symbol(self) -> Tensor:
-        """``sum`` is a trigonometric polynomial per filter: the spectrum on a grid, ``(filters, channels, n, n/2+1)``."""
-        return torch.fft.rfft2(self.filters.detach().double(), s=(_GRID, _GRID))
-
-    def _between_grid_points(self) -> float:
-        """A polynomial of degree ``d`` on ``N`` points exceeds its grid maximum at most by ``1/cos(pi d/N)`` per axis."""
-        return math.cos(math.pi * (self.size - 1) / _GRID) ** -2
-
-    def _extension_norm(self) -> float:
-        """``||extend||`` for any image the operator accepts; periodic convolution needs no factor."""
-        if self.boundary.name == "circular":
-            return 1.0
-        return float(self.boundary.multiplicity(self.size, self.margin))
-
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
-        spectrum = self._symbol()
-        scale = torch.ones_like(spectrum[:, 0, 0, 0].real) if weights is None else weights.detach().double()
-        gram = torch.einsum("f,fchw,fdhw->hwcd", scale.to(spectrum), spectrum.conj(), spectrum)
-        largest = torch.linalg.matrix_norm(gram, ord=2).max() if gram.shape[-1] > 1 else gram.real.max()
-        return (largest * self._between_grid_points()).sqrt().to(self.filters.dtype) * self._extension_norm() * 1.000001
+        whole = self.spectrum.total if weights is None else self.spectrum.weighted(weights)
+        return self._rounded_up(whole * self.boundary.norm)
 
     def coefficient_norms(self) -> PerFilter:
-        power = self._symbol().abs().square().sum(1).amax(dim=(1, 2)) * self._between_grid_points()
-        return power.sqrt().to(self.filters.dtype) * self._extension_norm() * 1.000001
+        return self._rounded_up(self.spectrum.per_filter * self.boundary.norm)
+
+    def _rounded_up(self, bound: Tensor) -> Tensor:
+        return (bound * (1 + 2 * torch.finfo(self.filters.dtype).eps)).to(self.filters.dtype)
 
     def row_norms(self, like: Dual) -> Tensor:
         taps = torch.linalg.vector_norm(self.filters.detach().flatten(1), dim=1) * 1.000001
@@ -108,7 +95,7 @@ class ConvolutionBank(LinearOperator):
 
     def gain(self) -> float:
         # ||t * x|| <= ||t||_1 ||x|| <= k ||t|| ||x||
-        return self.size * self._extension_norm()
+        return self.size * self.boundary.norm
 
     def adjoint_gain(self, v: Dual) -> PerSample:
         # ||sum_i t_i * v_i||^2 = int |sum_i t_i^ v_i^|^2 <= int (sum_i |t_i^|^2) (sum_i |v_i^|^2): the Toeplitz matrix of the
@@ -118,7 +105,7 @@ class ConvolutionBank(LinearOperator):
             center = torch.eye(gram.shape[-1]).to(gram) - 1 / gram.shape[-1]
             gram = center @ gram @ center
         largest = largest_eigenvalue_bound(gram) + _slack(norm(v).square()) * self.size**2
-        return largest.sqrt() * self._extension_norm()
+        return largest.sqrt() * self.boundary.norm
 
     def _autocorrelation(self, v: Dual) -> Tensor:
         """``sum_i <v_i, shifted v_i>`` for all shifts within the filter's support, ``(batch, 2k - 1, 2k - 1)``."""
@@ -159,13 +146,17 @@ class ConvolutionBank(LinearOperator):
         return FourierInverse(total.reciprocal(), size)
 
     def detached(self) -> ConvolutionBank:
-        return ConvolutionBank(self.filters.detach(), self.boundary, self.zero_mean, self.plan)
+        return self._copy(self.filters.detach(), self.plan)
 
     def double(self) -> ConvolutionBank:
-        return ConvolutionBank(self.filters.detach().double(), self.boundary, self.zero_mean)
+        return self._copy(self.filters.detach().double(), None)
 
     def single(self) -> ConvolutionBank:
-        return ConvolutionBank(self.filters.detach().float(), self.boundary, self.zero_mean)
+        return self._copy(self.filters.detach().float(), None)
+
+    def _copy(self, filters: Tensor, plan: KernelPlan | None) -> ConvolutionBank:
+        # norms stay those of this bank: a certificate evaluated in single precision is about the exact operator
+        return ConvolutionBank(filters, self.boundary, self.zero_mean, plan, self.spectrum)
 
 
 def largest_eigenvalue_bound(gram: Tensor) -> PerSample:
@@ -198,8 +189,3 @@ class FourierInverse(Preconditioner):
 
     def select(self, index: Tensor) -> FourierInverse:
         return FourierInverse(self.multiplier[index], self.size)
-
-
-def is_filter_norm_valid(bank: ConvolutionBank, x: Primal) -> bool:
-    """Conformance check for users: ``||K x|| <= norm_bound ||x||`` on one batch."""
-    return bool((norm(bank.forward(x)) <= bank.norm_bound() * norm(x)).all())

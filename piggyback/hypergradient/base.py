@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from piggyback.losses import Loss
@@ -38,6 +39,10 @@ class WarmStart:
 
     x: Primal
     adjoint: Primal
+
+    def to(self, dtype: torch.dtype) -> WarmStart:
+        """The same pair in another precision."""
+        return WarmStart(self.x.to(dtype), self.adjoint.to(dtype))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ class CurvatureBounds:
     mixed_slope: Dual
 
 
+_OFFSET = 1e-20
+
+
 class Potential:
     """A separable potential with one weight and one smoothing per coefficient of the dual variable.
 
@@ -63,8 +66,10 @@ class Potential:
 
     def gradient_and_secant(self, z: Dual) -> tuple[Dual, Dual]:
         """``f'(z)`` and ``f'(z)/z``, the curvature of the quadratic majoriser at ``z`` (eq. 21)."""
-        slope, secant = self.profile.slope_and_secant(z / self.smoothing)
-        return slope * self.weight, secant * (self.weight / self.smoothing)
+        # the offset keeps t away from 0/0 and is far below the rounding of any other t
+        t = torch.addcmul(z.new_tensor(_OFFSET), z, self.smoothing.reciprocal())
+        slope, secant = self.profile.slope_and_secant(t)
+        return slope.mul_(self.weight), secant.mul_(self.weight / self.smoothing)
 
     def max_curvature(self) -> PerFilter:
         """``sup f''``; its inverse is the strong convexity of ``f*`` (eq. 6)."""

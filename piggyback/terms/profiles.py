@@ -61,9 +61,9 @@ class Profile(ABC):
         """Bounds that hold on the interval ``[t - radius, t + radius]``."""
 
     def slope_and_secant(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``psi'(t)`` and ``psi'(t) / t``, the curvature of the quadratic majoriser that touches at ``t`` (eq. 21)."""
+        """``psi'(t)`` and ``psi'(t) / t``, the curvature of the quadratic majoriser that touches at ``t != 0`` (eq. 21)."""
         slope = self.slope(t)
-        return slope, (slope / t).nan_to_num_(nan=1.0)  # 0/0 at t = 0, where the limit is psi''(0) = 1
+        return slope, slope / t
 
     def proximal(self, v: Tensor, stiffness: Tensor) -> Tensor:
         """Solve ``t + stiffness * psi'(t) = v`` (eq. 20) to rounding.

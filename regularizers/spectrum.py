@@ -1,0 +1,56 @@
+"""Certified norms of a filter bank from its spectrum on a grid (docs/theory.md, eq. 18)."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from piggyback.types import PerFilter, Scalar
+
+_GRID = 128
+_ROUNDING = 1 + 1e-9
+
+
+class FilterSpectrum:
+    """Norms of whole-space convolution with ``filters`` ``(filters, channels, k, k)``; computed once, in float64.
+
+    The power spectrum is a trigonometric polynomial of degree ``k - 1`` per axis; between the points of an ``N``-grid it
+    exceeds its grid maximum at most by the factor ``1/cos(pi (k-1)/N)`` per axis (Ehlich, Zeller 1964).
+    """
+
+    def __init__(self, filters: Tensor) -> None:
+        self.filters = filters.detach()
+        self.excess = math.cos(math.pi * (filters.shape[-1] - 1) / _GRID) ** -2 * _ROUNDING
+
+    @cached_property
+    def symbol(self) -> Tensor:
+        """``(filters, channels, n, n/2 + 1)``, complex."""
+        return torch.fft.rfft2(self.filters.double(), s=(_GRID, _GRID))
+
+    @cached_property
+    def power(self) -> Tensor:
+        """``sum_c |k_c^|^2`` per filter, ``(filters, n, n/2 + 1)``."""
+        return self.symbol.abs().square().sum(1)
+
+    @cached_property
+    def per_filter(self) -> PerFilter:
+        """At least ``||K_i||`` for every filter ``i``, in float64."""
+        return (self.power.amax(dim=(1, 2)) * self.excess).sqrt()
+
+    @cached_property
+    def total(self) -> Scalar:
+        """At least ``||K||``, in float64."""
+        return self.weighted(torch.ones_like(self.power[:, 0, 0]))
+
+    def weighted(self, weights: PerFilter) -> Scalar:
+        """At least ``||diag(weights)^{1/2} K||``, in float64."""
+        weights = weights.detach().double()
+        if self.filters.shape[1] == 1:
+            largest = torch.einsum("f,fhw->hw", weights, self.power).max()
+        else:
+            gram = torch.einsum("f,fchw,fdhw->hwcd", weights.to(self.symbol), self.symbol.conj(), self.symbol)
+            largest = torch.linalg.matrix_norm(gram, ord=2).max()
+        return (largest * self.excess).sqrt()
