@@ -38,6 +38,7 @@ from regularizers.linear import LinearConfig, LinearRegularizer
 
 TEST_SEED = 1
 TV_PATCHES = 64
+ADJOINT_TOLERANCE = 0.3  # coarse: the refinement that follows finishes both systems
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Options:
             batch=self.batch,
             workers=self.threads,
             optimizer="adam" if self.optimizer == "adam" else "adaptive",
-            accuracy=Accuracy(self.tolerance, 30 * self.tolerance),
+            accuracy=Accuracy(self.tolerance, ADJOINT_TOLERANCE),
         )
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from piggyback.types import PerSample
 
 ROUNDING_TERMS = 4096
-"""Allowance for accumulated rounding, in units of the last place: inner products of up to this many terms."""
+"""Allowance for accumulated rounding, in units of the last place (a model, docs/theory.md section 4)."""
 
 
 def inner(u: Tensor, v: Tensor) -> PerSample:

@@ -49,7 +49,7 @@ class BilevelSettings:
     its own: ``torch.set_num_threads(1)``).  The result depends on neither.
     """
 
-    accuracy: Accuracy = Accuracy(lower=3e-4, adjoint=1e-2)
+    accuracy: Accuracy = Accuracy(lower=3e-4, adjoint=0.3)
     method: HypergradientMethod = field(default_factory=Refined)
     certification: Certification = field(default_factory=Certification)
     data_term: Callable[[Primal], DataTerm] = Denoising

@@ -28,8 +28,9 @@ class DescentSettings:
     ``armijo``: wanted decrease over the predicted one; ``shrink``: least step factor of a rejected trial;
     ``width``: wanted radius of a loss interval over the decrease predicted for the step (the radius falls with the square
     of the accuracy, eq. 16); ``tighten``/``loosen``: most that the accuracy factor changes at once;
-    ``gradient_error``: a gradient is used when its certified relative error is at most this (infinite: the loss
-    intervals alone decide, which already makes every accepted step a certified decrease);
+    ``gradient_error``: a gradient is used when its certified relative error is at most this, below 1 so that minus the
+    gradient is a direction of descent (infinite: the loss intervals alone decide, and they alone make an accepted step a
+    certified decrease);
     ``first_decrease``: decrease predicted for the first step, over the loss;
     ``memory``: curvature pairs of the quasi-Newton metric (0: steepest descent with Barzilai-Borwein steps);
     ``finest``: smallest accuracy factor that is still asked for.
@@ -40,7 +41,7 @@ class DescentSettings:
     tighten: float = 0.4
     loosen: float = 1.3
     width: float = 0.1
-    gradient_error: float = float("inf")
+    gradient_error: float = 0.9
     first_decrease: float = 0.02
     memory: int = 8
     max_trials: int = 12
@@ -167,11 +168,11 @@ class AdaptiveDescent:
         slope = float(reference.gradient @ direction)
         if not slope < 0:
             return Trial(None, reference, step, accuracy, work)
-        accuracy = self._suited(accuracy, reference.value_error, -slope)
+        accuracy = self._suited(accuracy, reference, -slope)
         if reference.value_error > 4 * settings.width * -slope:
             reference = self.oracle.evaluate(reference.parameters, accuracy)
             work += reference.work
-            accuracy = self._suited(accuracy, reference.value_error, -slope)
+            accuracy = self._suited(accuracy, reference, -slope)
         for _ in range(settings.max_trials):
             trial = self.oracle.evaluate(reference.parameters + step * direction, accuracy)
             work += trial.work
@@ -194,10 +195,15 @@ class AdaptiveDescent:
         factor = -0.5 * predicted / curvature if curvature > 0 else 0.5
         return min(max(factor, self.settings.shrink), 0.5)
 
-    def _suited(self, accuracy: float, radius: float, decrease: float) -> float:
-        """The accuracy at which an interval of this ``radius`` would be ``width`` of the predicted ``decrease``."""
-        settings = self.settings
-        ratio = (settings.width * decrease / radius) ** 0.5 if radius > 0 else settings.loosen
+    def _suited(self, accuracy: float, last: Evaluation, decrease: float) -> float:
+        """The accuracy at which the ``last`` interval would have been ``width`` of the predicted ``decrease``, and the
+        certified gradient error half of what is allowed; both fall with at least the square of the accuracy."""
+        settings, room = self.settings, float("inf")
+        if last.value_error > 0:
+            room = settings.width * decrease / last.value_error
+        if last.gradient_error > 0:
+            room = min(room, 0.5 * settings.gradient_error / last.relative_gradient_error)
+        ratio = min(room, settings.loosen**2) ** 0.5
         return min(max(accuracy * min(max(ratio, settings.tighten), settings.loosen), settings.finest), 1.0)
 
     def _remember(

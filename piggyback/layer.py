@@ -80,12 +80,12 @@ class _Minimiser(torch.autograd.Function):
         distance = certified_distance(double_copy(layer.regularizer).problem(data.double()).counted(counter), x)
         layer.report = Report(distance, outcome.status == 0, counter.applications)
         ctx.layer, ctx.data, ctx.counter, ctx.report = layer, data, counter, layer.report
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, *parameters)  # autograd then refuses parameters that were changed in between
         return x
 
     @staticmethod
     def backward(ctx, *cotangents: Tensor):
-        (x,) = ctx.saved_tensors
+        x, *parameters = ctx.saved_tensors
         layer, data, loss = ctx.layer, ctx.data, LinearFunctional(cotangents[0].contiguous())
         problem = layer.regularizer.problem(data).counted(ctx.counter)
         accuracy = Accuracy(layer.tolerance, layer.tolerance)
@@ -94,6 +94,8 @@ class _Minimiser(torch.autograd.Function):
         part = certify(exact, data.double(), loss.double(), pair, Certification(), ctx.counter)
         ctx.report.applications = ctx.counter.applications
         ctx.report.groups = part.bound
-        ctx.report.gradient_error = float(exact.pull_back(part.bound)) * x.shape[0]
-        gradients = split_like(part.gradient, list(layer.regularizer.parameters()))
+        parameters = list(layer.regularizer.parameters())
+        gradients = split_like(part.gradient, parameters)
+        rounded = (torch.cat([g.double().flatten() for g in gradients]) - part.gradient).norm()
+        ctx.report.gradient_error = float(exact.pull_back(part.bound)) * x.shape[0] + float(rounded)
         return None, None, *gradients

@@ -14,6 +14,8 @@ class Boundary(ABC):
     name: str
     norm: float
     """``||K||`` is at most this times the norm of convolution on the whole plane."""
+    overlaps: bool = False
+    """Whether two taps of a filter can fall on one pixel (at most two per axis)."""
 
     @abstractmethod
     def extend(self, image: Tensor, margin: int) -> Tensor:
@@ -64,6 +66,7 @@ class Reflect(Boundary):
     """Mirror extension about the border pixel (the border itself is not repeated)."""
 
     name = "reflect"
+    overlaps = True
     norm = 2.0  # at most two copies of a pixel per axis: ||extend||^2 <= 4
 
     def smallest(self, size: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 
+@lru_cache(maxsize=32)
 def zero_mean_basis(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Orthonormal basis ``(size^2 - 1, size, size)`` of the zero-mean ``size x size`` filters: the DCT without its constant.
 

@@ -79,8 +79,8 @@ class ConvolutionBank(LinearOperator):
         return (bound * (1 + 2 * torch.finfo(self.filters.dtype).eps)).to(self.filters.dtype)
 
     def row_norms(self, like: Dual) -> Tensor:
-        taps = torch.linalg.vector_norm(self.filters.detach().flatten(1), dim=1) * 1.000001
-        if self.boundary.name != "reflect":
+        taps = self._rounded_up(torch.linalg.vector_norm(self.filters.detach().double().flatten(1), dim=1))
+        if not self.boundary.overlaps:
             return taps
         height, width = like.shape[1:3]
         return self._folded(height, like).unsqueeze(1).unsqueeze(-1) * self._folded(width, like).unsqueeze(-1) * taps
@@ -89,7 +89,7 @@ class ConvolutionBank(LinearOperator):
         """Near a mirror two taps can fall on one pixel: at most a factor ``sqrt(2)`` per axis, and none inside."""
         position = torch.arange(extent, device=like.device)
         near = (position < self.margin) | (position >= extent - self.margin)
-        return torch.where(near, math.sqrt(2.0), 1.0).to(like.dtype)
+        return torch.where(near, math.sqrt(2.0) * (1 + torch.finfo(like.dtype).eps), 1.0).to(like.dtype)
 
     # --- geometry of the parameters ------------------------------------------------------------------------------
 
@@ -100,12 +100,12 @@ class ConvolutionBank(LinearOperator):
     def adjoint_gain(self, v: Dual) -> PerSample:
         # ||sum_i t_i * v_i||^2 = int |sum_i t_i^ v_i^|^2 <= int (sum_i |t_i^|^2) (sum_i |v_i^|^2): the Toeplitz matrix of the
         # summed autocorrelations, of which only the part on admissible directions counts
-        gram = self._toeplitz(self._autocorrelation(v))
+        gram = self._toeplitz(self._autocorrelation(v).double())  # k^2 x k^2: float64 costs nothing
         if self.zero_mean:
             center = torch.eye(gram.shape[-1]).to(gram) - 1 / gram.shape[-1]
             gram = center @ gram @ center
         largest = largest_eigenvalue_bound(gram) + _slack(norm(v).square()) * self.size**2
-        return largest.sqrt() * self.boundary.norm
+        return self._rounded_up(largest.sqrt() * self.boundary.norm)
 
     def _autocorrelation(self, v: Dual) -> Tensor:
         """``sum_i <v_i, shifted v_i>`` for all shifts within the filter's support, ``(batch, 2k - 1, 2k - 1)``."""
@@ -134,7 +134,7 @@ class ConvolutionBank(LinearOperator):
         if self.zero_mean:
             mean = nnf.avg_pool2d(extended, k, stride=1)
             energy = (energy - k * k * mean.square().sum(1)).clamp(min=0) + _slack(energy)
-        weighted = torch.einsum("bhwf,bhw->bf", curvature, energy)
+        weighted = (curvature * energy.unsqueeze(-1)).sum(2).sum(1)  # axis by axis: short sums, small rounding
         return weighted.amax(1).sqrt()
 
     # --- solver support ------------------------------------------------------------------------------------------
@@ -160,21 +160,21 @@ class ConvolutionBank(LinearOperator):
 
 
 def largest_eigenvalue_bound(gram: Tensor) -> PerSample:
-    """At least the largest eigenvalue of a symmetric PSD ``(batch, n, n)``, at most ``n^{1/8}`` times it.
+    """At least the largest eigenvalue of a symmetric PSD ``(batch, n, n)`` in float64, at most ``n^{1/8}`` times it.
 
-    ``lambda_max <= ||G^4||_F^{1/4}``, by two squarings of the matrix scaled to trace 1: no iteration, no estimate.
+    ``lambda_max <= ||G^4||_F^{1/4}``, by two squarings of the matrix scaled to norm 1: no iteration, no estimate.
     """
-    trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=torch.finfo(gram.dtype).tiny)
-    scaled = gram / trace.reshape(-1, 1, 1)
+    size = torch.linalg.matrix_norm(gram).clamp(min=torch.finfo(gram.dtype).tiny)
+    scaled = gram / size.reshape(-1, 1, 1)
     for _ in range(2):
         scaled = scaled @ scaled
     rounding = 1 + 64 * gram.shape[-1] * torch.finfo(gram.dtype).eps
-    return trace * torch.linalg.matrix_norm(scaled).pow(0.25) * rounding
+    return size * torch.linalg.matrix_norm(scaled).pow(0.25) * rounding
 
 
 def _slack(energy: Tensor) -> Tensor:
     """What the difference of two nearly equal sums may have lost to rounding."""
-    return 64 * torch.finfo(energy.dtype).eps * energy
+    return 256 * torch.finfo(energy.dtype).eps * energy
 
 
 class FourierInverse(Preconditioner):

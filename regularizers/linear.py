@@ -76,13 +76,10 @@ class LinearRegularizer(Regularizer):
     and ``log_smoothing`` ``(filters,)``.
     """
 
-    basis: Tensor
-
     def __init__(self, config: LinearConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config = config if config is not None else LinearConfig()
         basis = zero_mean_basis(config.size)
-        self.register_buffer("basis", basis, persistent=False)
         self.coefficients = nn.Parameter(_starting_coefficients(config, basis, generator))
         weight = torch.full((config.filters,), config.weight)
         weight[:2] = config.gradient_weight
@@ -93,7 +90,8 @@ class LinearRegularizer(Regularizer):
 
     def filters(self) -> Tensor:
         """``(filters, channels, k, k)``, each channel with zero mean."""
-        return torch.einsum("fcn,nij->fcij", self.coefficients, self.basis)
+        basis = zero_mean_basis(self.config.size, self.coefficients.dtype).to(self.coefficients.device)
+        return torch.einsum("fcn,nij->fcij", self.coefficients, basis)
 
     def operator(self) -> ConvolutionBank:
         """The filter bank."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from piggyback.types import PerFilter, Scalar
 
-_GRID = 128
+_SMALLEST_GRID = 128
 _ROUNDING = 1 + 1e-9
 
 
@@ -23,12 +23,13 @@ class FilterSpectrum:
 
     def __init__(self, filters: Tensor) -> None:
         self.filters = filters.detach()
-        self.excess = math.cos(math.pi * (filters.shape[-1] - 1) / _GRID) ** -2 * _ROUNDING
+        self.grid = max(_SMALLEST_GRID, 8 * filters.shape[-1])
+        self.excess = math.cos(math.pi * (filters.shape[-1] - 1) / self.grid) ** -2 * _ROUNDING
 
     @cached_property
     def symbol(self) -> Tensor:
         """``(filters, channels, n, n/2 + 1)``, complex."""
-        return torch.fft.rfft2(self.filters.double(), s=(_GRID, _GRID))
+        return torch.fft.rfft2(self.filters.double(), s=(self.grid, self.grid))
 
     @cached_property
     def power(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from piggyback.operators import ApplicationCounter, CountingOperator, DenseOperator, LinearOperator
 from regularizers.boundaries import BOUNDARIES
 from regularizers.constraints import positive, zero_mean_basis
-from regularizers.convolution import ConvolutionBank, is_filter_norm_valid, largest_eigenvalue_bound
+from regularizers.convolution import ConvolutionBank, largest_eigenvalue_bound
 from regularizers.kernels import ADJOINT_KERNELS, FORWARD_KERNELS, KernelPlan, measured_plan, plan_named
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.oracles import materialise
@@ -147,9 +147,12 @@ def operators() -> list[tuple[str, LinearOperator, torch.Size]]:
     """Every boundary, both channel counts, and images as small as allowed."""
     found: list[tuple[str, LinearOperator, torch.Size]] = [("dense", DenseOperator(randn(7, 5)), torch.Size([5]))]
     for boundary in BOUNDARIES:
-        for channels, height, width, size in ((1, 9, 8, 3), (3, 6, 7, 3), (1, 5, 5, 5), (1, 5, 9, 5), (3, 7, 5, 5)):
+        least = BOUNDARIES[boundary].smallest(5)
+        for channels, height, width, size in ((1, 9, 8, 3), (3, 7, 8, 3), (1, least, least, 5), (3, 9, least, 5)):
             bank = ConvolutionBank(filters(channels, size), BOUNDARIES[boundary])
-            found.append((f"{boundary}-{channels}x{height}x{width}-{size}", bank, torch.Size([channels, height, width])))
+            found.append(
+                (f"{boundary}-{channels}x{height}x{width}-{size}", bank, torch.Size([channels, height, width]))
+            )
     return found
 
 
@@ -166,12 +169,14 @@ def test_norms_are_bounds(name: str, operator: LinearOperator, shape: torch.Size
         "weighted": torch.linalg.matrix_norm(weights.sqrt().repeat(sites).unsqueeze(1) * matrix, ord=2),
     }
     bound = {"norm": operator.norm_bound(), "weighted": operator.norm_bound(weights)}
-    tiny, mirrored = min(shape[-2:]) < 6 if len(shape) == 3 else False, name.startswith("reflect")
+    tiny, mirrored = min(shape[-2:]) < 7 if len(shape) == 3 else False, name.startswith("reflect")
     factor = 3.6 if tiny or mirrored else 1.2  # recorded: the spectrum cannot see how small the image is
     for kind, value in exact.items():
         assert value <= bound[kind] <= factor * value, f"{kind}: {float(bound[kind] / value):.3f}"
     rows = operator.row_norms(like).expand_as(like).flatten()
-    assert bool((matrix.norm(dim=1) <= rows).all()) and bool((rows <= (3.5 if mirrored else 1.01) * matrix.norm(dim=1)).all())
+    assert bool((matrix.norm(dim=1) <= rows).all()) and bool(
+        (rows <= (3.5 if mirrored else 1.01) * matrix.norm(dim=1)).all()
+    )
     per_coefficient = matrix.unflatten(0, (sites, count))
     norms = torch.stack([torch.linalg.matrix_norm(per_coefficient[:, i], ord=2) for i in range(count)])
     ratio = operator.coefficient_norms() / norms
@@ -205,14 +210,6 @@ def test_single_precision_norms_stay_bounds() -> None:
         bank = ConvolutionBank(filters(1, 5, 1, seed).float(), BOUNDARIES["circular"])
         spectrum = torch.fft.rfft2(bank.filters[0, 0].double(), s=(512, 512)).abs().max()
         assert bank.norm_bound().double() >= spectrum
-
-
-def test_conformance_check_notices_a_wrong_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check that ships for users must be able to fail."""
-    bank, x = ConvolutionBank(filters(1)), randn(2, 1, 8, 8)
-    assert is_filter_norm_valid(bank, x)
-    monkeypatch.setattr(ConvolutionBank, "norm_bound", lambda self: torch.tensor(0.1, dtype=torch.float64))
-    assert not is_filter_norm_valid(bank, x)
 
 
 # --- geometry of the parameters ----------------------------------------------------------------------------------
@@ -254,11 +251,11 @@ def test_gains_bound_the_brute_force_suprema(boundary: str, channels: int, zero_
         pulled = torch.einsum("pmn,m->pn", maps, v.flatten())
         exact = torch.linalg.matrix_norm(pulled, ord=2)
         bound = float(bank.adjoint_gain(v))
-        assert exact <= bound <= 2.2 * mirrored * exact, f"adjoint gain ratio {bound / float(exact):.2f}"
+        assert exact <= bound <= 1.4 * mirrored * exact, f"adjoint gain ratio {bound / float(exact):.2f}"
         pushed = torch.einsum("pmn,n->pm", maps, x.flatten()) * curvature.flatten().sqrt()
         exact = torch.linalg.matrix_norm(pushed, ord=2)
         bound = float(bank.forward_gain(x, curvature))
-        assert exact <= bound <= 3.0 * exact, f"forward gain ratio {bound / float(exact):.2f}"
+        assert exact <= bound <= 2.3 * exact, f"forward gain ratio {bound / float(exact):.2f}"
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)

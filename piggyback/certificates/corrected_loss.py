@@ -23,7 +23,7 @@ def plain_loss(evidence: Evidence) -> LossInterval:
     """``l(x)`` with the first-order bound ``||grad l|| d + L_l d^2 / 2``, ``d`` the certified distance."""
     residuals, distance = evidence.residuals, evidence.distance
     radius = residuals.slope * distance + 0.5 * evidence.loss_smoothness * distance.square()
-    return LossInterval(residuals.value, inflate(radius) + _rounding(residuals.value.abs()))
+    return LossInterval(residuals.value, inflate(radius) + _rounding(residuals.size))
 
 
 def corrected_loss(evidence: Evidence) -> LossInterval:
@@ -34,7 +34,7 @@ def corrected_loss(evidence: Evidence) -> LossInterval:
     energy = torch.minimum(r * change.energy, 0.5 * r.square() * change.energy_third)
     additive = torch.minimum(moved * change.rest, 0.5 * moved.square() * change.rest_third)
     quadratic = residuals.adjoint.float() * r + 0.5 * evidence.loss_smoothness * r.square() / mu
-    size = residuals.value.abs() + residuals.force * residuals.pull
+    size = residuals.size + residuals.correction_size
     radius = inflate(quadratic + energy + additive).to(size) + _rounding(size)
     return LossInterval(residuals.value - residuals.correction, radius)
 

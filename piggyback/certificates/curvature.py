@@ -38,22 +38,21 @@ def curvature_change(bounds: CurvatureBounds, image: Dual, threshold: Scalar) ->
     """One pass over the coefficients (``image = K P``); everything later works on ``(batch,)`` numbers."""
     image = image.abs()
     good = (bounds.lower > threshold) & torch.isfinite(bounds.third)
-    bad = ~good
-    inverse_lower = bounds.lower.rsqrt().masked_fill_(bad, 0.0)
-    inverse_upper = bounds.upper.rsqrt()
-    inverse_upper.masked_fill_(torch.isinf(inverse_upper), 0.0)  # no curvature anywhere near: no change either
+    inverse_lower = torch.where(good, bounds.lower.rsqrt(), 0.0)
+    inverse_upper = bounds.upper.clamp(min=torch.finfo(image.dtype).tiny).rsqrt()
     change = bounds.jump * image
     third = (bounds.third * image).nan_to_num_(nan=torch.inf, posinf=torch.inf)  # a kink: infinite even if K P = 0
     dual, dual_third = change * inverse_upper, _finite_product(third, inverse_upper)
+    third_good, dual_third_good = torch.where(good, third, 0.0), torch.where(good, dual_third, 0.0)
     return CurvatureChange(
         energy=norm(change * inverse_lower),
-        energy_third=_peak(third.masked_fill(bad, 0.0) * inverse_lower.square()),
-        dual=norm(dual.masked_fill(bad, 0.0)),
-        dual_third=_peak(dual_third.masked_fill(bad, 0.0) * inverse_lower),
-        rest=norm(change.masked_fill(good, 0.0)),
-        rest_third=_peak(third.masked_fill(good, 0.0)),
-        rest_dual=norm(dual.masked_fill(good, 0.0)),
-        rest_dual_third=_peak(dual_third.masked_fill(good, 0.0)),
+        energy_third=_peak(third_good * inverse_lower.square()),
+        dual=norm(torch.where(good, dual, 0.0)),
+        dual_third=_peak(dual_third_good * inverse_lower),
+        rest=norm(torch.where(good, 0.0, change)),
+        rest_third=_peak(torch.where(good, 0.0, third)),
+        rest_dual=norm(torch.where(good, 0.0, dual)),
+        rest_dual_third=_peak(torch.where(good, 0.0, dual_third)),
     )
 
 

@@ -21,8 +21,9 @@ class Residuals:
     """The pair and its residuals, in the dtype of the problem (docs/theory.md, eq. 10).
 
     ``error`` bounds ``||x - x*||_H``; ``adjoint`` bounds ``||grad l(x) - A P||_{H^{-1}}``; both include rounding.
-    ``correction = <P, grad h(x)>``, ``value = l(x)``; ``slope``, ``force``, ``pull``: norms of ``grad l(x)``, ``P``,
-    ``grad h(x)``.
+    ``value = l(x)``, ``correction = <P, grad h(x)>``, ``slope = ||grad l(x)||``.  ``size`` and ``correction_size``: sums
+    of the absolute values of the numbers that ``value`` and ``correction`` were computed from, which their rounding is
+    measured against (cancellation makes it large beside the results).
     """
 
     error: PerSample
@@ -30,8 +31,8 @@ class Residuals:
     value: PerSample
     correction: PerSample
     slope: PerSample
-    force: PerSample
-    pull: PerSample
+    size: PerSample
+    correction_size: PerSample
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,6 @@ def _residuals(
         value=loss.value(x),
         correction=inner(adjoint, gradient),
         slope=norm(slope),
-        force=force,
-        pull=norm(gradient),
+        size=loss.value(x).abs() + norm(slope) * norm(x),
+        correction_size=force * (norm(gradient) + lost),
     )

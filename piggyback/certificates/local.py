@@ -66,12 +66,14 @@ def _operator_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
 
 def _over_sites(v: Dual) -> Tensor:
     """Sum over the sites: ``(batch, coefficients)``."""
-    return v.flatten(1, -2).sum(1) if v.dim() > 2 else v
+    for _ in range(v.dim() - 2):  # axis by axis: short sums, small rounding
+        v = v.sum(-2)
+    return v
 
 
 def _coefficient_norm(v: Dual) -> Tensor:
     """Euclidean norm over the sites: ``(batch, coefficients)``."""
-    return torch.linalg.vector_norm(v.flatten(1, -2), dim=1) if v.dim() > 2 else v.abs()
+    return _over_sites(v.square()).sqrt()
 
 
 def _away(evidence: Evidence, adjoint: PerSample) -> Tensor:
@@ -100,8 +102,8 @@ def _smoothing_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     potential, bounds = evidence.potential, evidence.bounds
     good = (bounds.lower > evidence.threshold) & torch.isfinite(bounds.mixed_slope)
     whole = bounds.mixed * evidence.image.abs()
-    slope = (bounds.mixed_slope * evidence.image * bounds.lower.rsqrt()).masked_fill(~good, 0.0)
+    slope = torch.where(good, bounds.mixed_slope * evidence.image * bounds.lower.rsqrt(), 0.0)
     energy = _coefficient_norm(slope) * evidence.error.unsqueeze(-1)
-    change = torch.minimum(_over_sites(whole), energy + _over_sites(whole.masked_fill(good, 0.0)))
+    change = torch.minimum(_over_sites(whole), energy + _over_sites(torch.where(good, 0.0, whole)))
     change = change + _away(evidence, adjoint) * _coefficient_norm(bounds.mixed)
     return _along(evidence, potential.smoothing_derivative(evidence.z), adjoint) + change

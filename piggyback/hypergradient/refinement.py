@@ -19,14 +19,15 @@ from piggyback.types import Primal
 class Refined(HypergradientMethod):
     """``method``, then ``rounds`` of Newton corrections of ``x`` and ``P`` to the relative ``tolerance`` of CG.
 
-    A round costs one float64 residual of each system and a few CG steps for both in one batch; it divides the errors by
-    about ``1 / tolerance``, and the radius of the loss interval by the square of that.  The pair comes back in float64,
-    since single precision could not hold it.
+    A round costs one float64 residual of each system and a few CG steps for both in one batch; it multiplies the error
+    of ``x`` by about ``tolerance``, and that of ``P`` down to what the move of ``x`` leaves (so the loss interval shrinks by
+    ``tolerance`` at least, and by its square from the second round on).  The pair comes back in float64, since single
+    precision could not hold it.
     """
 
     method: HypergradientMethod = field(default_factory=ImplicitCG)
-    rounds: int = 1
-    tolerance: float = 0.05
+    rounds: int = 2
+    tolerance: float = 0.1
     schedule: Schedule = Schedule(max_steps=60, check_every=2, patience=10)
 
     def differentiate(

@@ -18,8 +18,8 @@ from piggyback.types import PerSample, Primal
 class LowerLevel:
     """A batch of problems, where to start, and how close to come.
 
-    ``radius`` ``(batch,)``: the solve stops when ``||grad h(x)||_{H^{-1}} <= sqrt(mu) * radius``, which certifies
-    ``||x - x*|| <= radius`` (docs/theory.md, eq. 10).
+    ``radius`` ``(batch,)``: the solve stops when ``||grad h(x)||_{H^{-1}} <= sqrt(mu) * radius``, which bounds
+    ``||x - x*|| <= radius`` up to rounding (docs/theory.md, eq. 10); ``certified_distance`` includes the rounding.
     """
 
     problem: SaddleProblem
@@ -27,7 +27,7 @@ class LowerLevel:
     radius: PerSample
 
     def error(self, gradient: Primal) -> PerSample:
-        """Certified distance to the solution over the wanted one."""
+        """Distance to the solution over the wanted one, bounded up to the rounding of the working precision."""
         return self.problem.data.dual_norm(gradient) / (self.problem.data.strong_convexity**0.5 * self.radius)
 
     def select(self, index: Tensor) -> LowerLevel:
@@ -56,10 +56,10 @@ def solve_lower(
     start: Primal | None = None,
     schedule: Schedule | None = None,
 ) -> Outcome:
-    """Solve every problem of the batch until ``||x - x*|| <= radius`` is certified (in working precision).
+    """Solve every problem of the batch until ``||x - x*|| <= radius`` by the residual in working precision.
 
-    Returns an ``Outcome`` whose result is ``(x,)``; ``outcome.error * radius`` bounds the distance to the
-    solution also where the status is not ``CONVERGED``.  Raises ``ValueError`` for non-finite or non-positive data.
+    Returns an ``Outcome`` whose result is ``(x,)``; ``outcome.error * radius`` is the measured distance
+    also where the status is not ``CONVERGED``; ``certified_distance`` turns it into a bound.  Raises ``ValueError`` for non-finite or non-positive data.
     """
     problem = problem.detached()
     problem.check()

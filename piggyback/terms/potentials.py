@@ -118,8 +118,9 @@ class Potential:
         """Interval bounds for ``|z' - z| <= radius`` (``radius`` broadcasts against ``z``)."""
         t, reach = z / self.smoothing, radius / self.smoothing
         # one rounding of t must not move it out of its own interval
-        ulp = 8 * torch.finfo(z.dtype).eps
-        unit = self.profile.bounds(t, torch.add(reach * (1 + ulp), t.abs(), alpha=ulp))
+        ulp = 32 * torch.finfo(z.dtype).eps
+        reach = torch.add(reach * (1 + ulp), t.abs(), alpha=ulp) + torch.finfo(z.dtype).tiny
+        unit = self.profile.bounds(t, reach)
         scale = self.weight / self.smoothing
         # third * reach keeps its digits where the difference of two nearly equal curvatures has lost them
         jump = torch.minimum(unit.third * reach, unit.upper * (1 + ulp) - unit.lower)

@@ -128,17 +128,16 @@ class DenseQuadratic(DataTerm):
     Raises ``ValueError`` unless ``H`` is symmetric positive definite.
     """
 
-    def __init__(self, hessian: Tensor, linear: Primal) -> None:
+    def __init__(self, hessian: Tensor, linear: Primal, bounds: tuple[float, float] | None = None) -> None:
         if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
             raise ValueError("DenseQuadratic needs a symmetric matrix")
-        eigenvalues = torch.linalg.eigvalsh(hessian.double())
-        lowest, highest = float(eigenvalues[0]), float(eigenvalues[-1])
-        if not lowest > 0:
-            raise ValueError(f"DenseQuadratic needs a positive definite matrix, smallest eigenvalue {lowest:.3g}")
+        self._bounds = _spectrum_bounds(hessian) if bounds is None else bounds
+        if not self._bounds[0] > 0:
+            raise ValueError(
+                f"DenseQuadratic needs a positive definite matrix, smallest eigenvalue {self._bounds[0]:.3g}"
+            )
         self.matrix = hessian
         self.linear = linear
-        slack = 8 * hessian.shape[0] * torch.finfo(torch.float64).eps * highest
-        self._bounds = (lowest - slack, highest + slack)
 
     @property
     def strong_convexity(self) -> float:
@@ -172,7 +171,15 @@ class DenseQuadratic(DataTerm):
         return self.resolvent(v + step * self.linear, step)
 
     def select(self, index: Tensor) -> DenseQuadratic:
-        return DenseQuadratic(self.matrix, self.linear[index])
+        return DenseQuadratic(self.matrix, self.linear[index], self._bounds)
 
     def double(self) -> DenseQuadratic:
-        return DenseQuadratic(self.matrix.double(), self.linear.double())
+        return DenseQuadratic(self.matrix.double(), self.linear.double(), self._bounds)
+
+
+def _spectrum_bounds(matrix: Tensor) -> tuple[float, float]:
+    """Lower and upper bound of the eigenvalues, rounding included."""
+    eigenvalues = torch.linalg.eigvalsh(matrix.double())
+    lowest, highest = float(eigenvalues[0]), float(eigenvalues[-1])
+    slack = 8 * matrix.shape[0] * torch.finfo(torch.float64).eps * abs(highest)
+    return lowest - slack, highest + slack

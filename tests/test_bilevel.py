@@ -1,0 +1,273 @@
+"""The bilevel oracle against dense truth, and the descent whose steps are facts."""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.certificates.corrected_loss import plain_loss
+from piggyback.certificates.worst_case import worst_case_bound
+from piggyback.certified import Certification
+from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
+from piggyback.hypergradient.base import Accuracy, WarmStart
+from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.hypergradient.piggyback import Piggyback
+from piggyback.hypergradient.refinement import Refined
+from regularizers.constraints import zero_mean_basis
+from regularizers.linear import LinearConfig, LinearRegularizer
+from tests.oracles import Gradient, loss_at, truth
+from tests.problems import Case, image_case, representable
+
+METHODS = {"implicit": ImplicitCG(), "piggyback": Piggyback(), "refined": Refined()}
+
+
+def images(count: int = 5, channels: int = 1) -> Samples:
+    case = image_case("images", "", "logcosh", "reflect", shape=(channels, 8, 7), samples=count, seed=50)
+    return Samples(case.target, case.data.start)
+
+
+def regularizer(profile: str = "logcosh", channels: int = 1) -> LinearRegularizer:
+    config = LinearConfig(
+        filters=3, size=3, channels=channels, profile=profile, weight=0.03, gradient_weight=0.06, smoothing=0.05
+    )
+    return LinearRegularizer(config, torch.Generator().manual_seed(3)).double()
+
+
+def exact_level(model: LinearRegularizer, samples: Samples) -> tuple[float, Tensor]:
+    """Mean loss and its gradient in the module's parameters, by the dense oracle."""
+    potential, taps = model.potential().detached(), model.filters().detach()
+    template = image_case("images", "", model.config.profile, model.config.boundary, zero_mean=True)
+    case = replace(
+        template,
+        kernel=taps,
+        weight=potential.weight,
+        smoothing=potential.smoothing,
+        data=type(template.data)(samples.degraded),  # type: ignore[call-arg]
+        target=samples.clean,
+        cache={},
+    )
+    exact = truth(case)
+    return float(exact.loss.mean()), parametrised(model, case, exact.gradient)
+
+
+def parametrised(model: LinearRegularizer, case: Case, gradient: Gradient) -> Tensor:
+    operator = gradient.operator.mean(0).reshape(case.kernel.shape)
+    coefficients = torch.einsum("fcij,nij->fcn", operator, model.basis)
+    spread = case.smoothing - model.config.smoothing_floor
+    groups = {
+        "coefficients": coefficients,
+        "log_weight": gradient.weight.mean(0) * case.weight,
+        "log_smoothing": gradient.smoothing.mean(0) * spread,
+    }
+    return torch.cat([groups[name].flatten() for name, _ in model.named_parameters()])
+
+
+# --- evaluations -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accuracy", [100.0, 1.0, 1e-3])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("profile", "channels"), [("charbonnier", 1), ("huber", 1), ("logcosh", 3)])
+def test_evaluation_brackets_the_truth(profile: str, channels: int, method: str, accuracy: float) -> None:
+    """Value and gradient of the mean over images, through the learned parametrisation, loose and tight."""
+    samples, model = images(channels=channels), regularizer(profile, channels)
+    value, gradient = exact_level(model, samples)
+    oracle = BilevelOracle(model, samples, BilevelSettings(method=METHODS[method], batch=2))
+    evaluation = oracle.evaluate(oracle.parameters(), accuracy)
+    assert evaluation.converged and evaluation.work > 0
+    assert evaluation.lower <= value <= evaluation.upper
+    assert abs(value - evaluation.value) <= evaluation.value_error
+    assert float((evaluation.gradient - gradient).norm()) <= evaluation.gradient_error
+    if accuracy <= 1e-3:
+        assert evaluation.value_error <= 1e-6 * value
+        assert evaluation.relative_gradient_error <= 0.05
+        assert float((evaluation.gradient - gradient).norm() / gradient.norm()) <= 1e-3
+
+
+@pytest.mark.parametrize("accuracy", [100.0, 1.0])
+def test_float32_training_is_certified_in_float64(accuracy: float) -> None:
+    """The model as stored (float32) has an exact loss and gradient; solves in float32 must bracket them."""
+    samples, model = images(), regularizer().float()
+    low = Samples(samples.clean.float(), samples.degraded.float())
+    value, gradient = exact_level(copy.deepcopy(model).double(), Samples(low.clean.double(), low.degraded.double()))
+    evaluation = BilevelOracle(model, low).evaluate(BilevelOracle(model, low).parameters(), accuracy)
+    assert evaluation.gradient.dtype == torch.float32
+    assert evaluation.lower <= value <= evaluation.upper
+    assert float((evaluation.gradient.double() - gradient).norm()) <= evaluation.gradient_error
+
+
+def test_worst_case_certification_is_valid_and_wider() -> None:
+    """The baseline certificates plug into the same oracle."""
+    samples, model = images(), regularizer()
+    value, gradient = exact_level(model, samples)
+    found = {}
+    for name, certification in (("ours", Certification()), ("baseline", Certification(worst_case_bound, plain_loss))):
+        oracle = BilevelOracle(model, samples, BilevelSettings(method=ImplicitCG(), certification=certification))
+        found[name] = oracle.evaluate(oracle.parameters(), 1.0)
+        assert found[name].lower <= value <= found[name].upper
+        assert float((found[name].gradient - gradient).norm()) <= found[name].gradient_error
+    assert found["baseline"].gradient_error > 2 * found["ours"].gradient_error
+    assert found["baseline"].value_error > 2 * found["ours"].value_error
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(1, 1), (2, 1), (5, 1), (2, 2)])
+def test_batching_and_threads_do_not_change_the_result(batch: int, workers: int) -> None:
+    """Chunks are an implementation detail: same numbers, same work, whatever their size and whoever computes them."""
+    reference = evaluated(BilevelSettings(batch=3))
+    other = evaluated(BilevelSettings(batch=batch, workers=workers))
+    assert other.value == pytest.approx(reference.value, rel=1e-10)
+    assert other.value_error == pytest.approx(reference.value_error, rel=1e-3)
+    assert float((other.gradient - reference.gradient).norm() / reference.gradient.norm()) <= 1e-8
+    assert other.gradient_error == pytest.approx(reference.gradient_error, rel=1e-3)
+    assert other.work == reference.work
+
+
+def evaluated(settings: BilevelSettings):
+    oracle = BilevelOracle(regularizer(), images(), settings)
+    return oracle.evaluate(oracle.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_warm_starts_cut_the_work(method: str) -> None:
+    """A second evaluation nearby costs less than half, and brackets the truth there."""
+    samples, model = images(), regularizer()
+    oracle = BilevelOracle(model, samples, BilevelSettings(method=METHODS[method]))
+    cold = oracle.evaluate(oracle.parameters(), 0.1)
+    moved = cold.parameters + 1e-5
+    warm = oracle.evaluate(moved, 0.1)
+    assert warm.work < 0.6 * cold.work
+    assert warm.lower <= exact_level(model, samples)[0] <= warm.upper
+    assert torch.equal(oracle.parameters(), moved)
+
+
+def test_samples_are_checked() -> None:
+    """Counts, NaN, and which side has it."""
+    good = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="2 clean images but 1 degraded"):
+        Samples(good, good[:1])
+    for name, pair in (("clean", (good / 0, good)), ("degraded", (good, good / 0))):
+        with pytest.raises(ValueError, match=f"{name} images contain NaN"):
+            Samples(*pair)
+
+
+# --- adaptive descent --------------------------------------------------------------------------------------------
+
+
+def descent(settings: DescentSettings | None = None, batch: int = 8) -> tuple[AdaptiveDescent, LinearRegularizer]:
+    model = regularizer()
+    oracle = BilevelOracle(model, images(), BilevelSettings(accuracy=Accuracy(1e-2, 1e-1), batch=batch))
+    return AdaptiveDescent(oracle, settings), model
+
+
+@pytest.mark.parametrize("memory", ["quasi-newton", "certified-gradients"])
+def test_every_accepted_step_decreases_the_true_loss(memory: str) -> None:
+    """By at least what the acceptance rule says, measured with the exact solver; certified ends bracket it throughout."""
+    settings = DescentSettings() if memory == "quasi-newton" else DescentSettings(gradient_error=0.5)
+    method, model = descent(settings)
+    samples = images()
+    state = method.start()
+    before, _ = exact_level(at(model, state), samples)
+    first = before
+    for _ in range(8):
+        state = method.advance(state)
+        assert state.reason is StopReason.RUNNING
+        after, _ = exact_level(at(model, state), samples)
+        assert after < before
+        assert state.current.lower <= after <= state.current.upper
+        before = after
+    assert state.iteration == 8 and before <= 0.95 * first
+
+
+def at(model: LinearRegularizer, state: DescentState) -> LinearRegularizer:
+    """The model at the state's parameters (trials leave others behind)."""
+    other = copy.deepcopy(model)
+    torch.nn.utils.vector_to_parameters(state.current.parameters, other.parameters())
+    return other
+
+
+def test_gradients_are_as_certain_as_asked() -> None:
+    """``gradient_error`` bounds the certified relative error of every gradient that is stepped along."""
+    method, _ = descent(DescentSettings(gradient_error=0.2))
+    used: list[float] = []
+    direction = method._direction
+    method._direction = lambda current, pairs: (  # type: ignore[method-assign]
+        used.append(current.relative_gradient_error) or direction(current, pairs)
+    )
+    state = method.start()
+    assert state.current.relative_gradient_error > 0.2
+    for _ in range(3):
+        state = method.advance(state)
+    assert len(used) >= 3 and max(used) <= 0.2
+
+
+def test_stops_when_the_gradient_is_certainly_small() -> None:
+    """The tolerance is compared with norm plus error: a fact about the true gradient."""
+    method, _ = descent(DescentSettings(gradient_tolerance=1e6))
+    states = list(method.iterations(method.start()))
+    assert [state.reason for state in states] == [StopReason.GRADIENT]
+    method, _ = descent(DescentSettings(gradient_tolerance=1e-12))
+    assert method.advance(method.start()).reason is StopReason.RUNNING
+
+
+def test_stops_at_the_accuracy_floor_when_no_decrease_can_be_certified() -> None:
+    """Intervals wider than any decrease, and not allowed to tighten: hitting the floor is an answer, not a crash."""
+    model = regularizer()
+    oracle = BilevelOracle(model, images(), BilevelSettings(accuracy=Accuracy(10.0, 10.0), method=ImplicitCG()))
+    method = AdaptiveDescent(oracle, DescentSettings(finest=1.0))
+    states = list(method.iterations(method.start()))
+    assert states[-1].reason is StopReason.FLOOR and states[-1].iteration == len(states) - 1
+
+
+def test_other_stop_reasons_keep_the_state() -> None:
+    method, _ = descent()
+    state = method.start()
+    for reason in (StopReason.ITERATIONS, StopReason.BUDGET):
+        stopped = state.stopped(reason)
+        assert stopped.reason is reason and list(method.iterations(stopped)) == []
+        assert torch.equal(stopped.current.parameters, state.current.parameters)
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit() -> None:
+    """State and warm starts through a file into fresh objects: nothing else may matter."""
+    whole, _ = descent()
+    state = whole.start()
+    for _ in range(5):
+        state = whole.advance(state)
+    first, _ = descent()
+    half = first.start()
+    for _ in range(2):
+        half = first.advance(half)
+    assert isinstance(first.oracle, BilevelOracle) and first.oracle.warm is not None
+    file = io.BytesIO()
+    torch.save({"state": half, "x": first.oracle.warm.x, "adjoint": first.oracle.warm.adjoint}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=False)
+    second, _ = descent()
+    assert isinstance(second.oracle, BilevelOracle)
+    second.oracle.warm = WarmStart(saved["x"], saved["adjoint"])
+    resumed = saved["state"]
+    for _ in range(3):
+        resumed = second.advance(resumed)
+    assert torch.equal(resumed.current.parameters, state.current.parameters)
+    assert torch.equal(resumed.current.gradient, state.current.gradient)
+    assert resumed.current.value == state.current.value and resumed.accuracy == state.accuracy
+
+
+def test_parametrisation_of_the_oracle_is_orthonormal() -> None:
+    """``exact_level`` relies on it, and so does ``pull_back``."""
+    basis = regularizer().basis
+    assert basis.dtype == torch.float64
+    assert torch.allclose(basis, zero_mean_basis(3, torch.float64), atol=1e-7)
+    assert torch.equal(representable(basis), basis)
+
+
+def test_loss_at_agrees_with_truth() -> None:
+    """The two ways in which these tests know the exact loss."""
+    case = image_case("images", "", "logcosh", "reflect", seed=50)
+    assert torch.equal(loss_at(case, case.kernel, case.weight, case.smoothing), truth(case).loss)
