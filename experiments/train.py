@@ -65,7 +65,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run in --out")
     parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
-    parser.add_argument("--budget", type=float, default=120.0, help="seconds of training proper")
+    parser.add_argument("--budget", type=float, default=150.0, help="seconds of training proper")
     parser.add_argument("--iterations", type=int, default=100_000, help="most upper-level iterations")
     parser.add_argument(
         "--optimizer", choices=["adaptive", "adam"], default="adaptive", help="adam: the uncertified control"
@@ -77,7 +77,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
     parser.add_argument("--patches", type=int, default=128, help="training patches")
     parser.add_argument("--patch", type=int, default=48, help="side of a patch in pixels")
-    parser.add_argument("--warmup", type=int, default=12, help="first iterations, on a quarter of the patches")
+    parser.add_argument("--warmup", type=int, default=8, help="first iterations, on a quarter of the patches")
     parser.add_argument("--batch", type=int, default=8, help="patches per batched solve")
     parser.add_argument(
         "--measure-kernels", action="store_true", help="time the convolution kernels for this patch size first"

@@ -317,7 +317,7 @@ def test_filters_have_zero_mean_and_weights_are_positive_for_any_parameters() ->
         for parameter in regularizer.parameters():
             parameter.copy_(20 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     taps, potential = regularizer.filters().detach(), regularizer.potential().detached()
-    assert float((taps.sum(dim=(2, 3)).abs() / taps.norm(dim=(2, 3))).max()) <= 1e-6
+    assert float((taps.sum(dim=(2, 3)).abs() / taps.norm(dim=(2, 3))).max()) <= 1e-13
     assert bool((potential.weight > 0).all())
     assert bool((potential.smoothing >= regularizer.config.smoothing_floor).all())
     assert float(positive(torch.tensor(-1e3), 0.25)) == 0.25

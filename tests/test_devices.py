@@ -1,0 +1,191 @@
+"""Nothing in a solver step or a certificate may touch another device or wait for this one.
+
+Fake tensors on a fake ``cuda`` device run the real code without numbers: an operation that mixes devices raises, and so
+does everything that reads a value back (``item``, ``float``, ``bool``, ``nonzero``).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from piggyback.batched import inner, norm
+from piggyback.certificates.corrected_loss import corrected_loss, plain_loss
+from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.local import local_bound
+from piggyback.certificates.worst_case import worst_case_bound
+from piggyback.hypergradient.piggyback import PiggybackIteration
+from piggyback.losses import LinearFunctional, SquaredError
+from piggyback.operators import DenseInverse, DenseOperator, Preconditioner
+from piggyback.problem import SaddleProblem
+from piggyback.solve import Iteration, State
+from piggyback.solvers.accelerated import AcceleratedGradient
+from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
+from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element
+from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.pdhg import PDHG, Steps
+from piggyback.terms.potentials import Potential
+from piggyback.terms.profiles import Profile
+from piggyback.terms.quadratic import Denoising
+from regularizers.boundaries import BOUNDARIES
+from regularizers.convolution import ConvolutionBank
+from regularizers.kernels import ADJOINT_KERNELS, FORWARD_KERNELS, KernelPlan
+from tests.problems import PROFILES
+
+pytestmark = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+CASES = [
+    ("valid", "charbonnier", 1),
+    ("reflect", "logcosh", 3),
+    ("circular", "huber", 1),
+    ("reflect", "charbonnier", 1),
+]
+
+
+@pytest.fixture(autouse=True)
+def fake_device():
+    with FakeTensorMode():
+        yield
+
+
+def on_device(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="cuda")
+
+
+def problem_on(
+    boundary: str, profile: Profile, channels: int, dtype: torch.dtype
+) -> tuple[SaddleProblem, SquaredError]:
+    taps = on_device(4, channels, 3, 3, dtype=dtype)
+    bank = ConvolutionBank(taps, BOUNDARIES[boundary], zero_mean=True)
+    potential = Potential(profile, on_device(4, dtype=dtype), on_device(4, dtype=dtype))
+    images = on_device(2, channels, 9, 10, dtype=dtype)
+    return SaddleProblem(Denoising(images, 1.5), potential, bank), SquaredError(images)
+
+
+def assert_on_device(value: object, dtype: torch.dtype | None = None) -> None:
+    """Every tensor inside a state, bound or tuple."""
+    if isinstance(value, Tensor):
+        assert value.device.type == "cuda", f"a tensor on {value.device}"
+        assert dtype is None or not value.is_floating_point() or value.dtype == dtype
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            assert_on_device(part, dtype)
+    elif isinstance(value, (State, Preconditioner)) or hasattr(value, "__dataclass_fields__"):
+        for part in vars(value).values():
+            assert_on_device(part, dtype)
+
+
+def run_steps(iteration: Iteration, dtype: torch.dtype) -> None:
+    state = iteration.start()
+    for _ in range(3):
+        state = iteration.step(state)
+    assert_on_device(state, dtype)
+    assert_on_device(iteration.error(state), dtype)
+    assert_on_device(iteration.result(state), dtype)
+
+
+def test_reading_a_value_back_would_be_noticed(dtype: torch.dtype) -> None:
+    """The instrument works: it refuses synchronisation and mixed devices."""
+    x = on_device(3, dtype=dtype)
+    with pytest.raises(DataDependentOutputException):
+        float(x.sum())
+    with pytest.raises(DataDependentOutputException):
+        bool((x > 0).all())
+    with pytest.raises(RuntimeError, match="device"):
+        x + torch.empty(3, dtype=dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("solver", [NonlinearCG(), AcceleratedGradient(), PDHG()], ids=lambda s: type(s).__name__)
+def test_lower_level_steps(solver: LowerSolver, case: tuple[str, str, int], dtype: torch.dtype) -> None:
+    boundary, profile, channels = case
+    problem, _ = problem_on(boundary, PROFILES[profile], channels, dtype)
+    problem = problem.detached()
+    start = problem.data.start
+    run_steps(solver.bind(LowerLevel(problem, start, radius_per_element(problem, 1e-3))), dtype)
+    assert_on_device(certified_distance(problem, start))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
+    """Conjugate gradients and piggyback; selecting samples stays on the device too."""
+    boundary, profile, channels = case
+    problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
+    problem = problem.detached()
+    x = problem.data.start
+    curvature = problem.potential.curvature(problem.operator.forward(x))
+    system = LinearSystem(problem, curvature, loss.gradient(x), on_device(2, dtype=dtype), torch.zeros_like(x))
+    lower = LowerLevel(problem, x, radius_per_element(problem, 1e-3))
+    index = torch.zeros(1, dtype=torch.long, device="cuda")
+    for iteration in (
+        ConjugateGradient(system),
+        PiggybackIteration(lower, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)),
+    ):
+        run_steps(iteration, dtype)
+        run_steps(iteration.select(index), dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_certificates(case: tuple[str, str, int], dtype: torch.dtype) -> None:
+    """Evidence, both gradient bounds, both loss intervals; no autograd, which needs the real device's streams."""
+    boundary, profile, channels = case
+    problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
+    x = problem.data.start
+    for upper in (loss, LinearFunctional(x)):
+        evidence, surrogate = gather_evidence(problem, upper, x, torch.zeros_like(x))
+        for found in (
+            local_bound(evidence),
+            worst_case_bound(evidence),
+            corrected_loss(evidence),
+            plain_loss(evidence),
+        ):
+            assert_on_device(found)
+        assert_on_device(surrogate, dtype)
+
+
+@pytest.mark.parametrize("forward", FORWARD_KERNELS, ids=lambda kernel: kernel.__name__)
+@pytest.mark.parametrize("adjoint", ADJOINT_KERNELS, ids=lambda kernel: kernel.__name__)
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_operators(boundary: str, adjoint: type, forward: type, dtype: torch.dtype) -> None:
+    """Every kernel, its geometry and its preconditioner."""
+    bank = ConvolutionBank(on_device(4, 3, 5, 5, dtype=dtype), BOUNDARIES[boundary], True, KernelPlan(forward, adjoint))
+    x = on_device(2, 3, 12, 11, dtype=dtype)
+    z = bank.forward(x)
+    preconditioner = bank.gram_inverse(on_device(dtype=dtype), on_device(2, 4, dtype=dtype), x)
+    assert_on_device([z, bank.adjoint(z), preconditioner.apply(x)], dtype)
+    assert_on_device([bank.norm_bound(), bank.norm_bound(on_device(4, dtype=dtype)), bank.coefficient_norms()], dtype)
+    assert_on_device([bank.row_norms(z), bank.adjoint_gain(z), bank.forward_gain(x, z)], dtype)
+    assert isinstance(bank.gain(), float)
+
+
+def test_dense_operator_and_products(dtype: torch.dtype) -> None:
+    operator, x = DenseOperator(on_device(6, 4, dtype=dtype)), on_device(2, 4, dtype=dtype)
+    z = operator.forward(x)
+    preconditioner = operator.gram_inverse(on_device(dtype=dtype), z, x)
+    assert isinstance(preconditioner, DenseInverse)
+    assert_on_device([z, operator.adjoint(z), preconditioner.apply(x), inner(x, x), norm(x)], dtype)
+    assert_on_device([operator.norm_bound(), operator.row_norms(z), operator.adjoint_gain(z)], dtype)
+    assert_on_device(operator.forward_gain(x, z), dtype)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_potentials(profile: str, dtype: torch.dtype) -> None:
+    """Prox, conjugate prox with derivative, interval bounds, majoriser, derivatives."""
+    f, z = (
+        Potential(PROFILES[profile], *(on_device(4, dtype=dtype) for _ in range(2))),
+        on_device(2, 5, 6, 4, dtype=dtype),
+    )
+    step = on_device(4, dtype=dtype)
+    found = [
+        f.value(z),
+        f.gradient(z),
+        f.curvature(z),
+        *f.gradient_and_secant(z),
+        f.prox(z, step),
+        f.conjugate_gradient(z),
+    ]
+    found += [*f.conjugate_prox_and_derivative(z, step), f.weight_derivative(z), f.smoothing_derivative(z)]
+    found += [f.max_curvature(), f.max_third(), f.mixed_lipschitz()]
+    assert_on_device(found, dtype)
+    assert_on_device(f.bounds(z, z.abs()), dtype)
