@@ -63,6 +63,7 @@ class Trainer:
         self.samples = samples
         self.plan = plan
         self.settings = BilevelSettings(accuracy=plan.accuracy, batch=plan.batch, workers=plan.workers)
+        self.metric = regularizer.metric()  # of the starting point, so that a resumed run has the same
         self.work = 0.0
         self.elapsed = 0.0
         self.since = time.perf_counter()
@@ -87,7 +88,7 @@ class Trainer:
         plan, warmup = self.plan, min(self.plan.warmup, self.plan.iterations)
         small = max(plan.patches // 4, 1) if warmup else plan.patches
         oracle = BilevelOracle(self.regularizer, self.samples.select(slice(0, small)), self.settings)
-        descent, state = AdaptiveDescent(oracle, DescentSettings()), None
+        descent, state = AdaptiveDescent(oracle, DescentSettings(), self.metric), None
         if checkpoint is not None:
             state, oracle.samples = self._restore(checkpoint, oracle)
             if state.reason is not StopReason.RUNNING and len(oracle.samples) == plan.patches:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from piggyback.oracle import Evaluation, Oracle
@@ -91,9 +92,11 @@ class AdaptiveDescent:
     are repeated more exactly; if the loss really does not decrease, the step shrinks.
     """
 
-    def __init__(self, oracle: Oracle, settings: DescentSettings | None = None) -> None:
+    def __init__(self, oracle: Oracle, settings: DescentSettings | None = None, metric: Tensor | None = None) -> None:
+        """``metric``: positive diagonal, of the shape of the parameters, from which the quasi-Newton metric starts."""
         self.oracle = oracle
         self.settings = settings if settings is not None else DescentSettings()
+        self.metric = metric if metric is not None else torch.ones_like(oracle.parameters())
 
     def start(self, accuracy: float = 1.0) -> DescentState:
         """Evaluate at the oracle's current parameters."""
@@ -155,9 +158,10 @@ class AdaptiveDescent:
             q = q - a * y
         if pairs:
             s, y = pairs[-1]
-            q = q * ((s @ y) / (y @ y))
+            q = self.metric * q * ((s @ y) / (y @ (self.metric * y)))
         else:
-            q = q * (self.settings.first_decrease * abs(current.value) / (q @ q))
+            scaled = self.metric * q
+            q = scaled * (self.settings.first_decrease * abs(current.value) / (q @ scaled))
         for (s, y), a in zip(pairs, reversed(coefficients), strict=True):
             q = q + (a - (y @ q) / (s @ y)) * s
         return -q

@@ -36,7 +36,7 @@ class Loss(ABC):
 
 
 class SquaredError(Loss):
-    """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x``."""
+    """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x`` (``ValueError`` otherwise)."""
 
     @property
     def smoothness(self) -> float:
@@ -46,10 +46,12 @@ class SquaredError(Loss):
         self.truth = truth
 
     def value(self, x: Primal) -> PerSample:
-        difference = x - self.truth
+        difference = self.gradient(x)
         return 0.5 * inner(difference, difference)
 
     def gradient(self, x: Primal) -> Primal:
+        if x.shape != self.truth.shape:  # broadcasting would compare images with the wrong truth
+            raise ValueError(f"reconstructions have shape {tuple(x.shape)}, their truth {tuple(self.truth.shape)}")
         return x - self.truth
 
     def select(self, index: Tensor) -> SquaredError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from piggyback.certificates.local import GradientBound
 from piggyback.problem import SaddleProblem
@@ -21,6 +22,10 @@ class Regularizer(nn.Module, ABC):
     @abstractmethod
     def problem(self, data: DataTerm) -> SaddleProblem:
         """The lower-level problem with this regularizer, differentiable in the parameters."""
+
+    def metric(self) -> Tensor:
+        """Positive diagonal preconditioner for descent in the parameters: large where the loss is insensitive."""
+        return torch.cat([torch.ones_like(p).flatten() for p in self.parameters()])
 
     @abstractmethod
     def pull_back(self, bound: GradientBound) -> Scalar:

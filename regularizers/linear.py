@@ -106,6 +106,13 @@ class LinearRegularizer(Regularizer):
     def problem(self, data: DataTerm) -> SaddleProblem:
         return SaddleProblem(data, self.potential(), self.operator())
 
+    def metric(self) -> Tensor:
+        # the image moves in proportion to a filter's weight, so the curvature of the loss goes with its square
+        weight = self.log_weight.detach().exp()
+        scale = (weight.max() / weight).square()
+        coefficients = scale.reshape(-1, 1, 1).expand_as(self.coefficients)
+        return torch.cat([coefficients.flatten(), scale, scale])
+
     def pull_back(self, bound: GradientBound) -> Scalar:
         # coefficients: orthonormal basis; log-parameters: |d/d raw| = |d/d value| * value, per filter
         weight = self.log_weight.detach().exp().to(bound.weight) * bound.weight.mean(0)

@@ -143,4 +143,4 @@ def test_targets_of_another_shape() -> None:
     """A target that broadcasts would silently average over the wrong axis."""
     problem = model().problem(Denoising(images(channels=1)))
     with pytest.raises(ValueError, match="shape"):
-        ImplicitCG().differentiate(problem, SquaredError(images(count=1, channels=1)), Accuracy(1e-2, 1e-2))
+        ImplicitCG().differentiate(problem, SquaredError(images(count=1)), Accuracy(1e-2, 1e-2))

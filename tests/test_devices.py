@@ -1,7 +1,8 @@
 """Nothing in a solver step or a certificate may touch another device or wait for this one.
 
-Fake tensors on a fake ``cuda`` device run the real code without numbers: an operation that mixes devices raises, and so
-does everything that reads a value back (``item``, ``float``, ``bool``, ``nonzero``).
+Fake tensors on a made-up device run the real code without numbers: an operation that mixes devices raises, and so does
+everything that reads a value back (``item``, ``float``, ``bool``, ``nonzero``).  The device is PyTorch's placeholder for
+a backend written in Python, since a CPU build refuses to index even a fake ``cuda`` tensor.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils import backend_registration
 
 from piggyback.batched import inner, norm
 from piggyback.certificates.corrected_loss import corrected_loss, plain_loss
@@ -43,14 +45,37 @@ CASES = [
 ]
 
 
+DEVICE = "placeholder"
+
+
+class AbsentModule(backend_registration._DummyBackendModule):
+    """The device exists by name only, so nothing else in this process will ever choose it."""
+
+    def is_available(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        return 0
+
+
+class AbsentHook(backend_registration._DummyPrivateUse1Hook):
+    def is_available(self) -> bool:
+        return False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered_device() -> None:
+    backend_registration._setup_privateuseone_for_python_backend(DEVICE, AbsentModule(), AbsentHook())
+
+
 @pytest.fixture(autouse=True)
-def fake_device():
+def fake_tensors(registered_device: None):
     with FakeTensorMode():
         yield
 
 
 def on_device(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(*shape, dtype=dtype, device="cuda")
+    return torch.empty(shape, dtype=dtype, device=DEVICE)
 
 
 def problem_on(
@@ -66,7 +91,7 @@ def problem_on(
 def assert_on_device(value: object, dtype: torch.dtype | None = None) -> None:
     """Every tensor inside a state, bound or tuple."""
     if isinstance(value, Tensor):
-        assert value.device.type == "cuda", f"a tensor on {value.device}"
+        assert value.device.type == DEVICE, f"a tensor on {value.device}"
         assert dtype is None or not value.is_floating_point() or value.dtype == dtype
     elif isinstance(value, (tuple, list)):
         for part in value:
@@ -93,7 +118,7 @@ def test_reading_a_value_back_would_be_noticed(dtype: torch.dtype) -> None:
     with pytest.raises(DataDependentOutputException):
         bool((x > 0).all())
     with pytest.raises(RuntimeError, match="device"):
-        x + torch.empty(3, dtype=dtype)
+        torch.add(x, torch.empty(3, dtype=dtype))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -117,7 +142,7 @@ def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
     curvature = problem.potential.curvature(problem.operator.forward(x))
     system = LinearSystem(problem, curvature, loss.gradient(x), on_device(2, dtype=dtype), torch.zeros_like(x))
     lower = LowerLevel(problem, x, radius_per_element(problem, 1e-3))
-    index = torch.zeros(1, dtype=torch.long, device="cuda")
+    index = torch.zeros(1, dtype=torch.long, device=DEVICE)
     for iteration in (
         ConjugateGradient(system),
         PiggybackIteration(lower, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)),
@@ -128,7 +153,7 @@ def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_certificates(case: tuple[str, str, int], dtype: torch.dtype) -> None:
-    """Evidence, both gradient bounds, both loss intervals; no autograd, which needs the real device's streams."""
+    """Evidence, both gradient bounds, both loss intervals (the backward pass is the framework's)."""
     boundary, profile, channels = case
     problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
     x = problem.data.start

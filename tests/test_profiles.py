@@ -102,10 +102,16 @@ def reference_prox(profile: Profile, v: float, stiffness: float) -> float:
     target = abs(v)
     if target == 0:
         return 0.0
-    root = scipy.optimize.brentq(
-        lambda t: t + stiffness * plain(profile, 1, t) - target, 0.0, target, xtol=1e-300, rtol=1e-15, maxiter=2000
+    bracket = 0.0, target
+    root = scipy.optimize.brentq(  # pyright: ignore[reportCallIssue]
+        lambda t: t + stiffness * plain(profile, 1, t) - target,
+        *bracket,
+        xtol=1e-300,
+        rtol=np.float64(1e-15),
+        maxiter=2000,
     )
-    return math.copysign(float(root), v)
+    assert isinstance(root, float)
+    return math.copysign(root, v)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,7 +145,7 @@ def test_prox_minimises(profile: Profile) -> None:
 
             t = float(profile.proximal(torch.tensor([v], dtype=torch.float64), torch.tensor(stiffness).double()))
             found = scipy.optimize.minimize_scalar(objective, bounds=(-abs(v), abs(v)), method="bounded")
-            candidates = [objective(s) for s in np.linspace(-abs(v), abs(v), 101)] + [float(found.fun)]
+            candidates = [objective(s) for s in np.linspace(-abs(v), abs(v), 101)] + [float(found.fun)]  # pyright: ignore[reportAttributeAccessIssue]
             # the textbook value loses digits at small t; what it can resolve is stiffness times one rounding
             assert objective(t) <= min(candidates) * (1 + 1e-14) + 1e-15 * stiffness
 

@@ -59,7 +59,9 @@ def solve_lower(
     """Solve every problem of the batch until ``||x - x*|| <= radius`` by the residual in working precision.
 
     Returns an ``Outcome`` whose result is ``(x,)``; ``outcome.error * radius`` is the measured distance
-    also where the status is not ``CONVERGED``; ``certified_distance`` turns it into a bound.  Raises ``ValueError`` for non-finite or non-positive data.
+    also where the status is not ``CONVERGED``; ``certified_distance`` turns it into a bound.
+
+    Raises ``ValueError`` for non-finite or non-positive data.
     """
     problem = problem.detached()
     problem.check()
