@@ -105,7 +105,7 @@ def test_methods_agree_with_unrolled_autograd(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("name", ["valid-charbonnier", "reflect-logcosh", "circular-huber"])
 def test_refinement_goes_beyond_single_precision(name: str) -> None:
-    """Rounds on float32 solves gain a factor ten each in ``x``; the adjoint, corrected at the old ``x``, follows a round later."""
+    """Rounds on float32 solves gain a factor ten each in ``x``; the adjoint, corrected at the old ``x``, follows later."""
     case, exact = BY_NAME[name], truth(BY_NAME[name])
     low, away, turned = case.single(), [], []
     for rounds in (0, 1, 2, 3):

@@ -1,0 +1,157 @@
+"""The command lines, end to end on tiny folders: what they leave behind, resuming, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import evaluate, train
+from experiments.model_file import load_regularizer
+from experiments.run_folder import RunFolder
+
+TINY = ["--filters", "4", "--size", "3", "--patches", "8", "--patch", "16", "--batch", "4", "--threads", "2"]
+
+
+def draw(folder: Path, seeds: range) -> Path:
+    """Smooth random pictures with an edge, 40 x 44 pixels."""
+    folder.mkdir()
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        rows, columns = np.mgrid[0:40, 0:44] / 40
+        a, b, c = rng.uniform(-1, 1, 3)
+        picture = 0.5 + 0.2 * np.sin(4 * (a * rows + b * columns)) + 0.2 * (rows + c * columns > 0.5)
+        Image.fromarray((255 * picture.clip(0, 1)).astype(np.uint8)).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Training and test pictures."""
+    base = tmp_path_factory.mktemp("images")
+    return draw(base / "train", range(4)), draw(base / "test", range(10, 12))
+
+
+def run_training(folders: tuple[Path, Path], out: Path, *more: str) -> None:
+    where = ["--train", str(folders[0]), "--test", str(folders[1]), "--out", str(out)]
+    train.main(["denoise", "--regularizer", "linear", "--sigma", "25", "--budget", "600", *where, *TINY, *more])
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    """The rows without the wall-clock time."""
+    with (run / "history.csv").open(newline="") as file:
+        return [{name: cell for name, cell in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def trained(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of six iterations, the first two on a quarter of the patches."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run_training(folders, out, "--iterations", "6", "--warmup", "2")
+    return out
+
+
+def test_run_folder_is_complete(trained: Path) -> None:
+    for name in ("model.safetensors", "config.json", "history.csv", "metrics.json", "checkpoint.pt", "tensorboard"):
+        assert (trained / name).exists(), name
+    assert {path.name for path in (trained / "figures").iterdir()} == {
+        "comparison.png", "filters.png", "potentials.png", "training.png",
+    }  # fmt: skip
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["mean"]["psnr"] > metrics["mean"]["psnr_noisy"] + 2
+    assert json.loads((trained / "config.json").read_text())["training"]["sigma"] == 25.0
+
+
+def test_accepted_steps_are_certified_decreases(trained: Path) -> None:
+    """Within one set of patches the upper end of each new interval lies below the lower end of the last."""
+    rows = history(trained)
+    assert [row["samples"] for row in rows] == ["2"] * 3 + ["8"] * 5
+    for before, after in zip(rows, rows[1:], strict=False):
+        if before["samples"] == after["samples"]:
+            assert float(after["loss_upper"]) < float(before["loss_lower"])
+        assert float(after["loss_lower"]) <= float(after["loss"]) <= float(after["loss_upper"])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_resumed_run_equals_the_uninterrupted_one(folders, trained: Path, tmp_path: Path, stop: int) -> None:
+    """Bit for bit, whether it stopped on the small set, at the change, or after it."""
+    out = tmp_path / "parts"
+    run_training(folders, out, "--iterations", str(stop), "--warmup", "2")
+    run_training(folders, out, "--iterations", "6", "--warmup", "2", "--resume")
+    whole, parts = (load_regularizer(RunFolder.open(path))[0].state_dict() for path in (trained, out))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert history(out) == history(trained)
+
+
+def test_control_trains_and_resumes(folders, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_training(folders, whole, "--optimizer", "adam", "--iterations", "50")
+    run_training(folders, parts, "--optimizer", "adam", "--iterations", "25")
+    run_training(folders, parts, "--optimizer", "adam", "--iterations", "50", "--resume")
+    assert history(parts) == history(whole)
+    rows = history(whole)
+    assert {row["phase"] for row in rows} == {"stochastic"} and float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    with pytest.raises(SystemExit):
+        run_training(folders, parts, "--iterations", "50", "--resume")  # with the other optimiser
+
+
+def test_evaluate_writes_the_agreed_figures(folders, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    arguments = [str(trained), "--images", str(folders[1]), "--sigma", "25", "--seed", "1", "--json", str(out)]
+    evaluate.main([*arguments, "--save", str(tmp_path / "denoised"), "--threads", "1"])
+    content = json.loads(out.read_text())
+    assert set(content) == {"images", "mean", "model"}
+    columns = {"name", "psnr_noisy", "psnr", "ssim", "error_bound", "operator_applications", "seconds"}
+    assert all(set(row) == columns for row in content["images"]) and set(content["mean"]) == columns - {"name"}
+    assert [row["name"] for row in content["images"]] == ["10.png", "11.png"]
+    assert all(19.5 < row["psnr_noisy"] < 21 < row["psnr"] for row in content["images"])
+    assert all(0 < row["error_bound"] < 1e-2 for row in content["images"])
+    assert (tmp_path / "denoised" / "10.png").exists()
+
+
+def one_line(capsys: pytest.CaptureFixture[str], culprit: str) -> None:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and culprit in lines[0], lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["--train", "{tmp}/absent"], "absent"),
+        (["--train", "{tmp}/empty"], "empty"),
+        (["--train", "{tmp}/broken"], "bad.png"),
+        (["--sigma", "-1"], "sigma"),
+        (["--size", "4"], "size"),
+        (["--patch", "400"], "400"),
+        (["--resume"], "nothing to resume"),
+        (["--test", "{train}"], "0.png"),
+    ],
+)
+def test_bad_input_is_one_clear_line(folders, tmp_path: Path, capsys, arguments: list[str], culprit: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n truncated")
+    more = [argument.format(tmp=tmp_path, train=folders[0]) for argument in arguments]
+    with pytest.raises(SystemExit) as stop:
+        run_training(folders, tmp_path / "run", *more)
+    assert stop.value.code == 2
+    one_line(capsys, culprit)
+
+
+def test_unknown_run_folder(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([str(tmp_path / "nowhere")])
+    assert stop.value.code == 2
+    one_line(capsys, "nowhere")
+
+
+def test_a_run_is_not_overwritten(folders, trained: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_training(folders, trained, "--iterations", "1")
+    assert stop.value.code == 2
+    one_line(capsys, "already holds a run")
