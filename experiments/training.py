@@ -150,7 +150,8 @@ class Trainer:
                 return
 
     def _row(self, current: Evaluation, state: DescentState, samples: int) -> HistoryRow:
-        return self._line(current, state.iteration, "adaptive", samples, state.step, state.accuracy)
+        phase = "adaptive" if samples == self.plan.patches else "warmup"
+        return self._line(current, state.iteration, phase, samples, state.step, state.accuracy)
 
     def _stochastic_row(self, current: Evaluation, iteration: int, samples: int) -> HistoryRow:
         return self._line(current, iteration, "stochastic", samples, self.plan.rate, 1.0)

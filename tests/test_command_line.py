@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_accepted_steps_are_certified_decreases(trained: Path) -> None:
     """Within one set of patches the upper end of each new interval lies below the lower end of the last."""
     rows = history(trained)
     assert [row["samples"] for row in rows] == ["2"] * 3 + ["8"] * 5
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         if before["samples"] == after["samples"]:
             assert float(after["loss_upper"]) < float(before["loss_lower"])
         assert float(after["loss_lower"]) <= float(after["loss"]) <= float(after["loss_upper"])
