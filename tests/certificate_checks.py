@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from piggyback.certificates.corrected_loss import corrected_loss, plain_loss
 from piggyback.certificates.evidence import Evidence, gather_evidence
 from piggyback.certificates.local import adjoint_error, local_bound
 from piggyback.certificates.worst_case import worst_case_bound
-from tests.oracles import Truth, dense_problems, directions, read_gradient, truth
+from tests.oracles import Truth, dense_problems, directions, loss_slope, read_gradient, truth
 from tests.problems import Case
 
 
@@ -72,7 +72,7 @@ def consistent_adjoint(case: Case, x: Tensor) -> Tensor:
     """``A(x)^{-1} grad l(x)`` for one ``x`` against every sample's target (flat)."""
     base = case.cache["base"][0] if "base" in case.cache else case
     second = dense_problems(base.select(torch.tensor([0])))[0].second(x)
-    return torch.linalg.solve(second, (x - case.target.flatten(1)).T).T
+    return torch.linalg.solve(second, loss_slope(case, x.expand(case.target.shape[0], -1)).T).T
 
 
 def claims(case: Case, x: Tensor, adjoint: Tensor, evidence: Evidence | None = None) -> dict[str, Claim]:
@@ -109,6 +109,3 @@ def assert_valid(found: dict[str, Claim]) -> int:
         worst = float(claim.ratio.nan_to_num(nan=0.0).min())
         assert claim.violations == 0, f"{name}: {claim.violations} of {claim.error.numel()} violated, ratio {worst:.6g}"
     return sum(claim.error.numel() for claim in found.values())
-
-
-__all__ = ["Claim", "assert_valid", "claims", "consistent_adjoint", "perturbed", "repeated", "replace"]

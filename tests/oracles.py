@@ -170,14 +170,20 @@ def read_gradient(case: Case, x: Tensor, adjoint: Tensor) -> Gradient:
     )
 
 
+def loss_slope(case: Case, x: Tensor) -> Tensor:
+    """``grad l(x)`` for flat ``x`` ``(batch, n)``."""
+    target = case.target.flatten(1)
+    return target.expand_as(x) if case.linear_loss else x - target
+
+
 def truth(case: Case) -> Truth:
-    """Exact to rounding, for the squared error; cached on the case."""
+    """Exact to rounding; cached on the case."""
     if "truth" not in case.cache:
         problems = dense_problems(case)
         x = torch.stack([problem.minimiser() for problem in problems])
-        right = x - case.target.flatten(1)
+        right = loss_slope(case, x)
         adjoint = torch.stack([torch.linalg.solve(p.second(v), b) for p, v, b in zip(problems, x, right, strict=True)])
-        loss = right.square().sum(1) / 2
+        loss = (x * right).sum(1) if case.linear_loss else right.square().sum(1) / 2
         case.cache["truth"] = Truth(x, adjoint, loss, read_gradient(case, x, adjoint))
     return case.cache["truth"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.certificates.local import GradientBound
-from piggyback.losses import SquaredError
+from piggyback.losses import LinearFunctional, Loss, SquaredError
 from piggyback.operators import DenseOperator, LinearOperator
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
@@ -29,7 +29,10 @@ PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), 
 
 @dataclass(frozen=True)
 class Case:
-    """A bilevel problem in natural parameters: operator entries (``kernel``), weights, smoothings."""
+    """A bilevel problem in natural parameters: operator entries (``kernel``), weights, smoothings.
+
+    ``target``: the truth of a squared error, or the slope of a linear loss.
+    """
 
     name: str
     reason: str
@@ -41,6 +44,7 @@ class Case:
     data: DataTerm
     target: Tensor
     zero_mean: bool = False
+    linear_loss: bool = False
     cache: dict = field(default_factory=dict, compare=False, repr=False)
 
     def problem(
@@ -53,8 +57,9 @@ class Case:
         return SaddleProblem(self.data, Potential(self.profile, weight, smoothing), self.build(kernel))
 
     @property
-    def loss(self) -> SquaredError:
-        return SquaredError(self.target)
+    def loss(self) -> Loss:
+        """``1/2 ||x - target||^2``, or ``<target, x>``: then the terms with the smoothness of the loss cannot help others."""
+        return LinearFunctional(self.target) if self.linear_loss else SquaredError(self.target)
 
     def select(self, index: Tensor) -> Case:
         """The case restricted to (or repeating) some samples."""
@@ -131,6 +136,7 @@ def dense_case(
     smoothing: tuple[float, float] = (0.1, 1.0),
     samples: int = 3,
     seed: int = 0,
+    linear_loss: bool = False,
 ) -> Case:
     """``1/2 <x, H x> - <b, x> + f(K x)`` with dense ``H`` and ``K``, weights log-uniform in ``scale * [0.3, 3]``."""
     generator = torch.Generator().manual_seed(seed)
@@ -147,6 +153,7 @@ def dense_case(
         build=DenseOperator,
         data=DenseQuadratic(spd_matrix(size, modulus, condition, generator), representable(linear)),
         target=representable(torch.randn(samples, size, generator=generator, dtype=torch.float64)),
+        linear_loss=linear_loss,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.certificates.corrected_loss import plain_loss
+from piggyback.certificates.local import GradientBound
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
@@ -19,6 +20,7 @@ from piggyback.hypergradient.base import Accuracy, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.hypergradient.refinement import Refined
+from piggyback.oracle import Evaluation, Oracle
 from regularizers.constraints import zero_mean_basis
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.oracles import Gradient, loss_at, truth
@@ -116,6 +118,18 @@ def test_worst_case_certification_is_valid_and_wider() -> None:
     assert found["baseline"].value_error > 2 * found["ours"].value_error
 
 
+def test_pull_back_is_the_chain_rule() -> None:
+    """Factors of the reparametrisation from autograd: a bound that is merely larger would pass every other test."""
+    model = regularizer()
+    generator = torch.Generator().manual_seed(6)
+    bound = GradientBound(*(torch.rand(shape, generator=generator).double() for shape in ((4,), (4, 3), (4, 3))))
+    potential = model.potential()
+    (weight,) = torch.autograd.grad(potential.weight.sum(), model.log_weight)
+    (smoothing,) = torch.autograd.grad(potential.smoothing.sum(), model.log_smoothing)
+    parts = [bound.operator.mean().reshape(1), weight * bound.weight.mean(0), smoothing * bound.smoothing.mean(0)]
+    assert float(model.pull_back(bound)) == pytest.approx(float(torch.cat(parts).norm()), rel=1e-12)
+
+
 @pytest.mark.parametrize(("batch", "workers"), [(1, 1), (2, 1), (5, 1), (2, 2)])
 def test_batching_and_threads_do_not_change_the_result(batch: int, workers: int) -> None:
     """Chunks are an implementation detail: same numbers, same work, whatever their size and whoever computes them."""
@@ -163,6 +177,45 @@ def descent(settings: DescentSettings | None = None, batch: int = 8) -> tuple[Ad
     model = regularizer()
     oracle = BilevelOracle(model, images(), BilevelSettings(accuracy=Accuracy(1e-2, 1e-1), batch=batch))
     return AdaptiveDescent(oracle, settings), model
+
+
+class Flattering(Oracle):
+    """``L = 2 + sum_i c_i (1 - cos theta_i)`` with intervals that hold, but values as misleading as they may be.
+
+    Values at new points are too low, at known ones too high, each by nine tenths of the radius.
+    """
+
+    def __init__(self) -> None:
+        self.curvatures = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)
+        self.known: Tensor | None = None
+        self.finest = 1.0
+
+    def parameters(self) -> Tensor:
+        return torch.tensor([2.5, -2.0, 1.5], dtype=torch.float64)
+
+    def loss(self, parameters: Tensor) -> float:
+        return 2 + float((self.curvatures * (1 - parameters.cos())).sum())
+
+    def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
+        radius, gradient = 30 * accuracy**2, self.curvatures * parameters.sin()
+        again = self.known is not None and torch.equal(self.known, parameters)
+        self.known, self.finest = parameters, min(self.finest, accuracy)
+        value = self.loss(parameters) + (0.9 if again else -0.9) * radius
+        return Evaluation(parameters, value, radius, gradient, 0.1, 1.0, True)
+
+
+def test_misleading_values_cannot_buy_an_increase() -> None:
+    """Only certified ends may decide: with flattering centres, accepting on values would climb."""
+    oracle = Flattering()
+    method = AdaptiveDescent(oracle)
+    state = method.start()
+    for _ in range(10):
+        before = oracle.loss(state.current.parameters)
+        state = method.advance(state)
+        if state.reason is not StopReason.RUNNING:
+            break
+        assert oracle.loss(state.current.parameters) < before
+    assert state.iteration >= 3 and oracle.finest < 0.3
 
 
 @pytest.mark.parametrize("memory", ["quasi-newton", "certified-gradients"])

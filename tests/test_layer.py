@@ -104,6 +104,18 @@ def test_report_bounds_distance_and_gradient(name: str, method: str, tolerance: 
     assert report.applications > 0
 
 
+def test_bound_of_a_sum_is_the_sum_of_the_bounds() -> None:
+    """The gradient of a batch adds up over its images, and so must what is unknown about it."""
+    case = BY_NAME["valid-charbonnier"]
+    errors = []
+    for count in (1, 7):
+        layer = Reconstruction(LogRegularizer(case), 1e-3)
+        layer(case.data.select(torch.zeros(count, dtype=torch.long))).sum().backward()
+        assert layer.report is not None and layer.report.gradient_error is not None
+        errors.append(layer.report.gradient_error)
+    assert errors[1] == pytest.approx(7 * errors[0], rel=1e-3)
+
+
 def test_bound_includes_rounding_to_single_precision_parameters() -> None:
     """float32 parameters round the gradient; the exact gradient of the float32 model is known in float64."""
     case = BY_NAME["valid-charbonnier"]

@@ -322,7 +322,7 @@ def test_global_lipschitz_constants(profile: Profile) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("profile", ALL, ids=name)
 def test_potential_bounds_scale(profile: Profile, dtype: torch.dtype) -> None:
-    """``lower``, ``upper``, ``jump``, ``mixed`` in the units of ``z``, against samples of each interval."""
+    """``lower``, ``upper``, ``jump``, ``third``, ``mixed`` in the units of ``z``, against samples of each interval."""
     f, exact = potential(profile, dtype), potential(profile, dtype).double()
     z = duals(50).to(dtype)
     radius = 0.3 * torch.rand(50, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -336,8 +336,13 @@ def test_potential_bounds_scale(profile: Profile, dtype: torch.dtype) -> None:
         assert bool((bounds.lower.double() <= curvature * slack + tiny).all())
         assert bool((curvature <= bounds.upper.double() * slack + tiny).all())
         assert bool(((curvature - here).abs() <= bounds.jump.double() * slack + tiny + 1e-13 * here).all())
+        away = (moved - center).abs()
+        by_third = (bounds.third.double() * away).nan_to_num(nan=math.inf, posinf=math.inf)
+        assert bool(((curvature - here).abs() <= by_third * slack + tiny + 1e-12).all())
         mixed = (exact.smoothing_derivative(moved) - exact.smoothing_derivative(center)).abs()
+        by_slope = (bounds.mixed_slope.double() * away).nan_to_num(nan=math.inf, posinf=math.inf)
         assert bool((mixed <= bounds.mixed.double() * slack + tiny + 1e-12).all())
+        assert bool((mixed <= by_slope * slack + tiny + 1e-12).all())
 
 
 # --- majoriser ---------------------------------------------------------------------------------------------------

@@ -62,6 +62,21 @@ def test_nonlinear_cg_decreases_the_energy_at_every_step(case: Case) -> None:
         energy = after
 
 
+def test_nonlinear_cg_is_conjugate_gradients_on_a_quadratic() -> None:
+    """Where the majoriser is exact the step is the exact line minimiser, and ``n`` steps solve the problem.
+
+    A curvature off by a factor of two would still descend.
+    """
+    case = dense_case("quadratic", "smoothing 1e6", "huber", smoothing=(1e6, 1e6), scale=1e6, condition=30, seed=21)
+    iteration = bound_iteration(case, NonlinearCG())
+    state = iteration.start()
+    for _ in range(case.target.shape[1]):
+        direction, state = state.direction, iteration.step(state)
+        along = (state.gradient * direction).sum(1) / (direction.norm(dim=1) * case.data.linear.norm(dim=1))  # type: ignore
+        assert float(along.abs().max()) <= 1e-12
+    assert float((state.x - truth(case).x).norm() / truth(case).x.norm()) <= 1e-12
+
+
 @pytest.mark.parametrize("case", CATALOGUE, ids=lambda case: case.name)
 def test_recurrences_stay_true(case: Case) -> None:
     """``z`` is updated, not recomputed, and the gradient decides when to stop: after 50 steps both must still be right."""
@@ -207,6 +222,18 @@ def test_divergence_of_one_sample_keeps_its_best_iterate_and_the_others() -> Non
     assert outcome.status.tolist() == [Status.CONVERGED, Status.DIVERGED, Status.CONVERGED]
     assert outcome.result[0].flatten().tolist() == [2**-7, 0.25, 2**-7]
     assert outcome.steps.tolist() == [7, 3, 7] and outcome.error[1] == 25.0
+
+
+def test_the_best_iterate_is_returned_not_the_last() -> None:
+    """Momentum methods overshoot: what was good must not be given away at the step limit."""
+
+    class Rebounding(Halving):
+        def step(self, state: Toy) -> Toy:
+            return Toy(torch.where(state.x > 0.1, state.x / 2, torch.full_like(state.x, 0.9)), state.sample)
+
+    outcome = iterate(Rebounding(), Schedule(max_steps=6, check_every=1))
+    assert outcome.status.tolist() == [Status.STEP_LIMIT] * 3
+    assert outcome.result[0].flatten().tolist() == [2**-4] * 3 and outcome.error.tolist() == [100 * 2**-4] * 3
 
 
 def test_stall_needs_patience() -> None:
