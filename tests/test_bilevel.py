@@ -187,8 +187,7 @@ class Flattering(Oracle):
 
     def __init__(self) -> None:
         self.curvatures = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)
-        self.known: Tensor | None = None
-        self.finest = 1.0
+        self.history: list[Evaluation] = []
 
     def parameters(self) -> Tensor:
         return torch.tensor([2.5, -2.0, 1.5], dtype=torch.float64)
@@ -198,24 +197,29 @@ class Flattering(Oracle):
 
     def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
         radius, gradient = 30 * accuracy**2, self.curvatures * parameters.sin()
-        again = self.known is not None and torch.equal(self.known, parameters)
-        self.known, self.finest = parameters, min(self.finest, accuracy)
-        value = self.loss(parameters) + (0.9 if again else -0.9) * radius
-        return Evaluation(parameters, value, radius, gradient, 0.1, 1.0, True)
+        value = self.loss(parameters) + (0.9 if self.at(parameters) else -0.9) * radius
+        self.history.append(Evaluation(parameters, value, radius, gradient, 0.1, 1.0, True))
+        return self.history[-1]
+
+    def at(self, parameters: Tensor) -> list[Evaluation]:
+        """All evaluations at one point, oldest first."""
+        return [evaluation for evaluation in self.history if torch.equal(evaluation.parameters, parameters)]
 
 
 def test_misleading_values_cannot_buy_an_increase() -> None:
-    """Only certified ends may decide: with flattering centres, accepting on values would climb."""
+    """Only certified ends may decide: the accepted upper end lies below the last lower end of where the step began."""
     oracle = Flattering()
     method = AdaptiveDescent(oracle)
     state = method.start()
     for _ in range(10):
-        before = oracle.loss(state.current.parameters)
+        before = state.current.parameters
         state = method.advance(state)
         if state.reason is not StopReason.RUNNING:
             break
-        assert oracle.loss(state.current.parameters) < before
-    assert state.iteration >= 3 and oracle.finest < 0.3
+        assert state.current.upper < oracle.at(before)[-1].lower
+        assert oracle.loss(state.current.parameters) < oracle.loss(before)
+    assert state.iteration >= 3
+    assert state.accuracy < 0.3  # the intervals had to shrink before anything could be accepted
 
 
 @pytest.mark.parametrize("memory", ["quasi-newton", "certified-gradients"])
