@@ -340,10 +340,10 @@ def test_weight_and_smoothing_changes_are_carried_by_their_own_terms() -> None:
 
 RECORDED = {
     "local operator": 100.0,  # measured: 83 and 78 at relative errors 1e-3 and 1e-5
-    "local weight": 90.0,  # 73 and 54
-    "local smoothing": 140.0,  # 115 and 67
+    "local weight": 90.0,  # 74 and 54
+    "local smoothing": 140.0,  # 101 and 62
     "plain loss": 15.0,  # 12 and 12
-    "corrected loss": 28.0,  # 23 and 22
+    "corrected loss": 33.0,  # 23 and 27 (there the allowance for rounding shows)
 }
 """Ceilings of the median ratio bound / error over smooth problems (see the test for the perturbation)."""
 
