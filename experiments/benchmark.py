@@ -5,10 +5,7 @@ python -m experiments.benchmark [--json FILE]
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,13 +14,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from experiments.atomic import write_in_one_piece
 from experiments.errors import one_line_errors
-from experiments.run_folder import json_text
+from experiments.run_folder import write_json
 from experiments.runtime import choose_device, prepare
 from regularizers.boundaries import Valid
 from regularizers.convolution import ConvolutionBank
-from regularizers.kernels import ADJOINT_KERNELS, FORWARD_KERNELS
+from regularizers.kernels import Job, kernel_jobs, median_seconds
 
 
 @dataclass(frozen=True)
@@ -64,30 +60,12 @@ def time_kernels(case: Case, device: torch.device, repeats: int) -> KernelTimes:
     filters = torch.randn(case.filters, 1, case.size, case.size, generator=generator).to(device)
     image = torch.randn(case.batch, 1, case.side, case.side, generator=generator).to(device)
     bank = ConvolutionBank(filters, Valid())
-    coefficients = bank.forward(image)
-    forward = {kernel.__name__: kernel(filters) for kernel in FORWARD_KERNELS}
-    adjoint = {kernel.__name__: kernel(filters) for kernel in ADJOINT_KERNELS}
-    jobs: dict[str, Callable[[], torch.Tensor]] = {"bank": lambda: bank.adjoint(bank.forward(image))}
-    jobs |= {name: (lambda kernel=kernel: kernel(image)) for name, kernel in forward.items()}
-    jobs |= {name: (lambda kernel=kernel: kernel(coefficients)) for name, kernel in adjoint.items()}
-    medians = interleaved(jobs, repeats, device)
-    ahead, back = {name: medians[name] for name in forward}, {name: medians[name] for name in adjoint}
-    best = min(ahead.values()) + min(back.values())
-    return KernelTimes(case, ahead, back, medians["bank"], best, medians["bank"] / best)
-
-
-def interleaved(jobs: dict[str, Callable[[], torch.Tensor]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each job over rounds that run every job once."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for attempt in range(repeats + 2):
-        for name, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if attempt >= 2:
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in times.items()}
+    forward, adjoint = kernel_jobs(filters, image)
+    jobs: dict[str, Job] = {"bank": lambda: bank.adjoint(bank.forward(image))}
+    seconds = median_seconds(jobs | forward | adjoint, repeats, device)
+    ahead, back = {name: 1e3 * seconds[name] for name in forward}, {name: 1e3 * seconds[name] for name in adjoint}
+    whole, best = 1e3 * seconds["bank"], min(ahead.values()) + min(back.values())
+    return KernelTimes(case, ahead, back, whole, best, whole / best)
 
 
 def show(results: Sequence[KernelTimes]) -> None:
@@ -125,8 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = [time_kernels(case, device, options.repeats) for case in CASES]
     show(results)
     if options.json is not None:
-        content = {"kernels": [asdict(result) for result in results]}
-        write_in_one_piece(options.json, json_text(json.loads(json.dumps(content))).encode())
+        write_json(options.json, {"kernels": [asdict(result) for result in results]})
 
 
 if __name__ == "__main__":

@@ -111,6 +111,11 @@ def embedded_photographs(split: Literal["train", "test"], colour: bool = False) 
     return photographs
 
 
+def load_photographs(folder: Path | None, split: Literal["train", "test"], colour: bool = False) -> list[Photograph]:
+    """The images of ``folder``, or the embedded photographs of ``split`` if none is given."""
+    return embedded_photographs(split, colour) if folder is None else load_folder(folder, colour)
+
+
 def split_check(train: Sequence[Photograph], test: Sequence[Photograph]) -> None:
     """Raise ``UserError`` if a test image, compared by content and not by name, is also a training image."""
     seen = {_digest(photograph.pixels): photograph.name for photograph in train}

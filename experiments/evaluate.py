@@ -5,11 +5,11 @@ python -m experiments.evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jsonargparse import ArgumentParser
@@ -17,16 +17,18 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
-from experiments.atomic import write_in_one_piece
-from experiments.data import Photograph, add_noise, embedded_photographs, image_generator, load_folder
+from experiments.data import Photograph, add_noise, image_generator, load_photographs
 from experiments.errors import UserError, one_line_errors
 from experiments.metrics import psnr, ssim
 from experiments.model_file import load_regularizer
-from experiments.restoration import restore
-from experiments.run_folder import RunFolder, json_text
+from experiments.restoration import Restored, restore
+from experiments.run_folder import RunFolder, write_json
 from experiments.runtime import available_cores, choose_device, prepare
 from regularizers.linear import LinearRegularizer
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,41 +44,66 @@ class ImageResult:
     seconds: float
 
 
-def evaluate_images(
-    regularizer: LinearRegularizer,
-    images: Sequence[Photograph],
-    sigma: float,
-    seed: int,
-    tolerance: float,
-    workers: int = 1,
-    save: Path | None = None,
-) -> list[ImageResult]:
-    """Add noise (``sigma`` in [0, 1] units, its own seed per image), denoise, and compare with the clean image.
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """A clean image, its noisy version, and what was made of that; ``estimate`` is not clipped."""
 
-    ``workers`` images are denoised side by side; figures other than the seconds do not depend on it.
-    """
+    image: Photograph
+    noisy: Tensor
+    estimate: Tensor
+    restored: Restored
 
-    def one(index: int) -> ImageResult:
-        image = images[index]
-        noisy = add_noise(image.pixels, sigma, image_generator(seed, index))
-        restored = restore(regularizer, noisy.to(next(regularizer.parameters()).device), tolerance)
-        estimate = restored.pixels.cpu()
-        if save is not None:
-            save_image(estimate, save / f"{Path(image.name).stem}.png")
+    def figures(self) -> ImageResult:
+        """The estimate compared with the clean image."""
+        truth, restored = self.image.pixels, self.restored
         return ImageResult(
-            name=image.name,
-            psnr_noisy=psnr(noisy, image.pixels, clip=False),
-            psnr=psnr(estimate, image.pixels),
-            ssim=ssim(estimate.clamp(0, 1), image.pixels),
+            name=self.image.name,
+            psnr_noisy=psnr(self.noisy, truth, clip=False),
+            psnr=psnr(self.estimate, truth),
+            ssim=ssim(self.estimate, truth),
             error_bound=restored.error_bound,
             operator_applications=restored.operator_applications,
             seconds=restored.seconds,
         )
 
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A regularizer with the noise it is tested on: ``sigma`` in [0, 1] units, its own seed per image."""
+
+    regularizer: LinearRegularizer
+    sigma: float
+    seed: int
+    tolerance: float
+
+    def denoise(self, image: Photograph, index: int) -> Denoised:
+        """Add the noise of image ``index`` and denoise."""
+        noisy = add_noise(image.pixels, self.sigma, image_generator(self.seed, index))
+        device = next(self.regularizer.parameters()).device
+        restored = restore(self.regularizer, noisy.to(device), self.tolerance)
+        return Denoised(image, noisy, restored.pixels.cpu(), restored)
+
+
+def side_by_side(job: Callable[[Photograph, int], Result], images: Sequence[Photograph], workers: int) -> list[Result]:
+    """``job`` of every image and its index, ``workers`` at a time, in order, with a progress bar."""
     with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(one, range(len(images)))
+        done = pool.map(job, images, range(len(images)))
         console = Console(stderr=True)
         return list(track(done, "denoising", total=len(images), transient=True, console=console))
+
+
+def evaluate_images(
+    denoiser: Denoiser, images: Sequence[Photograph], workers: int = 1, save: Path | None = None
+) -> list[ImageResult]:
+    """Figures of every image; those other than the seconds do not depend on ``workers``.  ``save``: folder for PNGs."""
+
+    def one(image: Photograph, index: int) -> ImageResult:
+        denoised = denoiser.denoise(image, index)
+        if save is not None:
+            save_image(denoised.estimate, save / f"{Path(image.name).stem}.png")
+        return denoised.figures()
+
+    return side_by_side(one, images, workers)
 
 
 def mean_of(results: Sequence[ImageResult]) -> dict[str, float]:
@@ -85,7 +112,7 @@ def mean_of(results: Sequence[ImageResult]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "name"}
 
 
-def save_image(pixels: torch.Tensor, path: Path) -> None:
+def save_image(pixels: Tensor, path: Path) -> None:
     """Write ``(channels, height, width)`` in [0, 1] as an 8-bit PNG."""
     levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(-1).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,19 +154,18 @@ def main(arguments: list[str] | None = None) -> None:
     prepare(threads=1)
     regularizer, config = load_regularizer(RunFolder.open(options.run))
     colour = regularizer.config.channels == 3
-    images = embedded_photographs("test", colour) if options.images is None else load_folder(options.images, colour)
+    images = load_photographs(options.images, "test", colour)
     sigma = trained_sigma(config) if options.sigma is None else options.sigma
     if not sigma > 0:
         raise UserError(f"--sigma must be positive, got {sigma}")
     regularizer = regularizer.to(choose_device(options.device))
-    results = evaluate_images(
-        regularizer, images, sigma / 255, options.seed, options.tolerance, options.threads, options.save
-    )
+    denoiser = Denoiser(regularizer, sigma / 255, options.seed, options.tolerance)
+    results = evaluate_images(denoiser, images, options.threads, options.save)
     mean = mean_of(results)
     show(results, mean)
     if options.json is not None:
-        content = {"images": [asdict(result) for result in results], "mean": mean, "model": config}
-        write_in_one_piece(options.json, json_text(json.loads(json.dumps(content))).encode())
+        images_figures = [asdict(result) for result in results]
+        write_json(options.json, {"images": images_figures, "mean": mean, "model": config})
 
 
 def trained_sigma(config: Mapping[str, object]) -> float:

@@ -190,7 +190,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: Mapping[str, Json]) -> None:
         """Write metrics.json; numbers that are not finite become ``null``."""
-        write_in_one_piece(self.metrics, json_text(metrics).encode())
+        write_json(self.metrics, metrics)
 
     def close(self) -> None:
         """Flush and close the events."""
@@ -260,3 +260,8 @@ def _finite(value: Json) -> Json:
 def json_text(value: Json) -> str:
     """Indented JSON ending in a newline; numbers that are not finite become ``null``."""
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Replace ``path`` by ``json_text(value)`` in one piece.  Raises ``OSError`` that names it."""
+    write_in_one_piece(path, json_text(value).encode())

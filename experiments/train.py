@@ -5,8 +5,8 @@ python -m experiments.train denoise --regularizer linear --train DIR --test DIR 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,20 +14,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from experiments.baselines import TunedTV, tune_tv, tv_denoise
-from experiments.data import (
-    Photograph,
-    add_noise,
-    embedded_photographs,
-    image_generator,
-    load_folder,
-    split_check,
-)
+from experiments.data import Photograph, load_photographs, split_check
 from experiments.errors import UserError, one_line_errors
-from experiments.evaluate import evaluate_images, mean_of
+from experiments.evaluate import Denoiser, ImageResult, mean_of, side_by_side
 from experiments.metrics import psnr, ssim
 from experiments.model_file import load_regularizer
 from experiments.report import Comparison, comparison, filters, potentials, training_curves
-from experiments.restoration import restore
 from experiments.run_folder import RunFolder
 from experiments.runtime import Device, available_cores, choose_device, prepare
 from experiments.training import Trainer, TrainingPlan, draw_samples
@@ -159,16 +151,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
     """Training and test images; raises ``UserError`` if an image is in both."""
-    train = (
-        embedded_photographs("train", options.colour)
-        if options.train is None
-        else load_folder(options.train, options.colour)
-    )
-    test = (
-        embedded_photographs("test", options.colour)
-        if options.test is None
-        else load_folder(options.test, options.colour)
-    )
+    train = load_photographs(options.train, "train", options.colour)
+    test = load_photographs(options.test, "test", options.colour)
     split_check(train, test)
     return train, test
 
@@ -195,16 +179,16 @@ def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
 
 def report(run: RunFolder, samples: Samples, test: list[Photograph], options: Options) -> None:
     """Test the released model against TV tuned on the training patches; write metrics.json and the figures."""
-    console, sigma = Console(), options.sigma / 255
+    console = Console()
     console.print("tuning total variation on the training patches, testing ...", highlight=False)
     regularizer, config = load_regularizer(run)
     some = samples.select(slice(0, TV_PATCHES))
     tv = tune_tv(some.clean.cpu(), some.degraded.cpu())
-    results = evaluate_images(regularizer, test, sigma, TEST_SEED, tolerance=1e-4, workers=options.threads)
-    with ThreadPoolExecutor(options.threads) as pool:
-        rows = list(pool.map(lambda item: compare(regularizer, item[1], item[0], sigma, tv), enumerate(test)))
+    denoiser = Denoiser(regularizer, options.sigma / 255, TEST_SEED, tolerance=1e-4)
+    tested = side_by_side(partial(compare, denoiser, tv), test, options.threads)
+    results, rows = [result for result, _ in tested], [row for _, row in tested]
     tv_psnr = [psnr(row.tv, row.truth) for row in rows]
-    tv_ssim = [ssim(row.tv.clamp(0, 1), row.truth) for row in rows]
+    tv_ssim = [ssim(row.tv, row.truth) for row in rows]
     mean = mean_of(results)
     figures = Figures(
         psnr_noisy=mean["psnr_noisy"],
@@ -226,11 +210,11 @@ def report(run: RunFolder, samples: Samples, test: list[Photograph], options: Op
     )
 
 
-def compare(regularizer: LinearRegularizer, image: Photograph, index: int, sigma: float, tv: TunedTV) -> Comparison:
-    """One test image, denoised both ways with the noise that ``evaluate`` gives it."""
-    noisy = add_noise(image.pixels, sigma, image_generator(TEST_SEED, index))
-    learned = restore(regularizer, noisy, tolerance=1e-4).pixels
-    return Comparison(image.name, noisy, tv_denoise(noisy.unsqueeze(0), tv.weight)[0], learned, image.pixels)
+def compare(denoiser: Denoiser, tv: TunedTV, image: Photograph, index: int) -> tuple[ImageResult, Comparison]:
+    """One test image, denoised both ways from the same noise."""
+    denoised = denoiser.denoise(image, index)
+    smooth = tv_denoise(denoised.noisy.unsqueeze(0), tv.weight)[0]
+    return denoised.figures(), Comparison(image.name, denoised.noisy, smooth, denoised.estimate, image.pixels)
 
 
 def draw(run: RunFolder, regularizer: LinearRegularizer, rows: list[Comparison]) -> None:

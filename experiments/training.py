@@ -242,9 +242,6 @@ class Trainer:
         generator: torch.Generator,
         iteration: int,
     ) -> None:
-        if oracle.warm is None:
-            degraded = oracle.samples.degraded
-            oracle.warm = WarmStart(degraded.clone(), torch.zeros_like(degraded))
         assert probe.warm is not None
         content = self._common(oracle) | {
             "adam": optimizer.state_dict(),

@@ -5,7 +5,6 @@ python -m experiments.validate_bounds [RUN] [--json FILE]
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from experiments.atomic import write_in_one_piece
 from experiments.data import add_noise, draw_patches, embedded_photographs
 from experiments.errors import one_line_errors
 from experiments.model_file import load_regularizer
-from experiments.run_folder import RunFolder, json_text
+from experiments.run_folder import RunFolder, write_json
 from experiments.runtime import prepare
 from piggyback.bilevel import Samples
 from piggyback.certificates.evidence import gather_evidence
-from piggyback.certificates.local import local_bound
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification, certify, double_copy
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod
@@ -91,7 +88,7 @@ def check_regularizer(problem: str, regularizer: LinearRegularizer, samples: Sam
                     lower_tolerance=tolerance,
                     operator_applications=counter.applications / count,
                     true_error=float((part.gradient - truth.gradient).norm() / size),
-                    local=float(exact.pull_back(local_bound(evidence)) * count / size),
+                    local=float(exact.pull_back(part.bound) * count / size),
                     worst_case=float(exact.pull_back(worst_case_bound(evidence)) * count / size),
                     loss_error=abs(float(loss.double().value(pair.x).mean() - value)),
                     corrected_loss_error=abs(float(part.loss.value.mean() - value)),
@@ -161,8 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures = summary(checks)
     Console().print(figures)
     if options.json is not None:
-        content = {"rows": [asdict(check) for check in checks], "summary": figures}
-        write_in_one_piece(options.json, json_text(json.loads(json.dumps(content))).encode())
+        write_json(options.json, {"rows": [asdict(check) for check in checks], "summary": figures})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.solve import Status
 from piggyback.terms.quadratic import DataTerm
-from piggyback.types import PerSample
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class CertifiedGradient:
     loss: LossInterval
     bound: GradientBound
     gradient: Tensor
-    distance: PerSample
     converged: bool
     applications: float
 
@@ -70,7 +68,6 @@ def certify(
             certification.loss(evidence),
             certification.gradient(evidence),
             torch.cat(flat),
-            evidence.distance,
             bool(converged.all()),
             counter.applications,
         )

@@ -14,6 +14,7 @@ from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import LinearFunctional
 from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
+from piggyback.solve import Status
 from piggyback.solvers.lower import LowerSolver, certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.terms.quadratic import DataTerm, Denoising
@@ -78,7 +79,7 @@ class _Minimiser(torch.autograd.Function):
         outcome = solve_lower(problem, layer.solver, radius_per_element(problem, layer.tolerance))
         (x,) = outcome.result
         distance = certified_distance(double_copy(layer.regularizer).problem(data.double()).counted(counter), x)
-        layer.report = Report(distance, outcome.status == 0, counter.applications)
+        layer.report = Report(distance, outcome.status == Status.CONVERGED, counter.applications)
         ctx.layer, ctx.data, ctx.counter, ctx.report = layer, data, counter, layer.report
         ctx.save_for_backward(x, *parameters)  # autograd then refuses parameters that were changed in between
         return x
@@ -94,7 +95,6 @@ class _Minimiser(torch.autograd.Function):
         part = certify(exact, data.double(), loss.double(), pair, Certification(), ctx.counter)
         ctx.report.applications = ctx.counter.applications
         ctx.report.groups = part.bound
-        parameters = list(layer.regularizer.parameters())
         gradients = split_like(part.gradient, parameters)
         rounded = (torch.cat([g.double().flatten() for g in gradients]) - part.gradient).norm()
         ctx.report.gradient_error = float(exact.pull_back(part.bound)) * x.shape[0] + float(rounded)

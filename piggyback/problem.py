@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from piggyback.batched import norm
 from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
 from piggyback.terms.potentials import Potential
 from piggyback.terms.quadratic import DataTerm
-from piggyback.types import Dual, PerSample, Primal
+from piggyback.types import Dual, PerSample, Primal, Scalar
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,29 @@ class SaddleProblem:
     def gradient(self, x: Primal) -> Primal:
         """``e = H x - b + K^T f'(K x)``, the residual that certifies ``x`` (eq. 10)."""
         return self.data.gradient(x) + self.operator.adjoint(self.potential.gradient(self.operator.forward(x)))
+
+    def duals(self, x: Primal, adjoint: Primal) -> tuple[Dual, Dual]:
+        """``y = f'(K x)`` and ``u = D(K x) K P``; ``K`` sees both in one batched call."""
+        z, image = self.operator.forward(torch.cat([x, adjoint])).chunk(2)
+        return self.potential.gradient(z), self.potential.curvature(z) * image
+
+    def residuals(self, pair: tuple[Primal, Primal], duals: tuple[Dual, Dual], slope: Primal) -> tuple[Primal, Primal]:
+        """``grad h(x)`` and ``slope - A(x) P`` of ``pair = (x, P)``, ``slope = grad l(x)``; ``K^T`` sees both duals at once."""
+        x, adjoint = pair
+        pulled, adjoint_pulled = self.operator.adjoint(torch.cat(duals)).chunk(2)
+        return self.data.gradient(x) + pulled, slope - self.data.hessian(adjoint) - adjoint_pulled
+
+    def stiffness(self) -> Scalar:
+        """At least ``||K^T D K||`` for every curvature ``D`` that the potential can have."""
+        return self.operator.norm_bound(self.potential.max_curvature()).square()
+
+    def magnitude(self, x: Primal, y: Dual, stiffness: Scalar) -> PerSample:
+        """Size of the numbers that ``grad h(x)`` is computed from, which its rounding is proportional to.
+
+        ``H x - b`` loses digits of ``H x`` and ``b``; ``K^T f'(K x)`` those of ``y`` and, through ``f''``, those of ``K x``.
+        """
+        data = self.data.smoothness * (norm(x) + norm(self.data.start))
+        return data + self.operator.norm_bound() * norm(y) + stiffness * norm(x)
 
     def hessian(self, curvature: Dual, v: Primal) -> Primal:
         """``A v = H v + K^T D K v`` with ``D = curvature`` (eq. 8)."""

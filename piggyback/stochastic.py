@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from piggyback.bilevel import BilevelOracle
-from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.evidence import surrogate
 from piggyback.hypergradient.base import WarmStart
 from piggyback.operators import ApplicationCounter
 
@@ -55,9 +55,9 @@ class StochasticDescent:
         problem = oracle.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
         start = WarmStart(warm.x[chosen], warm.adjoint[chosen])
         pair = settings.method.differentiate(problem, loss, settings.accuracy.scaled(self.accuracy), start)
-        warm.x[chosen], warm.adjoint[chosen] = pair.x.to(warm.x.dtype), pair.adjoint.to(warm.x.dtype)
+        x, adjoint = pair.x.to(warm.x.dtype), pair.adjoint.to(warm.x.dtype)
+        warm.x[chosen], warm.adjoint[chosen] = x, adjoint
         self.optimizer.zero_grad()
-        evidence, surrogate = gather_evidence(problem, loss, pair.x.to(warm.x.dtype), pair.adjoint.to(warm.x.dtype))
-        surrogate.mean().backward()
+        surrogate(problem, x, adjoint).value.mean().backward()
         self.optimizer.step()
-        return StochasticStep(float(evidence.residuals.value.mean()), counter.applications)
+        return StochasticStep(float(loss.value(x).mean()), counter.applications)

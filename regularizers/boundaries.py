@@ -54,10 +54,9 @@ class Circular(Boundary):
 
     def fold(self, extended: Tensor, margin: int) -> Tensor:
         for axis in (-2, -1):
-            size = extended.shape[axis] - 2 * margin
-            core = extended.narrow(axis, margin, size).clone()
-            core.narrow(axis, size - margin, margin).add_(extended.narrow(axis, 0, margin))
-            core.narrow(axis, 0, margin).add_(extended.narrow(axis, margin + size, margin))
+            core, before, after = _cut(extended, axis, margin)
+            core.narrow(axis, core.shape[axis] - margin, margin).add_(before)
+            core.narrow(axis, 0, margin).add_(after)
             extended = core
         return extended
 
@@ -77,13 +76,19 @@ class Reflect(Boundary):
 
     def fold(self, extended: Tensor, margin: int) -> Tensor:
         for axis in (-2, -1):
-            size = extended.shape[axis] - 2 * margin
-            core = extended.narrow(axis, margin, size).clone()
-            core.narrow(axis, 1, margin).add_(extended.narrow(axis, 0, margin).flip(axis))
-            core.narrow(axis, size - 1 - margin, margin).add_(extended.narrow(axis, margin + size, margin).flip(axis))
+            core, before, after = _cut(extended, axis, margin)
+            core.narrow(axis, 1, margin).add_(before.flip(axis))
+            core.narrow(axis, core.shape[axis] - 1 - margin, margin).add_(after.flip(axis))
             extended = core
         return extended
 
 
 BOUNDARIES: dict[str, Boundary] = {boundary.name: boundary for boundary in (Valid(), Circular(), Reflect())}
 """By the name stored in a configuration file."""
+
+
+def _cut(extended: Tensor, axis: int, margin: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A copy of what lies inside the margins of one axis, and the two margins."""
+    size = extended.shape[axis] - 2 * margin
+    core = extended.narrow(axis, margin, size).clone()
+    return core, extended.narrow(axis, 0, margin), extended.narrow(axis, margin + size, margin)

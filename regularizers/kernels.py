@@ -7,9 +7,12 @@ Every kernel keeps the filters in the layout it needs, so nothing is rearranged 
 
 from __future__ import annotations
 
+import statistics
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as nnf
@@ -197,19 +200,37 @@ def default_plan(filters: Tensor) -> KernelPlan:
     return KernelPlan(PlainConvolution, ProductFold)
 
 
-def measure_kernels(filters: Tensor, image: Tensor, repeats: int = 10) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of every forward and every adjoint kernel on this (extended) image, by class name."""
+Job = Callable[[], Tensor]
+
+
+def kernel_jobs(filters: Tensor, image: Tensor) -> tuple[dict[str, Job], dict[str, Job]]:
+    """Every forward and every adjoint kernel as a job on this (extended) image, by class name."""
     filters = filters.detach()
     coefficients = ChannelsLastConvolution(filters)(image)
-    forward = {kernel.__name__: _median_seconds(kernel(filters), image, repeats) for kernel in FORWARD_KERNELS}
-    adjoint = {kernel.__name__: _median_seconds(kernel(filters), coefficients, repeats) for kernel in ADJOINT_KERNELS}
+    forward: dict[str, Job] = {kernel.__name__: partial(kernel(filters), image) for kernel in FORWARD_KERNELS}
+    adjoint: dict[str, Job] = {kernel.__name__: partial(kernel(filters), coefficients) for kernel in ADJOINT_KERNELS}
     return forward, adjoint
+
+
+def median_seconds(jobs: Mapping[str, Job], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each job over rounds that run every job once, so that a slow moment hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for attempt in range(repeats + 2):  # two rounds to warm up
+        for name, job in jobs.items():
+            _wait(device)
+            begin = time.perf_counter()
+            job()
+            _wait(device)
+            if attempt >= 2:
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measured_plan(filters: Tensor, image: Tensor, repeats: int = 10) -> KernelPlan:
     """The fastest pair on this device for filters and images of this size."""
-    forward, adjoint = measure_kernels(filters, image, repeats)
-    return plan_named(min(forward, key=forward.__getitem__), min(adjoint, key=adjoint.__getitem__))
+    forward, adjoint = kernel_jobs(filters, image)
+    seconds = median_seconds(forward | adjoint, repeats, image.device)
+    return plan_named(min(forward, key=seconds.__getitem__), min(adjoint, key=seconds.__getitem__))
 
 
 def plan_named(forward: str, adjoint: str) -> KernelPlan:
@@ -221,18 +242,6 @@ def plan_named(forward: str, adjoint: str) -> KernelPlan:
     return KernelPlan(forwards[forward], adjoints[adjoint])
 
 
-def _median_seconds(kernel: ForwardKernel | AdjointKernel, argument: Tensor, repeats: int) -> float:
-    times = []
-    for attempt in range(repeats + 2):
-        _wait(argument)
-        begin = time.perf_counter()
-        kernel(argument)
-        _wait(argument)
-        if attempt >= 2:
-            times.append(time.perf_counter() - begin)
-    return sorted(times)[len(times) // 2]
-
-
-def _wait(tensor: Tensor) -> None:
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -41,7 +41,7 @@ def curvature_change(bounds: CurvatureBounds, image: Dual, threshold: Scalar) ->
     inverse_lower = torch.where(good, bounds.lower.rsqrt(), 0.0)
     inverse_upper = bounds.upper.clamp(min=torch.finfo(image.dtype).tiny).rsqrt()
     change = bounds.jump * image
-    third = (bounds.third * image).nan_to_num_(nan=torch.inf, posinf=torch.inf)  # a kink: infinite even if K P = 0
+    third = _finite_product(bounds.third, image)  # a kink: infinite even if K P = 0
     dual, dual_third = change * inverse_upper, _finite_product(third, inverse_upper)
     third_good, dual_third_good = torch.where(good, third, 0.0), torch.where(good, dual_third, 0.0)
     return CurvatureChange(

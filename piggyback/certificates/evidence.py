@@ -77,23 +77,38 @@ def inflate(bound: Tensor) -> Tensor:
     return bound * (1 + ROUNDING_TERMS * kind.eps) + ROUNDING_TERMS * kind.tiny
 
 
+@dataclass(frozen=True)
+class Surrogate:
+    """``value`` ``(batch,)`` of eq. 9, and ``z = K x``, ``image = K P``, ``y = f'(z)`` that it was computed from."""
+
+    value: PerSample
+    z: Dual
+    image: Dual
+    y: Dual
+
+
+def surrogate(problem: SaddleProblem, x: Primal, adjoint: Primal) -> Surrogate:
+    """``-<P, grad_x h_theta(x)>`` per sample with ``x`` and ``P`` fixed: its autograd gradient is the hypergradient (eq. 9)."""
+    x, adjoint = x.detach(), adjoint.detach()
+    z, image = problem.operator.forward(torch.cat([x, adjoint])).chunk(2)
+    y = problem.potential.gradient(z)
+    return Surrogate(-(inner(image, y) + inner(adjoint, problem.data.gradient(x))), z, image, y)
+
+
 def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Primal) -> tuple[Evidence, PerSample]:
     """The evidence of a pair, at one ``K`` and one ``K^T`` on each of ``x`` and ``P``, and the surrogate of eq. 9.
 
-    The second value is ``-<P, grad_x h_theta(x)>`` per sample with ``x`` and ``P`` fixed: its autograd gradient is the
-    hypergradient that the certificates bound; it shares the application of ``K`` with the evidence.
+    The autograd gradient of the second value is the hypergradient that the certificates bound; the two share ``K``.
     Residuals are evaluated in the dtype of ``problem``, ``x`` and ``adjoint``: float64 makes the rounding allowance
     negligible; in float32 it is honest and wide.
     """
     x, adjoint = x.detach(), adjoint.detach()
-    z, image = problem.operator.forward(torch.cat([x, adjoint])).chunk(2)
-    y = problem.potential.gradient(z)
-    surrogate = -(inner(image, y) + inner(adjoint, problem.data.gradient(x)))
+    read_off = surrogate(problem, x, adjoint)
     with torch.no_grad():
-        z, image, y = z.detach(), image.detach(), y.detach()
+        z, image, y = read_off.z.detach(), read_off.image.detach(), read_off.y.detach()
         fixed = problem.detached()
         u = fixed.potential.curvature(z) * image
-        residuals = _residuals(fixed, loss, (x, adjoint), (z, y, u))
+        residuals = _residuals(fixed, loss, (x, adjoint), (y, u))
         operator, potential = fixed.operator.single(), fixed.potential.single()
         mu = fixed.data.strong_convexity
         z, image, y, u = (v.float() for v in (z, image, y, u))
@@ -115,29 +130,23 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
             threshold=threshold,
             change=curvature_change(bounds, image, threshold),
         )
-    return evidence, surrogate
+    return evidence, read_off.value
 
 
-def _residuals(
-    problem: SaddleProblem, loss: Loss, pair: tuple[Primal, Primal], duals: tuple[Dual, Dual, Dual]
-) -> Residuals:
-    (x, adjoint), (_, y, u) = pair, duals
-    data, operator = problem.data, problem.operator
-    pulled, adjoint_pulled = operator.adjoint(torch.cat([y, u])).chunk(2)
-    gradient, slope = data.gradient(x) + pulled, loss.gradient(x)
-    residual = slope - data.hessian(adjoint) - adjoint_pulled
-    force = norm(adjoint)
-    # data.gradient(x) = H x - b loses digits of H x and b; K^T f'(K x) those of y and, through f'', those of z
-    stiffness = operator.norm_bound(problem.potential.max_curvature()).square()
-    lost = data.smoothness * (norm(x) + norm(data.start)) + operator.norm_bound() * norm(y) + stiffness * norm(x)
-    adjoint_lost = norm(slope) + (data.smoothness + 2 * stiffness) * force
+def _residuals(problem: SaddleProblem, loss: Loss, pair: tuple[Primal, Primal], duals: tuple[Dual, Dual]) -> Residuals:
+    (x, adjoint), (y, _), data = pair, duals, problem.data
+    slope, value = loss.gradient(x), loss.value(x)
+    gradient, gap = problem.residuals(pair, duals, slope)
+    steepness, force, stiffness = norm(slope), norm(adjoint), problem.stiffness()
+    lost = problem.magnitude(x, y, stiffness)
+    adjoint_lost = steepness + (data.smoothness + 2 * stiffness) * force
     unit = ROUNDING_TERMS * torch.finfo(x.dtype).eps / data.strong_convexity**0.5
     return Residuals(
         error=data.dual_norm(gradient) + unit * lost,
-        adjoint=data.dual_norm(residual) + unit * adjoint_lost,
-        value=loss.value(x),
+        adjoint=data.dual_norm(gap) + unit * adjoint_lost,
+        value=value,
         correction=inner(adjoint, gradient),
-        slope=norm(slope),
-        size=loss.value(x).abs() + norm(slope) * norm(x),
+        slope=steepness,
+        size=value.abs() + steepness * norm(x),
         correction_size=force * (norm(gradient) + lost),
     )

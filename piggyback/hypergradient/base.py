@@ -58,10 +58,6 @@ class Sensitivity:
     lower_status: Tensor
     adjoint_status: Tensor
 
-    @property
-    def warm(self) -> WarmStart:
-        return WarmStart(self.x, self.adjoint)
-
     def double(self) -> Sensitivity:
         """The same pair in float64."""
         return Sensitivity(self.x.double(), self.adjoint.double(), self.lower_status, self.adjoint_status)

@@ -10,7 +10,7 @@ from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitiv
 from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Outcome, Schedule, iterate
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
+from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.solvers.lower import LowerSolver, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.types import Primal
@@ -24,7 +24,7 @@ def solve_adjoint(
     with torch.no_grad():
         right = loss.gradient(x)
         curvature = problem.potential.curvature(problem.operator.forward(x))
-        radius = (tolerance * problem.data.dual_norm(right)).clamp(min=torch.finfo(right.dtype).tiny)
+        radius = relative_radius(problem.data, right, tolerance)
         begin = torch.zeros_like(x) if start is None else start
         return iterate(ConjugateGradient(LinearSystem(problem, curvature, right, radius, begin)), schedule)
 

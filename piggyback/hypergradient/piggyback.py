@@ -11,6 +11,7 @@ from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitiv
 from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, Schedule, State, iterate
+from piggyback.solvers.conjugate_gradient import relative_radius
 from piggyback.solvers.lower import LowerLevel, radius_per_element
 from piggyback.solvers.pdhg import Steps
 from piggyback.types import Dual, PerSample, Primal
@@ -40,8 +41,7 @@ class PiggybackIteration(Iteration[PiggybackState]):
 
     def start(self) -> PiggybackState:
         problem, x, adjoint_x = self.lower.problem, self.lower.start, -self.warm
-        z, image = problem.operator.forward(torch.cat([x, adjoint_x])).chunk(2)
-        y, adjoint_y = problem.potential.gradient(z), problem.potential.curvature(z) * image
+        y, adjoint_y = problem.duals(x, adjoint_x)
         pulled, adjoint_pulled = problem.operator.adjoint(torch.cat([y, adjoint_y])).chunk(2)
         return PiggybackState(x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled)
 
@@ -64,15 +64,11 @@ class PiggybackIteration(Iteration[PiggybackState]):
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
         """Residuals of the two systems with the duals eliminated, over their tolerances."""
         problem, data = self.lower.problem, self.lower.problem.data
-        z, image = problem.operator.forward(torch.cat([state.x, state.adjoint_x])).chunk(2)
-        pair = torch.cat([problem.potential.gradient(z), problem.potential.curvature(z) * image])
-        pulled, adjoint_pulled = problem.operator.adjoint(pair).chunk(2)
-        slope = self.loss.gradient(state.x)
-        residual = slope + data.hessian(state.adjoint_x) + adjoint_pulled
-        radius = (self.tolerance * data.dual_norm(slope)).clamp(min=torch.finfo(slope.dtype).tiny)
-        return self.lower.error(data.gradient(state.x) + pulled), data.dual_norm(residual) / radius
+        pair, slope = self.result(state), self.loss.gradient(state.x)
+        gradient, gap = problem.residuals(pair, problem.duals(*pair), slope)
+        return self.lower.error(gradient), data.dual_norm(gap) / relative_radius(data, slope, self.tolerance)
 
-    def result(self, state: PiggybackState) -> tuple[Primal, ...]:
+    def result(self, state: PiggybackState) -> tuple[Primal, Primal]:
         return state.x, -state.adjoint_x
 
     def select(self, index: Tensor) -> PiggybackIteration:

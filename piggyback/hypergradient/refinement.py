@@ -11,7 +11,7 @@ from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Schedule, iterate
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
+from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.types import Primal
 
 
@@ -36,19 +36,11 @@ class Refined(HypergradientMethod):
         pair = self.method.differentiate(problem, loss, accuracy, start).double()
         exact, exact_loss = problem.double(), loss.double()
         for _ in range(self.rounds):
-            gaps = residuals(exact, exact_loss, pair)
-            pair = refine(problem, pair, gaps, self.tolerance, self.schedule)
+            with torch.no_grad():
+                duals = exact.duals(pair.x, pair.adjoint)
+                gradient, gap = exact.residuals((pair.x, pair.adjoint), duals, exact_loss.gradient(pair.x))
+            pair = refine(problem, pair, (-gradient, gap), self.tolerance, self.schedule)
         return pair
-
-
-def residuals(problem: SaddleProblem, loss: Loss, pair: Sensitivity) -> tuple[Primal, Primal]:
-    """``(-grad h(x), grad l(x) - A(x) P)``: the right-hand sides that would correct ``x`` and ``P``."""
-    with torch.no_grad():
-        z, image = problem.operator.forward(torch.cat([pair.x, pair.adjoint])).chunk(2)
-        duals = torch.cat([problem.potential.gradient(z), problem.potential.curvature(z) * image])
-        pulled, adjoint_pulled = problem.operator.adjoint(duals).chunk(2)
-        gap = loss.gradient(pair.x) - problem.data.hessian(pair.adjoint) - adjoint_pulled
-        return -(problem.data.gradient(pair.x) + pulled), gap
 
 
 def refine(
@@ -56,7 +48,8 @@ def refine(
 ) -> Sensitivity:
     """One Newton correction of ``x`` and one correction of ``P``, both with ``A(x)``, in one batched CG.
 
-    ``pair`` is in float64 and ``gaps`` were evaluated there; the corrections are solved in the dtype of ``problem``.
+    ``pair`` is in float64, and so are ``gaps = (-grad h(x), grad l(x) - A(x) P)``; the corrections are solved in the dtype of
+    ``problem``.
     The residual of ``P`` shrinks down to what the move of ``x`` leaves, so the next round finds more to do there.
     """
     problem = problem.detached()
@@ -66,7 +59,7 @@ def refine(
         curvature = problem.potential.curvature(problem.operator.forward(pair.x.to(dtype)))[twice]
         right = torch.cat(gaps).to(dtype)
         both = problem.select(twice)
-        radius = (tolerance * both.data.dual_norm(right)).clamp(min=torch.finfo(dtype).tiny)
+        radius = relative_radius(both.data, right, tolerance)
         system = LinearSystem(both, curvature, right, radius, torch.zeros_like(right))
         outcome = iterate(ConjugateGradient(system), schedule)
         move, turn = outcome.result[0].to(pair.x.dtype).chunk(2)

@@ -27,9 +27,7 @@ class AcceleratedGradient(LowerSolver):
     """
 
     def bind(self, lower: LowerLevel) -> Iteration:
-        problem = lower.problem
-        coupling = problem.operator.norm_bound(problem.potential.max_curvature()).square()
-        return AcceleratedIteration(lower, problem.data.smoothness + coupling)
+        return AcceleratedIteration(lower, lower.problem.data.smoothness + lower.problem.stiffness())
 
 
 class AcceleratedIteration(Iteration[AcceleratedState]):

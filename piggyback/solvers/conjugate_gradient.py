@@ -11,6 +11,7 @@ from piggyback.batched import inner, per_sample, safe_divide
 from piggyback.operators import Preconditioner
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, State
+from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerSample, Primal
 
 
@@ -28,6 +29,11 @@ class LinearSystem:
         return LinearSystem(
             self.problem.select(index), self.curvature[index], self.right[index], self.radius[index], self.start[index]
         )
+
+
+def relative_radius(data: DataTerm, right: Primal, tolerance: float) -> PerSample:
+    """``tolerance ||right||_{H^{-1}}``, and something positive where the right-hand side is zero."""
+    return (tolerance * data.dual_norm(right)).clamp(min=torch.finfo(right.dtype).tiny)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the lower-level algorithms share: the certified stopping measure and the entry point ``reconstruct``."""
+"""What the lower-level algorithms share: the stopping measure, the entry point ``solve_lower``, and a certified distance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.batched import ROUNDING_TERMS, norm
+from piggyback.batched import ROUNDING_TERMS
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, Outcome, Schedule, iterate
 from piggyback.types import PerSample, Primal
@@ -74,12 +74,9 @@ def certified_distance(problem: SaddleProblem, x: Primal) -> PerSample:
     """A bound of ``||x - x*||`` per sample, from one residual in float64 (eq. 10); rounding included."""
     problem = problem.double()
     with torch.no_grad():
-        data, operator = problem.data, problem.operator
+        data, operator, mu = problem.data, problem.operator, problem.data.strong_convexity
         x = x.double()
         y = problem.potential.gradient(operator.forward(x))
         gradient = data.gradient(x) + operator.adjoint(y)
-        mu, largest = data.strong_convexity, problem.potential.max_curvature()
-        lost = data.smoothness * (norm(x) + norm(data.start)) + operator.norm_bound() * norm(y)
-        lost = lost + operator.norm_bound(largest).square() * norm(x)
-        rounding = ROUNDING_TERMS * torch.finfo(x.dtype).eps * lost / mu
+        rounding = ROUNDING_TERMS * torch.finfo(x.dtype).eps * problem.magnitude(x, y, problem.stiffness()) / mu
         return data.dual_norm(gradient) / mu**0.5 + rounding

@@ -35,7 +35,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class PrimalDualState(State):
-    """The pair ``(x, y)``, ``K^T y``, and ``grad h(x)`` at the last look (computed by ``error``)."""
+    """The pair ``(x, y)`` and ``K^T y``."""
 
     x: Primal
     y: Dual
