@@ -30,14 +30,40 @@ class Certification:
 
 @dataclass(frozen=True)
 class CertifiedGradient:
-    """A pair, its certificates, and the gradient *sum* over its samples (flat, in the order of the parameters)."""
+    """A pair, its certificates, and the gradient *sum* over its samples (flat, in the order of the parameters).
+
+    ``gradient_error`` bounds the Euclidean distance of ``gradient`` to the exact sum; ``bound`` says it per sample and group.
+    ``applications``: operator applications spent so far.
+    """
 
     sensitivity: Sensitivity
     loss: LossInterval
     bound: GradientBound
     gradient: Tensor
+    gradient_error: float
     converged: bool
     applications: float
+
+    @property
+    def relative_error(self) -> float:
+        """The bound over the norm of the computed gradient (infinite for a zero gradient)."""
+        size = float(self.gradient.norm())
+        return self.gradient_error / size if size > 0 else float("inf")
+
+
+def examine(
+    exact: Regularizer, data: DataTerm, loss: Loss, pair: Sensitivity, counter: ApplicationCounter
+) -> tuple[Evidence, Tensor]:
+    """The evidence of a pair, and the gradient read off it (flat, summed over the samples); all in float64."""
+    parameters = list(exact.parameters())
+    with torch.enable_grad():
+        problem = exact.problem(data).counted(counter)
+        evidence, read_off = gather_evidence(problem, loss, pair.x, pair.adjoint)
+        gradients = torch.autograd.grad(read_off.sum(), parameters, allow_unused=True)
+    flat = [
+        torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)
+    ]
+    return evidence, torch.cat(flat)
 
 
 def certify(
@@ -53,21 +79,28 @@ def certify(
     ``exact`` is the regularizer in float64; ``data`` and ``loss`` are in float64 too.
     """
     pair = sensitivity.double()
-    parameters = list(exact.parameters())
-    with torch.enable_grad():
-        problem = exact.problem(data).counted(counter)
-        evidence, read_off = gather_evidence(problem, loss, pair.x, pair.adjoint)
-        gradients = torch.autograd.grad(read_off.sum(), parameters, allow_unused=True)
-    flat = [
-        torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)
-    ]
-    converged = (sensitivity.lower_status == Status.CONVERGED) & (sensitivity.adjoint_status == Status.CONVERGED)
+    evidence, gradient = examine(exact, data, loss, pair, counter)
+    return assemble(exact, pair, evidence, gradient, certification, counter)
+
+
+def assemble(
+    exact: Regularizer,
+    pair: Sensitivity,
+    evidence: Evidence,
+    gradient: Tensor,
+    certification: Certification,
+    counter: ApplicationCounter,
+) -> CertifiedGradient:
+    """The certificates of an examined pair."""
+    converged = (pair.lower_status == Status.CONVERGED) & (pair.adjoint_status == Status.CONVERGED)
     with torch.no_grad():
+        bound = certification.gradient(evidence)
         return CertifiedGradient(
-            sensitivity,
+            pair,
             certification.loss(evidence),
-            certification.gradient(evidence),
-            torch.cat(flat),
+            bound,
+            gradient,
+            float(exact.pull_back(bound)) * pair.x.shape[0],
             bool(converged.all()),
             counter.applications,
         )
@@ -84,6 +117,7 @@ def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:
         torch.cat([bound.operator for bound in bounds]),
         torch.cat([bound.weight for bound in bounds]),
         torch.cat([bound.smoothing for bound in bounds]),
+        torch.cat([bound.shift for bound in bounds]),
     )
 
 

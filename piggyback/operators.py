@@ -54,11 +54,15 @@ class LinearOperator(ABC):
         """The same operator, detached, in float32: the non-negative sums of the certificates are evaluated in it."""
 
     @abstractmethod
-    def gram_inverse(self, data_curvature: Scalar, curvature: Tensor, like: Primal) -> Preconditioner:
-        """A cheap SPD approximation of ``(c I + K^T diag(curvature) K)^{-1}``; ``curvature`` is ``(batch, coefficients)``.
+    def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
+        """A cheap SPD approximation of ``(H + K^T diag(curvature) K)^{-1}``, ``symbol`` standing for ``H`` (``DataTerm.symbol``).
 
         It only steers solvers; no certificate depends on its quality.
         """
+
+    @abstractmethod
+    def gram_norm(self, weights: Dual) -> PerSample:
+        """At least ``||K^T diag(weights) K||``, one non-negative weight per coefficient and sample."""
 
     @abstractmethod
     def adjoint_gain(self, v: Dual) -> PerSample:
@@ -147,9 +151,18 @@ class DenseOperator(LinearOperator):
     def single(self) -> DenseOperator:
         return DenseOperator(self.matrix.detach().float())
 
-    def gram_inverse(self, data_curvature: Scalar, curvature: Tensor, like: Primal) -> Preconditioner:
-        gram = torch.einsum("mi,bm,mj->bij", self.matrix, curvature, self.matrix)
-        return DenseInverse(torch.linalg.inv(gram + data_curvature * torch.eye(gram.shape[-1]).to(gram)))
+    def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
+        gram = self._gram(curvature)
+        return DenseInverse(torch.linalg.inv(gram + symbol * torch.eye(gram.shape[-1]).to(gram)))
+
+    def _gram(self, weights: Dual) -> Tensor:
+        return torch.einsum("mi,bm,mj->bij", self.matrix, weights, self.matrix)
+
+    def gram_norm(self, weights: Dual) -> PerSample:
+        # the trace bounds the norm, and so does the rounding of the norm measured against it
+        gram = self._gram(weights)
+        trace = gram.diagonal(dim1=1, dim2=2).sum(1)
+        return torch.linalg.matrix_norm(gram, ord=2) + 8 * sum(self.matrix.shape) * torch.finfo(gram.dtype).eps * trace
 
     def adjoint_gain(self, v: Dual) -> PerSample:
         return norm(v)  # K_t = t, and sup over ||t||_F = 1 of ||t^T v|| is ||v||
@@ -198,8 +211,11 @@ class CountingOperator(LinearOperator):
     def single(self) -> CountingOperator:
         return CountingOperator(self.operator.single(), self.counter)
 
-    def gram_inverse(self, data_curvature: Scalar, curvature: Tensor, like: Primal) -> Preconditioner:
-        return self.operator.gram_inverse(data_curvature, curvature, like)
+    def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
+        return self.operator.gram_inverse(symbol, curvature, like)
+
+    def gram_norm(self, weights: Dual) -> PerSample:
+        return self.operator.gram_norm(weights)
 
     def adjoint_gain(self, v: Dual) -> PerSample:
         return self.operator.adjoint_gain(v)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm
+from piggyback.cone import ConeProgram, cone_program
 from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
 from piggyback.terms.potentials import Potential
 from piggyback.terms.quadratic import DataTerm
@@ -63,11 +64,8 @@ class SaddleProblem:
         return self.data.hessian(v) + self.operator.adjoint(curvature * self.operator.forward(v))
 
     def preconditioner(self, curvature: Dual, like: Primal) -> Preconditioner:
-        """An approximation of ``(H + K^T D K)^{-1}`` from the site average of ``curvature``."""
-        sites = tuple(range(1, curvature.dim() - 1))
-        average = curvature.mean(dim=sites) if sites else curvature
-        scale = torch.as_tensor(self.data.strong_convexity, dtype=like.dtype, device=like.device)
-        return self.operator.gram_inverse(scale, average, like)
+        """An approximation of ``(H + K^T D K)^{-1}``."""
+        return self.operator.gram_inverse(self.data.symbol(like), curvature, like)
 
     def select(self, index: Tensor) -> SaddleProblem:
         """The problems of the chosen samples."""
@@ -84,3 +82,12 @@ class SaddleProblem:
     def counted(self, counter: ApplicationCounter) -> SaddleProblem:
         """The same problem, its operator applications added to ``counter``."""
         return SaddleProblem(self.data, self.potential, CountingOperator(self.operator, counter))
+
+    def to_cvxpy(self, sample: int = 0) -> ConeProgram:
+        """The problem of one sample for cvxpy and cvxpylayers, DPP in all its parameters: an independent check.
+
+        Raises ``ImportError`` without cvxpy, and ``ValueError`` for a problem that ``check`` rejects or whose matrices are
+        too big to be written out.
+        """
+        self.check()
+        return cone_program(self, sample)

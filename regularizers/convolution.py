@@ -13,7 +13,7 @@ from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary, Reflect
 from regularizers.kernels import KernelPlan, default_plan
-from regularizers.spectrum import FilterSpectrum
+from regularizers.spectrum import FilterSpectrum, squared_modulus
 
 
 class ConvolutionBank(LinearOperator):
@@ -91,6 +91,17 @@ class ConvolutionBank(LinearOperator):
         near = (position < self.margin) | (position >= extent - self.margin)
         return torch.where(near, math.sqrt(2.0) * (1 + torch.finfo(like.dtype).eps), 1.0).to(like.dtype)
 
+    def gram_norm(self, weights: Dual) -> PerSample:
+        # Schur's test: the largest row sum of |K|^T diag(weights) |K|, every tap of a filter taken as its largest (eq. 19a)
+        taps = self.filters.detach().abs().flatten(1)
+        sums = self._over_windows(weights @ (taps.sum(1) * taps.amax(1)))
+        return self._rounded_up(sums.flatten(1).amax(1)) * (1 + 64 * torch.finfo(weights.dtype).eps)
+
+    def _over_windows(self, sites: Tensor) -> Tensor:
+        """Sum, for each pixel, of ``(batch, height', width')`` over the sites whose window holds it (folded like ``adjoint``)."""
+        padded = nnf.pad(sites.unsqueeze(1), (2 * self.margin,) * 4)
+        return self.boundary.fold(self.size**2 * nnf.avg_pool2d(padded, self.size, stride=1), self.margin)
+
     # --- geometry of the parameters ------------------------------------------------------------------------------
 
     def gain(self) -> float:
@@ -111,7 +122,7 @@ class ConvolutionBank(LinearOperator):
         """``sum_i <v_i, shifted v_i>`` for all shifts within the filter's support, ``(batch, 2k - 1, 2k - 1)``."""
         reach = 0 if self.boundary.name == "circular" else self.size - 1
         size = (v.shape[1] + reach, v.shape[2] + reach)
-        power = torch.fft.rfft2(v.permute(0, 3, 1, 2), s=size).abs().square().sum(1)
+        power = squared_modulus(torch.fft.rfft2(v.permute(0, 3, 1, 2), s=size)).sum(1)
         lags = torch.arange(-(self.size - 1), self.size, device=v.device)
         full = torch.fft.irfft2(power, s=size)
         return full[:, (lags % size[0]).unsqueeze(1), (lags % size[1]).unsqueeze(0)]
@@ -139,11 +150,17 @@ class ConvolutionBank(LinearOperator):
 
     # --- solver support ------------------------------------------------------------------------------------------
 
-    def gram_inverse(self, data_curvature: Scalar, curvature: Tensor, like: Primal) -> Preconditioner:
+    def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
         size = (like.shape[-2], like.shape[-1])
-        power = torch.fft.rfft2(self.filters.detach(), s=size).abs().square()
-        total = torch.einsum("bf,fchw->bchw", curvature, power) + data_curvature
-        return FourierInverse(total.reciprocal(), size)
+        filters = self.filters.detach()
+        average = curvature.mean(dim=(1, 2))
+        power = squared_modulus(torch.fft.rfft2(filters, s=size))
+        total = torch.einsum("bf,fchw->bchw", average, power) + symbol
+        # the average over the sites, times how much stiffer than the average a pixel is by its diagonal entry
+        squares = self.plan.adjoint(filters.square().mean(dim=1, keepdim=True))
+        diagonal = self.boundary.fold(squares(curvature), self.margin) + symbol.mean()
+        scale = (diagonal.mean(dim=(2, 3), keepdim=True) / diagonal).sqrt()
+        return FourierInverse(total.reciprocal(), scale, size)
 
     def detached(self) -> ConvolutionBank:
         return self._copy(self.filters.detach(), self.plan)
@@ -178,14 +195,19 @@ def _slack(energy: Tensor) -> Tensor:
 
 
 class FourierInverse(Preconditioner):
-    """A positive multiplier in the Fourier domain of the (periodically continued) image."""
+    """A positive multiplier in the Fourier domain of the (periodically continued) image between two scalings of the pixels.
 
-    def __init__(self, multiplier: Tensor, size: tuple[int, int]) -> None:
+    ``multiplier`` ``(batch, channels, height, width/2 + 1)``, ``scale`` ``(batch, 1, height, width)``: circulant times diagonal
+    needs a third fewer steps than the circulant part alone where curvature varies over the image.
+    """
+
+    def __init__(self, multiplier: Tensor, scale: Tensor, size: tuple[int, int]) -> None:
         self.multiplier = multiplier
+        self.scale = scale
         self.size = size
 
     def apply(self, v: Primal) -> Primal:
-        return torch.fft.irfft2(torch.fft.rfft2(v) * self.multiplier, s=self.size)
+        return self.scale * torch.fft.irfft2(torch.fft.rfft2(self.scale * v) * self.multiplier, s=self.size)
 
     def select(self, index: Tensor) -> FourierInverse:
-        return FourierInverse(self.multiplier[index], self.size)
+        return FourierInverse(self.multiplier[index], self.scale[index], self.size)

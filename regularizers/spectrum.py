@@ -34,7 +34,7 @@ class FilterSpectrum:
     @cached_property
     def power(self) -> Tensor:
         """``sum_c |k_c^|^2`` per filter, ``(filters, n, n/2 + 1)``."""
-        return self.symbol.abs().square().sum(1)
+        return squared_modulus(self.symbol).sum(1)
 
     @cached_property
     def per_filter(self) -> PerFilter:
@@ -55,3 +55,8 @@ class FilterSpectrum:
             gram = torch.einsum("f,fchw,fdhw->hwcd", weights.to(self.symbol), self.symbol.conj(), self.symbol)
             largest = torch.linalg.matrix_norm(gram, ord=2).max()
         return (largest * self.excess).sqrt()
+
+
+def squared_modulus(symbol: Tensor) -> Tensor:
+    """``|symbol|^2`` without the careful square root of ``abs``, which takes ten times as long."""
+    return symbol.real.square() + symbol.imag.square()

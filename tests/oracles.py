@@ -1,6 +1,7 @@
 """Independent answers: dense Newton with an explicit adjoint, central differences, cvxpylayers.
 
 Nothing here uses the solvers, certificates or profile formulas of the package; operators enter as explicit matrices.
+One exception: ``cone_gradient`` takes the package's cone form, which is itself checked against Newton.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -216,42 +218,29 @@ def central_differences(case: Case, step: float = 1e-5) -> Gradient:
     return Gradient(columns["kernel"], columns["weight"], columns["smoothing"])
 
 
-def cone_gradient(case: Case, sample: int = 0) -> tuple[Tensor, Gradient]:
-    """``x*`` and the hypergradient of one sample by cvxpylayers (Huber and Charbonnier are cone representable).
+DIFFCP: dict[str, Any] = {"solve_method": "SCS", "mode": "dense", "eps": 1e-10, "max_iters": 200_000}
+"""Dense factorisation: by the default, LSQR, gradients through exponential cones have relative errors of up to 0.2."""
 
-    ``z == K x`` as its own variable keeps the program DPP in every parameter.  Huber as the infimal convolution
-    ``min_c (z - c)^2 w/(2 s) + w |c|``; Charbonnier as ``w ||(z, c)||``, ``c == s``.
+
+def cone_gradient(case: Case, sample: int = 0) -> tuple[Tensor, Gradient]:
+    """``x*`` ``(n,)`` and the hypergradient of one sample by SCS and diffcp, from ``SaddleProblem.to_cvxpy``.
+
+    The cone form is the package's own: tests/test_cone.py checks it against ``truth``.  Cached on the case.
     """
-    import cvxpy as cp
     from cvxpylayers.torch.cvxpylayer import CvxpyLayer
 
-    kernel, weight, smoothing = (v.clone().requires_grad_() for v in (case.kernel, case.weight, case.smoothing))
-    dense = dense_problems(case)[sample]
-    rows, size = dense.matrix.shape
-    x, z, c = cp.Variable(size), cp.Variable(rows), cp.Variable(rows)
-    k = cp.Parameter((rows, size))
-    w, s = cp.Parameter(rows, nonneg=True), cp.Parameter(rows, nonneg=True)
-    factor = torch.linalg.cholesky(dense.hessian).T.numpy()
-    data = cp.sum_squares(factor @ x) / 2 - dense.linear.numpy() @ x
-    constraints: list[cp.Constraint] = [z == k @ x]
-    sites = rows // case.weight.numel()
-    weights, smoothings = weight.repeat(sites), smoothing.repeat(sites)
-    if isinstance(case.profile, Huber):
-        potential = cp.sum(cp.multiply(s, cp.square(z - c))) / 2 + cp.sum(cp.multiply(w, cp.abs(c)))
-        arguments = weights, weights / smoothings
-    else:
-        potential = cp.sum(cp.multiply(w, cp.norm(cp.vstack([z, c]), 2, axis=0)))
-        constraints.append(c == s)
-        arguments = weights, smoothings
-    problem = cp.Problem(cp.Minimize(data + potential), constraints)
-    assert problem.is_dpp()
-    options = {"solve_method": "SCS", "mode": "dense", "eps": 1e-10, "max_iters": 200_000}
-    layer = CvxpyLayer(problem, parameters=[k, w, s], variables=[x], canon_backend=None, solver_args=options)
-    matrix = kernel if kernel.dim() == 2 else (kernel.flatten() @ directions(case)).reshape(rows, size)
-    (solution,) = layer(matrix, *arguments)
-    loss = (solution - case.target[sample].flatten()).square().sum() / 2
-    parts = torch.autograd.grad(loss, (kernel, weight, smoothing))
-    return solution.detach(), Gradient(parts[0].reshape(1, -1), parts[1].unsqueeze(0), parts[2].unsqueeze(0))
+    cached = case.cache.setdefault("cone", {})
+    if sample not in cached:
+        kernel, weight, smoothing = (v.clone().requires_grad_() for v in (case.kernel, case.weight, case.smoothing))
+        program = case.problem().to_cvxpy(sample)
+        layer = CvxpyLayer(program.problem, program.parameters, [program.x], canon_backend=None, solver_args=DIFFCP)
+        (x,) = layer(*program.arguments(case.problem(kernel, weight, smoothing)))
+        slope = loss_slope(case.select(torch.tensor([sample])), x.detach().unsqueeze(0)).squeeze(0)
+        operator, *others = torch.autograd.grad(x, (kernel, weight, smoothing), slope)
+        if case.zero_mean:
+            operator = operator - operator.mean(dim=(-2, -1), keepdim=True)
+        cached[sample] = x.detach(), Gradient(operator.reshape(1, -1), *(part.unsqueeze(0) for part in others))
+    return cached[sample]
 
 
 def unrolled_gradient(case: Case, steps: int) -> Gradient:

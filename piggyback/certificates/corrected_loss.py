@@ -28,14 +28,11 @@ def plain_loss(evidence: Evidence) -> LossInterval:
 
 def corrected_loss(evidence: Evidence) -> LossInterval:
     """``l(x) - <P, grad h(x)>`` and its error bound (eq. 16)."""
-    residuals, change = evidence.residuals, evidence.change
-    mu, r = evidence.strong_convexity, evidence.error
-    moved = evidence.operator.norm_bound() / mu**0.5 * r  # bounds ||K (x* - x)||
-    energy = torch.minimum(r * change.energy, 0.5 * r.square() * change.energy_third)
-    additive = torch.minimum(moved * change.rest, 0.5 * moved.square() * change.rest_third)
-    quadratic = residuals.adjoint.float() * r + 0.5 * evidence.loss_smoothness * r.square() / mu
+    residuals, coupling, r = evidence.residuals, evidence.coupling, evidence.error
+    bent = r * torch.minimum(0.5 * coupling.rate * r + coupling.rest, coupling.whole)
+    quadratic = residuals.adjoint.float() * r + 0.5 * evidence.loss_smoothness * r.square() / evidence.strong_convexity
     size = residuals.size + residuals.correction_size
-    radius = inflate(quadratic + energy + additive).to(size) + _rounding(size)
+    radius = inflate(quadratic + bent).to(size) + _rounding(size)
     return LossInterval(residuals.value - residuals.correction, radius)
 
 

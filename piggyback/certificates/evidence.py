@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
-from piggyback.certificates.curvature import CurvatureChange, curvature_change
+from piggyback.certificates.coupling import Coupling, couple
 from piggyback.losses import Loss
 from piggyback.operators import LinearOperator
 from piggyback.problem import SaddleProblem
 from piggyback.terms.potentials import CurvatureBounds, Potential
-from piggyback.types import Dual, PerSample, Primal, Scalar
+from piggyback.types import Dual, PerSample, Primal
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ class Residuals:
 class Evidence:
     """Everything the certificates look at.
 
-    ``residuals`` carry the digits.  The rest feeds sums of non-negative terms only, for which single precision (and a
+    ``residuals`` carry the digits, and so do ``gaps = (-grad h(x), grad l(x) - A(x) P)``, the right-hand sides of the Newton
+    corrections (eq. 23).  The rest feeds sums of non-negative terms only, for which single precision (and a
     final inflation by its rounding) is enough: ``x``, ``P``, ``z = K x``, ``image = K P``, ``y = f'(z)``, ``u = D K P``,
-    and ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach.  ``change`` sums up the bounds;
-    coefficients with curvature below ``threshold = mu/||K||^2`` are treated additively.
+    ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach, and ``coupling``, which sums up the bounds.
+    ``inverse_root = (lower + mu/||K||^2)^{-1/2}``: however flat the potential, the data term curves a little (eq. 10b).
     """
 
     residuals: Residuals
+    gaps: tuple[Primal, Primal]
     operator: LinearOperator
     potential: Potential
     strong_convexity: float
@@ -57,8 +59,8 @@ class Evidence:
     y: Dual
     u: Dual
     bounds: CurvatureBounds
-    threshold: Scalar
-    change: CurvatureChange
+    inverse_root: Dual
+    coupling: Coupling
 
     @property
     def error(self) -> PerSample:
@@ -108,14 +110,18 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         z, image, y = read_off.z.detach(), read_off.image.detach(), read_off.y.detach()
         fixed = problem.detached()
         u = fixed.potential.curvature(z) * image
-        residuals = _residuals(fixed, loss, (x, adjoint), (y, u))
+        slope = loss.gradient(x)
+        gradient, gap = fixed.residuals((x, adjoint), (y, u), slope)
+        residuals = _residuals(fixed, loss, (x, adjoint), y, slope, (gradient, gap))
         operator, potential = fixed.operator.single(), fixed.potential.single()
         mu = fixed.data.strong_convexity
         z, image, y, u = (v.float() for v in (z, image, y, u))
-        bounds = potential.bounds(z, operator.row_norms(z) * per_sample(residuals.error.float() / mu**0.5, z))
-        threshold = mu / operator.norm_bound().square()
+        radius = operator.row_norms(z) * per_sample(residuals.error.float() / mu**0.5, z)
+        bounds = potential.bounds(z, radius)
+        inverse_root = (bounds.lower + mu / operator.norm_bound().square()).rsqrt_()
         evidence = Evidence(
             residuals=residuals,
+            gaps=(-gradient, gap),
             operator=operator,
             potential=potential,
             strong_convexity=mu,
@@ -127,16 +133,17 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
             y=y,
             u=u,
             bounds=bounds,
-            threshold=threshold,
-            change=curvature_change(bounds, image, threshold),
+            inverse_root=inverse_root,
+            coupling=couple(operator, bounds, radius, image, mu, inverse_root),
         )
     return evidence, read_off.value
 
 
-def _residuals(problem: SaddleProblem, loss: Loss, pair: tuple[Primal, Primal], duals: tuple[Dual, Dual]) -> Residuals:
-    (x, adjoint), (y, _), data = pair, duals, problem.data
-    slope, value = loss.gradient(x), loss.value(x)
-    gradient, gap = problem.residuals(pair, duals, slope)
+def _residuals(
+    problem: SaddleProblem, loss: Loss, pair: tuple[Primal, Primal], y: Dual, slope: Primal, gaps: tuple[Primal, Primal]
+) -> Residuals:
+    (x, adjoint), (gradient, gap), data = pair, gaps, problem.data
+    value = loss.value(x)
     steepness, force, stiffness = norm(slope), norm(adjoint), problem.stiffness()
     lost = problem.magnitude(x, y, stiffness)
     adjoint_lost = steepness + (data.smoothness + 2 * stiffness) * force

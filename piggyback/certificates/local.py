@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from piggyback.batched import norm
 from piggyback.certificates.evidence import Evidence, inflate
 from piggyback.types import Dual, PerSample
 
@@ -16,52 +17,56 @@ class GradientBound:
     """Bounds of the hypergradient error per sample and parameter group.
 
     ``operator`` ``(batch,)`` bounds the Euclidean norm of the error over all parameters of ``K``;
-    ``weight`` and ``smoothing`` ``(batch, coefficients)`` bound each component of the potential's groups.
+    ``weight``, ``smoothing`` and ``shift`` ``(batch, coefficients)`` bound each component of the potential's groups.
     """
 
     operator: PerSample
     weight: Tensor
     smoothing: Tensor
+    shift: Tensor
 
 
 def local_bound(evidence: Evidence) -> GradientBound:
-    """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15), per sample and group."""
+    """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15a), per sample and group."""
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
         return GradientBound(
             operator=inflate(_operator_bound(evidence, adjoint)),
             weight=inflate(_weight_bound(evidence, adjoint)),
             smoothing=inflate(_smoothing_bound(evidence, adjoint)),
+            shift=inflate(_shift_bound(evidence, adjoint)),
         )
 
 
 def adjoint_error(evidence: Evidence) -> PerSample:
     """Bound of ``||P* - P||_{A*}`` (eq. 12)."""
-    r, mu, change = evidence.error, evidence.strong_convexity, evidence.change
-    reach = evidence.operator.norm_bound() / mu**0.5
-    energy = torch.minimum(change.energy, r * change.energy_third)
-    additive = reach * torch.minimum(change.rest, change.rest_third * reach * r)
-    return inflate(evidence.loss_smoothness * r / mu + evidence.residuals.adjoint.float() + energy + additive)
-
-
-def _dual_adjoint_change(evidence: Evidence) -> PerSample:
-    """``t_u``: bound of ``||(D* - D) K P / sqrt(D^hi)||`` (eq. 13)."""
-    r, change = evidence.error, evidence.change
-    reach = evidence.operator.norm_bound() / evidence.strong_convexity**0.5
-    energy = torch.minimum(change.dual, r * change.dual_third)
-    return energy + torch.minimum(change.rest_dual, change.rest_dual_third * reach * r)
+    r, mu = evidence.error, evidence.strong_convexity
+    moved = evidence.loss_smoothness * r / mu + evidence.coupling.change(r)
+    return inflate(evidence.residuals.adjoint.float() + moved)
 
 
 def _operator_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
-    """``T1 + T2 + T3 + T4`` of eq. 13 for all parameters of ``K`` together."""
+    """``T1 + T2 + T3`` of eq. 13 for all parameters of ``K`` together."""
     operator, upper, r = evidence.operator, evidence.bounds.upper, evidence.error
     root_mu = evidence.strong_convexity**0.5
     steep = upper.flatten(1).amax(1).sqrt() * operator.gain()
-    t1 = operator.adjoint_gain(evidence.y) * adjoint / root_mu
-    t2 = (operator.forward_gain(evidence.adjoint, upper) + steep * adjoint / root_mu) * r
-    t3 = operator.adjoint_gain(evidence.u) * r / root_mu
     along_x = operator.forward_gain(evidence.x, upper) + steep * r / root_mu
-    return t1 + t2 + t3 + along_x * (_dual_adjoint_change(evidence) + adjoint)
+    along_p = operator.forward_gain(evidence.adjoint, upper) + steep * adjoint / root_mu
+    t1 = torch.hypot(operator.adjoint_gain(evidence.y) / root_mu, along_x) * adjoint
+    t2 = torch.hypot(operator.adjoint_gain(evidence.u) / root_mu, along_p) * r
+    return t1 + t2 + _curvature_term(evidence, along_x)
+
+
+def _curvature_term(evidence: Evidence, along_x: PerSample) -> PerSample:
+    """``T3`` of eq. 13: what the change of curvature does to ``u`` at the old ``P``."""
+    operator, coupling, r = evidence.operator, evidence.coupling, evidence.error
+    tilted = coupling.jump * evidence.bounds.upper.clamp(min=torch.finfo(coupling.jump.dtype).tiny).rsqrt_()
+    apart = norm(torch.where(coupling.apart, tilted, 0.0))
+    weighted = coupling.steep * evidence.inverse_root
+    moved = torch.minimum(weighted.flatten(1).amax(1) * r, norm(coupling.jump))
+    further = operator.gain() * moved * r / evidence.strong_convexity**0.5
+    split = operator.forward_gain(evidence.x, weighted.square()) * r + further + along_x * apart
+    return torch.minimum(along_x * norm(tilted), split)
 
 
 def _over_sites(v: Dual) -> Tensor:
@@ -84,8 +89,7 @@ def _away(evidence: Evidence, adjoint: PerSample) -> Tensor:
 def _along(evidence: Evidence, derivative: Dual, adjoint: PerSample) -> Tensor:
     """Bound of ``|<K(P* - P), derivative>|`` per coefficient (eq. 14)."""
     through = _coefficient_norm(derivative) * _away(evidence, adjoint)
-    weighted = torch.where(derivative == 0, derivative, derivative * evidence.bounds.lower.rsqrt())
-    return torch.minimum(through, _coefficient_norm(weighted) * adjoint.unsqueeze(-1))
+    return torch.minimum(through, _coefficient_norm(derivative * evidence.inverse_root) * adjoint.unsqueeze(-1))
 
 
 def _weight_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
@@ -100,10 +104,19 @@ def _weight_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
 def _smoothing_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     """Eq. 15: one smoothing per coefficient."""
     potential, bounds = evidence.potential, evidence.bounds
-    good = (bounds.lower > evidence.threshold) & torch.isfinite(bounds.mixed_slope)
     whole = bounds.mixed * evidence.image.abs()
-    slope = torch.where(good, bounds.mixed_slope * evidence.image * bounds.lower.rsqrt(), 0.0)
+    kinked = torch.isinf(bounds.mixed_slope)
+    slope = (bounds.mixed_slope * evidence.image * evidence.inverse_root).masked_fill_(kinked, 0.0)
     energy = _coefficient_norm(slope) * evidence.error.unsqueeze(-1)
-    change = torch.minimum(_over_sites(whole), energy + _over_sites(torch.where(good, 0.0, whole)))
+    change = torch.minimum(_over_sites(whole), energy + _over_sites(torch.where(kinked, whole, 0.0)))
     change = change + _away(evidence, adjoint) * _coefficient_norm(bounds.mixed)
     return _along(evidence, potential.smoothing_derivative(evidence.z), adjoint) + change
+
+
+def _shift_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
+    """Eq. 15a: one shift per coefficient."""
+    coupling, r = evidence.coupling, evidence.error.unsqueeze(-1)
+    through = _coefficient_norm(evidence.bounds.upper.sqrt()) * adjoint.unsqueeze(-1)
+    energy = _coefficient_norm(coupling.steep * evidence.inverse_root) * r
+    split = energy + _over_sites(torch.where(coupling.apart, coupling.jump, 0.0))
+    return through + torch.minimum(_over_sites(coupling.jump), split)

@@ -37,7 +37,8 @@ def _bound(evidence: Evidence) -> GradientBound:
     slope, mixed = potential.weight_derivative(evidence.z), potential.smoothing_derivative(evidence.z)
     weight = _per_coefficient(pair, norm(slope), curvature / potential.weight, reach * distance)
     smoothing = _per_coefficient(pair, norm(mixed), potential.mixed_lipschitz(), reach * distance)
-    return GradientBound(*(inflate(_defined(part)) for part in (filters, weight, smoothing)))
+    shift = _per_coefficient(pair, norm(potential.curvature(evidence.z)), potential.max_third(), reach * distance)
+    return GradientBound(*(inflate(_defined(part)) for part in (filters, weight, smoothing, shift)))
 
 
 def _defined(bound: Tensor) -> Tensor:

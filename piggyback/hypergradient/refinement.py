@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,55 +12,57 @@ from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
-from piggyback.types import Primal
+from piggyback.types import PerSample, Primal
+
+CORRECTION = Schedule(max_steps=60, check_every=1, patience=10)
+"""How long a correction may take: it is asked for a few digits only, and any result is certified as it is."""
 
 
 @dataclass(frozen=True)
 class Refined(HypergradientMethod):
-    """``method``, then ``rounds`` of Newton corrections of ``x`` and ``P`` to the relative ``tolerance`` of CG.
+    """``method``, then ``rounds`` of Newton corrections of ``x`` and one of ``P``, each to the relative ``tolerance`` of CG.
 
-    A round costs one float64 residual of each system and a few CG steps for both in one batch; it multiplies the error
-    of ``x`` by about ``tolerance``, and that of ``P`` down to what the move of ``x`` leaves (so the loss interval shrinks by
-    ``tolerance`` at least, and by its square from the second round on).  The pair comes back in float64, since single
-    precision could not hold it.
+    ``x`` comes first and goes further, because its error enters the certificate of ``P`` multiplied by the coupling rate
+    (eq. 12), and because ``P`` can only be corrected for the ``x`` it is asked at.  A correction costs one residual in float64
+    and a few CG steps in the dtype of the problem.  The pair comes back in float64, since single precision could not hold it.
     """
 
     method: HypergradientMethod = field(default_factory=ImplicitCG)
     rounds: int = 2
     tolerance: float = 0.1
-    schedule: Schedule = Schedule(max_steps=60, check_every=2, patience=10)
+    schedule: Schedule = CORRECTION
 
     def differentiate(
         self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         pair = self.method.differentiate(problem, loss, accuracy, start).double()
-        exact, exact_loss = problem.double(), loss.double()
+        exact = problem.double()
         for _ in range(self.rounds):
             with torch.no_grad():
-                duals = exact.duals(pair.x, pair.adjoint)
-                gradient, gap = exact.residuals((pair.x, pair.adjoint), duals, exact_loss.gradient(pair.x))
-            pair = refine(problem, pair, (-gradient, gap), self.tolerance, self.schedule)
-        return pair
+                gap = -exact.gradient(pair.x)
+            pair = replace(pair, x=pair.x + correction(problem, pair.x, gap, self.tolerance, self.schedule))
+        gap = adjoint_gap(exact, loss.double(), pair)
+        return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, self.tolerance, self.schedule))
 
 
-def refine(
-    problem: SaddleProblem, pair: Sensitivity, gaps: tuple[Primal, Primal], tolerance: float, schedule: Schedule
-) -> Sensitivity:
-    """One Newton correction of ``x`` and one correction of ``P``, both with ``A(x)``, in one batched CG.
+def adjoint_gap(exact: SaddleProblem, loss: Loss, pair: Sensitivity) -> Primal:
+    """``grad l(x) - A(x) P``, everything in float64."""
+    with torch.no_grad():
+        _, u = exact.duals(pair.x, pair.adjoint)
+        return loss.gradient(pair.x) - exact.data.hessian(pair.adjoint) - exact.operator.adjoint(u)
 
-    ``pair`` is in float64, and so are ``gaps = (-grad h(x), grad l(x) - A(x) P)``; the corrections are solved in the dtype of
-    ``problem``.
-    The residual of ``P`` shrinks down to what the move of ``x`` leaves, so the next round finds more to do there.
+
+def correction(
+    problem: SaddleProblem, x: Primal, gap: Primal, tolerance: float | PerSample, schedule: Schedule = CORRECTION
+) -> Primal:
+    """``d`` with ``||gap - A(x) d|| <= tolerance ||gap||`` in the norm of ``H^{-1}``: solved in the dtype of ``problem``.
+
+    ``x``, ``gap`` and the result are in float64.  Samples whose ``tolerance`` is 1 or more are left as they are (``d = 0``).
     """
     problem = problem.detached()
     with torch.no_grad():
-        dtype, count = problem.data.start.dtype, pair.x.shape[0]
-        twice = torch.arange(count, device=pair.x.device).repeat(2)
-        curvature = problem.potential.curvature(problem.operator.forward(pair.x.to(dtype)))[twice]
-        right = torch.cat(gaps).to(dtype)
-        both = problem.select(twice)
-        radius = relative_radius(both.data, right, tolerance)
-        system = LinearSystem(both, curvature, right, radius, torch.zeros_like(right))
-        outcome = iterate(ConjugateGradient(system), schedule)
-        move, turn = outcome.result[0].to(pair.x.dtype).chunk(2)
-        return Sensitivity(pair.x + move, pair.adjoint + turn, pair.lower_status, pair.adjoint_status)
+        right = gap.to(problem.data.start.dtype)
+        curvature = problem.potential.curvature(problem.operator.forward(x.to(right.dtype)))
+        radius = relative_radius(problem.data, right, tolerance)
+        system = LinearSystem(problem, curvature, right, radius, torch.zeros_like(right))
+        return iterate(ConjugateGradient(system), schedule).result[0].to(gap.dtype)

@@ -31,9 +31,10 @@ class LinearSystem:
         )
 
 
-def relative_radius(data: DataTerm, right: Primal, tolerance: float) -> PerSample:
+def relative_radius(data: DataTerm, right: Primal, tolerance: float | PerSample) -> PerSample:
     """``tolerance ||right||_{H^{-1}}``, and something positive where the right-hand side is zero."""
-    return (tolerance * data.dual_norm(right)).clamp(min=torch.finfo(right.dtype).tiny)
+    size = data.dual_norm(right)
+    return (torch.as_tensor(tolerance).to(size) * size).clamp(min=torch.finfo(right.dtype).tiny)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Preconditioned nonlinear conjugate gradients with majorise-minimise steps: the default for smooth potentials."""
+"""Preconditioned nonlinear conjugate gradients without a line search: the default lower-level solver."""
 
 from __future__ import annotations
 
@@ -14,26 +14,46 @@ from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import Dual, PerSample, Primal
 
 
+_NEAR = 0.2
+"""Largest relative change of the curvature along a step at which the next ones trust the curvature."""
+_STREAK = 2
+"""Consecutive steps that must have been near before the curvature is trusted."""
+_EXCESS = 10.0
+"""Growth of the energy over its record at which trust is withdrawn."""
+_FIRST_REFRESH = 14
+
+
 @dataclass(frozen=True)
 class NonlinearCGState(State):
-    """``z = K x``, ``secant = f'(z)/z``, ``e = grad h(x)``, search direction ``p``, ``energy = <e, M e>``."""
+    """``z = K x``, ``secant = f'(z)/z``, ``curvature = f''(z)``, ``e = grad h(x)``, search direction ``p``, ``energy = <e, M e>``.
+
+    ``record``: the smallest energy since the preconditioner was built; ``near``: for how many steps in a row the curvature
+    along the step hardly changed; ``age``: steps taken.
+    """
 
     x: Primal
     z: Dual
     secant: Dual
+    curvature: Dual
     gradient: Primal
     direction: Primal
     energy: PerSample
+    record: PerSample
+    near: Tensor
     preconditioner: Preconditioner
+    age: int
 
 
 class NonlinearCG(LowerSolver):
-    """Polak-Ribiere+ directions; the step minimises the quadratic majoriser along the line (docs/theory.md, eq. 21).
+    """Polak-Ribiere+ directions; the step minimises a quadratic model along the line (docs/theory.md, eq. 21).
 
-        alpha = -<e, p> / (<p, H p> + sum_i secant_i (K p)_i^2),      x+ = x + alpha p
+        alpha = -<e, p> / (<p, H p> + sum_i model_i (K p)_i^2),      x+ = x + alpha p
 
-    The majoriser touches ``h`` at ``x`` and lies above it, so ``h`` decreases at every step without a line search.
-    One step costs one ``K`` and one ``K^T``.  The preconditioner is fixed from the secants at the start.
+    With ``model = secant`` the model touches ``h`` at ``x`` and lies above it, so ``h`` decreases without a line search.
+    With ``model = f''`` the step is Newton's along the line: longer, and close to the solution the method is then linear
+    conjugate gradients.  Each sample uses it while its last steps agreed with the linear prediction of the slope, which
+    costs nothing to check, and as long as the residual stays within ``_EXCESS`` of the best.
+    One step costs one ``K`` and one ``K^T``.  The preconditioner is rebuilt after 14, 28, 56, ... steps.
     """
 
     def bind(self, lower: LowerLevel) -> Iteration:
@@ -48,29 +68,52 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         self.problem = lower.problem
 
     def start(self) -> NonlinearCGState:
-        problem, x = self.problem, self.lower.start
-        z = problem.operator.forward(x)
-        slope, secant = problem.potential.gradient_and_secant(z)
-        gradient = problem.data.gradient(x) + problem.operator.adjoint(slope)
-        preconditioner = problem.preconditioner(secant, x)
+        x = self.lower.start
+        z = self.problem.operator.forward(x)
+        slope, secant, curvature = self.problem.potential.gradient_secant_curvature(z)
+        gradient = self.problem.data.gradient(x) + self.problem.operator.adjoint(slope)
+        near = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        return self._restarted(x, z, secant, curvature, gradient, near, 0)
+
+    def _restarted(
+        self, x: Primal, z: Dual, secant: Dual, curvature: Dual, gradient: Primal, near: Tensor, age: int
+    ) -> NonlinearCGState:
+        """Steepest descent from ``x`` in the metric of a new preconditioner."""
+        model = torch.where(per_sample(near >= _STREAK, z), curvature, secant)
+        preconditioner = self.problem.preconditioner(model, x)
         step = preconditioner.apply(gradient)
-        return NonlinearCGState(x, z, secant, gradient, -step, inner(gradient, step), preconditioner)
+        energy = inner(gradient, step)
+        return NonlinearCGState(
+            x, z, secant, curvature, gradient, -step, energy, energy, near, preconditioner, age
+        )
 
     def step(self, state: NonlinearCGState) -> NonlinearCGState:
         problem, p = self.problem, state.direction
         q = problem.operator.forward(p)
-        curvature = inner(p, problem.data.hessian(p)) + inner(state.secant * q, q)
-        alpha = safe_divide(-inner(state.gradient, p), curvature)
+        square = q * q
+        base, slope_along = inner(p, problem.data.hessian(p)), inner(state.gradient, p)
+        upper, local = base + inner(state.secant, square), base + inner(state.curvature, square)
+        trusted = (state.near >= _STREAK) & (state.energy <= _EXCESS * state.record)
+        alpha = safe_divide(-slope_along, torch.where(trusted, local, upper))
         x = torch.addcmul(state.x, p, per_sample(alpha, p))
         z = torch.addcmul(state.z, q, per_sample(alpha, q))
-        slope, secant = problem.potential.gradient_and_secant(z)
+        slope, secant, curvature = problem.potential.gradient_secant_curvature(z)
         gradient = problem.data.gradient(x) + problem.operator.adjoint(slope)
+        missed = inner(gradient, p) - slope_along - alpha * local
+        near = torch.where(missed.abs() <= _NEAR * slope_along.abs(), state.near + 1, 0)
+        age = state.age + 1
+        if _refreshes(age):
+            return self._restarted(x, z, secant, curvature, gradient, near, age)
         step = state.preconditioner.apply(gradient)
         energy = inner(gradient, step)
         beta = safe_divide(energy - inner(state.gradient, step), state.energy).clamp(min=0)
         p = per_sample(beta, p) * p - step
         ascent = per_sample(inner(gradient, p) >= 0, p)
-        return NonlinearCGState(x, z, secant, gradient, torch.where(ascent, -step, p), energy, state.preconditioner)
+        p = torch.where(ascent, -step, p)
+        record = torch.minimum(state.record, energy)
+        return NonlinearCGState(
+            x, z, secant, curvature, gradient, p, energy, record, near, state.preconditioner, age
+        )
 
     def error(self, state: NonlinearCGState) -> PerSample:
         return self.lower.error(state.gradient)
@@ -80,3 +123,9 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
 
     def select(self, index: Tensor) -> NonlinearCGIteration:
         return NonlinearCGIteration(self.lower.select(index))
+
+
+def _refreshes(age: int) -> bool:
+    """Whether ``age`` is 14, 28, 56, ..."""
+    ratio, rest = divmod(age, _FIRST_REFRESH)
+    return rest == 0 and ratio > 0 and ratio & (ratio - 1) == 0

@@ -1,7 +1,8 @@
-"""Potentials ``f(z) = sum_i weight_i smoothing_i psi(z_i / smoothing_i)`` over the coefficients of a dual variable."""
+"""Potentials ``f(z) = sum_i weight_i smoothing_i psi((z_i - shift_i) / smoothing_i)`` over the coefficients of a dual variable."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +16,14 @@ from piggyback.types import Dual, PerFilter, PerSample
 class CurvatureBounds:
     """What holds for every ``z'`` with ``|z' - z| <= radius``, per coefficient (docs/theory.md, eq. 11).
 
-    ``lower <= f''(z') <= upper``;  ``jump`` bounds ``|f''(z') - f''(z)|``;  ``third`` bounds ``|f'''|`` (infinite at a
-    kink);  ``mixed`` bounds the change of ``d f'(z)/d smoothing``, and ``mixed_slope`` that change over ``|z' - z|``.
+    ``lower <= f''(z') <= upper``;  ``jump`` bounds ``|f''(z') - f''(z)|`` and ``steepness`` that change over
+    ``|z' - z|`` (infinite where ``z`` lies on a kink);  ``mixed`` bounds the change of ``d f'(z)/d smoothing``, and ``mixed_slope`` that change over ``|z' - z|``.
     """
 
     lower: Dual
     upper: Dual
     jump: Dual
-    third: Dual
+    steepness: Dual
     mixed: Dual
     mixed_slope: Dual
 
@@ -31,45 +32,59 @@ _OFFSET = 1e-20
 
 
 class Potential:
-    """A separable potential with one weight and one smoothing per coefficient of the dual variable.
+    """A separable potential with one weight, one smoothing and one shift per coefficient of the dual variable.
 
-    ``weight`` and ``smoothing`` have shape ``(coefficients,)`` and must be positive; they may require gradients, and
-    ``gradient`` is differentiable in both.  Raises ``ValueError`` for other shapes or non-positive values.
+        f(z) = sum_i weight_i smoothing_i psi((z_i - shift_i) / smoothing_i)
+
+    All have shape ``(coefficients,)``; weights and smoothings must be positive; no ``shift`` means zero.  They may require
+    gradients, and ``gradient`` is differentiable in them.  Raises ``ValueError`` for other shapes, ``check`` for bad values.
     """
 
-    def __init__(self, profile: Profile, weight: PerFilter, smoothing: PerFilter) -> None:
-        if weight.dim() != 1 or weight.shape != smoothing.shape:
-            raise ValueError(
-                f"weight and smoothing need one shape (coefficients,), got {tuple(weight.shape)}, {tuple(smoothing.shape)}"
-            )
+    def __init__(
+        self, profile: Profile, weight: PerFilter, smoothing: PerFilter, shift: PerFilter | None = None
+    ) -> None:
+        shift = torch.zeros_like(weight) if shift is None else shift
+        if weight.dim() != 1 or not weight.shape == smoothing.shape == shift.shape:
+            shapes = ", ".join(str(tuple(v.shape)) for v in (weight, smoothing, shift))
+            raise ValueError(f"weight, smoothing and shift need one shape (coefficients,), got {shapes}")
         self.profile = profile
         self.weight = weight
         self.smoothing = smoothing
+        self.shift = shift
 
     def check(self) -> None:
-        """Raise ``ValueError`` if a weight or smoothing is not positive and finite (reads the values: synchronises)."""
+        """Raise ``ValueError`` if a weight or smoothing is not positive, or anything not finite (synchronises)."""
         for name, values in (("weight", self.weight), ("smoothing", self.smoothing)):
             if not bool(((values > 0) & torch.isfinite(values)).all()):
                 raise ValueError(f"potential {name} must be positive and finite, got minimum {float(values.min()):.3g}")
+        if not bool(torch.isfinite(self.shift).all()):
+            raise ValueError("potential shift must be finite")
+
+    def _unit(self, z: Dual) -> Dual:
+        """``t = (z - shift) / smoothing``."""
+        inverse = self.smoothing.reciprocal()
+        return torch.addcmul(-self.shift * inverse, z, inverse)
 
     def value(self, z: Dual) -> PerSample:
         """``f(z)``."""
-        return (self.profile.value(z / self.smoothing) * (self.weight * self.smoothing)).flatten(1).sum(1)
+        return (self.profile.value(self._unit(z)) * (self.weight * self.smoothing)).flatten(1).sum(1)
 
     def gradient(self, z: Dual) -> Dual:
         """``f'(z)``."""
-        return self.profile.slope(z / self.smoothing) * self.weight
+        return self.profile.slope(self._unit(z)) * self.weight
 
     def curvature(self, z: Dual) -> Dual:
         """``f''(z)``, the diagonal ``D(z)``."""
-        return self.profile.curvature(z / self.smoothing) * (self.weight / self.smoothing)
+        return self.profile.curvature(self._unit(z)) * (self.weight / self.smoothing)
 
-    def gradient_and_secant(self, z: Dual) -> tuple[Dual, Dual]:
-        """``f'(z)`` and ``f'(z)/z``, the curvature of the quadratic majoriser at ``z`` (eq. 21)."""
+    def gradient_secant_curvature(self, z: Dual) -> tuple[Dual, Dual, Dual]:
+        """``f'(z)``, ``f'(z)/(z - shift)`` (curvature of the quadratic majoriser at ``z``, eq. 21) and ``f''(z)``: for solvers."""
+        inverse = self.smoothing.reciprocal()
         # the offset keeps t away from 0/0 and is far below the rounding of any other t
-        t = torch.addcmul(z.new_tensor(_OFFSET), z, self.smoothing.reciprocal())
-        slope, secant = self.profile.slope_and_secant(t)
-        return slope.mul_(self.weight), secant.mul_(self.weight / self.smoothing)
+        t = torch.addcmul(_OFFSET - self.shift * inverse, z, inverse)
+        slope, secant, curvature = self.profile.slope_secant_curvature(t)
+        scale = self.weight * inverse
+        return slope.mul_(self.weight), secant.mul_(scale), curvature.mul_(scale)
 
     def max_curvature(self) -> PerFilter:
         """``sup f''``; its inverse is the strong convexity of ``f*`` (eq. 6)."""
@@ -86,7 +101,7 @@ class Potential:
     def prox(self, v: Dual, step: float | Tensor) -> Dual:
         """``argmin_z step f(z) + 1/2 |z - v|^2`` (eq. 20)."""
         stiffness = step * self.weight / self.smoothing
-        return self.smoothing * self.profile.proximal(v / self.smoothing, stiffness)
+        return self.shift + self.smoothing * self.profile.proximal(self._unit(v), stiffness)
 
     def conjugate_prox(self, v: Dual, step: float | Tensor) -> Dual:
         """``prox_{step f*}(v) = v - step prox_{f/step}(v/step)`` (Moreau), evaluated as ``f'`` of that prox.
@@ -103,44 +118,49 @@ class Potential:
 
     def conjugate_gradient(self, y: Dual) -> Dual:
         """``(f*)'(y)`` for ``|y| < weight``: the point where ``f'`` equals ``y``."""
-        return self.smoothing * self.profile.inverse_slope(y / self.weight)
+        return self.shift + self.smoothing * self.profile.inverse_slope(y / self.weight)
 
     def weight_derivative(self, z: Dual) -> Dual:
         """``d f'(z) / d weight``."""
-        return self.profile.slope(z / self.smoothing)
+        return self.profile.slope(self._unit(z))
 
     def smoothing_derivative(self, z: Dual) -> Dual:
         """``d f'(z) / d smoothing = -(weight/smoothing) t psi''(t)``."""
-        t = z / self.smoothing
+        t = self._unit(z)
         return -(self.weight / self.smoothing) * t * self.profile.curvature(t)
 
     def bounds(self, z: Dual, radius: Tensor) -> CurvatureBounds:
         """Interval bounds for ``|z' - z| <= radius`` (``radius`` broadcasts against ``z``)."""
-        t, reach = z / self.smoothing, radius / self.smoothing
-        # one rounding of t must not move it out of its own interval
+        t, reach = self._unit(z), radius / self.smoothing
+        # the rounding of t must not move it out of its own interval
         ulp = 32 * torch.finfo(z.dtype).eps
-        reach = torch.add(reach * (1 + ulp), t.abs(), alpha=ulp) + torch.finfo(z.dtype).tiny
+        slack = 2 * ulp * (self.shift / self.smoothing).abs() + torch.finfo(z.dtype).tiny
+        reach = torch.add(torch.add(slack, reach, alpha=1 + ulp), t.abs(), alpha=ulp)
         unit = self.profile.bounds(t, reach)
         scale = self.weight / self.smoothing
-        # third * reach keeps its digits where the difference of two nearly equal curvatures has lost them
-        jump = torch.minimum(unit.third * reach, unit.upper * (1 + ulp) - unit.lower)
+        # steepness * reach keeps its digits where the difference of two nearly equal curvatures has lost them
+        jump = torch.minimum(unit.steepness * reach, unit.upper * (1 + ulp) - unit.lower)
         return CurvatureBounds(
             lower=unit.lower * scale,
             upper=unit.upper * scale,
             jump=jump * scale,
-            third=unit.third * (scale / self.smoothing),
+            steepness=unit.steepness * (scale / self.smoothing),
             mixed=unit.moment * scale,
             mixed_slope=unit.moment_slope * (scale / self.smoothing),
         )
 
     def detached(self) -> Potential:
         """The same potential outside any autograd graph."""
-        return Potential(self.profile, self.weight.detach(), self.smoothing.detach())
+        return self._converted(lambda v: v)
 
     def double(self) -> Potential:
         """The same potential, detached, in float64."""
-        return Potential(self.profile, self.weight.detach().double(), self.smoothing.detach().double())
+        return self._converted(Tensor.double)
 
     def single(self) -> Potential:
         """The same potential, detached, in float32."""
-        return Potential(self.profile, self.weight.detach().float(), self.smoothing.detach().float())
+        return self._converted(Tensor.float)
+
+    def _converted(self, change: Callable[[Tensor], Tensor]) -> Potential:
+        parts = (self.weight, self.smoothing, self.shift)
+        return Potential(self.profile, *(change(part.detach()) for part in parts))

@@ -11,23 +11,27 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import cvxpy as cp
 
 
 @dataclass(frozen=True)
 class ProfileBounds:
     """What holds for all ``s`` with ``|s - t| <= radius``, element by element.
 
-    ``lower <= psi''(s) <= upper``;  ``|psi'''(s)| <= third`` (infinite where a kink of ``psi'`` lies in the interval);
+    ``lower <= psi''(s) <= upper``;  ``|psi''(s) - psi''(t)| <= steepness |s - t|`` (infinite where ``psi''`` jumps at ``t``);
     ``|m(s) - m(t)| <= moment`` and ``<= moment_slope |s - t|`` for ``m(t) = t psi''(t)``, which is minus the
     derivative of ``smoothing psi'(z / smoothing)`` with respect to the smoothing.
     """
 
     lower: Tensor
     upper: Tensor
-    third: Tensor
+    steepness: Tensor
     moment: Tensor
     moment_slope: Tensor
 
@@ -60,10 +64,26 @@ class Profile(ABC):
     def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
         """Bounds that hold on the interval ``[t - radius, t + radius]``."""
 
-    def slope_and_secant(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``psi'(t)`` and ``psi'(t) / t``, the curvature of the quadratic majoriser that touches at ``t != 0`` (eq. 21)."""
-        slope = self.slope(t)
-        return slope, slope / t
+    @abstractmethod
+    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+        """The two positive numbers per coefficient that ``cone`` takes, differentiable in ``weight`` and ``smoothing``."""
+
+    @abstractmethod
+    def cone(
+        self, z: cp.Variable, parameters: tuple[cp.Parameter, cp.Parameter]
+    ) -> tuple[cp.Expression, list[cp.Constraint]]:
+        """``sum_j weight_j smoothing_j psi(z_j / smoothing_j)`` by cones, DPP in ``parameters`` (``cone_parameters``).
+
+        ``z`` and both parameters have shape ``(rows,)``.  DPP lets a parameter multiply a variable, never another parameter:
+        auxiliary variables, tied by the returned constraints, stand in for parameters and for their products with ``z``.
+        """
+
+    @abstractmethod
+    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``psi'(t)``, ``psi'(t) / t`` (curvature of the majoriser that touches at ``t != 0``, eq. 21) and ``psi''(t)``.
+
+        For solvers, at the price of one evaluation: the digits of a tiny ``psi''`` may be lost.
+        """
 
     def proximal(self, v: Tensor, stiffness: Tensor) -> Tensor:
         """Solve ``t + stiffness * psi'(t) = v`` (eq. 20) to rounding.
@@ -101,9 +121,9 @@ class Charbonnier(Profile):
         root = torch.rsqrt(1 + t * t)
         return root * root * root
 
-    def slope_and_secant(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         secant = torch.rsqrt(1 + t * t)
-        return t * secant, secant
+        return t * secant, secant, secant * secant * secant
 
     def inverse_slope(self, s: Tensor) -> Tensor:
         return s * torch.rsqrt((1 - s) * (1 + s))
@@ -112,19 +132,31 @@ class Charbonnier(Profile):
         near, far = _reach(t, radius)
         lower, upper = self.curvature(far), self.curvature(near)
         peak = (near <= 0.5) & (far >= 0.5)
-        third = torch.maximum(_charbonnier_third(near), _charbonnier_third(far))
-        third = torch.where(peak, torch.full_like(third, self.third_bound), third)
+        third = torch.maximum(_charbonnier_third(near), _charbonnier_third(far)).masked_fill_(peak, self.third_bound)
         slope = torch.maximum(upper, far * third)  # m' = psi'' + t psi''', two terms of opposite sign
         moment = (radius * slope).clamp(max=2 * _CHARBONNIER_MOMENT)
         return ProfileBounds(lower, upper, third, moment, slope)
+
+    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+        return weight, smoothing
+
+    def cone(
+        self, z: cp.Variable, parameters: tuple[cp.Parameter, cp.Parameter]
+    ) -> tuple[cp.Expression, list[cp.Constraint]]:
+        """Second-order cones: ``weight (||(z, c)|| - c)`` with ``c == smoothing``."""
+        import cvxpy as cp
+
+        weight, smoothing = parameters
+        c = cp.Variable(z.shape)
+        return weight @ (cp.norm(cp.vstack([z, c]), 2, axis=0) - c), [c == smoothing]
 
 
 _CHARBONNIER_MOMENT = 0.3849001794597506  # max of t(1+t^2)^(-3/2) = 2/(3 sqrt 3), at t = 1/sqrt(2)
 
 
 def _charbonnier_third(t: Tensor) -> Tensor:
-    root = torch.rsqrt(1 + t * t)
-    return 3 * t * root.pow(5)
+    inverse = (1 + t * t).reciprocal_()
+    return 3 * t * inverse * inverse * inverse.sqrt()
 
 
 class LogCosh(Profile):
@@ -143,6 +175,10 @@ class LogCosh(Profile):
     def slope(self, t: Tensor) -> Tensor:
         return torch.tanh(t)
 
+    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slope = torch.tanh(t)
+        return slope, slope / t, 1 - slope * slope
+
     def curvature(self, t: Tensor) -> Tensor:
         # 4 e^{-2t} / (1 + e^{-2t})^2 keeps its digits where 1 - tanh^2 loses them; from t = 20 on it stays at 2e-17, below
         # the rounding of psi''(0) = 1, since the denormal numbers of an honest underflow cost a hundred times as much
@@ -154,16 +190,34 @@ class LogCosh(Profile):
 
     def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
         near, far = _reach(t, radius)
-        lower, upper = torch.where(far > _LOGCOSH_FAR, 0.0, self.curvature(far)), self.curvature(near)
+        (upper, third_near), (lower, third_far) = _logcosh_derivatives(near), _logcosh_derivatives(far)
+        lower = lower.masked_fill_(far > _LOGCOSH_FAR, 0.0)
         peak = (near <= _LOGCOSH_PEAK) & (far >= _LOGCOSH_PEAK)
-        third = torch.maximum(self._third(near), self._third(far))
-        third = torch.where(peak, torch.full_like(third, self.third_bound), third)
+        third = torch.maximum(third_near, third_far).masked_fill_(peak, self.third_bound)
         slope = torch.maximum(upper, far * third)
         moment = (radius * slope).clamp(max=2 * _LOGCOSH_MOMENT)
         return ProfileBounds(lower, upper, third, moment, slope)
 
-    def _third(self, t: Tensor) -> Tensor:
-        return 2 * torch.tanh(t) * self.curvature(t)
+    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+        return weight * smoothing, smoothing.reciprocal()
+
+    def cone(
+        self, z: cp.Variable, parameters: tuple[cp.Parameter, cp.Parameter]
+    ) -> tuple[cp.Expression, list[cp.Constraint]]:
+        """Exponential cones: ``log cosh t = logistic(2t) - t - log 2`` with ``t == z / smoothing``."""
+        import cvxpy as cp
+
+        scale, inverse = parameters
+        t = cp.Variable(z.shape)
+        return scale @ (cp.logistic(2 * t) - t - math.log(2)), [t == cp.multiply(inverse, z)]
+
+
+def _logcosh_derivatives(t: Tensor) -> tuple[Tensor, Tensor]:
+    """``psi''(t)`` and ``|psi'''(t)| = 2 tanh(t) psi''(t)`` for ``t >= 0`` from one exponential."""
+    lost = torch.expm1(-2 * t.clamp(max=_LOGCOSH_FAR))  # decay - 1, with its digits at small t
+    decay, inverse = 1 + lost, (2 + lost).reciprocal_()
+    curvature = 4 * decay * inverse * inverse
+    return curvature, -2 * lost * inverse * curvature
 
 
 _LOGCOSH_FAR = 20.0
@@ -187,9 +241,9 @@ class Huber(Profile):
     def curvature(self, t: Tensor) -> Tensor:
         return (t.abs() <= 1).to(t.dtype)
 
-    def slope_and_secant(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         secant = 1 / t.abs().clamp(min=1)
-        return t * secant, secant
+        return t * secant, secant, (secant == 1).to(t.dtype)
 
     def inverse_slope(self, s: Tensor) -> Tensor:
         return s
@@ -203,10 +257,24 @@ class Huber(Profile):
         inside, outside = far <= 1, near > 1  # at |s| = 1 itself both one-sided curvatures count
         lower = inside.to(t.dtype)
         upper = (~outside).to(t.dtype)
-        third = torch.where(inside | outside, torch.zeros_like(t), torch.full_like(t, math.inf))
+        kink = (t.abs() - 1).abs() - 32 * torch.finfo(t.dtype).eps * t.abs()  # |psi''| changes by 1 at this distance
+        steepness = kink.clamp(min=0).reciprocal().masked_fill_(inside | outside, 0.0)
         moment = torch.where(inside, radius, torch.where(outside, torch.zeros_like(t), radius.clamp(min=1.0)))
         slope = torch.where(inside | outside, upper, torch.full_like(t, math.inf))
-        return ProfileBounds(lower, upper, third, moment, slope)
+        return ProfileBounds(lower, upper, steepness, moment, slope)
+
+    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+        return weight, weight / smoothing
+
+    def cone(
+        self, z: cp.Variable, parameters: tuple[cp.Parameter, cp.Parameter]
+    ) -> tuple[cp.Expression, list[cp.Constraint]]:
+        """Infimal convolution: ``min_c weight/(2 smoothing) (z - c)^2 + weight |c|``."""
+        import cvxpy as cp
+
+        weight, curvature = parameters
+        c = cp.Variable(z.shape)
+        return curvature @ cp.square(z - c) / 2 + weight @ cp.abs(c), []
 
 
 def _reach(t: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,6 +67,10 @@ class DataTerm(ABC):
         if not bool(finite.all()):
             raise ValueError(f"data term: sample {int((~finite).nonzero()[0])} of the batch has NaN or infinite values")
 
+    def symbol(self, like: Primal) -> Tensor:
+        """What preconditioners take for ``H``: the number ``mu``, unless ``H`` is diagonal in Fourier space."""
+        return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)
+
     def dual_norm(self, v: Primal) -> PerSample:
         """``||v||_{H^{-1}}``."""
         return inner(v, self.solve(v)).clamp(min=0).sqrt()

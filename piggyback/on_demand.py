@@ -1,0 +1,159 @@
+"""Gradients of the accuracy that is asked for, and errors of given gradients: certificates drive the corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from piggyback.certificates.evidence import Evidence
+from piggyback.certified import Certification, CertifiedGradient, assemble, double_copy, examine
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.hypergradient.refinement import adjoint_gap, correction
+from piggyback.losses import Loss
+from piggyback.operators import ApplicationCounter
+from piggyback.problem import SaddleProblem
+from piggyback.regularizer import Regularizer
+from piggyback.terms.quadratic import DataTerm
+from piggyback.types import PerSample
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The error of a given gradient ``G``, from a refined one ``G+`` (docs/theory.md, eq. 24).
+
+    ``estimate = ||G+ - G||``; the true error lies between ``lower = estimate - gradient_error(G+)`` and
+    ``bound = estimate + gradient_error(G+)``.
+    """
+
+    estimate: float
+    refined: CertifiedGradient
+
+    @property
+    def bound(self) -> float:
+        return self.estimate + self.refined.gradient_error
+
+    @property
+    def lower(self) -> float:
+        return max(0.0, self.estimate - self.refined.gradient_error)
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """Certified hypergradients to a wanted accuracy.
+
+    ``method`` brings the pair to ``accuracy``; then rounds of Newton corrections (eq. 23) alternate with certificates.  Each
+    round shrinks the two parts of the bound (eq. 12), what ``x`` is off and what ``P`` is off, by what is missing and a
+    ``margin``.  After ``rounds`` of them, or when rounds no longer help (rounding), the best result comes back with its
+    bound, whether or not that is what was wanted.
+    """
+
+    method: HypergradientMethod = field(default_factory=ImplicitCG)
+    accuracy: Accuracy = Accuracy(lower=1e-5, adjoint=0.1)
+    certification: Certification = field(default_factory=Certification)
+    margin: float = 0.85
+    rounds: int = 8
+
+    def differentiate(
+        self,
+        regularizer: Regularizer,
+        data: DataTerm,
+        loss: Loss,
+        relative_error: float = 0.01,
+        start: WarmStart | None = None,
+    ) -> CertifiedGradient:
+        """``G`` with ``||grad L - G|| <= relative_error ||G||`` as a bound, for ``L = sum_i l(x_i*)`` (flat).
+
+        Raises ``ValueError`` for a ``relative_error`` that is not positive.
+        """
+        if not relative_error > 0:
+            raise ValueError(f"the relative error must be positive, got {relative_error}")
+        return self._reach(
+            regularizer,
+            data,
+            loss,
+            start,
+            ApplicationCounter(),
+            lambda result: relative_error * float(result.gradient.norm()),
+        )
+
+    def assess(
+        self, regularizer: Regularizer, data: DataTerm, loss: Loss, pair: Sensitivity, fraction: float = 0.25
+    ) -> Assessment:
+        """The error of the gradient read off ``pair``, refined until the bound of ``G+`` is ``fraction`` of the estimate.
+
+        Then bound over true error is at most ``(1 + fraction)/(1 - fraction)``: both sides of eq. 24.  Raises ``ValueError``
+        unless ``0 < fraction < 1``.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"the fraction must lie between 0 and 1, got {fraction}")
+        counter, exact = ApplicationCounter(), double_copy(regularizer)
+        _, given = examine(exact, data.double(), loss.double(), pair.double(), counter)
+        refined = self._reach(
+            regularizer,
+            data,
+            loss,
+            WarmStart(pair.x, pair.adjoint).to(data.start.dtype),
+            counter,
+            lambda result: fraction * float((result.gradient - given).norm()),
+        )
+        return Assessment(float((refined.gradient - given).norm()), refined)
+
+    def _reach(
+        self,
+        regularizer: Regularizer,
+        data: DataTerm,
+        loss: Loss,
+        start: WarmStart | None,
+        counter: ApplicationCounter,
+        goal: Callable[[CertifiedGradient], float],
+    ) -> CertifiedGradient:
+        """A pair whose gradient error is within the ``goal``, or the best that was seen."""
+        exact, problem = double_copy(regularizer), regularizer.problem(data).counted(counter)
+        exact_data, exact_loss = data.double(), loss.double()
+        pair = self.method.differentiate(problem, loss, self.accuracy, start).double()
+        best: CertifiedGradient | None = None
+        failures = 0
+        for _ in range(1 + self.rounds):
+            evidence, gradient = examine(exact, exact_data, exact_loss, pair, counter)
+            result = assemble(exact, pair, evidence, gradient, self.certification, counter)
+            if best is None or result.gradient_error < best.gradient_error:
+                best, failures = result, 0
+            else:
+                failures += 1
+            wanted = goal(result)
+            if result.gradient_error <= wanted or failures == _PATIENCE:
+                break
+            pair = _corrected(problem, exact_loss, pair, evidence, self.margin * wanted / result.gradient_error)
+        assert best is not None
+        return replace(best, applications=counter.applications)
+
+
+def _corrected(
+    problem: SaddleProblem, loss: Loss, pair: Sensitivity, evidence: Evidence, wanted: float
+) -> Sensitivity:
+    """``x`` and ``P`` corrected so far that their parts of the bound fit into ``wanted`` times its size."""
+    primal, dual = _parts(evidence)
+    share = 0.5 * wanted * (primal + dual)
+    gap, tolerance = evidence.gaps[1], (share / primal).clamp(min=_FINEST)
+    if bool((tolerance < 1).any()):
+        pair = replace(pair, x=pair.x + correction(problem, pair.x, evidence.gaps[0], tolerance))
+        gap = adjoint_gap(problem.double(), loss, pair)
+    size = problem.data.double().dual_norm(gap)
+    tolerance = (share / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(min=_FINEST)
+    return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, tolerance))
+
+
+_PATIENCE = 2
+"""Rounds in a row without progress after which rounding is blamed."""
+_FINEST = 1e-3
+"""The most that one correction is asked for: beyond it single precision and the next linearisation have the say."""
+
+
+def _parts(evidence: Evidence) -> tuple[PerSample, PerSample]:
+    """What the error of ``x`` and the residual of the adjoint contribute to ``||P* - P||`` (eq. 12)."""
+    r = evidence.error.double()
+    primal = evidence.loss_smoothness * r / evidence.strong_convexity + evidence.coupling.change(evidence.error).double()
+    return primal, evidence.residuals.adjoint
