@@ -4,13 +4,16 @@ from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.certificates.corrected_loss import LossInterval, corrected_loss, plain_loss
 from piggyback.certificates.local import GradientBound, local_bound
 from piggyback.certificates.worst_case import worst_case_bound
-from piggyback.certified import Certification
+from piggyback.certified import Certification, CertifiedGradient
+from piggyback.cone import ConeProgram
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.hypergradient.piggyback import Piggyback
+from piggyback.hypergradient.refinement import Refined
 from piggyback.layer import Reconstruction, Report, reconstruct
 from piggyback.losses import Loss, SquaredError
+from piggyback.on_demand import Assessment, OnDemand
 from piggyback.operators import DenseOperator, LinearOperator
 from piggyback.oracle import Evaluation, Oracle
 from piggyback.problem import SaddleProblem
@@ -22,18 +25,22 @@ from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
-from piggyback.terms.quadratic import DataTerm, Denoising, DenseQuadratic
+from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising, DenseQuadratic
 
 __all__ = [
     "PDHG",
     "AcceleratedGradient",
     "Accuracy",
     "AdaptiveDescent",
+    "Assessment",
     "BilevelOracle",
     "BilevelSettings",
     "Certification",
+    "CertifiedGradient",
     "Charbonnier",
+    "ConeProgram",
     "DataTerm",
+    "Deblurring",
     "Denoising",
     "DenseOperator",
     "DenseQuadratic",
@@ -49,12 +56,14 @@ __all__ = [
     "Loss",
     "LossInterval",
     "NonlinearCG",
+    "OnDemand",
     "Oracle",
     "Outcome",
     "Piggyback",
     "Potential",
     "Profile",
     "Reconstruction",
+    "Refined",
     "Regularizer",
     "Report",
     "SaddleProblem",

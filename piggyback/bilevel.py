@@ -112,7 +112,8 @@ class BilevelOracle(Oracle):
         where, counter = slice(first, first + self.settings.batch), ApplicationCounter()
         samples, settings = self.samples.select(where), self.settings
         loss = settings.loss(samples.clean)
-        problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
+        data = settings.data_term(samples.degraded)
+        problem = self.regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
         start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
         pair = settings.method.differentiate(problem, loss, tolerance, start)
-        return certify(exact, problem.data.double(), loss.double(), pair, settings.certification, counter)
+        return certify(exact, data.double(), loss.double(), pair, settings.certification, counter)

@@ -88,14 +88,14 @@ class _Minimiser(torch.autograd.Function):
     def backward(ctx, *cotangents: Tensor):
         x, *parameters = ctx.saved_tensors
         layer, data, loss = ctx.layer, ctx.data, LinearFunctional(cotangents[0].contiguous())
-        problem = layer.regularizer.problem(data).counted(ctx.counter)
+        exact = double_copy(layer.regularizer)
+        problem = layer.regularizer.problem(data).with_exact(exact.problem(data.double())).counted(ctx.counter)
         accuracy = Accuracy(layer.tolerance, layer.tolerance)
         pair = layer.method.differentiate(problem, loss, accuracy, WarmStart(x, torch.zeros_like(x)))
-        exact = double_copy(layer.regularizer)
         part = certify(exact, data.double(), loss.double(), pair, Certification(), ctx.counter)
         ctx.report.applications = ctx.counter.applications
         ctx.report.groups = part.bound
         gradients = split_like(part.gradient, parameters)
         rounded = (torch.cat([g.double().flatten() for g in gradients]) - part.gradient).norm()
-        ctx.report.gradient_error = float(exact.pull_back(part.bound)) * x.shape[0] + float(rounded)
+        ctx.report.gradient_error = part.gradient_error + float(rounded)
         return None, None, *gradients

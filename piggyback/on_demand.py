@@ -111,41 +111,42 @@ class OnDemand:
         goal: Callable[[CertifiedGradient], float],
     ) -> CertifiedGradient:
         """A pair whose gradient error is within the ``goal``, or the best that was seen."""
-        exact, problem = double_copy(regularizer), regularizer.problem(data).counted(counter)
-        exact_data, exact_loss = data.double(), loss.double()
+        exact, exact_data, exact_loss = double_copy(regularizer), data.double(), loss.double()
+        problem = regularizer.problem(data).with_exact(exact.problem(exact_data)).counted(counter)
         pair = self.method.differentiate(problem, loss, self.accuracy, start).double()
         best: CertifiedGradient | None = None
         failures = 0
         for _ in range(1 + self.rounds):
             evidence, gradient = examine(exact, exact_data, exact_loss, pair, counter)
             result = assemble(exact, pair, evidence, gradient, self.certification, counter)
+            failures = 0 if best is None or result.gradient_error < _PROGRESS * best.gradient_error else failures + 1
             if best is None or result.gradient_error < best.gradient_error:
-                best, failures = result, 0
-            else:
-                failures += 1
+                best = result
             wanted = goal(result)
             if result.gradient_error <= wanted or failures == _PATIENCE:
                 break
-            pair = _corrected(problem, exact_loss, pair, evidence, self.margin * wanted / result.gradient_error)
+            factor = self.margin * wanted / result.gradient_error
+            pair = _corrected(problem, exact_loss, pair, evidence, factor)
         assert best is not None
         return replace(best, applications=counter.applications)
 
 
-def _corrected(
-    problem: SaddleProblem, loss: Loss, pair: Sensitivity, evidence: Evidence, wanted: float
-) -> Sensitivity:
+def _corrected(problem: SaddleProblem, loss: Loss, pair: Sensitivity, evidence: Evidence, wanted: float) -> Sensitivity:
     """``x`` and ``P`` corrected so far that their parts of the bound fit into ``wanted`` times its size."""
+    exact = problem.double()
     primal, dual = _parts(evidence)
     share = 0.5 * wanted * (primal + dual)
     gap, tolerance = evidence.gaps[1], (share / primal).clamp(min=_FINEST)
     if bool((tolerance < 1).any()):
         pair = replace(pair, x=pair.x + correction(problem, pair.x, evidence.gaps[0], tolerance))
-        gap = adjoint_gap(problem.double(), loss, pair)
-    size = problem.data.double().dual_norm(gap)
+        gap = adjoint_gap(exact, loss, pair)
+    size = exact.data.dual_norm(gap)
     tolerance = (share / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(min=_FINEST)
     return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, tolerance))
 
 
+_PROGRESS = 0.8
+"""Factor that the bound must fall by in a round."""
 _PATIENCE = 2
 """Rounds in a row without progress after which rounding is blamed."""
 _FINEST = 1e-3
@@ -155,5 +156,7 @@ _FINEST = 1e-3
 def _parts(evidence: Evidence) -> tuple[PerSample, PerSample]:
     """What the error of ``x`` and the residual of the adjoint contribute to ``||P* - P||`` (eq. 12)."""
     r = evidence.error.double()
-    primal = evidence.loss_smoothness * r / evidence.strong_convexity + evidence.coupling.change(evidence.error).double()
+    primal = (
+        evidence.loss_smoothness * r / evidence.strong_convexity + evidence.coupling.change(evidence.error).double()
+    )
     return primal, evidence.residuals.adjoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,11 +17,16 @@ from piggyback.types import Dual, PerSample, Primal, Scalar
 
 @dataclass(frozen=True)
 class SaddleProblem:
-    """One problem per sample of a batch; the operator and the potential are shared (docs/theory.md, eq. 1-2)."""
+    """One problem per sample of a batch; the operator and the potential are shared (docs/theory.md, eq. 1-2).
+
+    ``exact``: the same problem computed in float64 from the parameters.  Converting the numbers of a single-precision problem
+    gives another problem, with another solution: their distance is the floor of any refinement.
+    """
 
     data: DataTerm
     potential: Potential
     operator: LinearOperator
+    exact: SaddleProblem | None = None
 
     def check(self) -> None:
         """Raise ``ValueError`` for non-finite data or an inadmissible potential (reads values: synchronises)."""
@@ -69,19 +74,27 @@ class SaddleProblem:
 
     def select(self, index: Tensor) -> SaddleProblem:
         """The problems of the chosen samples."""
-        return SaddleProblem(self.data.select(index), self.potential, self.operator)
+        exact = None if self.exact is None else self.exact.select(index)
+        return SaddleProblem(self.data.select(index), self.potential, self.operator, exact)
 
     def detached(self) -> SaddleProblem:
         """The same problem outside any autograd graph: what solvers work on."""
-        return SaddleProblem(self.data, self.potential.detached(), self.operator.detached())
+        return SaddleProblem(self.data, self.potential.detached(), self.operator.detached(), self.exact)
+
+    def with_exact(self, exact: SaddleProblem) -> SaddleProblem:
+        """The same problem, with ``exact`` for ``double`` to return."""
+        return replace(self, exact=exact.detached())
 
     def double(self) -> SaddleProblem:
-        """The same problem in float64: what certificates are evaluated in."""
+        """The same problem in float64: ``exact`` where known, else the numbers of this one converted."""
+        if self.exact is not None:
+            return self.exact
         return SaddleProblem(self.data.double(), self.potential.double(), self.operator.double())
 
     def counted(self, counter: ApplicationCounter) -> SaddleProblem:
         """The same problem, its operator applications added to ``counter``."""
-        return SaddleProblem(self.data, self.potential, CountingOperator(self.operator, counter))
+        exact = None if self.exact is None else self.exact.counted(counter)
+        return SaddleProblem(self.data, self.potential, CountingOperator(self.operator, counter), exact)
 
     def to_cvxpy(self, sample: int = 0) -> ConeProgram:
         """The problem of one sample for cvxpy and cvxpylayers, DPP in all its parameters: an independent check.

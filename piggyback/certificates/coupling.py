@@ -9,7 +9,7 @@ import torch
 from piggyback.batched import norm, per_sample
 from piggyback.operators import LinearOperator
 from piggyback.terms.potentials import CurvatureBounds
-from piggyback.types import Dual, PerSample, Scalar
+from piggyback.types import Dual, PerSample
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def couple(
     """``bounds`` hold within ``radius``; ``image = K P``; ``inverse_root = (lower + mu/||K||^2)^{-1/2}`` (eq. 10b)."""
     size = image.abs()
     jump = bounds.jump * size
-    # on its own a coefficient adds steepness row^2 r to the rate, or jump ||K|| apart from it: the cheaper of the two
-    share = operator.row_norms(image) * (modulus**0.5 / operator.norm_bound())
+    # alone, a coefficient costs steepness * radius * row in the rate, or jump * ||K|| apart from it: take the cheaper
+    share = operator.row_norms(image) / operator.norm_bound()
     apart = ~(bounds.steepness * radius * share <= bounds.jump)
     steep = (bounds.steepness * size).masked_fill_(apart, 0.0)
     weighted = jump * inverse_root

@@ -14,7 +14,7 @@ from piggyback.solve import Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.types import PerSample, Primal
 
-CORRECTION = Schedule(max_steps=60, check_every=1, patience=10)
+CORRECTION = Schedule(max_steps=300, check_every=1, patience=30)
 """How long a correction may take: it is asked for a few digits only, and any result is certified as it is."""
 
 

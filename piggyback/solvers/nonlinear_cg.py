@@ -13,7 +13,6 @@ from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import Dual, PerSample, Primal
 
-
 _NEAR = 0.2
 """Largest relative change of the curvature along a step at which the next ones trust the curvature."""
 _STREAK = 2
@@ -25,7 +24,7 @@ _FIRST_REFRESH = 14
 
 @dataclass(frozen=True)
 class NonlinearCGState(State):
-    """``z = K x``, ``secant = f'(z)/z``, ``curvature = f''(z)``, ``e = grad h(x)``, search direction ``p``, ``energy = <e, M e>``.
+    """``z = K x``, ``secant = f'(z)/z``, ``curvature = f''(z)``, ``e = grad h(x)``, direction ``p``, ``energy = <e, M e>``.
 
     ``record``: the smallest energy since the preconditioner was built; ``near``: for how many steps in a row the curvature
     along the step hardly changed; ``age``: steps taken.
@@ -83,9 +82,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         preconditioner = self.problem.preconditioner(model, x)
         step = preconditioner.apply(gradient)
         energy = inner(gradient, step)
-        return NonlinearCGState(
-            x, z, secant, curvature, gradient, -step, energy, energy, near, preconditioner, age
-        )
+        return NonlinearCGState(x, z, secant, curvature, gradient, -step, energy, energy, near, preconditioner, age)
 
     def step(self, state: NonlinearCGState) -> NonlinearCGState:
         problem, p = self.problem, state.direction
@@ -111,9 +108,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         ascent = per_sample(inner(gradient, p) >= 0, p)
         p = torch.where(ascent, -step, p)
         record = torch.minimum(state.record, energy)
-        return NonlinearCGState(
-            x, z, secant, curvature, gradient, p, energy, record, near, state.preconditioner, age
-        )
+        return NonlinearCGState(x, z, secant, curvature, gradient, p, energy, record, near, state.preconditioner, age)
 
     def error(self, state: NonlinearCGState) -> PerSample:
         return self.lower.error(state.gradient)

@@ -1,4 +1,4 @@
-"""Potentials ``f(z) = sum_i weight_i smoothing_i psi((z_i - shift_i) / smoothing_i)`` over the coefficients of a dual variable."""
+"""Potentials ``f(z) = sum_i weight_i smoothing_i psi((z_i - shift_i) / smoothing_i)``, separable over coefficients."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from piggyback.types import Dual, PerFilter, PerSample
 class CurvatureBounds:
     """What holds for every ``z'`` with ``|z' - z| <= radius``, per coefficient (docs/theory.md, eq. 11).
 
-    ``lower <= f''(z') <= upper``;  ``jump`` bounds ``|f''(z') - f''(z)|`` and ``steepness`` that change over
-    ``|z' - z|`` (infinite where ``z`` lies on a kink);  ``mixed`` bounds the change of ``d f'(z)/d smoothing``, and ``mixed_slope`` that change over ``|z' - z|``.
+    ``lower <= f''(z') <= upper``;  ``jump`` bounds ``|f''(z') - f''(z)|`` and ``steepness`` that change over ``|z' - z|``
+    (infinite where ``z`` lies on a kink);  ``mixed`` bounds the change of ``d f'(z)/d smoothing``, and ``mixed_slope`` that
+    change over ``|z' - z|``.
     """
 
     lower: Dual
@@ -78,7 +79,7 @@ class Potential:
         return self.profile.curvature(self._unit(z)) * (self.weight / self.smoothing)
 
     def gradient_secant_curvature(self, z: Dual) -> tuple[Dual, Dual, Dual]:
-        """``f'(z)``, ``f'(z)/(z - shift)`` (curvature of the quadratic majoriser at ``z``, eq. 21) and ``f''(z)``: for solvers."""
+        """``f'(z)``, ``f'(z)/(z - shift)`` (the majoriser's curvature at ``z``, eq. 21) and ``f''(z)``: for solvers."""
         inverse = self.smoothing.reciprocal()
         # the offset keeps t away from 0/0 and is far below the rounding of any other t
         t = torch.addcmul(_OFFSET - self.shift * inverse, z, inverse)

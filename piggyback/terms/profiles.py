@@ -213,11 +213,12 @@ class LogCosh(Profile):
 
 
 def _logcosh_derivatives(t: Tensor) -> tuple[Tensor, Tensor]:
-    """``psi''(t)`` and ``|psi'''(t)| = 2 tanh(t) psi''(t)`` for ``t >= 0`` from one exponential."""
-    lost = torch.expm1(-2 * t.clamp(max=_LOGCOSH_FAR))  # decay - 1, with its digits at small t
-    decay, inverse = 1 + lost, (2 + lost).reciprocal_()
+    """``psi''(t)`` and at least ``|psi'''(t)| = 2 tanh(t) psi''(t)`` for ``t >= 0``, from one exponential."""
+    decay = torch.exp(-2 * t.clamp(max=_LOGCOSH_FAR))
+    inverse = (1 + decay).reciprocal_()
     curvature = 4 * decay * inverse * inverse
-    return curvature, -2 * lost * inverse * curvature
+    slope = (1 - decay) * inverse + 2 * torch.finfo(t.dtype).eps  # 1 - decay may have lost that much
+    return curvature, 2 * slope * curvature
 
 
 _LOGCOSH_FAR = 20.0

@@ -126,6 +126,98 @@ class Denoising(DataTerm):
         return Denoising(self.observed.double(), self.weight)
 
 
+class Deblurring(DataTerm):
+    """``g(x) = 1/2 ||B x - observed||^2 + ridge/2 ||x||^2``, ``B`` the periodic convolution of each channel with ``kernel``.
+
+    ``observed`` ``(batch, channels, height, width)``, grey values in [0, 1]; ``kernel`` ``(k, l)`` with odd sides, its centre at
+    the middle.  ``H = B^T B + ridge I`` is diagonal in Fourier space, so prox and ``H^{-1}`` norms are exact (docs/theory.md,
+    section 1).  Raises ``ValueError`` for an even, empty, non-finite or too large kernel, and unless ``H`` is positive definite.
+    """
+
+    def __init__(self, observed: Primal, kernel: Tensor, ridge: float = 0.01) -> None:
+        if kernel.dim() != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+            raise ValueError(f"a blur kernel needs two odd sides, got shape {tuple(kernel.shape)}")
+        if observed.dim() != 4 or any(k > n for k, n in zip(kernel.shape, observed.shape[-2:], strict=True)):
+            raise ValueError(
+                f"a blur of {tuple(kernel.shape)} pixels does not fit into images {tuple(observed.shape)}; "
+                "those need shape (batch, channels, height, width)"
+            )
+        if not bool(torch.isfinite(kernel).all()):
+            raise ValueError("the blur kernel has NaN or infinite entries")
+        if not ridge >= 0:
+            raise ValueError(f"Deblurring needs a non-negative ridge, got {ridge}")
+        self.observed = observed
+        self.kernel = kernel.detach().to(observed)
+        self.ridge = ridge
+        self.size = (observed.shape[-2], observed.shape[-1])
+        self.transfer = _transfer_function(self.kernel.double(), self.size)
+        power = self.transfer.real.square() + self.transfer.imag.square() + ridge
+        slack = 64 * torch.finfo(power.dtype).eps * float(power.max())  # the rounding of the transfer function
+        self._bounds = float(power.min()) - slack, float(power.max()) + slack
+        if not self._bounds[0] > 0:
+            raise ValueError(f"this blur removes some frequencies: Deblurring needs a positive ridge, got {ridge}")
+        self._power = power.to(observed)
+        self._transfer = self.transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
+
+    @property
+    def strong_convexity(self) -> float:
+        return self._bounds[0]
+
+    @property
+    def smoothness(self) -> float:
+        return self._bounds[1]
+
+    @property
+    def start(self) -> Primal:
+        return self.solve(self._back(self.observed))
+
+    def blur(self, x: Primal) -> Primal:
+        """``B x``."""
+        return self._filtered(x, self._transfer)
+
+    def _back(self, residual: Primal) -> Primal:
+        return self._filtered(residual, self._transfer.conj())
+
+    def _filtered(self, x: Primal, multiplier: Tensor) -> Primal:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * multiplier, s=self.size)
+
+    def value(self, x: Primal) -> PerSample:
+        residual = self.blur(x) - self.observed
+        return 0.5 * inner(residual, residual) + 0.5 * self.ridge * inner(x, x)
+
+    def gradient(self, x: Primal) -> Primal:
+        return self._back(self.blur(x) - self.observed) + self.ridge * x
+
+    def hessian(self, v: Primal) -> Primal:
+        return self._filtered(v, self._power)
+
+    def solve(self, v: Primal) -> Primal:
+        return self._filtered(v, self._power.reciprocal())
+
+    def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
+        return self._filtered(v, (1 + step * self._power).reciprocal())
+
+    def prox(self, v: Primal, step: float | Scalar) -> Primal:
+        return self.resolvent(v + step * self._back(self.observed), step)
+
+    def symbol(self, like: Primal) -> Tensor:
+        return self._power
+
+    def select(self, index: Tensor) -> Deblurring:
+        return Deblurring(self.observed[index], self.kernel, self.ridge)
+
+    def double(self) -> Deblurring:
+        return Deblurring(self.observed.double(), self.kernel, self.ridge)
+
+
+def _transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """Half of the discrete Fourier transform of a centred kernel on an image of ``size``, ``(height, width/2 + 1)``."""
+    padded = kernel.new_zeros(size)
+    padded[: kernel.shape[0], : kernel.shape[1]] = kernel
+    centred = padded.roll((-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), dims=(0, 1))
+    return torch.fft.rfft2(centred)
+
+
 class DenseQuadratic(DataTerm):
     """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H`` of shape ``(n, n)`` and ``b`` of shape ``(batch, n)``.
 
