@@ -2,19 +2,24 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def test_readme_example_runs_and_reports_bounds(capsys) -> None:
+def test_readme_examples_run_and_report_bounds(capsys) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(code) == 1 and len(code[0].strip().splitlines()) <= 16
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2 and all(len(block.strip().splitlines()) <= 16 for block in blocks)
     torch.manual_seed(0)
-    scope: dict[str, object] = {}
-    exec(compile(code[0], "README.md", "exec"), scope)
+    scope: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), scope)
     printed = capsys.readouterr().out
     assert "certified ||x - x*||" in printed and "certified error of the gradient" in printed
-    report = scope["denoise"].report  # type: ignore[attr-defined]
+    report = scope["denoise"].report
     assert bool(report.converged.all())
     assert 0 < report.gradient_error < float("inf")
+    assert 0 < scope["answer"].relative_error <= 0.01
+    verdict = scope["verdict"]
+    assert 0 < verdict.lower < verdict.estimate < verdict.bound < 1.7 * verdict.lower

@@ -25,8 +25,7 @@ def solve_adjoint(
         right = loss.gradient(x)
         curvature = problem.potential.curvature(problem.operator.forward(x))
         radius = relative_radius(problem.data, right, tolerance)
-        begin = torch.zeros_like(x) if start is None else start
-        return iterate(ConjugateGradient(LinearSystem(problem, curvature, right, radius, begin)), schedule)
+        return iterate(ConjugateGradient(LinearSystem(problem, curvature, right, radius, start)), schedule)
 
 
 @dataclass(frozen=True)

@@ -64,5 +64,5 @@ def correction(
         right = gap.to(problem.data.start.dtype)
         curvature = problem.potential.curvature(problem.operator.forward(x.to(right.dtype)))
         radius = relative_radius(problem.data, right, tolerance)
-        system = LinearSystem(problem, curvature, right, radius, torch.zeros_like(right))
+        system = LinearSystem(problem, curvature, right, radius)
         return iterate(ConjugateGradient(system), schedule).result[0].to(gap.dtype)

@@ -17,17 +17,21 @@ from piggyback.types import Dual, PerSample, Primal
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """``A P = right`` with ``A = H + K^T diag(curvature) K``; done when ``||right - A P||_{H^{-1}} <= radius``."""
+    """``A P = right`` with ``A = H + K^T diag(curvature) K``; done when ``||right - A P||_{H^{-1}} <= radius``.
+
+    No ``start`` means zero, whose residual costs no operator application.
+    """
 
     problem: SaddleProblem
     curvature: Dual
     right: Primal
     radius: PerSample
-    start: Primal
+    start: Primal | None = None
 
     def select(self, index: Tensor) -> LinearSystem:
+        start = None if self.start is None else self.start[index]
         return LinearSystem(
-            self.problem.select(index), self.curvature[index], self.right[index], self.radius[index], self.start[index]
+            self.problem.select(index), self.curvature[index], self.right[index], self.radius[index], start
         )
 
 
@@ -56,10 +60,13 @@ class ConjugateGradient(Iteration[ConjugateGradientState]):
 
     def start(self) -> ConjugateGradientState:
         system = self.system
-        residual = system.right - system.problem.hessian(system.curvature, system.start)
-        preconditioner = system.problem.preconditioner(system.curvature, system.start)
+        if system.start is None:
+            x, residual = torch.zeros_like(system.right), system.right
+        else:
+            x, residual = system.start, system.right - system.problem.hessian(system.curvature, system.start)
+        preconditioner = system.problem.preconditioner(system.curvature, residual)
         direction = preconditioner.apply(residual)
-        return ConjugateGradientState(system.start, residual, direction, inner(residual, direction), preconditioner)
+        return ConjugateGradientState(x, residual, direction, inner(residual, direction), preconditioner)
 
     def step(self, state: ConjugateGradientState) -> ConjugateGradientState:
         p = state.direction

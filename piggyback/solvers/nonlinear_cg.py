@@ -17,6 +17,8 @@ _NEAR = 0.2
 """Largest relative change of the curvature along a step at which the next ones trust the curvature."""
 _STREAK = 2
 """Consecutive steps that must have been near before the curvature is trusted."""
+_PENANCE = 4
+"""A trusted step that was not near costs a streak longer by this part of the steps so far: failures cannot come in cycles."""
 _EXCESS = 10.0
 """Growth of the energy over its record at which trust is withdrawn."""
 _FIRST_REFRESH = 14
@@ -27,7 +29,7 @@ class NonlinearCGState(State):
     """``z = K x``, ``secant = f'(z)/z``, ``curvature = f''(z)``, ``e = grad h(x)``, direction ``p``, ``energy = <e, M e>``.
 
     ``record``: the smallest energy since the preconditioner was built; ``near``: for how many steps in a row the curvature
-    along the step hardly changed; ``age``: steps taken.
+    along the step hardly changed (negative: how many more it takes after a failure); ``age``: steps taken.
     """
 
     x: Primal
@@ -97,8 +99,9 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         slope, secant, curvature = problem.potential.gradient_secant_curvature(z)
         gradient = problem.data.gradient(x) + problem.operator.adjoint(slope)
         missed = inner(gradient, p) - slope_along - alpha * local
-        near = torch.where(missed.abs() <= _NEAR * slope_along.abs(), state.near + 1, 0)
         age = state.age + 1
+        broken = torch.where(trusted, -(age // _PENANCE), state.near.clamp(max=0))
+        near = torch.where(missed.abs() <= _NEAR * slope_along.abs(), state.near + 1, broken)
         if _refreshes(age):
             return self._restarted(x, z, secant, curvature, gradient, near, age)
         step = state.preconditioner.apply(gradient)

@@ -82,7 +82,7 @@ class Potential:
         """``f'(z)``, ``f'(z)/(z - shift)`` (the majoriser's curvature at ``z``, eq. 21) and ``f''(z)``: for solvers."""
         inverse = self.smoothing.reciprocal()
         # the offset keeps t away from 0/0 and is far below the rounding of any other t
-        t = torch.addcmul(_OFFSET - self.shift * inverse, z, inverse)
+        t = torch.addcmul(-self.shift * inverse, z, inverse).add_(_OFFSET)
         slope, secant, curvature = self.profile.slope_secant_curvature(t)
         scale = self.weight * inverse
         return slope.mul_(self.weight), secant.mul_(scale), curvature.mul_(scale)
