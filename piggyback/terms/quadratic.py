@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -204,7 +205,9 @@ class Deblurring(DataTerm):
         return self._power
 
     def select(self, index: Tensor) -> Deblurring:
-        return Deblurring(self.observed[index], self.kernel, self.ridge)
+        chosen = copy.copy(self)  # the transfer function does not depend on the sample
+        chosen.observed = self.observed[index]
+        return chosen
 
     def double(self) -> Deblurring:
         return Deblurring(self.observed.double(), self.kernel, self.ridge)
