@@ -1,4 +1,4 @@
-"""Progress of a training run on the terminal."""
+"""Progress of long computations on the terminal."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from experiments.history import HistoryRow
 
 
+def progress_bar(console: Console) -> Progress:
+    """A bar with what is being done, the time it took so far and the time it will still take; it vanishes at the end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
+
+
 class TrainingProgress:
     """A bar over the time budget (with the ETA) and one printed line per reported iteration."""
 
     def __init__(self, budget: float, iterations: int) -> None:
         self.budget, self.iterations = budget, iterations
         self.console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=self.console, transient=True)
+        self.bar = progress_bar(self.console)
         self.task = self.bar.add_task("training", total=1.0)
 
     def __enter__(self) -> TrainingProgress:

@@ -51,7 +51,7 @@ def comparison(rows: Sequence[Comparison], path: Path) -> None:
         _picture(line[1], row.tv, f"tuned TV  {_quality(row.tv, row.truth)}")
         _picture(line[2], row.learned, f"learned  {_quality(row.learned, row.truth)}")
         _picture(line[3], row.truth, "truth")
-    _save(figure, path)
+    save(figure, path)
 
 
 def filters(bank: Tensor, weights: Tensor, path: Path) -> None:
@@ -75,7 +75,7 @@ def filters(bank: Tensor, weights: Tensor, path: Path) -> None:
             axis.imshow(scaled[0], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(f"{strengths[index]:.2g}", fontsize=9)
     figure.suptitle("learned filters, each on its own scale, with their weights", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def potentials(grid: Tensor, values: Tensor, path: Path) -> None:
@@ -91,8 +91,8 @@ def potentials(grid: Tensor, values: Tensor, path: Path) -> None:
     axis.set_title(f"{len(curves)} learned potentials", fontsize=11)
     axis.set_xlim(float(z.min()), float(z.max()))
     axis.margins(y=0.02)
-    _tidy(axis)
-    _save(figure, path)
+    tidy(axis)
+    save(figure, path)
 
 
 def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path) -> None:
@@ -123,7 +123,7 @@ def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path)
         _shade(axis, table["iteration"], stochastic)
     for axis in axes[1]:
         axis.set_xlabel("iteration")
-    _save(figure, path)
+    save(figure, path)
 
 
 _COLUMNS = (
@@ -151,7 +151,7 @@ def _loss_panel(axis: Axes, table: Mapping[str, np.ndarray]) -> None:
         axis.set_yscale("log")
     axis.set_title("upper loss", fontsize=11)
     axis.legend(frameon=False, fontsize=9)
-    _tidy(axis)
+    tidy(axis)
 
 
 def _panel(axis: Axes, x: np.ndarray, title: str, curves: Sequence[tuple[str, np.ndarray, str]]) -> None:
@@ -170,7 +170,7 @@ def _panel(axis: Axes, x: np.ndarray, title: str, curves: Sequence[tuple[str, np
     if drawn and len(curves) > 1:
         axis.legend(frameon=False, fontsize=9)
     axis.set_title(title, fontsize=11)
-    _tidy(axis)
+    tidy(axis)
 
 
 def _shade(axis: Axes, x: np.ndarray, marked: np.ndarray) -> None:
@@ -203,11 +203,13 @@ def _quality(estimate: Tensor, truth: Tensor, clip: bool = True) -> str:
     return f"{psnr(estimate, truth, clip):.2f} dB / {ssim(estimate, truth):.3f}"
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
+    """A faint grid, and no lines at the top and on the right."""
     axis.grid(True, color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=120)

@@ -1,164 +1,463 @@
-"""True error of the hypergradient beside its certificates, for a trained regularizer and for its starting point.
+"""True error of hypergradients beside their worst-case bound, local bound and estimate.
 
-python -m experiments.validate_bounds [RUN] [--json FILE]
+python -m experiments.validate_bounds [RUN] [--json FILE] [--out FOLDER] [--patches N] [--side N] [--filters N] [--checks N]
+
+The truth is computed by ``experiments.reference``, which shares no solver and no formula with the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from experiments.data import add_noise, draw_patches, embedded_photographs
-from experiments.errors import one_line_errors
-from experiments.model_file import load_regularizer
-from experiments.run_folder import RunFolder, write_json
+from experiments import bound_figures
+from experiments.errors import UserError, one_line_errors
+from experiments.instances import (
+    Instance,
+    instances,
+    photograph_patches,
+    random_regularizer,
+    starting_regularizer,
+    trained_regularizer,
+)
+from experiments.progress import progress_bar
+from experiments.reference import Reference, solve_reference
+from experiments.run_folder import Json, write_json
 from experiments.runtime import prepare
-from piggyback.bilevel import Samples
-from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.corrected_loss import corrected_loss
+from piggyback.certificates.local import local_bound
 from piggyback.certificates.worst_case import worst_case_bound
-from piggyback.certified import Certification, certify, double_copy
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod
+from piggyback.certified import double_copy, examine
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity
 from piggyback.hypergradient.implicit import ImplicitCG
-from piggyback.hypergradient.refinement import Refined
-from piggyback.losses import SquaredError
+from piggyback.hypergradient.piggyback import Piggyback, PiggybackIteration
+from piggyback.on_demand import OnDemand
 from piggyback.operators import ApplicationCounter
-from piggyback.terms.quadratic import Denoising
-from regularizers.linear import LinearConfig, LinearRegularizer
+from piggyback.solve import Schedule
+from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.pdhg import Steps
+
+WINDOW = (1e-6, 1e-1)
+"""True errors, relative, for which the ratio of bound and true error is summed up."""
+WANTED = 0.01
+"""Relative error up to which the cost of certified and of plain gradients is compared."""
+ADJOINT = 30.0
+"""Tolerance of the adjoint over that of the image, which is in grey values."""
+
+METHODS: Mapping[str, HypergradientMethod] = {"implicit": ImplicitCG(), "piggyback": Piggyback()}
+
+
+@dataclass(frozen=True)
+class Solve:
+    """One way to come to a pair; ``tolerance``: RMS error of the image, in grey values."""
+
+    method: str
+    precision: torch.dtype
+    tolerance: float
+
+    @property
+    def accuracy(self) -> Accuracy:
+        return accuracy_for(self.tolerance)
+
+
+def accuracy_for(tolerance: float) -> Accuracy:
+    """Both tolerances tied to the one of the image."""
+    return Accuracy(tolerance, min(ADJOINT * tolerance, 0.5))
 
 
 @dataclass(frozen=True)
 class Check:
-    """One pair: errors and bounds of the mean gradient relative to its norm, and of the mean loss (absolute)."""
+    """One pair of one image.
+
+    ``true_error``, the bounds, ``estimate`` and ``lower``: Euclidean errors of the whole gradient over the norm of the exact
+    one.  ``local``: the certified bound of the assessment, which corrects the pair as far as it must; ``plain_local``: the
+    same kind of bound of the pair as it is.  Losses are absolute.  Applications: of the solve, and of the assessment.
+    """
 
     problem: str
+    image: int
     potential: str
+    own: bool
+    smoothing: float
     dtype: str
-    rounds: int
-    lower_tolerance: float
+    method: str
+    tolerance: float
     operator_applications: float
     true_error: float
-    local: float
     worst_case: float
+    local: float
+    estimate: float
+    lower: float
+    plain_local: float
+    assessment_applications: float
     loss_error: float
     corrected_loss_error: float
     corrected_loss_bound: float
 
+    @property
+    def violated(self) -> list[str]:
+        """The statements that are wrong; a bound that is not a number is."""
+        statements = {
+            "worst_case": self.worst_case >= self.true_error,
+            "local": self.local >= self.true_error,
+            "plain_local": self.plain_local >= self.true_error,
+            "lower": self.lower <= self.true_error,
+            "corrected_loss_bound": self.corrected_loss_bound >= self.corrected_loss_error,
+        }
+        return [name for name, holds in statements.items() if not holds]
 
-METHODS: tuple[tuple[int, HypergradientMethod], ...] = (
-    (0, ImplicitCG()),
-    (1, Refined(rounds=1)),
-    (2, Refined(rounds=2)),
-)
-TOLERANCES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+    def row(self) -> dict[str, Json]:
+        return {**asdict(self), "violated": self.violated}
 
 
-def check_regularizer(problem: str, regularizer: LinearRegularizer, samples: Samples) -> list[Check]:
-    """Pairs from loose to tight, solved in float32, against a reference refined in float64 until its bound is tiny."""
+@dataclass(frozen=True)
+class Overhead:
+    """Operator applications until the certified and until the true relative error is at most ``WANTED``."""
+
+    problem: str
+    method: str
+    certified_applications: float
+    certified_error: float
+    certified_true_error: float
+    plain_applications: float
+    plain_tolerance: float
+    plain_true_error: float
+
+    @property
+    def ratio(self) -> float:
+        return self.certified_applications / self.plain_applications
+
+    def row(self) -> dict[str, Json]:
+        return {**asdict(self), "ratio": self.ratio}
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def spread(first: float, last: float, count: int) -> list[float]:
+    """``count`` numbers in geometric progression."""
+    return [float(value) for value in np.geomspace(first, last, count)]
+
+
+def solves(instance: Instance, count: int) -> list[Solve]:
+    """``count`` tolerances per precision, more where the figures look (``is_shown``), and one for piggyback where it is quick."""
+    single, double = torch.float32, torch.float64
+    fine = spread(1e-2, 1e-7, 4 * count) if is_shown(instance) else spread(1e-3, 1e-6, count)
+    chosen = [Solve("implicit", single, tolerance) for tolerance in spread(1e-2, 1e-5, count)]
+    chosen += [Solve("implicit", double, tolerance) for tolerance in fine]
+    middle, denoise = 0.005 < instance.smoothing < 0.05, instance.name.endswith("/denoise")
+    if instance.own or (middle and denoise):  # with less smoothing it takes thousands of iterations
+        chosen.append(Solve("piggyback", single, 1e-3))
+    if instance.name == "start/denoise" and instance.own:
+        chosen.append(Solve("piggyback", double, 1e-2))
+    return chosen
+
+
+def is_shown(instance: Instance) -> bool:
+    """Whether the figures over operator applications show this instance."""
+    return instance.name == "trained/denoise" and instance.own and instance.image == 0
+
+
+def check(instance: Instance, reference: Reference, solve: Solve) -> Check:
+    """Errors and bounds of one pair."""
+    counter = ApplicationCounter()
+    regularizer, data, loss = instance.at(solve.precision)
+    pair = METHODS[solve.method].differentiate(regularizer.problem(data).counted(counter), loss, solve.accuracy)
     exact = double_copy(regularizer)
-    loss, data = SquaredError(samples.clean), Denoising(samples.degraded)
-    reference = Refined(ImplicitCG(), rounds=4).differentiate(
-        exact.problem(data.double()), loss.double(), Accuracy(1e-9, 1e-9)
+    evidence, gradient = examine(exact, data.double(), loss.double(), pair.double(), ApplicationCounter())
+    assessment = OnDemand().assess(regularizer, data, loss, pair)
+    interval = corrected_loss(evidence)
+    size = float(reference.gradient.norm())
+    return Check(
+        problem=instance.name,
+        image=instance.image,
+        potential=instance.potential,
+        own=instance.own,
+        smoothing=instance.smoothing,
+        dtype=str(solve.precision).removeprefix("torch."),
+        method=solve.method,
+        tolerance=solve.tolerance,
+        operator_applications=counter.applications,
+        true_error=true_error(gradient, reference),
+        worst_case=float(exact.pull_back(worst_case_bound(evidence))) / size,
+        local=assessment.bound / size,
+        estimate=assessment.estimate / size,
+        lower=assessment.lower / size,
+        plain_local=float(exact.pull_back(local_bound(evidence))) / size,
+        assessment_applications=assessment.refined.applications,
+        loss_error=abs(float(evidence.residuals.value) - reference.loss),
+        corrected_loss_error=abs(float(interval.value) - reference.loss),
+        corrected_loss_bound=float(interval.radius),
     )
-    truth = certify(exact, data.double(), loss.double(), reference, Certification(), ApplicationCounter())
-    size = truth.gradient.norm()
-    value = truth.loss.value.mean()
-    checks = []
-    for rounds, method in METHODS:
-        for tolerance in TOLERANCES:
-            counter = ApplicationCounter()
-            pair = method.differentiate(
-                regularizer.problem(data).counted(counter), loss, Accuracy(tolerance, 30 * tolerance)
-            ).double()
-            part = certify(exact, data.double(), loss.double(), pair, Certification(), counter)
-            evidence, _ = gather_evidence(exact.problem(data.double()), loss.double(), pair.x, pair.adjoint)
-            count = len(samples)
-            checks.append(
-                Check(
-                    problem=problem,
-                    potential=regularizer.config.profile,
-                    dtype=str(samples.clean.dtype).removeprefix("torch."),
-                    rounds=rounds,
-                    lower_tolerance=tolerance,
-                    operator_applications=counter.applications / count,
-                    true_error=float((part.gradient - truth.gradient).norm() / size),
-                    local=float(exact.pull_back(part.bound) * count / size),
-                    worst_case=float(exact.pull_back(worst_case_bound(evidence)) * count / size),
-                    loss_error=abs(float(loss.double().value(pair.x).mean() - value)),
-                    corrected_loss_error=abs(float(part.loss.value.mean() - value)),
-                    corrected_loss_bound=float(part.loss.radius.mean()),
-                )
-            )
-    return checks
 
 
-def summary(checks: Sequence[Check]) -> dict[str, float]:
-    """Violations, number of checks, and the median and 95th percentile of bound over true error."""
-    ratios = torch.tensor([check.local / check.true_error for check in checks], dtype=torch.float64)
-    violated = [
-        check.local < check.true_error
-        or check.worst_case < check.true_error
-        or check.corrected_loss_bound < check.corrected_loss_error
-        for check in checks
-    ]
-    return {
-        "violations": sum(violated),
+# --- what a certificate costs ----------------------------------------------------------------------------------------
+
+TOLERANCES = [1e-2 * 0.8**power for power in range(40)]
+"""What the plain methods may choose from, in grey values, knowing the true error: no method can know it."""
+CERTIFIED: Mapping[str, OnDemand] = {
+    "piggyback": OnDemand(Piggyback(), Accuracy(lower=2e-4, adjoint=6e-3)),
+    "implicit": OnDemand(),
+}
+"""The way to a certified ``WANTED``: one accuracy for all problems, corrections do the rest."""
+PLAIN_IMPLICIT = ImplicitCG(
+    lower_schedule=Schedule(2000, check_every=1), adjoint_schedule=Schedule(1000, check_every=1)
+)
+
+
+def overhead(instance: Instance, reference: Reference, method: str) -> Overhead:
+    """Solved in float32.  The plain method is charged its solves and looks only, the certified one everything."""
+    certified = CERTIFIED[method].differentiate(*instance.at(torch.float32), WANTED)
+    plain = plain_piggyback(instance, reference) if method == "piggyback" else plain_implicit(instance, reference)
+    return Overhead(
+        problem=instance.name,
+        method=method,
+        certified_applications=certified.applications,
+        certified_error=certified.relative_error,
+        certified_true_error=true_error(certified.gradient, reference),
+        plain_applications=plain.applications,
+        plain_tolerance=plain.tolerance,
+        plain_true_error=plain.true_error,
+    )
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The loosest of ``TOLERANCES`` whose true error is at most ``WANTED``, and its cost; not a number if none is."""
+
+    tolerance: float = math.nan
+    applications: float = math.nan
+    true_error: float = math.nan
+
+
+def plain_implicit(instance: Instance, reference: Reference) -> Plain:
+    """One solve after the other."""
+    regularizer, data, loss = instance.at(torch.float32)
+    for tolerance in TOLERANCES:
+        counter = ApplicationCounter()
+        pair = PLAIN_IMPLICIT.differentiate(regularizer.problem(data).counted(counter), loss, accuracy_for(tolerance))
+        error = pair_error(instance, reference, pair.x, pair.adjoint)
+        if error <= WANTED:
+            return Plain(tolerance, counter.applications, error)
+    return Plain()
+
+
+def plain_piggyback(instance: Instance, reference: Reference) -> Plain:
+    """One run, which each tolerance would stop at its first look (every 10 steps, as ``Piggyback`` does) below it."""
+    schedule, counter = Piggyback().schedule, ApplicationCounter()
+    regularizer, data, loss = instance.at(torch.float32)
+    problem = regularizer.problem(data).detached().counted(counter)
+    with torch.no_grad():
+        lower = LowerLevel(problem, data.start, radius_per_element(problem, 1.0))
+        iteration = PiggybackIteration(lower, loss, Steps.optimal(problem), ADJOINT, torch.zeros_like(data.start))
+        state, reached = iteration.start(), math.inf
+        for taken in range(schedule.max_steps):
+            if taken % schedule.check_every == 0:
+                missing = float(iteration.error(state))  # over tolerances of 1 and ADJOINT
+                stopped = [tolerance for tolerance in TOLERANCES if missing <= tolerance < reached]
+                error = pair_error(instance, reference, *iteration.result(state)) if stopped else math.inf
+                if error <= WANTED:
+                    return Plain(stopped[0], counter.applications, error)
+                reached = min(reached, missing)
+                if reached <= TOLERANCES[-1]:
+                    break
+            state = iteration.step(state)
+    return Plain()
+
+
+def pair_error(instance: Instance, reference: Reference, x: Tensor, adjoint: Tensor) -> float:
+    """True error of the gradient that is read off a pair."""
+    exact, data, loss = instance.at(torch.float64)
+    status = torch.zeros(len(x))
+    pair = Sensitivity(x, adjoint, status, status).double()
+    return true_error(examine(exact, data, loss, pair, ApplicationCounter())[1], reference)
+
+
+def true_error(gradient: Tensor, reference: Reference) -> float:
+    """Relative to the exact gradient."""
+    return float((gradient - reference.gradient).norm() / reference.gradient.norm())
+
+
+# --- summary ---------------------------------------------------------------------------------------------------------
+
+
+def summary(checks: Sequence[Check], overheads: Sequence[Overhead], residuals: Sequence[float]) -> dict[str, Json]:
+    """What the rows come to; ratios over the checks whose true error lies in ``WINDOW``, not a number without any."""
+    within = [c for c in checks if WINDOW[0] <= c.true_error <= WINDOW[1]]
+    local, plain, estimate, worst = (
+        [getattr(c, name) / c.true_error for c in within] for name in ("local", "plain_local", "estimate", "worst_case")
+    )
+    figures: dict[str, Json] = {
+        "violations": sum(len(c.violated) for c in checks),
         "checks": len(checks),
-        "effectivity_median": float(ratios.median()),
-        "effectivity_p95": float(ratios.quantile(0.95)),
+        "effectivity_checks": len(within),
+        "effectivity_median": median(local),
+        "effectivity_p95": percentile(local),
+        "estimate_low": min(estimate, default=math.nan),
+        "estimate_high": max(estimate, default=math.nan),
+        "plain_effectivity_median": median(plain),
+        "plain_effectivity_p95": percentile(plain),
+        "worst_case_effectivity_median": median(worst),
+        "assessment_overhead_median": median([c.assessment_applications / c.operator_applications for c in checks]),
+        "reference_residual": max(residuals, default=math.nan),
     }
+    for name, method in (("certification_overhead", "piggyback"), ("certification_overhead_implicit", "implicit")):
+        figures[name] = median([o.ratio for o in overheads if o.method == method])
+    return figures
 
 
-def show(checks: Sequence[Check]) -> None:
-    """A table on the terminal."""
-    table = Table(
-        "problem", "rounds", "tolerance", "pairs", "true error", "local", "worst case", "loss", "corrected", "bound"
-    )
-    for c in checks:
-        numbers: tuple[float, ...] = (
-            c.true_error, c.local, c.worst_case, c.loss_error, c.corrected_loss_error, c.corrected_loss_bound,
+def median(values: Sequence[float]) -> float:
+    """Not a number without values."""
+    return float(np.median(values)) if values else math.nan
+
+
+def percentile(values: Sequence[float]) -> float:
+    """The smallest value that at least 95 % of them do not exceed."""
+    return float(np.quantile(values, 0.95, method="inverted_cdf")) if values else math.nan
+
+
+def show(checks: Sequence[Check], overheads: Sequence[Overhead], console: Console) -> None:
+    """Tables on the terminal: one line per problem and potential, then the costs."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left",
+                  title="largest true error, medians of bound / true error, wrong statements")  # fmt: skip
+    for name in ("problem", "potential", "error", "certified", "plain", "worst", "wrong"):
+        table.add_column(name, no_wrap=True)
+    for (problem, potential, smoothing), group in grouped(checks).items():
+        local, plain, worst = (
+            median([getattr(c, name) / c.true_error for c in group]) for name in ("local", "plain_local", "worst_case")
+        )
+        table.add_row(
+            problem, f"{potential} {smoothing:.2g}", f"{max(c.true_error for c in group):.0e}", f"{local:.2f}",
+            f"{plain:.0e}", f"{worst:.0e}", str(sum(len(c.violated) for c in group)),
         )  # fmt: skip
-        cells = [f"{number:.1e}" for number in numbers]
-        table.add_row(c.problem, str(c.rounds), f"{c.lower_tolerance:.0e}", f"{c.operator_applications:.0f}", *cells)
-    Console().print(table)
+    console.print(table)
+    costs = Table("problem", "method", "certified", "plain", "ratio", "bound", "its true error", box=SIMPLE_HEAD,
+                  title=f"operator applications until the relative error is {WANTED:.0%}", title_justify="left",
+                  padding=(0, 1, 0, 0))  # fmt: skip
+    for o in overheads:
+        costs.add_row(
+            o.problem, o.method, f"{o.certified_applications:.0f}", f"{o.plain_applications:.0f}", f"{o.ratio:.2f}",
+            f"{o.certified_error:.1e}", f"{o.certified_true_error:.1e}",
+        )  # fmt: skip
+    console.print(costs)
 
 
-def noisy_patches(count: int, side: int, sigma: float) -> Samples:
-    """Seeded patches of the embedded test photographs."""
-    generator = torch.Generator().manual_seed(5)
-    clean: Tensor = draw_patches(embedded_photographs("test"), count, side, generator, 1)
-    return Samples(clean, add_noise(clean, sigma, generator))
+def grouped(checks: Sequence[Check]) -> dict[tuple[str, str, float], list[Check]]:
+    """By problem, potential and smoothing, in the order of appearance."""
+    groups: dict[tuple[str, str, float], list[Check]] = {}
+    for c in checks:
+        groups.setdefault((c.problem, c.potential, c.smoothing), []).append(c)
+    return groups
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """All rows; ``residuals``: of the references, relative."""
+
+    checks: list[Check]
+    overheads: list[Overhead]
+    residuals: list[float]
+
+    def json(self) -> dict[str, Json]:
+        return {
+            "rows": [c.row() for c in self.checks],
+            "overheads": [o.row() for o in self.overheads],
+            "summary": summary(self.checks, self.overheads, self.residuals),
+        }
+
+
+def is_contested(instance: Instance) -> bool:
+    """Whether the cost of certificates is measured on this instance: denoising, one potential per regularizer."""
+    usual = instance.own or (instance.name.startswith("random") and abs(instance.smoothing - 0.01) < 1e-6)
+    return usual and instance.name.endswith("/denoise") and instance.image == 0
+
+
+def run_checks(chosen: Sequence[Instance], count: int, console: Console) -> Results:
+    """Every check of every instance, with a progress bar."""
+    results = Results([], [], [])
+    with progress_bar(console) as bar:
+        units = [len(solves(instance, count)) + 5 * len(CERTIFIED) * is_contested(instance) for instance in chosen]
+        task = bar.add_task("", total=sum(units))
+        for instance in chosen:
+            bar.update(task, description=instance.label)
+            reference = solve_reference(instance.regularizer, instance.data, instance.clean)
+            results.residuals.append(reference.residual)
+            for solve in solves(instance, count):
+                results.checks.append(check(instance, reference, solve))
+                bar.advance(task)
+            for method in CERTIFIED if is_contested(instance) else ():
+                results.overheads.append(overhead(instance, reference, method))
+                bar.advance(task, 5)
+    return results
+
+
+def draw(checks: Sequence[Check], folder: Path) -> None:
+    """The three figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = [c for c in checks if c.problem == "trained/denoise" and c.own and c.image == 0]
+    curve = sorted(
+        (c for c in shown if c.method == "implicit" and c.dtype == "float64"), key=lambda c: c.operator_applications
+    )
+    within = [c for c in checks if WINDOW[0] <= c.true_error <= WINDOW[1]]
+    bound_figures.errors_and_bounds([c.row() for c in curve], folder / "bounds.png")
+    bound_figures.effectivities([c.row() for c in within], folder / "effectivities.png")
+    bound_figures.losses([c.row() for c in curve], folder / "corrected_loss.png")
+
+
+def build_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(
+        prog="python -m experiments.validate_bounds",
+        description="True errors of hypergradients beside their bounds and estimates.",
+    )
+    parser.add_argument(
+        "run", type=Path | None, nargs="?", help="run folder of the trained regularizer (default: shipped)"
+    )
+    parser.add_argument("--json", type=Path | None, help="write rows and summary to this file")
+    parser.add_argument("--out", type=Path, default=Path("runs/bounds"), help="folder of the figures")
+    parser.add_argument("--patches", type=int, default=1, help="test patches, each a problem of its own")
+    parser.add_argument("--side", type=int, default=48, help="pixels per side of a patch")
+    parser.add_argument("--filters", type=int, default=24, help="of the random and of the starting regularizer")
+    parser.add_argument("--size", type=int, default=7, help="of their filters, in pixels")
+    parser.add_argument("--checks", type=int, default=2, help="tolerances per method and precision")
+    return parser
 
 
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = ArgumentParser(
-        prog="python -m experiments.validate_bounds", description="True errors beside certificates."
-    )
-    parser.add_argument("run", type=Path | None, nargs="?", help="run folder of a trained regularizer")
-    parser.add_argument("--patches", type=int, default=4)
-    parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--sigma", type=float, default=25.0, help="noise in grey levels of 255")
-    parser.add_argument("--json", type=Path | None, help="write rows and summary to this file")
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
+    for name in ("patches", "side", "filters", "checks"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}")
     prepare(threads=1)
-    samples = noisy_patches(options.patches, options.side, options.sigma / 255)
-    start = LinearConfig.for_noise(options.sigma / 255, 24, 7, 1, "charbonnier", "reflect")
-    checks = check_regularizer("start", LinearRegularizer(start, torch.Generator().manual_seed(0)), samples)
-    if options.run is not None:
-        checks += check_regularizer("trained", load_regularizer(RunFolder.open(options.run))[0], samples)
-    show(checks)
-    figures = summary(checks)
-    Console().print(figures)
+    trained = trained_regularizer(options.run)
+    channels = trained.config.channels
+    regularizers = {
+        "random": random_regularizer(options.filters, options.size, channels),
+        "start": starting_regularizer(options.filters, options.size, channels),
+        "trained": trained,
+    }
+    clean = photograph_patches(options.patches, options.side, channels)
+    results = run_checks(list(instances(regularizers, clean)), options.checks, Console(stderr=True))
+    show(results.checks, results.overheads, Console())
+    Console().print(results.json()["summary"])
+    draw(results.checks, options.out)
     if options.json is not None:
-        write_json(options.json, {"rows": [asdict(check) for check in checks], "summary": figures})
+        write_json(options.json, results.json())
 
 
 if __name__ == "__main__":

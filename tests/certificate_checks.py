@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.certificates.corrected_loss import corrected_loss, plain_loss
-from piggyback.certificates.evidence import Evidence, gather_evidence
+from piggyback.certificates.evidence import Evidence, gather_evidence, inflate
 from piggyback.certificates.local import adjoint_error, local_bound
 from piggyback.certificates.worst_case import worst_case_bound
 from tests.oracles import Truth, dense_problems, directions, loss_slope, read_gradient, truth
@@ -81,23 +81,35 @@ def claims(case: Case, x: Tensor, adjoint: Tensor, evidence: Evidence | None = N
     if evidence is None:
         evidence, _ = gather_evidence(case.problem(), case.loss, x.view(shape), adjoint.view(shape))
     base, index = case.cache.get("base", (case, torch.arange(shape[0])))
-    dense = dense_problems(base)
-    seconds = torch.stack([problem.second(v) for problem, v in zip(dense, truth(base).x, strict=True)])[index]
+    dense, solutions = dense_problems(base), truth(base).x
+    seconds = torch.stack([problem.second(v) for problem, v in zip(dense, solutions, strict=True)])[index]
+    matrix = dense[0].matrix
+    curvatures = torch.stack([problem.curvature(v) for problem, v in zip(dense, solutions, strict=True)])[index]
+    here = torch.stack([dense[0].curvature(v) for v in x])
+    bent = ((curvatures - here) * (adjoint @ matrix.T)) @ matrix  # K^T (D* - D) K P
     gradient = read_gradient(case, x, adjoint)
     errors = {name: exact.gradient.groups()[name][index] - part for name, part in gradient.groups().items()}
     away, moved = x - exact.x, adjoint - exact.adjoint
+    lifted = (away @ matrix.T) / evidence.inverse_root.double().flatten(1)
+    r = evidence.error
     local, worst = local_bound(evidence), worst_case_bound(evidence)
     plain, corrected = plain_loss(evidence), corrected_loss(evidence)
     return {
         "distance": Claim(away.norm(dim=1), evidence.distance),
         "energy": Claim((away * (away @ dense[0].hessian)).sum(1).sqrt(), evidence.residuals.error),
+        "lifted energy": Claim(lifted.norm(dim=1), inflate(r)),
+        "coupling": Claim(
+            (bent * torch.linalg.solve(seconds, bent)).sum(1).clamp(min=0).sqrt(), inflate(evidence.coupling.change(r))
+        ),
         "adjoint": Claim(torch.einsum("bi,bij,bj->b", moved, seconds, moved).sqrt(), adjoint_error(evidence)),
         "local operator": Claim(errors["operator"].norm(dim=1), local.operator),
         "local weight": Claim(errors["weight"].abs(), local.weight),
         "local smoothing": Claim(errors["smoothing"].abs(), local.smoothing),
+        "local shift": Claim(errors["shift"].abs(), local.shift),
         "worst operator": Claim(errors["operator"].norm(dim=1), worst.operator),
         "worst weight": Claim(errors["weight"].abs(), worst.weight),
         "worst smoothing": Claim(errors["smoothing"].abs(), worst.smoothing),
+        "worst shift": Claim(errors["shift"].abs(), worst.shift),
         "plain loss": Claim((exact.loss - plain.value).abs(), plain.radius),
         "corrected loss": Claim((exact.loss - corrected.value).abs(), corrected.radius),
     }

@@ -50,21 +50,26 @@ def materialise(operator: LinearOperator, shape: torch.Size, dtype: torch.dtype 
 
 @dataclass(frozen=True)
 class DenseProblem:
-    """``h(x) = 1/2 <x, H x> - <b, x> + sum_j w_j s_j psi((K x)_j / s_j)`` with everything explicit (flat vectors)."""
+    """``h(x) = 1/2 <x, H x> - <b, x> + sum_j w_j s_j psi(((K x)_j - c_j) / s_j)``, everything explicit (flat vectors)."""
 
     hessian: Tensor
     linear: Tensor
     matrix: Tensor
     weight: Tensor
     smoothing: Tensor
+    shift: Tensor
     profile: type[Profile]
+
+    def centred(self, x: Tensor) -> Tensor:
+        """``K x - c``."""
+        return self.matrix @ x - self.shift
 
     def slope(self, x: Tensor) -> Tensor:
         """``y = f'(K x)``."""
-        return self.weight * PLAIN[self.profile][1](self.matrix @ x / self.smoothing)
+        return self.weight * PLAIN[self.profile][1](self.centred(x) / self.smoothing)
 
     def curvature(self, x: Tensor) -> Tensor:
-        return self.weight / self.smoothing * PLAIN[self.profile][2](self.matrix @ x / self.smoothing)
+        return self.weight / self.smoothing * PLAIN[self.profile][2](self.centred(x) / self.smoothing)
 
     def gradient(self, x: Tensor) -> Tensor:
         return self.hessian @ x - self.linear + self.matrix.T @ self.slope(x)
@@ -74,10 +79,11 @@ class DenseProblem:
         return self.hessian + self.matrix.T @ (self.curvature(x).unsqueeze(-1) * self.matrix)
 
     def majorised(self, x: Tensor) -> Tensor:
-        """The minimiser of the quadratic majoriser at ``x`` (curvatures ``f'(z)/z``): always descends."""
-        z = self.matrix @ x
+        """The minimiser of the quadratic majoriser at ``x`` (curvatures ``f'(z)/(z - c)``): always descends."""
+        z = self.centred(x)
         secant = torch.where(z.abs() > 1e-12, self.slope(x) / z, self.weight / self.smoothing)
-        return torch.linalg.solve(self.hessian + self.matrix.T @ (secant.unsqueeze(-1) * self.matrix), self.linear)
+        second = self.hessian + self.matrix.T @ (secant.unsqueeze(-1) * self.matrix)
+        return torch.linalg.solve(second, self.linear + self.matrix.T @ (secant * self.shift))
 
     def minimiser(self) -> Tensor:
         """Newton where it halves the gradient, else majorise-minimise; the residual is asserted to be rounding."""
@@ -109,8 +115,8 @@ def dense_problems(case: Case, matrix: Tensor | None = None) -> list[DenseProble
     hessian = torch.stack([data.select(torch.tensor([0])).hessian(v.unsqueeze(0)).flatten() for v in identity])
     linear = -data.gradient(torch.zeros_like(case.target)).flatten(1)
     sites = matrix.shape[0] // case.weight.numel()  # the coefficient axis is last
-    weight, smoothing = case.weight.detach().repeat(sites), case.smoothing.detach().repeat(sites)
-    return [DenseProblem(hessian, b, matrix, weight, smoothing, type(case.profile)) for b in linear]
+    weight, smoothing, shift = (v.detach().repeat(sites) for v in (case.weight, case.smoothing, case.shift))
+    return [DenseProblem(hessian, b, matrix, weight, smoothing, shift, type(case.profile)) for b in linear]
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,21 @@ class Gradient:
     operator: Tensor
     weight: Tensor
     smoothing: Tensor
+    shift: Tensor
 
     def groups(self) -> dict[str, Tensor]:
-        return {"operator": self.operator, "weight": self.weight, "smoothing": self.smoothing}
+        return {
+            "operator": self.operator,
+            "weight": self.weight,
+            "smoothing": self.smoothing,
+            "shift": self.shift,
+        }
+
+
+def chained(case: Case, gradient: Gradient) -> Tensor:
+    """Summed over the batch, in the parameters of ``LogRegularizer``, flat."""
+    columns = (gradient.operator, gradient.weight * case.weight, gradient.smoothing * case.smoothing, gradient.shift)
+    return torch.cat([column.sum(0) for column in columns])
 
 
 @dataclass(frozen=True)
@@ -153,7 +171,7 @@ def read_gradient(case: Case, x: Tensor, adjoint: Tensor) -> Gradient:
     dense = dense_problems(case.select(torch.tensor([0])))[0]
     _, slope, curvature = PLAIN[type(case.profile)]
     z, image = x @ dense.matrix.T, adjoint @ dense.matrix.T
-    t = z / dense.smoothing
+    t = (z - dense.shift) / dense.smoothing
     y, u = dense.weight * slope(t), dense.weight / dense.smoothing * curvature(t) * image
     outer = y.unsqueeze(-1) * adjoint.unsqueeze(1) + u.unsqueeze(-1) * x.unsqueeze(1)
     if case.kernel.dim() == 2:
@@ -165,11 +183,8 @@ def read_gradient(case: Case, x: Tensor, adjoint: Tensor) -> Gradient:
             operator = (taps - taps.mean(dim=(-2, -1), keepdim=True)).flatten(1)
     mixed = -dense.weight / dense.smoothing * t * curvature(t)
     count = case.weight.numel()
-    return Gradient(
-        operator,
-        -(image * slope(t)).unflatten(1, (-1, count)).sum(1),
-        -(image * mixed).unflatten(1, (-1, count)).sum(1),
-    )
+    components = (image * slope(t), image * mixed, -u)  # times d f' / d weight, smoothing, shift
+    return Gradient(operator, *(-part.unflatten(1, (-1, count)).sum(1) for part in components))
 
 
 def loss_slope(case: Case, x: Tensor) -> Tensor:
@@ -185,37 +200,36 @@ def truth(case: Case) -> Truth:
         x = torch.stack([problem.minimiser() for problem in problems])
         right = loss_slope(case, x)
         adjoint = torch.stack([torch.linalg.solve(p.second(v), b) for p, v, b in zip(problems, x, right, strict=True)])
-        loss = (x * right).sum(1) if case.linear_loss else right.square().sum(1) / 2
-        case.cache["truth"] = Truth(x, adjoint, loss, read_gradient(case, x, adjoint))
+        case.cache["truth"] = Truth(x, adjoint, loss_value(case, x), read_gradient(case, x, adjoint))
     return case.cache["truth"]
 
 
-def loss_at(case: Case, kernel: Tensor, weight: Tensor, smoothing: Tensor) -> Tensor:
-    """Exact upper loss per sample at other parameters."""
-    matrix = materialise(case.build(kernel), case.target.shape[1:])
-    moved = Case(
-        case.name, case.reason, case.profile, kernel, weight, smoothing, case.build, case.data, case.target, False
-    )
-    x = torch.stack([problem.minimiser() for problem in dense_problems(moved, matrix)])
-    return (x - case.target.flatten(1)).square().sum(1) / 2
+def loss_value(case: Case, x: Tensor) -> Tensor:
+    """``l(x)`` for flat ``x`` ``(batch, n)``."""
+    right = loss_slope(case, x)
+    return (x * right).sum(1) if case.linear_loss else right.square().sum(1) / 2
+
+
+def exact_loss(case: Case) -> Tensor:
+    """The upper loss per sample, without the gradient that ``truth`` computes beside it."""
+    return loss_value(case, torch.stack([problem.minimiser() for problem in dense_problems(case)]))
 
 
 def central_differences(case: Case, step: float = 1e-5) -> Gradient:
     """The hypergradient by symmetric differences of the exact loss, one natural parameter at a time."""
-    values = {"kernel": case.kernel, "weight": case.weight, "smoothing": case.smoothing}
     columns: dict[str, Tensor] = {}
-    for name, parameter in values.items():
+    for name, parameter in case.parameters.items():
         differences = []
+        size = step * float((case.smoothing if name == "shift" else parameter).abs().mean())
         for index in range(parameter.numel()):
-            size = step * float(parameter.abs().mean())
             ends = []
             for sign in (1, -1):
                 moved = parameter.clone()
                 moved.view(-1)[index] += sign * size
-                ends.append(loss_at(case, **{**values, name: moved}))
+                ends.append(exact_loss(case.moved(**{name: moved})))
             differences.append((ends[0] - ends[1]) / (2 * size))
         columns[name] = torch.stack(differences, dim=1)
-    return Gradient(columns["kernel"], columns["weight"], columns["smoothing"])
+    return Gradient(*columns.values())
 
 
 DIFFCP: dict[str, Any] = {"solve_method": "SCS", "mode": "dense", "eps": 1e-10, "max_iters": 200_000}
@@ -231,12 +245,12 @@ def cone_gradient(case: Case, sample: int = 0) -> tuple[Tensor, Gradient]:
 
     cached = case.cache.setdefault("cone", {})
     if sample not in cached:
-        kernel, weight, smoothing = (v.clone().requires_grad_() for v in (case.kernel, case.weight, case.smoothing))
+        leaves = case.leaves()
         program = case.problem().to_cvxpy(sample)
         layer = CvxpyLayer(program.problem, program.parameters, [program.x], canon_backend=None, solver_args=DIFFCP)
-        (x,) = layer(*program.arguments(case.problem(kernel, weight, smoothing)))
+        (x,) = layer(*program.arguments(case.problem(**leaves)))
         slope = loss_slope(case.select(torch.tensor([sample])), x.detach().unsqueeze(0)).squeeze(0)
-        operator, *others = torch.autograd.grad(x, (kernel, weight, smoothing), slope)
+        operator, *others = torch.autograd.grad(x, list(leaves.values()), slope)
         if case.zero_mean:
             operator = operator - operator.mean(dim=(-2, -1), keepdim=True)
         cached[sample] = x.detach(), Gradient(operator.reshape(1, -1), *(part.unsqueeze(0) for part in others))
@@ -248,19 +262,20 @@ def unrolled_gradient(case: Case, steps: int) -> Gradient:
 
     ``K`` is the explicit matrix, since ``LinearOperator`` promises derivatives of ``forward`` only.
     """
-    kernel, weight, smoothing = (v.clone().requires_grad_() for v in (case.kernel, case.weight, case.smoothing))
+    leaves = case.leaves()
+    kernel, weight, smoothing, shift = leaves.values()
     dense = dense_problems(case)
     shape = dense[0].matrix.shape
     matrix = kernel if kernel.dim() == 2 else (kernel.flatten() @ directions(case)).reshape(shape)
     sites = shape[0] // weight.numel()
-    weights, smoothings = weight.repeat(sites), smoothing.repeat(sites)
+    weights, smoothings, shifts = (column.repeat(sites) for column in (weight, smoothing, shift))
     hessian, linear = dense[0].hessian, torch.stack([problem.linear for problem in dense])
     steepest = hessian + matrix.T @ ((weights / smoothings).unsqueeze(-1) * matrix)
     length = 2 / float(torch.linalg.eigvalsh(steepest.detach())[-1] + torch.linalg.eigvalsh(hessian)[0])
     x = torch.zeros_like(linear)
     for _ in range(steps):
-        y = weights * PLAIN[type(case.profile)][1](x @ matrix.T / smoothings)
+        y = weights * PLAIN[type(case.profile)][1]((x @ matrix.T - shifts) / smoothings)
         x = x - length * (x @ hessian - linear + y @ matrix)
     loss = (x - case.target.flatten(1)).square().sum() / 2
-    parts = torch.autograd.grad(loss, (kernel, weight, smoothing))
-    return Gradient(parts[0].reshape(1, -1), parts[1].unsqueeze(0), parts[2].unsqueeze(0))
+    parts = torch.autograd.grad(loss, list(leaves.values()))
+    return Gradient(*(part.reshape(1, -1) for part in parts))

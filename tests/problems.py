@@ -29,7 +29,7 @@ PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), 
 
 @dataclass(frozen=True)
 class Case:
-    """A bilevel problem in natural parameters: operator entries (``kernel``), weights, smoothings.
+    """A bilevel problem in natural parameters: operator entries (``kernel``), weights, smoothings, shifts.
 
     ``target``: the truth of a squared error, or the slope of a linear loss.
     """
@@ -40,6 +40,7 @@ class Case:
     kernel: Tensor
     weight: Tensor
     smoothing: Tensor
+    shift: Tensor
     build: Callable[[Tensor], LinearOperator]
     data: DataTerm
     target: Tensor
@@ -47,14 +48,23 @@ class Case:
     linear_loss: bool = False
     cache: dict = field(default_factory=dict, compare=False, repr=False)
 
-    def problem(
-        self, kernel: Tensor | None = None, weight: Tensor | None = None, smoothing: Tensor | None = None
-    ) -> SaddleProblem:
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The natural parameters by group."""
+        return {"kernel": self.kernel, "weight": self.weight, "smoothing": self.smoothing, "shift": self.shift}
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Copies of the parameters that require gradients."""
+        return {name: value.clone().requires_grad_() for name, value in self.parameters.items()}
+
+    def problem(self, **replaced: Tensor) -> SaddleProblem:
         """The lower level, with some of the parameters replaced."""
-        kernel = self.kernel if kernel is None else kernel
-        weight = self.weight if weight is None else weight
-        smoothing = self.smoothing if smoothing is None else smoothing
-        return SaddleProblem(self.data, Potential(self.profile, weight, smoothing), self.build(kernel))
+        kernel, *parts = {**self.parameters, **replaced}.values()
+        return SaddleProblem(self.data, Potential(self.profile, *parts), self.build(kernel))
+
+    def moved(self, **replaced: Tensor) -> Case:
+        """The case with some of the parameters replaced."""
+        return replace(self, **replaced, cache={})
 
     @property
     def loss(self) -> Loss:
@@ -72,19 +82,12 @@ class Case:
         else:
             assert isinstance(self.data, DenseQuadratic)
             data = DenseQuadratic(self.data.matrix.float(), self.data.linear.float())
-        return replace(
-            self,
-            kernel=self.kernel.float(),
-            weight=self.weight.float(),
-            smoothing=self.smoothing.float(),
-            data=data,
-            target=self.target.float(),
-            cache={},
-        )
+        parameters = {name: value.float() for name, value in self.parameters.items()}
+        return replace(self, **parameters, data=data, target=self.target.float(), cache={})
 
 
 class LogRegularizer(Regularizer):
-    """A case's operator entries, log weights and log smoothings as parameters: the smallest ``Regularizer``."""
+    """A case's operator entries, log weights, log smoothings and shifts as parameters: the smallest ``Regularizer``."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -93,15 +96,26 @@ class LogRegularizer(Regularizer):
         self.kernel = nn.Parameter(case.kernel.clone())
         self.log_weight = nn.Parameter(case.weight.log())
         self.log_smoothing = nn.Parameter(case.smoothing.log())
+        self.shift = nn.Parameter(case.shift.clone())
 
     def problem(self, data: DataTerm) -> SaddleProblem:
-        potential = Potential(self.profile, self.log_weight.exp(), self.log_smoothing.exp())
+        potential = Potential(self.profile, self.log_weight.exp(), self.log_smoothing.exp(), self.shift)
         return SaddleProblem(data, potential, self.build(self.kernel))
+
+    def posed(self, case: Case) -> Case:
+        """``case`` with these very numbers as its parameters: ``log`` and ``exp`` in float32 move them."""
+        return case.moved(
+            kernel=self.kernel.detach().double(),
+            weight=self.log_weight.detach().double().exp(),
+            smoothing=self.log_smoothing.detach().double().exp(),
+            shift=self.shift.detach().double(),
+        )
 
     def pull_back(self, bound: GradientBound) -> Scalar:
         weight = self.log_weight.detach().exp() * bound.weight.mean(0)
         smoothing = self.log_smoothing.detach().exp() * bound.smoothing.mean(0)
-        return (bound.operator.mean().square() + weight.square().sum() + smoothing.square().sum()).sqrt()
+        components = torch.cat([weight, smoothing, bound.shift.mean(0)])
+        return (bound.operator.mean().square() + components.square().sum()).sqrt()
 
 
 def representable(values: Tensor) -> Tensor:
@@ -113,6 +127,11 @@ def log_uniform(low: float, high: float, count: int, generator: torch.Generator)
     """``count`` numbers whose logarithms are uniform."""
     unit = torch.rand(count, generator=generator, dtype=torch.float64)
     return representable(torch.exp(math.log(low) + unit * math.log(high / low)))
+
+
+def normal(spread: float, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` normal numbers with standard deviation ``spread``."""
+    return representable(spread * torch.randn(count, generator=generator, dtype=torch.float64))
 
 
 def spd_matrix(size: int, smallest: float, condition: float, generator: torch.Generator) -> Tensor:
@@ -134,11 +153,15 @@ def dense_case(
     condition: float = 10.0,
     scale: float = 1.0,
     smoothing: tuple[float, float] = (0.1, 1.0),
+    shift: float = 0.0,
     samples: int = 3,
     seed: int = 0,
     linear_loss: bool = False,
 ) -> Case:
-    """``1/2 <x, H x> - <b, x> + f(K x)`` with dense ``H`` and ``K``, weights log-uniform in ``scale * [0.3, 3]``."""
+    """``1/2 <x, H x> - <b, x> + f(K x)`` with dense ``H`` and ``K``.
+
+    Weights are log-uniform in ``scale * [0.3, 3]``, shifts normal with standard deviation ``shift``.
+    """
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(rows, size, generator=generator, dtype=torch.float64) / size**0.5
     linear = torch.randn(samples, size, generator=generator, dtype=torch.float64)
@@ -153,6 +176,7 @@ def dense_case(
         build=DenseOperator,
         data=DenseQuadratic(spd_matrix(size, modulus, condition, generator), representable(linear)),
         target=representable(torch.randn(samples, size, generator=generator, dtype=torch.float64)),
+        shift=normal(shift, rows, generator),
         linear_loss=linear_loss,
     )
 
@@ -168,10 +192,11 @@ def image_case(
     size: int = 3,
     data_weight: float = 1.0,
     zero_mean: bool = False,
+    shift: float = 0.0,
     samples: int = 2,
     seed: int = 0,
 ) -> Case:
-    """Denoising of a random ramp with a step, by a random filter bank."""
+    """Denoising of a random ramp with a step, by a random filter bank; shifts are normal with that standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = shape
     kernel = torch.randn(filters, channels, size, size, generator=generator, dtype=torch.float64)
@@ -190,6 +215,7 @@ def image_case(
         kernel=kernel,
         weight=log_uniform(0.02, 0.1, filters, generator),
         smoothing=log_uniform(0.03, 0.2, filters, generator),
+        shift=normal(shift, filters, generator),
         build=lambda filters: ConvolutionBank(filters, BOUNDARIES[boundary], zero_mean),
         data=Denoising(representable(contrast * ramp + noise), data_weight),
         target=representable(contrast * ramp),
@@ -206,10 +232,19 @@ CATALOGUE: tuple[Case, ...] = (
         modulus=0.05,
         condition=100.0,
         rows=6,
+        shift=0.3,
         seed=1,
     ),
-    dense_case("dense-logcosh", "more rows than columns, curvature that decays exponentially", "logcosh", seed=2),
-    dense_case("dense-huber", "curvature jumps: the additive set is not empty", "huber", modulus=0.5, seed=3),
+    dense_case(
+        "dense-logcosh",
+        "more rows than columns, curvature that decays exponentially about shifted centres",
+        "logcosh",
+        shift=0.5,
+        seed=2,
+    ),
+    dense_case(
+        "dense-huber", "curvature jumps, and not symmetrically: shifts", "huber", modulus=0.5, shift=0.5, seed=3
+    ),
     dense_case(
         "dense-nearly-kinked",
         "smoothing 0.01: curvature varies by orders of magnitude over one error radius",
@@ -217,17 +252,20 @@ CATALOGUE: tuple[Case, ...] = (
         smoothing=(0.01, 0.03),
         seed=4,
     ),
-    image_case("valid-charbonnier", "fewer coefficients than pixels", "charbonnier", "valid", seed=5),
+    image_case(
+        "valid-charbonnier", "fewer coefficients than pixels, shifts", "charbonnier", "valid", shift=0.1, seed=5
+    ),
     image_case("valid-huber", "kinks, and mu = 2.5", "huber", "valid", data_weight=2.5, seed=6),
     image_case("reflect-logcosh", "two taps of one row fall on one pixel", "logcosh", "reflect", seed=7),
     image_case(
         "reflect-colour",
-        "three channels, zero-mean filters, mu = 0.4",
+        "three channels, zero-mean filters, shifts, mu = 0.4",
         "charbonnier",
         "reflect",
         shape=(3, 6, 5),
         data_weight=0.4,
         zero_mean=True,
+        shift=0.1,
         seed=8,
     ),
     image_case(
@@ -241,7 +279,7 @@ CATALOGUE: tuple[Case, ...] = (
         zero_mean=True,
         seed=9,
     ),
-    image_case("circular-huber", "kinks with a periodic boundary", "huber", "circular", seed=10),
+    image_case("circular-huber", "shifted kinks with a periodic boundary", "huber", "circular", shift=0.1, seed=10),
 )
 
 BY_NAME: dict[str, Case] = {case.name: case for case in CATALOGUE}

@@ -74,7 +74,7 @@ def test_solution_and_value_equal_dense_newton(pair: tuple[Case, int]) -> None:
 
 @pytest.mark.parametrize("pair", PAIRS, ids=name_of)
 def test_differentiated_cone_program_equals_dense_kkt(pair: tuple[Case, int]) -> None:
-    """Every parameter group by itself, through ``arguments`` into filters, weights and smoothings."""
+    """Every parameter group by itself, through ``arguments`` into filters, weights, smoothings and shifts."""
     case, sample = pair
     x, gradient = cone_gradient(case, sample)
     exact = truth(case)
@@ -93,9 +93,9 @@ def test_certificate_covers_the_distance_to_the_cone_gradient(
     case, sample = pair
     alone = case.select(torch.tensor([sample]))
     found = method.differentiate(alone.problem(), alone.loss, Accuracy(1e-4, 1e-4))
-    leaves = [v.clone().requires_grad_() for v in (case.kernel, case.weight, case.smoothing)]
-    evidence, (surrogate,) = gather_evidence(alone.problem(*leaves), alone.loss, found.x, found.adjoint)
-    operator, weight, smoothing = torch.autograd.grad(surrogate, leaves)
+    leaves = case.leaves()
+    evidence, (surrogate,) = gather_evidence(alone.problem(**leaves), alone.loss, found.x, found.adjoint)
+    operator, weight, smoothing, shift = torch.autograd.grad(surrogate, list(leaves.values()))
     if case.zero_mean:
         operator = operator - operator.mean(dim=(-2, -1), keepdim=True)
     bound, (_, other) = local_bound(evidence), cone_gradient(case, sample)
@@ -103,6 +103,7 @@ def test_certificate_covers_the_distance_to_the_cone_gradient(
         "operator": ((operator.flatten() - other.operator).norm(dim=1), bound.operator, other.operator),
         "weight": ((weight - other.weight).abs(), bound.weight, other.weight),
         "smoothing": ((smoothing - other.smoothing).abs(), bound.smoothing, other.smoothing),
+        "shift": ((shift - other.shift).abs(), bound.shift, other.shift),
     }
     for name, (error, limit, size) in claimed.items():
         known = GRADIENT_TOLERANCE[type(case.profile)] * size.norm()
@@ -128,9 +129,8 @@ def test_one_program_serves_other_samples_and_parameters(name: str) -> None:
         kernel = moved(case.kernel)
         kernel = kernel - kernel.mean(dim=(-2, -1), keepdim=True) if case.zero_mean else kernel
         data = Denoising(moved(case.target), 0.7) if case.kernel.dim() == 4 else case.data
-        other = replace(
-            case, kernel=kernel, weight=moved(case.weight), smoothing=moved(case.smoothing), data=data, cache={}
-        )
+        columns = {name: moved(case.parameters[name]) for name in ("weight", "smoothing", "shift")}
+        other = replace(case.moved(kernel=kernel, **columns), data=data)
         assign(program, replace(program, sample=second).arguments(other.problem()))
         assert deviation(solved(program), truth(other).x[second]) <= SOLUTION_TOLERANCE
 
@@ -154,13 +154,13 @@ def test_data_are_parameters_too() -> None:
 
 @pytest.mark.parametrize("name", ["dense-charbonnier", "dense-logcosh", "dense-huber"])
 def test_shifts_are_parameters_too(name: str) -> None:
-    """Shifts ``K m`` move the minimiser by ``m`` if ``b`` moves by ``H m``; then ``d l / d shift = D K P``."""
+    """More shift by ``K m`` moves the minimiser by ``m`` if ``b`` moves by ``H m``; then ``d l / d shift = D K P``."""
     from cvxpylayers.torch.cvxpylayer import CvxpyLayer
 
     case = BY_NAME[name].select(torch.tensor([0]))
     assert isinstance(case.data, DenseQuadratic)
     move = torch.randn(8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    shift = (case.kernel @ move).requires_grad_()
+    shift = (case.shift + case.kernel @ move).requires_grad_()
     data = DenseQuadratic(case.data.matrix, case.data.linear + case.data.hessian(move))
     potential = Potential(case.profile, case.weight, case.smoothing, shift)
     problem = SaddleProblem(data, potential, case.build(case.kernel))

@@ -83,7 +83,7 @@ def problem_on(
 ) -> tuple[SaddleProblem, SquaredError]:
     taps = on_device(4, channels, 3, 3, dtype=dtype)
     bank = ConvolutionBank(taps, BOUNDARIES[boundary], zero_mean=True)
-    potential = Potential(profile, on_device(4, dtype=dtype), on_device(4, dtype=dtype))
+    potential = Potential(profile, *(on_device(4, dtype=dtype) for _ in range(3)))
     images = on_device(2, channels, 9, 10, dtype=dtype)
     return SaddleProblem(Denoising(images, 1.5), potential, bank), SquaredError(images)
 
@@ -177,10 +177,10 @@ def test_operators(boundary: str, adjoint: type, forward: type, dtype: torch.dty
     bank = ConvolutionBank(on_device(4, 3, 5, 5, dtype=dtype), BOUNDARIES[boundary], True, KernelPlan(forward, adjoint))
     x = on_device(2, 3, 12, 11, dtype=dtype)
     z = bank.forward(x)
-    preconditioner = bank.gram_inverse(on_device(dtype=dtype), on_device(2, 4, dtype=dtype), x)
+    preconditioner = bank.gram_inverse(on_device(dtype=dtype), z, x)
     assert_on_device([z, bank.adjoint(z), preconditioner.apply(x)], dtype)
     assert_on_device([bank.norm_bound(), bank.norm_bound(on_device(4, dtype=dtype)), bank.coefficient_norms()], dtype)
-    assert_on_device([bank.row_norms(z), bank.adjoint_gain(z), bank.forward_gain(x, z)], dtype)
+    assert_on_device([bank.row_norms(z), bank.gram_norm(z), bank.adjoint_gain(z), bank.forward_gain(x, z)], dtype)
     assert isinstance(bank.gain(), float)
 
 
@@ -191,22 +191,20 @@ def test_dense_operator_and_products(dtype: torch.dtype) -> None:
     assert isinstance(preconditioner, DenseInverse)
     assert_on_device([z, operator.adjoint(z), preconditioner.apply(x), inner(x, x), norm(x)], dtype)
     assert_on_device([operator.norm_bound(), operator.row_norms(z), operator.adjoint_gain(z)], dtype)
-    assert_on_device(operator.forward_gain(x, z), dtype)
+    assert_on_device([operator.gram_norm(z), operator.forward_gain(x, z)], dtype)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_potentials(profile: str, dtype: torch.dtype) -> None:
     """Prox, conjugate prox with derivative, interval bounds, majoriser, derivatives."""
-    f, z = (
-        Potential(PROFILES[profile], *(on_device(4, dtype=dtype) for _ in range(2))),
-        on_device(2, 5, 6, 4, dtype=dtype),
-    )
+    f = Potential(PROFILES[profile], *(on_device(4, dtype=dtype) for _ in range(3)))
+    z = on_device(2, 5, 6, 4, dtype=dtype)
     step = on_device(4, dtype=dtype)
     found = [
         f.value(z),
         f.gradient(z),
         f.curvature(z),
-        *f.gradient_and_secant(z),
+        *f.gradient_secant_curvature(z),
         f.prox(z, step),
         f.conjugate_gradient(z),
     ]

@@ -151,8 +151,9 @@ def test_prox_minimises(profile: Profile) -> None:
 
 
 def potential(profile: Profile, dtype: torch.dtype = torch.float64) -> Potential:
-    """Weights and smoothings different from 1 and from each other."""
-    return Potential(profile, torch.tensor([0.3, 2.5, 7.0], dtype=dtype), torch.tensor([0.02, 1.7, 0.4], dtype=dtype))
+    """Weights and smoothings different from 1 and from each other, shifts of the size of the smoothings."""
+    columns = [0.3, 2.5, 7.0], [0.02, 1.7, 0.4], [0.03, -1.1, 0.25]
+    return Potential(profile, *(torch.tensor(column, dtype=dtype) for column in columns))
 
 
 def duals(count: int = 400) -> Tensor:
@@ -188,7 +189,8 @@ def test_conjugate_prox_derivative(profile: Profile, step: float) -> None:
     observed = (f.conjugate_prox(v + h, step) - f.conjugate_prox(v - h, step)) / (2 * h)
     kink = torch.zeros_like(v, dtype=torch.bool)
     if isinstance(profile, Huber):
-        kink = (f.prox(v / step, 1 / step).abs() / f.smoothing - 1).abs() * f.smoothing * step < 1e-4
+        t = (f.prox(v / step, 1 / step) - f.shift) / f.smoothing
+        kink = (t.abs() - 1).abs() * f.smoothing * step < 1e-4
     assert float(kink.double().mean()) < 0.1
     assert float((observed - derivative)[~kink].abs().max()) <= 1e-6
 
@@ -197,18 +199,18 @@ def test_conjugate_prox_derivative(profile: Profile, step: float) -> None:
 def test_conjugate_gradient_inverts_the_gradient(profile: Profile) -> None:
     """``(f*)'`` against ``f'`` inside the unit range, where both are strictly monotone."""
     f = potential(profile)
-    z = 0.9 * f.smoothing * torch.linspace(-1, 1, 51, dtype=torch.float64).unsqueeze(1)
-    assert torch.allclose(f.conjugate_gradient(f.gradient(z)), z, rtol=1e-13, atol=1e-16)
+    z = f.shift + 0.9 * f.smoothing * torch.linspace(-1, 1, 51, dtype=torch.float64).unsqueeze(1)
+    assert torch.allclose(f.conjugate_gradient(f.gradient(z)), z, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("profile", ALL, ids=name)
 def test_potential_derivatives(profile: Profile) -> None:
-    """Value -> gradient -> curvature, and the derivatives in weight and smoothing, by central differences."""
+    """Value -> gradient -> curvature, and the derivatives in weight, smoothing and shift, by central differences."""
     f, z, h = potential(profile), duals(), 1e-6
-    z = z[((z / f.smoothing).abs() - 1).abs().amin(1) > 1e-2]
+    z = z[(((z - f.shift) / f.smoothing).abs() - 1).abs().amin(1) > 1e-2]
 
-    def at(weight: float = 0.0, smoothing: float = 0.0) -> Potential:
-        return Potential(profile, f.weight + weight, f.smoothing + smoothing)
+    def at(weight: float = 0.0, smoothing: float = 0.0, shift: float = 0.0) -> Potential:
+        return Potential(profile, f.weight + weight, f.smoothing + smoothing, f.shift + shift)
 
     total = (at().value(z + h * torch.ones(3, dtype=torch.float64)) - at().value(z - h)) / (2 * h)
     assert float((total - f.gradient(z).sum(1)).abs().max()) <= 1e-7
@@ -216,6 +218,7 @@ def test_potential_derivatives(profile: Profile) -> None:
         ((f.gradient(z + h) - f.gradient(z - h)) / (2 * h), f.curvature(z)),
         ((at(weight=h).gradient(z) - at(weight=-h).gradient(z)) / (2 * h), f.weight_derivative(z)),
         ((at(smoothing=h).gradient(z) - at(smoothing=-h).gradient(z)) / (2 * h), f.smoothing_derivative(z)),
+        ((at(shift=h).gradient(z) - at(shift=-h).gradient(z)) / (2 * h), -f.curvature(z)),
     ]
     for observed, derivative in pairs:
         assert float(((observed - derivative) / (1 + derivative.abs())).abs().max()) <= 1e-7
@@ -254,18 +257,17 @@ def check_bounds(profile: Profile, t: float, radius: float, dtype: torch.dtype) 
     assert bool((moment <= bounds.moment.double() * slack + floor + lost).all())
     finite = torch.isfinite(bounds.moment_slope.double())
     assert bool((moment <= bounds.moment_slope.double() * moved * slack + floor + lost)[finite.expand_as(moved)].all())
-    jump = (curvature - here).abs()
-    if isinstance(profile, Huber):
-        assert bool(torch.isinf(bounds.third).all()) or float(jump.max()) == 0.0
-    else:
-        assert bool((third(profile, s).abs() <= bounds.third.double() * slack + floor).all())
-        assert bool((jump <= bounds.third.double() * moved * slack + floor + 1e-15).all())
+    jump, steepness = (curvature - here).abs(), bounds.steepness.double()
+    steps = moved > 0
+    assert bool((jump <= steepness * moved * slack + floor + 1e-15)[steps].all())
+    if not isinstance(profile, Huber):
+        assert bool((third(profile, s).abs() <= steepness * slack + floor).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("profile", ALL, ids=name)
 def test_interval_bounds_hold(profile: Profile, dtype: torch.dtype) -> None:
-    """Curvature, third derivative and mixed derivative over random intervals of every scale."""
+    """Curvature, its steepness and mixed derivative over random intervals of every scale."""
 
     @settings(max_examples=300)
     @given(
@@ -287,9 +289,9 @@ def test_third_bound_is_attained(profile: Profile, peak: float) -> None:
         1 + 1e-15
     )
     around = profile.bounds(t + 0.1, torch.tensor([0.2], dtype=torch.float64))
-    assert float(around.third) == profile.third_bound
+    assert float(around.steepness) == profile.third_bound
     beyond = profile.bounds(t + 1, torch.tensor([0.5], dtype=torch.float64))
-    assert float(beyond.third) == pytest.approx(float(third(profile, t + 0.5).abs()), rel=1e-13)
+    assert float(beyond.steepness) == pytest.approx(float(third(profile, t + 0.5).abs()), rel=1e-13)
 
 
 @pytest.mark.parametrize("profile", SMOOTH, ids=name)
@@ -303,11 +305,11 @@ def test_curvature_range_is_attained(profile: Profile) -> None:
 
 
 def test_huber_bounds_at_the_kink() -> None:
-    """Inside, outside and across: zero change, zero curvature, or an infinite third derivative."""
+    """Inside, outside and across: no change, or a change by 1 over the distance to the kink, infinite on it."""
     t = torch.tensor([0.0, 3.0, 0.9, 1.1, 1.0], dtype=torch.float64)
     bounds = Huber().bounds(t, torch.full_like(t, 0.2))
     assert bounds.lower.tolist() == [1, 0, 0, 0, 0] and bounds.upper.tolist() == [1, 0, 1, 1, 1]
-    assert bounds.third.tolist() == [0, 0, math.inf, math.inf, math.inf]
+    assert bounds.steepness.tolist() == pytest.approx([0, 0, 10, 10, math.inf], rel=1e-13)
     assert bounds.moment.tolist() == [0.2, 0, 1, 1, 1]
 
 
@@ -322,7 +324,7 @@ def test_global_lipschitz_constants(profile: Profile) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("profile", ALL, ids=name)
 def test_potential_bounds_scale(profile: Profile, dtype: torch.dtype) -> None:
-    """``lower``, ``upper``, ``jump``, ``third``, ``mixed`` in the units of ``z``, against samples of each interval."""
+    """``lower``, ``upper``, ``jump``, ``steepness``, ``mixed`` in the units of ``z``, against samples of each interval."""
     f, exact = potential(profile, dtype), potential(profile, dtype).double()
     z = duals(50).to(dtype)
     radius = 0.3 * torch.rand(50, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -337,8 +339,8 @@ def test_potential_bounds_scale(profile: Profile, dtype: torch.dtype) -> None:
         assert bool((curvature <= bounds.upper.double() * slack + tiny).all())
         assert bool(((curvature - here).abs() <= bounds.jump.double() * slack + tiny + 1e-13 * here).all())
         away = (moved - center).abs()
-        by_third = (bounds.third.double() * away).nan_to_num(nan=math.inf, posinf=math.inf)
-        assert bool(((curvature - here).abs() <= by_third * slack + tiny + 1e-12).all())
+        by_steepness = (bounds.steepness.double() * away).nan_to_num(nan=math.inf, posinf=math.inf)
+        assert bool(((curvature - here).abs() <= by_steepness * slack + tiny + 1e-12).all())
         mixed = (exact.smoothing_derivative(moved) - exact.smoothing_derivative(center)).abs()
         by_slope = (bounds.mixed_slope.double() * away).nan_to_num(nan=math.inf, posinf=math.inf)
         assert bool((mixed <= bounds.mixed.double() * slack + tiny + 1e-12).all())
@@ -353,8 +355,9 @@ def test_secant_majorises(profile: Profile) -> None:
     """``psi(s) <= psi(t) + psi'(t)(s - t) + secant(t)/2 (s - t)^2``; equality at ``s = -t``, so no smaller one would do."""
     t, s = grid(1e-3, 50, 60).unsqueeze(1), grid(1e-3, 50, 80).unsqueeze(0)
     t = t[t.abs().squeeze(1) > 0]
-    slope, secant = profile.slope_and_secant(t)
+    slope, secant, curvature = profile.slope_secant_curvature(t)
     assert torch.allclose(slope, profile.slope(t), rtol=1e-14, atol=0)
+    assert torch.allclose(curvature, profile.curvature(t), rtol=1e-12, atol=1e-15)  # a tiny one may lose its digits
     model = profile.value(t) + slope * (s - t) + secant / 2 * (s - t).square()
     assert bool((profile.value(s) <= model * (1 + 1e-12) + 1e-12).all())
     touched = profile.value(t) + slope * (-2 * t) + secant / 2 * (2 * t).square()
@@ -364,12 +367,31 @@ def test_secant_majorises(profile: Profile) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("profile", ALL, ids=name)
 def test_secant_at_zero_is_the_curvature(profile: Profile, dtype: torch.dtype) -> None:
-    """0/0 at coefficients that are exactly zero, which every constant image produces."""
-    f = potential(profile, dtype)
-    for z in (torch.zeros(1, 3, dtype=dtype), torch.full((1, 3), -1e-30, dtype=dtype)):
-        slope, secant = f.gradient_and_secant(z)
-        assert torch.allclose(secant, f.max_curvature().expand_as(z), rtol=1e-6)
+    """0/0 at coefficients that are exactly zero, which every constant image produces, or exactly at their shift."""
+    f = Potential(profile, potential(profile, dtype).weight, potential(profile, dtype).smoothing)
+    shifted = Potential(profile, f.weight, torch.full_like(f.weight, 0.25), torch.tensor([0.5, -3.0, 0.0]).to(dtype))
+    zero = torch.zeros(1, 3, dtype=dtype)
+    for g, z in ((f, zero), (f, zero - 1e-30), (shifted, shifted.shift.unsqueeze(0))):
+        slope, secant, curvature = g.gradient_secant_curvature(z)
+        for found in (secant, curvature):
+            assert torch.allclose(found, g.max_curvature().expand_as(z), rtol=1e-6)
         assert float(slope.abs().max()) <= 1e-15
+
+
+@pytest.mark.parametrize("profile", ALL, ids=name)
+def test_shift_moves_the_argument(profile: Profile) -> None:
+    """``f(z)`` with a shift is ``f(z - shift)`` without, in all functions of ``z``; the conjugate gets a linear term."""
+    f, v = potential(profile), duals()
+    plain = Potential(profile, f.weight, f.smoothing)
+    z = v - f.shift
+    for member in ("value", "gradient", "curvature", "weight_derivative", "smoothing_derivative"):
+        assert torch.allclose(getattr(f, member)(v), getattr(plain, member)(z), rtol=1e-12, atol=1e-13), member
+    assert torch.allclose(f.prox(v, 0.7) - f.shift, plain.prox(z, 0.7), rtol=1e-12, atol=1e-14)
+    assert torch.allclose(
+        f.conjugate_prox(v, 0.7), plain.conjugate_prox(v - 0.7 * f.shift, 0.7), rtol=1e-12, atol=1e-14
+    )
+    y = 0.9 * f.weight * torch.tanh(v)
+    assert torch.allclose(f.conjugate_gradient(y) - f.shift, plain.conjugate_gradient(y), rtol=1e-12, atol=1e-14)
 
 
 def test_potential_refuses_wrong_shapes() -> None:
@@ -377,3 +399,10 @@ def test_potential_refuses_wrong_shapes() -> None:
         Potential(Charbonnier(), torch.ones(3), torch.ones(2))
     with pytest.raises(ValueError, match="shape"):
         Potential(Charbonnier(), torch.ones(3, 1), torch.ones(3, 1))
+    with pytest.raises(ValueError, match="shape"):
+        Potential(Charbonnier(), torch.ones(3), torch.ones(3), torch.zeros(1))
+
+
+def test_potential_refuses_an_infinite_shift() -> None:
+    with pytest.raises(ValueError, match="shift must be finite"):
+        Potential(Charbonnier(), torch.ones(1), torch.ones(1), torch.full((1,), math.nan)).check()

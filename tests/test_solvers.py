@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 
 from piggyback.losses import SquaredError
@@ -15,7 +18,7 @@ from piggyback.solve import Iteration, Schedule, State, Status, iterate
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
 from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.nonlinear_cg import NonlinearCG, NonlinearCGIteration, NonlinearCGState
 from piggyback.solvers.pdhg import PDHG, Steps
 from piggyback.terms.potentials import Potential
 from piggyback.terms.quadratic import Denoising
@@ -35,6 +38,14 @@ def bound_iteration(case: Case, solver: LowerSolver, relative: float = 1e-9) -> 
     return solver.bind(LowerLevel(problem, problem.data.start, radii(case, relative)))
 
 
+def resolution(case: Case) -> Tensor:
+    """A few roundings of the gradient at the solution, as a distance: what float64 leaves undecided."""
+    problem, x = case.problem(), truth(case).x.view_as(case.target)
+    y = problem.potential.gradient(problem.operator.forward(x))
+    unit = 4 * torch.finfo(torch.float64).eps / case.data.strong_convexity
+    return unit * problem.magnitude(x, y, problem.stiffness())
+
+
 @pytest.mark.parametrize("relative", [1e-2, 1e-6, 1e-11])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("case", CATALOGUE, ids=lambda case: case.name)
@@ -45,21 +56,126 @@ def test_solution_lies_within_the_certified_radius(case: Case, solver: str, rela
     assert outcome.converged and bool((outcome.error <= 1).all())
     (x,) = outcome.result
     distance = (x.flatten(1) - truth(case).x).norm(dim=1)
-    assert bool((distance <= outcome.error * radius).all())
+    assert bool((distance <= outcome.error * radius + resolution(case)).all())
     assert bool((distance <= certified_distance(case.problem(), x)).all())
 
 
-@pytest.mark.parametrize("case", CATALOGUE, ids=lambda case: case.name)
-def test_nonlinear_cg_decreases_the_energy_at_every_step(case: Case) -> None:
-    """The step minimises a majoriser, so no line search is needed: that is a theorem, and it is checked."""
-    iteration, problem = bound_iteration(case, NonlinearCG()), case.problem()
-    state = iteration.start()
-    energy = problem.energy(state.x)
+SHARP = [
+    dense_case(
+        f"sharp-{profile}-{seed}",
+        "smoothings of 1e-4 beside coefficients of size 1, off centre: curvature is all or nothing",
+        profile,
+        size=20,
+        rows=30,
+        modulus=0.3,
+        condition=30.0,
+        smoothing=(1e-4, 1e-3),
+        shift=0.3,
+        seed=seed,
+    )
+    for profile, seed in itertools.product(PROFILES, (100, 101, 102))
+]
+
+
+@dataclass(frozen=True)
+class Steps60:
+    """What 60 steps of nonlinear conjugate gradients did, one row per step and one column per sample."""
+
+    majorised: Tensor
+    newton: Tensor
+    rose: Tensor
+
+
+def sixty_steps(case: Case) -> Steps60:
+    """Which of the two models along the line each step minimises, and whether the energy rose; all recomputed from ``x``."""
+    iteration, problem = bound_iteration(case, NonlinearCG()), case.problem().detached()
+    state, rows = iteration.start(), []
     for _ in range(60):
-        state = iteration.step(state)
-        after = problem.energy(state.x)
-        assert bool((after <= energy + 1e-14 * energy.abs().clamp(min=1)).all())
-        energy = after
+        p, z = state.direction, problem.operator.forward(state.x)
+        q = problem.operator.forward(p)
+        slope = (problem.gradient(state.x) * p).flatten(1).sum(1)
+        base = (p * problem.data.hessian(p)).flatten(1).sum(1)
+        secant = problem.potential.gradient(z) / (z - problem.potential.shift)
+        upper, local = (base + (model * q * q).flatten(1).sum(1) for model in (secant, problem.potential.curvature(z)))
+        before, state = state.x, iteration.step(state)
+        step = ((state.x - before) * p).flatten(1).sum(1) / (p * p).flatten(1).sum(1)
+        majorised, newton = (((step * model + slope) / slope).abs() <= 1e-6 for model in (upper, local))
+        energy = problem.energy(before)
+        rose = problem.energy(state.x) > energy + 1e-14 * energy.abs().clamp(min=1)
+        done = problem.gradient(before).flatten(1).norm(dim=1) <= 1e-9 * problem.data.gradient(
+            torch.zeros_like(before)
+        ).flatten(1).norm(dim=1)
+        rows.append((majorised | done, newton & ~done, rose & ~done))
+    return Steps60(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+@pytest.mark.parametrize("case", [*CATALOGUE, *SHARP], ids=lambda case: case.name)
+def test_nonlinear_cg_majorises_until_the_curvature_is_trusted(case: Case) -> None:
+    """Every step minimises one of two models.  With the majoriser the energy falls without a line search: a theorem.
+
+    Newton's steps come after two of the other, at the earliest, and the whole catalogue gets to them.
+    """
+    found = sixty_steps(case)
+    assert bool((found.majorised | found.newton).all())
+    assert not bool((found.rose & found.majorised).any())
+    assert bool(found.majorised[:2].all())
+    if not case.name.startswith("sharp"):
+        assert bool((found.newton & ~found.majorised).any())
+
+
+@pytest.mark.parametrize("case", SHARP, ids=lambda case: case.name)
+def test_nonlinear_cg_survives_violent_curvature(case: Case) -> None:
+    """A trusted step may fail there, again and again in a cycle if trust came back as quickly each time."""
+    radius = radii(case, 1e-8)
+    outcome = solve_lower(case.problem(), NonlinearCG(), radius, schedule=Schedule(max_steps=400))
+    assert outcome.converged
+    assert bool(((outcome.result[0] - truth(case).x).norm(dim=1) <= radius).all())
+
+
+def test_newton_steps_pay() -> None:
+    """Over the catalogue, at most 0.7 of the steps that majorising alone would take (measured: 0.60)."""
+
+    class Majorising(NonlinearCGIteration):
+        def step(self, state: NonlinearCGState) -> NonlinearCGState:
+            return super().step(replace(state, near=torch.zeros_like(state.near)))
+
+    totals = [0, 0]
+    for case in CATALOGUE:
+        problem, radius = case.problem().detached(), radii(case, 1e-8)
+        for index, kind in enumerate((NonlinearCGIteration, Majorising)):
+            iteration = kind(LowerLevel(problem, problem.data.start, radius))
+            outcome = iterate(iteration, Schedule(max_steps=2000, check_every=1))
+            assert outcome.converged
+            totals[index] += int(outcome.steps.sum())
+    assert totals[0] <= 0.7 * totals[1], totals
+
+
+def test_convergence_is_never_claimed_wrongly() -> None:
+    """Random problems, sharp ones among them, cut off anywhere: the status and the distance say the same."""
+
+    @settings(max_examples=50)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        case = dense_case(
+            "drawn",
+            "property test",
+            data.draw(st.sampled_from(list(PROFILES))),
+            size=data.draw(st.integers(1, 8)),
+            rows=data.draw(st.integers(1, 12)),
+            modulus=10 ** data.draw(st.floats(-2, 1)),
+            scale=10 ** data.draw(st.floats(-1, 1)),
+            smoothing=(10 ** data.draw(st.floats(-4, -1)), 10 ** data.draw(st.floats(-1, 0))),
+            shift=data.draw(st.sampled_from([0.0, 0.3, 3.0])),
+            seed=data.draw(st.integers(0, 2**20)),
+        )
+        radius = radii(case, 10 ** data.draw(st.floats(-9, -1)))
+        schedule = Schedule(max_steps=data.draw(st.integers(1, 80)), check_every=data.draw(st.integers(1, 5)))
+        outcome = solve_lower(case.problem(), NonlinearCG(), radius, schedule=schedule)
+        distance = (outcome.result[0] - truth(case).x).norm(dim=1)
+        assert bool((distance <= outcome.error * radius + resolution(case)).all())
+        assert torch.equal(outcome.status == Status.CONVERGED, outcome.error <= 1)
+
+    check()
 
 
 def test_nonlinear_cg_is_conjugate_gradients_on_a_quadratic() -> None:
@@ -265,7 +381,8 @@ def test_zero_residual_is_a_fixed_point(solver: str) -> None:
     """A constant image under zero-mean filters: gradient exactly 0, where careless code divides 0 by 0."""
     case = BY_NAME["reflect-colour"]
     flat = torch.full_like(case.target, 0.5)
-    exact = case.problem(case.kernel - case.kernel.mean(dim=(2, 3), keepdim=True))
+    zero_mean = case.kernel - case.kernel.mean(dim=(2, 3), keepdim=True)
+    exact = case.problem(kernel=zero_mean, shift=torch.zeros_like(case.shift))
     problem = SaddleProblem(Denoising(flat, 0.4), exact.potential, exact.operator)
     iteration = SOLVERS[solver].bind(LowerLevel(problem, torch.zeros_like(flat) + 0.5, torch.ones(2).double()))
     state = iteration.start()
@@ -276,9 +393,10 @@ def test_zero_residual_is_a_fixed_point(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_coefficients_that_are_exactly_zero(solver: str) -> None:
+@pytest.mark.parametrize("name", ["valid-charbonnier", "reflect-logcosh", "circular-huber"])
+def test_coefficients_that_are_exactly_zero(name: str, solver: str) -> None:
     """Starting from a zero image every ``z`` is 0, where the secant is 0/0."""
-    case = BY_NAME["valid-charbonnier"]
+    case = BY_NAME[name].moved(shift=torch.zeros_like(BY_NAME[name].shift))
     outcome = solve_lower(case.problem(), SOLVERS[solver], radii(case, 1e-8), torch.zeros_like(case.target))
     assert outcome.converged
     assert float((outcome.result[0].flatten(1) - truth(case).x).norm() / truth(case).x.norm()) <= 1e-8

@@ -1,0 +1,122 @@
+"""Figures of ``experiments.validate_bounds`` and ``experiments.truth_test``, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.report import BLUE, GREEN, GREY, ORANGE, save, tidy
+
+BLACK = "#222222"
+BAR_COLOURS = (ORANGE, "#c6d7ea", "#8fb4d9", "#5a8fc4", BLUE, GREEN)
+Row = Mapping[str, Any]
+
+
+def errors_and_bounds(rows: Sequence[Row], path: Path) -> None:
+    """Relative gradient error and what is said about it, over operator applications; ``rows`` in their order."""
+    figure, axis = _panel()
+    curves = (
+        ("worst_case", "worst case", GREY, ":"),
+        ("plain_local", "local bound of the pair as it is", ORANGE, "--"),
+        ("local", "certified bound", ORANGE, "-"),
+        ("true_error", "true error", BLACK, "-"),
+        ("estimate", "estimate", BLUE, ":"),
+    )
+    for name, label, colour, line in curves:
+        _curve(axis, rows, name, label, colour, line)
+    axis.set_ylabel("relative error of the gradient")
+    axis.set_title("Error of the hypergradient and its bounds", fontsize=11)
+    axis.legend(frameon=False, fontsize=9)
+    save(figure, path)
+
+
+def losses(rows: Sequence[Row], path: Path) -> None:
+    """Error of the plain and of the corrected upper loss, with the certified radius, over operator applications."""
+    figure, axis = _panel()
+    curves = (
+        ("loss_error", "plain loss, true error", GREY, "-"),
+        ("corrected_loss_bound", "corrected loss, certified radius", ORANGE, "--"),
+        ("corrected_loss_error", "corrected loss, true error", BLUE, "-"),
+    )
+    for name, label, colour, line in curves:
+        _curve(axis, rows, name, label, colour, line)
+    axis.set_ylabel("error of the upper loss")
+    axis.set_title("Plain and corrected loss", fontsize=11)
+    axis.legend(frameon=False, fontsize=9)
+    save(figure, path)
+
+
+def effectivities(rows: Sequence[Row], path: Path) -> None:
+    """Histogram of bound, and of estimate, over true error."""
+    figure, axis = _panel()
+    curves = (
+        ("plain_local", "local bound of the pair as it is", ORANGE),
+        ("local", "certified bound", GREEN),
+        ("estimate", "estimate", BLUE),
+    )
+    ratios = {name: np.array([float(row[name]) / float(row["true_error"]) for row in rows]) for name, *_ in curves}
+    finite = np.concatenate([values[np.isfinite(values)] for values in ratios.values()])
+    low, high = (math.floor(math.log10(finite.min())), math.ceil(math.log10(finite.max()))) if finite.size else (-1, 1)
+    edges = np.logspace(low, max(high, low + 1), 10 * max(high - low, 1) + 1)
+    for name, label, colour in curves:
+        axis.hist(ratios[name], bins=edges.tolist(), color=colour, alpha=0.65, label=label)
+    axis.axvline(1.0, color=BLACK, linewidth=1)
+    axis.set_xscale("log")
+    axis.set_xlabel("ratio to the true error")
+    axis.set_ylabel("checks")
+    axis.set_title(f"Ratio to the true error in {len(rows)} checks", fontsize=11)
+    axis.legend(frameon=False, fontsize=9)
+    save(figure, path)
+
+
+def truth_bars(rows: Sequence[Row], wanted: float, path: Path) -> None:
+    """True errors of every method, one group of bars per instance; a line for what was ``wanted``, ticks for bounds.
+
+    Errors that are not known leave a gap.
+    """
+    groups = list(dict.fromkeys(str(row["label"]) for row in rows))
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    figure = Figure(figsize=(max(7.0, 1.35 * len(groups) + 1.5), 4.8), layout="constrained")
+    axis = figure.subplots()
+    tidy(axis)
+    axis.set_yscale("log")
+    width = 0.84 / len(methods)
+    for index, method in enumerate(methods):
+        chosen = [row for row in rows if row["method"] == method and float(row["true_error"]) > 0]
+        places = [groups.index(str(row["label"])) + (index - (len(methods) - 1) / 2) * width for row in chosen]
+        colour = BAR_COLOURS[index % len(BAR_COLOURS)]
+        axis.bar(places, [float(row["true_error"]) for row in chosen], width=0.92 * width, color=colour, label=method)
+        bounds = [float(row["bound"]) for row in chosen]
+        axis.scatter(places, bounds, marker="_", color=BLACK, s=60, zorder=3)
+    axis.set_axisbelow(True)
+    axis.set_xlim(-0.6, len(groups) - 0.4)
+    axis.axhline(wanted, color=BLACK, linewidth=1, linestyle=":")
+    axis.set_xticks(range(len(groups)), [label.replace(", ", "\n").replace("/", "\n") for label in groups], fontsize=8)
+    axis.set_ylabel("relative error of the gradient")
+    axis.set_title(f"True error when {wanted:.0%} is wanted (dotted); dashes: certified bounds", fontsize=11)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(methods), fontsize=8,
+                  frameon=False)  # fmt: skip
+    save(figure, path)
+
+
+def _panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axis = figure.subplots()
+    tidy(axis)
+    return figure, axis
+
+
+def _curve(axis: Axes, rows: Sequence[Row], name: str, label: str, colour: str, line: str) -> None:
+    x = np.array([float(row["operator_applications"]) for row in rows])
+    values = np.array([float(row[name]) for row in rows])
+    values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+    axis.plot(x, values, color=colour, linestyle=line, linewidth=1.4, marker=".", markersize=5, label=label)
+    axis.set_xlabel("operator applications")
+    if np.isfinite(values).any():
+        axis.set_yscale("log")

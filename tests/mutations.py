@@ -1,0 +1,586 @@
+"""Planted errors: one line of the package is falsified at a time, and the tests must notice.
+
+    python -m tests.mutations [--only NUMBER ...] [--json FILE]
+
+Works on a copy in a temporary directory.  Every entry says what it breaks and which tests are expected to fail; those pass
+on the unchanged copy, or nothing is reported.  Exit code 1 if an error survived.  ``tests/test_mutations.py`` checks with
+every run of the suite that the table still fits the sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("piggyback", "regularizers", "experiments", "tests", "pyproject.toml")
+TIME_LIMIT = 180.0
+"""Seconds for the tests of one entry; they need a few."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``original``, which occurs once in ``file``, becomes ``mutated``; ``tests`` are arguments of pytest."""
+
+    file: str
+    original: str
+    mutated: str
+    breaks: str
+    tests: tuple[str, ...]
+
+
+CERTIFICATES = "tests/test_certificates.py"
+COUPLING = "tests/test_coupling.py"
+SOLVERS = "tests/test_solvers.py"
+GRADIENTS = "tests/test_hypergradients.py"
+PROFILES = "tests/test_profiles.py"
+OPERATORS = "tests/test_operators.py"
+BILEVEL = "tests/test_bilevel.py"
+DEMAND = "tests/test_on_demand.py"
+RANDOM = (CERTIFICATES, "-k", "fifty_thousand and float64 or filter_banks or around_the_solution")
+SINGLE = (CERTIFICATES, "-k", "fifty_thousand and float32 or held_in_float32")
+BY_HAND = (CERTIFICATES, "-k", "attained or carried or dimension or moves or exact_for")
+DEGENERATE = (CERTIFICATES, "-k", "degenerate")
+
+MUTATIONS: tuple[Mutation, ...] = (
+    # solvers
+    Mutation(
+        "piggyback/solvers/pdhg.py",
+        "1 / (1 + m))",
+        "1.0)",
+        "extrapolation of PDHG: the proved rate is lost",
+        (SOLVERS, "-k", "pdhg"),
+    ),
+    Mutation(
+        "piggyback/solvers/pdhg.py",
+        "m / 2 * curvature",
+        "2 * m * curvature",
+        "dual steps of PDHG: beyond the step condition",
+        (SOLVERS, "-k", "pdhg"),
+    ),
+    Mutation(
+        "piggyback/solvers/nonlinear_cg.py",
+        "base + inner(state.secant, square)",
+        "base + 0.5 * inner(state.secant, square)",
+        "majoriser (eq. 21): half the curvature, the energy may rise",
+        (SOLVERS, "-k", "majorises"),
+    ),
+    Mutation(
+        "piggyback/solvers/nonlinear_cg.py",
+        "_NEAR * slope_along.abs()",
+        "1e9 * slope_along.abs()",
+        "Newton steps trusted however wrong the last prediction was",
+        (SOLVERS, "-k", "violent"),
+    ),
+    Mutation(
+        "piggyback/solvers/nonlinear_cg.py",
+        "-(age // _PENANCE)",
+        "0 * age",
+        "trust regained as quickly after every failure: cycles",
+        (SOLVERS, "-k", "violent"),
+    ),
+    Mutation(
+        "piggyback/solvers/conjugate_gradient.py",
+        "image, per_sample(-alpha, p))",
+        "image, per_sample(-0.999 * alpha, p))",
+        "recursion for the residual of CG: what it reports is not the residual",
+        (SOLVERS, "-k", "conjugate_gradients_solve"),
+    ),
+    Mutation(
+        "piggyback/solvers/lower.py",
+        "(self.problem.data.strong_convexity**0.5 * self.radius)",
+        "(self.problem.data.strong_convexity * self.radius)",
+        "stopping radius: a power of mu",
+        (SOLVERS, "-k", "certified_radius and nonlinear"),
+    ),
+    Mutation(
+        "piggyback/solve.py",
+        "active, watch = active[keep],",
+        "active, watch = active[: keep.numel()],",
+        "finished samples: the results of others are written to them",
+        (SOLVERS, "-k", "alone"),
+    ),
+    Mutation(
+        "piggyback/solve.py",
+        "improved = error < best_error[active]",
+        "improved = error == error",
+        "the last iterate is returned instead of the best",
+        (SOLVERS, "-k", "best_iterate"),
+    ),
+    # adjoint
+    Mutation(
+        "piggyback/hypergradient/piggyback.py",
+        "(state.adjoint_pulled + slope)",
+        "(0.999 * state.adjoint_pulled + slope)",
+        "adjoint iteration (eq. 7): its fixed point is another one",
+        (GRADIENTS, "-k", "dense_kkt and piggyback and charbonnier"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/piggyback.py",
+        "return state.x, -state.adjoint_x",
+        "return state.x, state.adjoint_x",
+        "sign of the adjoint",
+        (GRADIENTS, "-k", "dense_kkt and piggyback and charbonnier"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/implicit.py",
+        "curvature = problem.potential.curvature(",
+        "curvature = 0.99 * problem.potential.curvature(",
+        "the adjoint is that of another potential",
+        (GRADIENTS, "-k", "dense_kkt and implicit and charbonnier"),
+    ),
+    # potentials and their prox
+    Mutation(
+        "piggyback/terms/profiles.py",
+        "_NEWTON_STEPS = 24",
+        "_NEWTON_STEPS = 8",
+        "prox (eq. 20): stopped before it has converged",
+        (PROFILES, "-k", "bracketing"),
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "return self.shift + self.smoothing * self.profile.proximal(self._unit(v), stiffness)",
+        "return self.smoothing * self.profile.proximal(self._unit(v), stiffness)",
+        "prox: the shift is forgotten",
+        (PROFILES, "-k", "stationary"),
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "curvature / (step + curvature)",
+        "curvature / (1 + curvature)",
+        "derivative of the dual prox, which piggyback iterates",
+        (PROFILES, "-k", "prox_derivative"),
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "steepness=unit.steepness * (scale / self.smoothing)",
+        "steepness=unit.steepness * scale",
+        "steepness (eq. 11): a power of the smoothing",
+        (PROFILES, "-k", "bounds_scale"),
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "z, inverse).add_(_OFFSET)",
+        "z, inverse)",
+        "0/0 at coefficients that lie on their shift",
+        (PROFILES, "-k", "secant_at_zero"),
+    ),
+    Mutation(
+        "piggyback/terms/profiles.py",
+        "third_bound = 0.7698003589195011",
+        "third_bound = 0.7598003589195011",
+        "largest third derivative of log-cosh",
+        (PROFILES, "-k", "third_bound"),
+    ),
+    Mutation(
+        "piggyback/terms/profiles.py",
+        "kink = (t.abs() - 1).abs() -",
+        "kink = 2 * (t.abs() - 1).abs() -",
+        "steepness of Huber: the kink is farther away than it is",
+        (PROFILES, "-k", "interval_bounds or kink"),
+    ),
+    # operators
+    Mutation(
+        "regularizers/boundaries.py",
+        "core.narrow(axis, 1, margin).add_(before.flip(axis))",
+        "core.narrow(axis, 0, margin).add_(before.flip(axis))",
+        "adjoint of the mirror extension",
+        (OPERATORS, "-k", "pair_of_kernels"),
+    ),
+    Mutation(
+        "regularizers/boundaries.py",
+        "norm = 2.0",
+        "norm = 1.0",
+        "norm of the mirror extension",
+        (OPERATORS, "-k", "norms_are or gain"),
+    ),
+    Mutation(
+        "regularizers/spectrum.py",
+        "math.cos(math.pi * (filters.shape[-1] - 1) / self.grid) ** -2 * _ROUNDING",
+        "_ROUNDING",
+        "operator norm (eq. 18): peaks between the grid points",
+        (OPERATORS, "-k", "between_grid_points"),
+    ),
+    Mutation(
+        "regularizers/convolution.py",
+        "torch.where(near, math.sqrt(2.0) *",
+        "torch.where(near, 1.0 *",
+        "row norms (eq. 19): two taps on one pixel",
+        (OPERATORS, "-k", "norms_are"),
+    ),
+    Mutation(
+        "regularizers/convolution.py",
+        "self.size**2 * nnf.avg_pool2d(padded, self.size, stride=1)",
+        "nnf.avg_pool2d(padded, self.size, stride=1)",
+        "gram norm (eq. 19a): overlapping windows",
+        (COUPLING, "-k", "gram_norm"),
+    ),
+    Mutation(
+        "regularizers/convolution.py",
+        "nnf.pad(sites.unsqueeze(1), (2 * self.margin,) * 4)",
+        "nnf.pad(sites.unsqueeze(1), (self.margin, 3 * self.margin) * 2)",
+        "gram norm: windows of the wrong pixels",
+        (COUPLING, "-k", "gram_norm"),
+    ),
+    # refinement
+    Mutation(
+        "piggyback/hypergradient/refinement.py",
+        "relative_radius(problem.data, right, tolerance)",
+        "relative_radius(problem.data, right, 10 * tolerance)",
+        "corrections (eq. 23) stop too early",
+        (GRADIENTS, "-k", "corrections_in"),
+    ),
+    Mutation(
+        "piggyback/problem.py",
+        "if self.exact is not None:\n            return self.exact",
+        "if False:\n            return self.exact",
+        "refinement against the rounded parameters instead of the stored ones",
+        (GRADIENTS, DEMAND, "-k", "stored_parameters or single_precision"),
+    ),
+    # evidence and rounding
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "inflate(self.residuals.error / self.strong_convexity**0.5)",
+        "inflate(self.residuals.error / self.strong_convexity)",
+        "distance (eq. 10): a power of mu",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "error=data.dual_norm(gradient) + unit * lost",
+        "error=data.dual_norm(gradient)",
+        "rounding of the residual of x",
+        SINGLE,
+    ),
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "adjoint=data.dual_norm(gap) + unit * adjoint_lost",
+        "adjoint=data.dual_norm(gap)",
+        "rounding of the residual of P",
+        SINGLE,
+    ),
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "operator.row_norms(z) * per_sample(residuals.error.float() / mu**0.5, z)",
+        "operator.row_norms(z) * per_sample(residuals.error.float(), z)",
+        "radius of the intervals (eq. 11): a power of mu",
+        RANDOM,
+    ),
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "bounds.lower + mu / operator.norm_bound().square()",
+        "bounds.lower + mu",
+        "lifted energy (eq. 10b): the norm of K",
+        (COUPLING, "-k", "energy or apart"),
+    ),
+    # coupling
+    Mutation(
+        "piggyback/certificates/coupling.py",
+        "torch.minimum(self.rate * error + self.rest, self.whole)",
+        "torch.minimum(self.rate * error, self.whole)",
+        "change of curvature (eq. 12): coefficients that are kept apart",
+        RANDOM,
+    ),
+    Mutation(
+        "piggyback/certificates/coupling.py",
+        "valid = operator.gram_norm(excess) <= rate * modulus",
+        "valid = operator.gram_norm(excess) <= 2 * rate * modulus",
+        "coupling rate (eq. 12a)",
+        (COUPLING, "-k", "rate"),
+    ),
+    # the local bound
+    Mutation(
+        "piggyback/certificates/local.py",
+        "moved = evidence.loss_smoothness * r / mu + evidence.coupling.change(r)",
+        "moved = evidence.coupling.change(r)",
+        "adjoint error (eq. 12): the gradient of the loss moves too",
+        RANDOM,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "torch.hypot(operator.adjoint_gain(evidence.y) / root_mu, along_x) * adjoint",
+        "along_x * adjoint",
+        "T1 of eq. 13: its part in K^T y",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "torch.hypot(operator.adjoint_gain(evidence.y) / root_mu, along_x) * adjoint",
+        "operator.adjoint_gain(evidence.y) / root_mu * adjoint",
+        "T1 of eq. 13: its part along x",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "torch.hypot(operator.adjoint_gain(evidence.u) / root_mu, along_p) * r",
+        "along_p * r",
+        "T2 of eq. 13: its part in K^T u",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "torch.hypot(operator.adjoint_gain(evidence.u) / root_mu, along_p) * r",
+        "operator.adjoint_gain(evidence.u) / root_mu * r",
+        "T2 of eq. 13: its part along P",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "return t1 + t2 + _curvature_term(evidence, along_x)",
+        "return t1 + t2",
+        "T3 of eq. 13: the change of curvature",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "steep = upper.flatten(1).amax(1).sqrt() * operator.gain()",
+        "steep = 0.0 * upper.flatten(1).amax(1).sqrt() * operator.gain()",
+        "eq. 13: at the exact pair, not at the computed one",
+        DEGENERATE,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "return _along(evidence, potential.weight_derivative(evidence.z), adjoint) + change",
+        "return _along(evidence, potential.weight_derivative(evidence.z), adjoint)",
+        "weights (eq. 14): the change of the slope",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "return _along(evidence, potential.smoothing_derivative(evidence.z), adjoint) + change",
+        "return change",
+        "smoothings (eq. 15): the error of P",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "return through + torch.minimum(_over_sites(coupling.jump), split)",
+        "return torch.minimum(_over_sites(coupling.jump), split)",
+        "shifts (eq. 15a): the error of P",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "return through + torch.minimum(_over_sites(coupling.jump), split)",
+        "return through",
+        "shifts (eq. 15a): the change of curvature",
+        BY_HAND,
+    ),
+    # loss intervals
+    Mutation(
+        "piggyback/certificates/corrected_loss.py",
+        "residuals.value - residuals.correction",
+        "residuals.value + residuals.correction",
+        "corrected loss (eq. 16): its sign",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/corrected_loss.py",
+        "size = residuals.size + residuals.correction_size",
+        "size = residuals.size",
+        "corrected loss: rounding of the correction",
+        (CERTIFICATES, "-k", "rounding_of_the_correction"),
+    ),
+    Mutation(
+        "piggyback/certificates/corrected_loss.py",
+        "0.5 * coupling.rate * r",
+        "0.25 * coupling.rate * r",
+        "corrected loss: the quadratic term",
+        BY_HAND,
+    ),
+    Mutation(
+        "piggyback/certificates/corrected_loss.py",
+        "0.5 * evidence.loss_smoothness * r.square() / evidence.strong_convexity",
+        "0.5 * evidence.loss_smoothness * r.square()",
+        "corrected loss: a power of mu",
+        RANDOM,
+    ),
+    # worst case
+    Mutation(
+        "piggyback/certificates/worst_case.py",
+        "return a * b_change + b * a_change + a_change * b_change",
+        "return a * b_change + b * a_change",
+        "worst case (eq. 17): the cross terms",
+        DEGENERATE,
+    ),
+    Mutation(
+        "piggyback/certificates/worst_case.py",
+        "u_change = curvature.max() * reach * adjoint + bend",
+        "u_change = curvature.max() * reach * adjoint",
+        "worst case: the change of curvature",
+        BY_HAND,
+    ),
+    # parametrisation, sums and descent
+    Mutation(
+        "regularizers/linear.py",
+        "self.log_smoothing.detach().exp().to(bound.smoothing) * bound.smoothing.mean(0)",
+        "bound.smoothing.mean(0)",
+        "chain rule of the smoothings",
+        (BILEVEL, "-k", "pull_back"),
+    ),
+    Mutation(
+        "piggyback/layer.py",
+        "part.gradient_error + float(rounded)",
+        "part.gradient_error",
+        "rounding of the gradient to the dtype of the parameters",
+        ("tests/test_layer.py", "-k", "single_precision"),
+    ),
+    Mutation(
+        "piggyback/certified.py",
+        "float(exact.pull_back(bound)) * pair.x.shape[0]",
+        "float(exact.pull_back(bound))",
+        "bound of a sum over the batch",
+        (DEMAND, "-k", "bound_of_a_sum"),
+    ),
+    Mutation(
+        "piggyback/descent.py",
+        "if trial.upper <= reference.lower + settings.armijo * step * slope:",
+        "if trial.value <= reference.value + settings.armijo * step * slope:",
+        "acceptance (eq. 22) by values instead of certified ends",
+        (BILEVEL, "-k", "misleading"),
+    ),
+    # on demand
+    Mutation(
+        "piggyback/on_demand.py",
+        "return self.estimate + self.refined.gradient_error",
+        "return self.estimate",
+        "upper end of the error of a given gradient (eq. 24)",
+        (DEMAND, "-k", "bracketed"),
+    ),
+    Mutation(
+        "piggyback/on_demand.py",
+        "return max(0.0, self.estimate - self.refined.gradient_error)",
+        "return self.estimate",
+        "lower end of the error of a given gradient",
+        (DEMAND, "-k", "bracketed"),
+    ),
+    Mutation(
+        "piggyback/on_demand.py",
+        "if result.gradient_error <= wanted or",
+        "if result.gradient_error <= 3 * wanted or",
+        "gradients come back before they are as certain as asked",
+        (DEMAND, "-k", "certain_as_asked"),
+    ),
+    # the cone program, against which gradients are checked
+    Mutation(
+        "piggyback/terms/profiles.py",
+        "cp.logistic(2 * t) - t - math.log(2)",
+        "cp.logistic(2 * t) - t",
+        "constant of log-cosh in its cone form",
+        ("tests/test_cone.py", "-k", "equal_dense_newton and dense-logcosh"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``outcome``: killed, killed by the time limit, survived, or broken (the tests could not run at all)."""
+
+    number: int
+    file: str
+    breaks: str
+    outcome: str
+    seconds: float
+
+    @property
+    def killed(self) -> bool:
+        return self.outcome.startswith("killed")
+
+
+def falsified(mutation: Mutation, source: str) -> str:
+    """``source`` with the planted error; ``ValueError`` unless the original text occurs exactly once."""
+    count = source.count(mutation.original)
+    if count != 1:
+        raise ValueError(f"{mutation.file}: {mutation.original!r} occurs {count} times, not once")
+    return source.replace(mutation.original, mutation.mutated)
+
+
+def run_tests(copy: Path, arguments: Sequence[str]) -> tuple[int | None, float]:
+    """Exit code of pytest in the copy (None after the time limit) and seconds."""
+    # no byte code: two versions of a file may have the same size and time
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
+    begin = time.perf_counter()
+    try:
+        code = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=TIME_LIMIT).returncode
+    except subprocess.TimeoutExpired:
+        code = None
+    return code, time.perf_counter() - begin
+
+
+def judge(copy: Path, number: int, mutation: Mutation) -> Verdict:
+    """Plant the error, run its tests, and take it out again."""
+    path = copy / mutation.file
+    source = path.read_text(encoding="utf-8")
+    path.write_text(falsified(mutation, source), encoding="utf-8")
+    code, seconds = run_tests(copy, mutation.tests)
+    path.write_text(source, encoding="utf-8")
+    outcome = {0: "survived", 1: "killed", None: "killed by the time limit"}.get(code, f"broken (exit code {code})")
+    return Verdict(number, mutation.file, mutation.breaks, outcome, seconds)
+
+
+def copy_sources(target: Path) -> None:
+    """What the tests need, without caches."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target / name)
+
+
+def as_table(verdicts: Sequence[Verdict]) -> Table:
+    killed = sum(verdict.killed for verdict in verdicts)
+    total = sum(verdict.seconds for verdict in verdicts)
+    title = f"planted errors: {killed} of {len(verdicts)} killed in {total:.0f} s"
+    table = Table("", "file", "what it breaks", "outcome", "seconds", title=title)
+    for verdict in verdicts:
+        colour = "green" if verdict.killed else "red"
+        outcome = f"[{colour}]{verdict.outcome}[/{colour}]"
+        table.add_row(str(verdict.number), verdict.file, verdict.breaks, outcome, f"{verdict.seconds:.1f}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the table; 0 if every planted error was noticed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description="planted errors against the tests")
+    entries = range(1, len(MUTATIONS) + 1)
+    parser.add_argument(
+        "--only", type=int, nargs="+", choices=entries, metavar="NUMBER", help="entries of the table, counted from 1"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there as well")
+    options = parser.parse_args(arguments)
+    numbered = list(enumerate(MUTATIONS, start=1))
+    chosen = numbered if options.only is None else [numbered[number - 1] for number in options.only]
+    console, verdicts = Console(), []
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        copy_sources(copy)
+        for tests in dict.fromkeys(mutation.tests for _, mutation in chosen):
+            code, _ = run_tests(copy, tests)
+            if code != 0:
+                console.print(f"without any error planted, pytest {' '.join(tests)} ends with {code}")
+                return 2
+        for number, mutation in chosen:
+            verdicts.append(judge(copy, number, mutation))
+            line = f"{number:3d} {verdicts[-1].outcome:10s} {verdicts[-1].seconds:6.1f} s  {mutation.breaks}"
+            console.print(line, soft_wrap=True)
+    console.print(as_table(verdicts))
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=2), encoding="utf-8")
+    return 0 if all(verdict.killed for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
