@@ -92,9 +92,8 @@ class ConvolutionBank(LinearOperator):
         return torch.where(near, math.sqrt(2.0) * (1 + torch.finfo(like.dtype).eps), 1.0).to(like.dtype)
 
     def gram_norm(self, weights: Dual) -> PerSample:
-        # Schur's test: the largest row sum of |K|^T diag(weights) |K|, every tap of a filter taken as its largest (eq. 19a)
-        taps = self.filters.detach().abs().flatten(1)
-        sums = self._over_windows(weights @ (taps.sum(1) * taps.amax(1)))
+        # a coefficient is at most the norm of its filter times the energy of its window (eq. 19a)
+        sums = self._over_windows(weights @ self.filters.detach().square().flatten(1).sum(1))
         return self._rounded_up(sums.flatten(1).amax(1)) * (1 + 64 * torch.finfo(weights.dtype).eps)
 
     def _over_windows(self, sites: Tensor) -> Tensor:
