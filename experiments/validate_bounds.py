@@ -429,7 +429,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--json", type=Path | None, help="write rows and summary to this file")
     parser.add_argument("--out", type=Path, default=Path("runs/bounds"), help="folder of the figures")
     parser.add_argument("--patches", type=int, default=1, help="test patches, each a problem of its own")
-    parser.add_argument("--side", type=int, default=48, help="pixels per side of a patch")
+    parser.add_argument("--side", type=int, default=40, help="pixels per side of a patch")
     parser.add_argument("--filters", type=int, default=24, help="of the random and of the starting regularizer")
     parser.add_argument("--size", type=int, default=7, help="of their filters, in pixels")
     parser.add_argument("--checks", type=int, default=2, help="tolerances per method and precision")
