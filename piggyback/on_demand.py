@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -123,20 +124,30 @@ class OnDemand:
             if best is None or result.gradient_error < best.gradient_error:
                 best = result
             wanted = goal(result)
-            if result.gradient_error <= wanted or failures == _PATIENCE:
+            if result.gradient_error <= wanted:
+                best = result
+                break
+            if failures == _PATIENCE:
                 break
             factor = self.margin * wanted / result.gradient_error
-            pair = _corrected(problem, exact_loss, pair, evidence, factor)
+            # x also enters the bound on its own (T2 and T3 of eq. 13): if (12) did not help, it shrinks with the whole
+            ceiling = factor if failures else math.inf
+            pair = _corrected(problem, exact_loss, pair, evidence, factor, ceiling)
         assert best is not None
         return replace(best, applications=counter.applications)
 
 
-def _corrected(problem: SaddleProblem, loss: Loss, pair: Sensitivity, evidence: Evidence, wanted: float) -> Sensitivity:
-    """``x`` and ``P`` corrected so far that their parts of the bound fit into ``wanted`` times its size."""
+def _corrected(
+    problem: SaddleProblem, loss: Loss, pair: Sensitivity, evidence: Evidence, wanted: float, ceiling: float
+) -> Sensitivity:
+    """``x`` and ``P`` corrected so far that their parts of the bound fit into ``wanted`` times its size.
+
+    The error of ``x`` shrinks by the factor ``ceiling`` at least.
+    """
     exact = problem.double()
     primal, dual = _parts(evidence)
     share = 0.5 * wanted * (primal + dual)
-    gap, tolerance = evidence.gaps[1], (share / primal).clamp(min=_FINEST)
+    gap, tolerance = evidence.gaps[1], (share / primal).clamp(min=_FINEST, max=max(ceiling, _FINEST))
     if bool((tolerance < 1).any()):
         pair = replace(pair, x=pair.x + correction(problem, pair.x, evidence.gaps[0], tolerance))
         gap = adjoint_gap(exact, loss, pair)

@@ -468,8 +468,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/on_demand.py",
-        "if result.gradient_error <= wanted or",
-        "if result.gradient_error <= 3 * wanted or",
+        "if result.gradient_error <= wanted:",
+        "if result.gradient_error <= 3 * wanted:",
         "gradients come back before they are as certain as asked",
         (DEMAND, "-k", "certain_as_asked"),
     ),

@@ -41,7 +41,8 @@ class Evidence:
 
     ``residuals`` carry the digits, and so do ``gaps = (-grad h(x), grad l(x) - A(x) P)``, the right-hand sides of the Newton
     corrections (eq. 23).  The rest feeds sums of non-negative terms only, for which single precision (and a
-    final inflation by its rounding) is enough: ``x``, ``P``, ``z = K x``, ``image = K P``, ``y = f'(z)``, ``u = D K P``,
+    final inflation by its rounding) is enough: ``x``, ``P``, ``z = K x - shift``
+    (and ``potential`` without it), ``image = K P``, ``y = f'(z)``, ``u = D K P``,
     ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach, and ``coupling``, which sums up the bounds.
     ``inverse_root = (lower + mu/||K||^2)^{-1/2}``: however flat the potential, the data term curves a little (eq. 10b).
     """
@@ -113,7 +114,9 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         slope = loss.gradient(x)
         gradient, gap = fixed.residuals((x, adjoint), (y, u), slope)
         residuals = _residuals(fixed, loss, (x, adjoint), y, slope, (gradient, gap))
-        operator, potential = fixed.operator.single(), fixed.potential.single()
+        # the shift is taken out before the digits are: z - shift may be small where z is not
+        operator, potential = fixed.operator.single(), fixed.potential.centred().single()
+        z = z - fixed.potential.shift
         mu = fixed.data.strong_convexity
         z, image, y, u = (v.float() for v in (z, image, y, u))
         radius = operator.row_norms(z) * per_sample(residuals.error.float() / mu**0.5, z)

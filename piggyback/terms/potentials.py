@@ -150,6 +150,10 @@ class Potential:
             mixed_slope=unit.moment_slope * (scale / self.smoothing),
         )
 
+    def centred(self) -> Potential:
+        """The same potential without its shift."""
+        return Potential(self.profile, self.weight, self.smoothing)
+
     def detached(self) -> Potential:
         """The same potential outside any autograd graph."""
         return self._converted(lambda v: v)
