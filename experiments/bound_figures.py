@@ -20,7 +20,6 @@ Row = Mapping[str, Any]
 
 def errors_and_bounds(rows: Sequence[Row], path: Path) -> None:
     """Relative gradient error and what is said about it, over operator applications; ``rows`` in their order."""
-    figure, axis = _panel()
     curves = (
         ("worst_case", "worst case", GREY, ":"),
         ("plain_local", "local bound of the pair as it is", ORANGE, "--"),
@@ -28,28 +27,17 @@ def errors_and_bounds(rows: Sequence[Row], path: Path) -> None:
         ("true_error", "true error", BLACK, "-"),
         ("estimate", "estimate", BLUE, ":"),
     )
-    for name, label, colour, line in curves:
-        _curve(axis, rows, name, label, colour, line)
-    axis.set_ylabel("relative error of the gradient")
-    axis.set_title("Error of the hypergradient and its bounds", fontsize=11)
-    axis.legend(frameon=False, fontsize=9)
-    save(figure, path)
+    _curves(rows, curves, "relative error of the gradient", "Error of the hypergradient and its bounds", path)
 
 
 def losses(rows: Sequence[Row], path: Path) -> None:
     """Error of the plain and of the corrected upper loss, with the certified radius, over operator applications."""
-    figure, axis = _panel()
     curves = (
         ("loss_error", "plain loss, true error", GREY, "-"),
         ("corrected_loss_bound", "corrected loss, certified radius", ORANGE, "--"),
         ("corrected_loss_error", "corrected loss, true error", BLUE, "-"),
     )
-    for name, label, colour, line in curves:
-        _curve(axis, rows, name, label, colour, line)
-    axis.set_ylabel("error of the upper loss")
-    axis.set_title("Plain and corrected loss", fontsize=11)
-    axis.legend(frameon=False, fontsize=9)
-    save(figure, path)
+    _curves(rows, curves, "error of the upper loss", "Plain and corrected loss", path)
 
 
 def effectivities(rows: Sequence[Row], path: Path) -> None:
@@ -110,6 +98,19 @@ def _panel() -> tuple[Figure, Axes]:
     axis = figure.subplots()
     tidy(axis)
     return figure, axis
+
+
+def _curves(
+    rows: Sequence[Row], curves: Sequence[tuple[str, str, str, str]], quantity: str, title: str, path: Path
+) -> None:
+    """Columns of the rows over operator applications: name, label, colour and line style of each."""
+    figure, axis = _panel()
+    for name, label, colour, line in curves:
+        _curve(axis, rows, name, label, colour, line)
+    axis.set_ylabel(quantity)
+    axis.set_title(title, fontsize=11)
+    axis.legend(frameon=False, fontsize=9)
+    save(figure, path)
 
 
 def _curve(axis: Axes, rows: Sequence[Row], name: str, label: str, colour: str, line: str) -> None:

@@ -27,6 +27,13 @@ def one_line_errors() -> Iterator[None]:
         _fail(f"{error.filename}: {reason}" if error.filename else reason)
 
 
+def require_positive(**options: int) -> None:
+    """Raise ``UserError`` naming the first command-line option below 1."""
+    for name, value in options.items():
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     raise SystemExit(2)

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments import bound_figures
-from experiments.errors import UserError, one_line_errors
+from experiments.errors import one_line_errors, require_positive
 from experiments.instances import (
     Instance,
     denoising,
@@ -281,9 +281,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--small-side", type=int, default=12, help="pixels per side of what cvxpylayers gets")
     parser.add_argument("--small-filters", type=int, default=3, help="number of 3x3 filters there")
     options = parser.parse_args(arguments)
-    for name in ("side", "filters", "small_side", "small_filters"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    require_positive(
+        side=options.side,
+        filters=options.filters,
+        small_side=options.small_side,
+        small_filters=options.small_filters,
+    )
     prepare(threads=1)
     large = list(images(options.run, options.side, options.filters, options.size))
     small = list(small_instances(options.small_side, options.small_filters))

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments import bound_figures
-from experiments.errors import UserError, one_line_errors
+from experiments.errors import one_line_errors, require_positive
 from experiments.instances import (
     Instance,
     instances,
@@ -440,9 +440,7 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
-    for name in ("patches", "side", "filters", "checks"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    require_positive(patches=options.patches, side=options.side, filters=options.filters, checks=options.checks)
     prepare(threads=1)
     trained = trained_regularizer(options.run)
     channels = trained.config.channels

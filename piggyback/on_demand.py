@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from piggyback.certificates.evidence import Evidence
+from piggyback.certificates.local import adjoint_move
 from piggyback.certified import Certification, CertifiedGradient, assemble, double_copy, examine
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
@@ -18,7 +19,6 @@ from piggyback.operators import ApplicationCounter
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm
-from piggyback.types import PerSample
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def _corrected(
     The error of ``x`` shrinks by the factor ``ceiling`` at least.
     """
     exact = problem.double()
-    primal, dual = _parts(evidence)
-    share = 0.5 * wanted * (primal + dual)
+    primal = adjoint_move(evidence).double()
+    share = 0.5 * wanted * (primal + evidence.residuals.adjoint)
     gap, tolerance = evidence.gaps[1], (share / primal).clamp(min=_FINEST, max=max(ceiling, _FINEST))
     if bool((tolerance < 1).any()):
         pair = replace(pair, x=pair.x + correction(problem, pair.x, evidence.gaps[0], tolerance))
@@ -162,12 +162,3 @@ _PATIENCE = 2
 """Rounds in a row without progress after which rounding is blamed."""
 _FINEST = 1e-3
 """The most that one correction is asked for: beyond it single precision and the next linearisation have the say."""
-
-
-def _parts(evidence: Evidence) -> tuple[PerSample, PerSample]:
-    """What the error of ``x`` and the residual of the adjoint contribute to ``||P* - P||`` (eq. 12)."""
-    r = evidence.error.double()
-    primal = (
-        evidence.loss_smoothness * r / evidence.strong_convexity + evidence.coupling.change(evidence.error).double()
-    )
-    return primal, evidence.residuals.adjoint

@@ -303,8 +303,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     # the local bound
     Mutation(
         "piggyback/certificates/local.py",
-        "moved = evidence.loss_smoothness * r / mu + evidence.coupling.change(r)",
-        "moved = evidence.coupling.change(r)",
+        "return evidence.loss_smoothness * r / mu + evidence.coupling.change(r)",
+        "return evidence.coupling.change(r)",
         "adjoint error (eq. 12): the gradient of the loss moves too",
         RANDOM,
     ),

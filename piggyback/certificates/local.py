@@ -40,9 +40,13 @@ def local_bound(evidence: Evidence) -> GradientBound:
 
 def adjoint_error(evidence: Evidence) -> PerSample:
     """Bound of ``||P* - P||_{A*}`` (eq. 12)."""
+    return inflate(evidence.residuals.adjoint.float() + adjoint_move(evidence))
+
+
+def adjoint_move(evidence: Evidence) -> PerSample:
+    """What the error of ``x`` contributes to ``adjoint_error``; the residual of ``P`` is the rest."""
     r, mu = evidence.error, evidence.strong_convexity
-    moved = evidence.loss_smoothness * r / mu + evidence.coupling.change(r)
-    return inflate(evidence.residuals.adjoint.float() + moved)
+    return evidence.loss_smoothness * r / mu + evidence.coupling.change(r)
 
 
 def _operator_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:

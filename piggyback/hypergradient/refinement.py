@@ -48,8 +48,8 @@ class Refined(HypergradientMethod):
 def adjoint_gap(exact: SaddleProblem, loss: Loss, pair: Sensitivity) -> Primal:
     """``grad l(x) - A(x) P``, everything in float64."""
     with torch.no_grad():
-        _, u = exact.duals(pair.x, pair.adjoint)
-        return loss.gradient(pair.x) - exact.data.hessian(pair.adjoint) - exact.operator.adjoint(u)
+        curvature = exact.potential.curvature(exact.operator.forward(pair.x))
+        return loss.gradient(pair.x) - exact.hessian(curvature, pair.adjoint)
 
 
 def correction(

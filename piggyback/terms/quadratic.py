@@ -127,7 +127,29 @@ class Denoising(DataTerm):
         return Denoising(self.observed.double(), self.weight)
 
 
-class Deblurring(DataTerm):
+class _SpectrallyBounded(DataTerm):
+    """What follows from the linear part ``b`` and bounds of the spectrum of ``H``."""
+
+    linear: Primal
+    _bounds: tuple[float, float]
+
+    @property
+    def strong_convexity(self) -> float:
+        return self._bounds[0]
+
+    @property
+    def smoothness(self) -> float:
+        return self._bounds[1]
+
+    @property
+    def start(self) -> Primal:
+        return self.solve(self.linear)
+
+    def prox(self, v: Primal, step: float | Scalar) -> Primal:
+        return self.resolvent(v + step * self.linear, step)
+
+
+class Deblurring(_SpectrallyBounded):
     """``g(x) = 1/2 ||B x - observed||^2 + ridge/2 ||x||^2``, ``B`` the periodic convolution of each channel with ``kernel``.
 
     ``observed`` ``(batch, channels, height, width)``, grey values in [0, 1]; ``kernel`` ``(k, l)`` with odd sides, its centre at
@@ -151,26 +173,15 @@ class Deblurring(DataTerm):
         self.kernel = kernel.detach().to(observed)
         self.ridge = ridge
         self.size = (observed.shape[-2], observed.shape[-1])
-        self.transfer = _transfer_function(self.kernel.double(), self.size)
-        power = self.transfer.real.square() + self.transfer.imag.square() + ridge
+        transfer = _transfer_function(self.kernel.double(), self.size)
+        power = transfer.real.square() + transfer.imag.square() + ridge
         slack = 64 * torch.finfo(power.dtype).eps * float(power.max())  # the rounding of the transfer function
         self._bounds = float(power.min()) - slack, float(power.max()) + slack
         if not self._bounds[0] > 0:
             raise ValueError(f"this blur removes some frequencies: Deblurring needs a positive ridge, got {ridge}")
         self._power = power.to(observed)
-        self._transfer = self.transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
-
-    @property
-    def strong_convexity(self) -> float:
-        return self._bounds[0]
-
-    @property
-    def smoothness(self) -> float:
-        return self._bounds[1]
-
-    @property
-    def start(self) -> Primal:
-        return self.solve(self._back(self.observed))
+        self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
+        self.linear = self._back(observed)
 
     def blur(self, x: Primal) -> Primal:
         """``B x``."""
@@ -198,15 +209,12 @@ class Deblurring(DataTerm):
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
         return self._filtered(v, (1 + step * self._power).reciprocal())
 
-    def prox(self, v: Primal, step: float | Scalar) -> Primal:
-        return self.resolvent(v + step * self._back(self.observed), step)
-
     def symbol(self, like: Primal) -> Tensor:
         return self._power
 
     def select(self, index: Tensor) -> Deblurring:
         chosen = copy.copy(self)  # the transfer function does not depend on the sample
-        chosen.observed = self.observed[index]
+        chosen.observed, chosen.linear = self.observed[index], self.linear[index]
         return chosen
 
     def double(self) -> Deblurring:
@@ -221,7 +229,7 @@ def _transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.fft.rfft2(centred)
 
 
-class DenseQuadratic(DataTerm):
+class DenseQuadratic(_SpectrallyBounded):
     """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H`` of shape ``(n, n)`` and ``b`` of shape ``(batch, n)``.
 
     Raises ``ValueError`` unless ``H`` is symmetric positive definite.
@@ -238,18 +246,6 @@ class DenseQuadratic(DataTerm):
         self.matrix = hessian
         self.linear = linear
 
-    @property
-    def strong_convexity(self) -> float:
-        return self._bounds[0]
-
-    @property
-    def smoothness(self) -> float:
-        return self._bounds[1]
-
-    @property
-    def start(self) -> Primal:
-        return self.solve(self.linear)
-
     def value(self, x: Primal) -> PerSample:
         return 0.5 * inner(x, self.hessian(x)) - inner(self.linear, x)
 
@@ -265,9 +261,6 @@ class DenseQuadratic(DataTerm):
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
         shifted = torch.eye(self.matrix.shape[0]).to(self.matrix) + step * self.matrix
         return torch.linalg.solve(shifted, v.T).T
-
-    def prox(self, v: Primal, step: float | Scalar) -> Primal:
-        return self.resolvent(v + step * self.linear, step)
 
     def select(self, index: Tensor) -> DenseQuadratic:
         return DenseQuadratic(self.matrix, self.linear[index], self._bounds)
