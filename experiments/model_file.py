@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.errors import UserError
 from experiments.run_folder import Json, RunFolder
+from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 
@@ -18,6 +19,8 @@ def save_regularizer(run: RunFolder, regularizer: LinearRegularizer, training: M
         "architecture": asdict(regularizer.config),
         "training": training,
     }
+    if isinstance(regularizer, AdaptiveRegularizer):
+        config |= {"regularizer": "adaptive", "weights": asdict(regularizer.network.config)}
     run.save_model(dict(regularizer.state_dict()), config)
 
 
@@ -27,13 +30,10 @@ def load_regularizer(run: RunFolder) -> tuple[LinearRegularizer, dict[str, Json]
     Raises ``UserError`` if the model is of another kind, or its tensors do not fit the architecture or are not finite.
     """
     tensors, config = run.load_model()
-    if config.get("regularizer") != "linear":
+    if config.get("regularizer") not in ("linear", "adaptive"):
         raise UserError(f"{run.model}: unknown regularizer {config.get('regularizer')!r}")
-    architecture: Any = config.get("architecture")
     try:
-        if not isinstance(architecture, dict):
-            raise TypeError("no architecture")
-        regularizer = LinearRegularizer(LinearConfig(**architecture))
+        regularizer = _constructed(config)
         regularizer.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{run.model}: weights and architecture do not fit ({error})".splitlines()[0]) from error
@@ -41,3 +41,16 @@ def load_regularizer(run: RunFolder) -> tuple[LinearRegularizer, dict[str, Json]
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{run.model}: {name} contains NaN or infinite values")
     return regularizer, config
+
+
+def _constructed(config: Mapping[str, Any]) -> LinearRegularizer:
+    """The regularizer that a configuration describes, with starting values for parameters."""
+    architecture, weights = config.get("architecture"), config.get("weights")
+    if not isinstance(architecture, dict):
+        raise TypeError("no architecture")
+    linear = LinearConfig(**architecture)
+    if config.get("regularizer") == "linear":
+        return LinearRegularizer(linear)
+    if not isinstance(weights, dict):
+        raise TypeError("no architecture of the weights")
+    return AdaptiveRegularizer(linear, WeightConfig(**weights))

@@ -22,9 +22,10 @@ from experiments.model_file import load_regularizer
 from experiments.report import Comparison, comparison, filters, potentials, training_curves
 from experiments.run_folder import RunFolder
 from experiments.runtime import Device, available_cores, choose_device, prepare
-from experiments.training import Trainer, TrainingPlan, draw_samples
+from experiments.training import Source, Trainer, TrainingPlan
 from piggyback.bilevel import Samples
 from piggyback.hypergradient.base import Accuracy
+from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.kernels import measured_plan
 from regularizers.linear import LinearConfig, LinearRegularizer
 
@@ -49,7 +50,12 @@ def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="python -m experiments.train", description="Train a learned convex regularizer.")
     parser.add_argument("task", choices=["denoise"], help="what to restore")
-    parser.add_argument("--regularizer", choices=["linear"], default="linear", help="family of regularizers")
+    parser.add_argument(
+        "--regularizer",
+        choices=["adaptive", "linear"],
+        default="adaptive",
+        help="adaptive: weights that are learned functions of the observation; linear: one weight per filter",
+    )
     parser.add_argument("--train", type=Path | None, help="folder of training images (default: embedded photographs)")
     parser.add_argument("--test", type=Path | None, help="folder of test images, never trained on (default: embedded)")
     parser.add_argument("--sigma", type=float, default=25.0, help="noise, in grey levels of 255")
@@ -58,19 +64,24 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run in --out")
     parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
     parser.add_argument("--budget", type=float, default=150.0, help="seconds of training proper")
-    parser.add_argument("--iterations", type=int, default=100_000, help="most upper-level iterations")
     parser.add_argument(
-        "--optimizer", choices=["adaptive", "adam"], default="adaptive", help="adam: the uncertified control"
+        "--stochastic",
+        type=float,
+        default=0.85,
+        help="part of the budget for mini-batches, before the certified descent",
     )
+    parser.add_argument("--steps", type=int, default=100_000, help="most steps on mini-batches")
+    parser.add_argument("--iterations", type=int, default=100_000, help="most steps of the certified descent")
+    parser.add_argument("--minibatch", type=int, default=8, help="fresh patches per step")
+    parser.add_argument("--rate", type=float, default=8e-3, help="step size of the steps on mini-batches")
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
     parser.add_argument("--filters", type=int, default=48)
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
     parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
-    parser.add_argument("--patches", type=int, default=128, help="training patches")
+    parser.add_argument("--patches", type=int, default=128, help="fixed patches of the certified descent")
     parser.add_argument("--patch", type=int, default=48, help="side of a patch in pixels")
-    parser.add_argument("--warmup", type=int, default=8, help="first iterations, on a quarter of the patches")
-    parser.add_argument("--batch", type=int, default=8, help="patches per batched solve")
+    parser.add_argument("--batch", type=int, default=4, help="patches per batched solve")
     parser.add_argument(
         "--measure-kernels", action="store_true", help="time the convolution kernels for this patch size first"
     )
@@ -95,8 +106,11 @@ class Options:
     resume: bool
     device: Device
     budget: float
+    stochastic: float
+    steps: int
     iterations: int
-    optimizer: str
+    minibatch: int
+    rate: float
     colour: bool
     filters: int
     size: int
@@ -104,16 +118,22 @@ class Options:
     boundary: str
     patches: int
     patch: int
-    warmup: int
     batch: int
     measure_kernels: bool
     threads: int
     tolerance: float
 
     def __post_init__(self) -> None:
-        for name in ("sigma", "budget", "iterations", "patches", "patch", "batch", "threads", "tolerance"):
+        positive = "sigma", "budget", "minibatch", "rate", "patches", "patch", "batch", "threads", "tolerance"
+        for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
+        if not (
+            0 <= self.stochastic <= 1 and self.steps >= 0 and self.iterations >= 0 and self.steps + self.iterations > 0
+        ):
+            raise UserError(
+                "nothing to do: --stochastic must lie in [0, 1], --steps and --iterations be non-negative, not both 0"
+            )
 
     def plan(self) -> TrainingPlan:
         return TrainingPlan(
@@ -121,13 +141,15 @@ class Options:
             seed=self.seed,
             patches=self.patches,
             patch=self.patch,
-            warmup=self.warmup,
+            minibatch=self.minibatch,
+            steps=self.steps,
+            stochastic=self.stochastic,
             iterations=self.iterations,
             budget=self.budget,
             batch=self.batch,
             workers=self.threads,
-            optimizer="adam" if self.optimizer == "adam" else "adaptive",
             accuracy=Accuracy(self.tolerance, ADJOINT_TOLERANCE),
+            rate=self.rate,
         )
 
 
@@ -140,10 +162,11 @@ def main(arguments: list[str] | None = None) -> None:
     train, test = photographs(options)
     run, checkpoint = (RunFolder.resume(options.out)) if options.resume else (RunFolder.create(options.out), None)
     plan, channels = options.plan(), 3 if options.colour else 1
-    samples = draw_samples(train, plan, channels, device)
+    source = Source(train, plan.sigma, plan.patch, channels, device)
+    samples = source.draw(plan.patches, torch.Generator().manual_seed(plan.seed))
     regularizer = new_regularizer(options, samples)
     with run:
-        trainer = Trainer(run, regularizer, samples, plan)
+        trainer = Trainer(run, regularizer, samples, source, plan)
         reason = trainer.train(checkpoint)
         Console(stderr=True).print(f"stopped: {reason.value} after {trainer.seconds():.0f} s", highlight=False)
         report(run, samples, test, options)
@@ -171,10 +194,21 @@ def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
     except ValueError as error:
         raise UserError(str(error)) from error
     generator = torch.Generator().manual_seed(options.seed)
-    regularizer = LinearRegularizer(config, generator).to(samples.clean.device)
+    if options.regularizer == "adaptive":
+        regularizer = _adaptive(config, options.sigma / 255, generator)
+    else:
+        regularizer = LinearRegularizer(config, generator)
+    regularizer = regularizer.to(samples.clean.device)
     if options.measure_kernels:
         regularizer.plan = measured_plan(regularizer.filters(), samples.clean[: options.batch])
     return regularizer
+
+
+def _adaptive(config: LinearConfig, sigma: float, generator: torch.Generator) -> LinearRegularizer:
+    try:
+        return AdaptiveRegularizer(config, WeightConfig(contrast=2 * sigma), generator)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def report(run: RunFolder, samples: Samples, test: list[Photograph], options: Options) -> None:

@@ -1,13 +1,16 @@
-"""A training run: samples, the two ways to train, history, checkpoints."""
+"""A training run: samples, its two phases, history, checkpoints."""
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from experiments.data import Photograph, add_noise, draw_patches
 from experiments.errors import UserError
@@ -19,7 +22,7 @@ from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
 from piggyback.hypergradient.base import Accuracy, WarmStart
 from piggyback.oracle import Evaluation
-from piggyback.stochastic import StochasticDescent
+from piggyback.stochastic import StochasticDescent, StochasticSettings
 from regularizers.linear import LinearRegularizer
 
 
@@ -27,54 +30,70 @@ from regularizers.linear import LinearRegularizer
 class TrainingPlan:
     """What to train on and for how long.
 
-    ``sigma``: noise in [0, 1] units; ``patches`` of ``patch`` x ``patch`` pixels; the adaptive descent spends its first
-    ``warmup`` iterations on a quarter of them; ``budget`` seconds of training proper; ``iterations`` at most;
-    ``batch`` images per solve; ``rate`` of Adam (on coefficients; five times it on the logarithmic parameters).
+    ``sigma``: noise in [0, 1] units.  Stochastic phase: at most ``steps`` Adam steps, and ``stochastic`` (0 to 1) of the budget,
+    on ``minibatch`` fresh patches each, with step size ``rate`` (times the regularizer's relative rates).  Adaptive phase: at
+    most ``iterations`` certified steps on ``patches`` fixed ones.  All patches have ``patch`` x ``patch`` pixels; ``budget``
+    seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side.
     """
 
     sigma: float
     seed: int
     patches: int
     patch: int
-    warmup: int
+    minibatch: int
+    steps: int
+    stochastic: float
     iterations: int
     budget: float
     batch: int
     workers: int
-    optimizer: Literal["adaptive", "adam"]
     accuracy: Accuracy
-    rate: float = 4e-3
-    report_every: int = 25
+    rate: float
+    report_every: int = 50
 
 
-def draw_samples(photographs: list[Photograph], plan: TrainingPlan, channels: int, device: torch.device) -> Samples:
-    """Seeded patches and their noisy versions."""
-    generator = torch.Generator().manual_seed(plan.seed)
-    clean = draw_patches(photographs, plan.patches, plan.patch, generator, channels)
-    return Samples(clean.to(device), add_noise(clean, plan.sigma, generator).to(device))
+@dataclass(frozen=True)
+class Source:
+    """Where training samples come from: random crops of photographs, with noise of standard deviation ``sigma``."""
+
+    photographs: list[Photograph]
+    sigma: float
+    patch: int
+    channels: int
+    device: torch.device
+
+    def draw(self, count: int, generator: torch.Generator) -> Samples:
+        """``count`` fresh patches and their noisy versions."""
+        clean = draw_patches(self.photographs, count, self.patch, generator, self.channels)
+        return Samples(clean.to(self.device), add_noise(clean, self.sigma, generator).to(self.device))
 
 
 class Trainer:
-    """Runs a plan in a run folder; ``resume`` continues from its checkpoint as if nothing had happened."""
+    """Runs a plan in a run folder; ``resume`` continues from its checkpoint as if nothing had happened.
 
-    def __init__(self, run: RunFolder, regularizer: LinearRegularizer, samples: Samples, plan: TrainingPlan) -> None:
+    First the stochastic phase on fresh patches of ``source``, then the adaptive one on the fixed ``samples``.
+    """
+
+    def __init__(
+        self, run: RunFolder, regularizer: LinearRegularizer, samples: Samples, source: Source, plan: TrainingPlan
+    ) -> None:
         self.run = run
         self.regularizer = regularizer
         self.samples = samples
+        self.source = source
         self.plan = plan
         self.settings = BilevelSettings(accuracy=plan.accuracy, batch=plan.batch, workers=plan.workers)
-        self.metric = regularizer.metric()  # of the starting point, so that a resumed run has the same
         self.work = 0.0
         self.elapsed = 0.0
+        self.taken = 0
         self.since = time.perf_counter()
 
     def train(self, checkpoint: Checkpoint | None) -> StopReason:
         """Train until the budget, the iteration limit, or the floor; returns why it stopped."""
         self.since = time.perf_counter()
-        with TrainingProgress(self.plan.budget, self.plan.iterations) as progress:
-            rows = self._adaptive(checkpoint) if self.plan.optimizer == "adaptive" else self._adam(checkpoint)
-            reason = StopReason.BUDGET
-            for row, last in rows:
+        reason = StopReason.BUDGET
+        with TrainingProgress(self.plan.budget, self.plan.steps + self.plan.iterations) as progress:
+            for row, last in self._phases(checkpoint):
                 self.run.append(asdict(row))
                 progress.show(row)
                 reason = last
@@ -84,32 +103,35 @@ class Trainer:
         """Wall-clock seconds of training proper, earlier parts of a resumed run included."""
         return self.elapsed + time.perf_counter() - self.since
 
+    def _phases(self, checkpoint: Checkpoint | None) -> Iterator[tuple[HistoryRow, StopReason]]:
+        plan, phase = self.plan, None if checkpoint is None else checkpoint.state.get("phase")
+        if phase not in (None, "stochastic", "adaptive"):
+            raise UserError(f"{self.run.checkpoint}: unknown phase {phase!r}")
+        if phase != "adaptive" and plan.stochastic > 0 and plan.steps > 0:
+            yield from self._stochastic(checkpoint)
+            checkpoint = None
+        if plan.stochastic < 1 and plan.iterations > 0:
+            yield from self._adaptive(checkpoint)
+
+    # --- the adaptive phase --------------------------------------------------------------------------------------
+
     def _adaptive(self, checkpoint: Checkpoint | None) -> Iterator[tuple[HistoryRow, StopReason]]:
-        plan, warmup = self.plan, min(self.plan.warmup, self.plan.iterations)
-        small = max(plan.patches // 4, 1) if warmup else plan.patches
-        oracle = BilevelOracle(self.regularizer, self.samples.select(slice(0, small)), self.settings)
-        descent, state = AdaptiveDescent(oracle, DescentSettings(), self.metric), None
+        oracle, state = BilevelOracle(self.regularizer, self.samples, self.settings), None
+        metric = self.regularizer.metric()
         if checkpoint is not None:
-            state, oracle.samples = self._restore(checkpoint, oracle)
-            if state.reason is not StopReason.RUNNING and len(oracle.samples) == plan.patches:
+            state, metric = self._restore(checkpoint, oracle)
+            if state.reason is not StopReason.RUNNING:
                 return  # nothing is left to do
-        while True:
-            grow = state is not None and len(oracle.samples) < plan.patches and (
-                state.iteration >= warmup or state.reason is StopReason.FLOOR
-            )  # fmt: skip
-            if grow:
-                oracle.samples, oracle.warm = self.samples, None
-            if state is None:
-                state = descent.start()
-            else:
-                state = descent.restart(state) if grow else descent.advance(state)
-            state = self._limited(state)
+        # the loss intervals alone decide: to certify the direction as well would cost two decades of accuracy
+        descent = AdaptiveDescent(oracle, DescentSettings(gradient_error=math.inf), metric)
+        while state is None or state.reason is StopReason.RUNNING:
+            state = self._limited(descent.start() if state is None else descent.advance(state))
             self.work += state.work
-            self._save(oracle, state)
-            if state.reason is not StopReason.FLOOR or len(oracle.samples) == plan.patches:
-                yield self._row(state.current, state, len(oracle.samples)), state.reason
-                if state.reason is not StopReason.RUNNING:
-                    return
+            self._save(oracle, state, metric)
+            yield (
+                self._line(state.current, self.taken + state.iteration, "adaptive", state.step, state.accuracy),
+                state.reason,
+            )
 
     def _limited(self, state: DescentState) -> DescentState:
         """The state, with a reason to stop if the plan gives one."""
@@ -119,51 +141,58 @@ class Trainer:
             return state.stopped(StopReason.ITERATIONS)
         return state
 
-    def _adam(self, checkpoint: Checkpoint | None) -> Iterator[tuple[HistoryRow, StopReason]]:
+    # --- the stochastic phase ------------------------------------------------------------------------------------
+
+    def _stochastic(self, checkpoint: Checkpoint | None) -> Iterator[tuple[HistoryRow, StopReason]]:
         plan, regularizer = self.plan, self.regularizer
         generator = torch.Generator().manual_seed(plan.seed + 1)
-        optimizer = torch.optim.Adam(
-            [
-                {"params": [regularizer.coefficients], "lr": plan.rate},
-                {"params": [regularizer.log_weight, regularizer.log_smoothing], "lr": 5 * plan.rate},
-            ],
-            betas=(0.9, 0.99),
+        descent = StochasticDescent(
+            regularizer,
+            lambda count: self.source.draw(count, generator),
+            torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99)),
+            StochasticSettings(samples=plan.minibatch, batch=plan.batch, workers=plan.workers),
         )
-        oracle = BilevelOracle(regularizer, self.samples, self.settings)
-        probe = BilevelOracle(regularizer, self.samples.select(slice(0, 2 * plan.batch)), self.settings)
-        iteration = 0
+        probe = BilevelOracle(copy.deepcopy(regularizer), self._probe_samples(), self.settings)
         if checkpoint is not None:
-            iteration = self._restore_adam(checkpoint, oracle, probe, optimizer, generator)
-        descent = StochasticDescent(oracle, optimizer, generator, plan.batch)
+            self._restore_stochastic(checkpoint, descent, probe, generator)
+        steps = 0 if checkpoint is None else plan.report_every  # the start is reported too
         while True:
-            steps = plan.report_every if iteration else 0
+            steps = min(steps, plan.steps - descent.taken)
             self.work += sum(descent.step().applications for _ in range(steps))
-            iteration += steps
-            current = probe.evaluate(probe.parameters(), 1.0)
-            over = self.seconds() >= plan.budget
-            reason = StopReason.BUDGET if over else StopReason.RUNNING
-            reason = StopReason.ITERATIONS if iteration >= plan.iterations else reason
-            self._save_adam(oracle, probe, optimizer, generator, iteration)
-            yield self._stochastic_row(current, iteration, len(probe.samples)), reason
-            iteration = max(iteration, 1)
-            if reason is not StopReason.RUNNING:
+            self.taken = descent.taken
+            current = probe.evaluate(descent.average, 1.0)
+            over = self.seconds() >= plan.stochastic * plan.budget
+            last = over or descent.taken >= plan.steps
+            reason = StopReason.RUNNING
+            if last and (plan.stochastic == 1 or plan.iterations == 0):
+                reason = StopReason.BUDGET if over else StopReason.ITERATIONS
+            self._save_stochastic(descent, probe, generator, reason)
+            yield self._line(current, descent.taken, "stochastic", plan.rate, 1.0), reason
+            if last:
+                descent.settle()
                 return
+            steps = plan.report_every
 
-    def _row(self, current: Evaluation, state: DescentState, samples: int) -> HistoryRow:
-        phase = "adaptive" if samples == self.plan.patches else "warmup"
-        return self._line(current, state.iteration, phase, samples, state.step, state.accuracy)
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Every parameter with its step size, for a torch optimiser."""
+        relative = self.regularizer.relative_rates()
+        return [
+            {"params": [parameter], "lr": self.plan.rate * relative.get(name.split(".")[0], 1.0)}
+            for name, parameter in self.regularizer.named_parameters()
+        ]
 
-    def _stochastic_row(self, current: Evaluation, iteration: int, samples: int) -> HistoryRow:
-        return self._line(current, iteration, "stochastic", samples, self.plan.rate, 1.0)
+    def _probe_samples(self) -> Samples:
+        return self.samples.select(slice(0, 2 * self.plan.minibatch))
 
-    def _line(
-        self, current: Evaluation, iteration: int, phase: str, samples: int, step: float, accuracy: float
-    ) -> HistoryRow:
+    # --- what is written -----------------------------------------------------------------------------------------
+
+    def _line(self, current: Evaluation, iteration: int, phase: str, step: float, accuracy: float) -> HistoryRow:
         tolerance = self.plan.accuracy.scaled(accuracy)
+        samples = self._probe_samples() if phase == "stochastic" else self.samples
         return HistoryRow(
             iteration=iteration,
             phase=phase,
-            samples=samples,
+            samples=len(samples),
             loss=current.value,
             loss_lower=current.lower,
             loss_upper=current.upper,
@@ -185,7 +214,8 @@ class Trainer:
             "seed": plan.seed,
             "patches": plan.patches,
             "patch": plan.patch,
-            "optimizer": plan.optimizer,
+            "stochastic_steps": self.taken,
+            "minibatch": plan.minibatch,
             "seconds": self.seconds(),
             "operator_applications": self.work,
             "stopped": reason,
@@ -193,79 +223,75 @@ class Trainer:
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
-    def _common(self, oracle: BilevelOracle) -> dict[str, Any]:
+    def _common(self, phase: str, parameters: Tensor, oracle: BilevelOracle) -> dict[str, Any]:
         warm = oracle.warm
         assert warm is not None
         return {
-            "optimizer": self.plan.optimizer,
-            "parameters": oracle.parameters(),
+            "phase": phase,
+            "parameters": parameters,
             "warm_x": warm.x,
             "warm_adjoint": warm.adjoint,
-            "samples": len(oracle.samples),
+            "taken": self.taken,
             "work": self.work,
             "seconds": self.seconds(),
         }
 
-    def _save(self, oracle: BilevelOracle, state: DescentState) -> None:
+    def _save(self, oracle: BilevelOracle, state: DescentState, metric: Tensor) -> None:
         oracle.assign(state.current.parameters)
-        content = self._common(oracle) | {"descent": pack_state(state)}
-        self.run.save_checkpoint(state.iteration, content)
+        content = self._common("adaptive", oracle.parameters(), oracle)
+        self.run.save_checkpoint(
+            self.taken + state.iteration, content | {"descent": pack_state(state), "metric": metric}
+        )
         save_regularizer(self.run, self.regularizer, self.released(state.reason.value))
 
-    def _restore(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> tuple[DescentState, Samples]:
-        content = self._checked(checkpoint, oracle)
+    def _restore(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> tuple[DescentState, Tensor]:
+        content = checkpoint.state
+        oracle.assign(self._common_restored(checkpoint, oracle))
         state = unpack_state(content["descent"])
         if state.reason in (StopReason.BUDGET, StopReason.ITERATIONS):  # the limits of this run may be other ones
             state = self._limited(state.stopped(StopReason.RUNNING))
-        return state, self.samples.select(slice(0, int(content["samples"])))
+        return state, content["metric"].to(self.samples.clean.device)
 
-    def _checked(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> dict[str, Any]:
-        content = checkpoint.state
-        if content.get("optimizer") != self.plan.optimizer:
-            raise UserError(f"{self.run.checkpoint}: trained with --optimizer {content.get('optimizer')}; use the same")
+    def _common_restored(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> Tensor:
+        """The parameters of a checkpoint; the warm starts go to ``oracle``."""
+        content, device = checkpoint.state, self.samples.clean.device
         parameters = content["parameters"]
         if parameters.numel() != oracle.parameters().numel():
             raise UserError(
                 f"{self.run.checkpoint}: has {parameters.numel()} parameters, this run {oracle.parameters().numel()}"
             )
-        device = self.samples.clean.device
-        oracle.assign(parameters.to(device))
+        if content["warm_x"].shape != oracle.samples.clean.shape:
+            raise UserError(f"{self.run.checkpoint}: was written by a run with other patches")
         oracle.warm = WarmStart(content["warm_x"].to(device), content["warm_adjoint"].to(device))
         self.work, self.elapsed = float(content["work"]), float(content["seconds"])
-        return content
+        self.taken = int(content["taken"])
+        return parameters.to(device)
 
-    def _save_adam(
-        self,
-        oracle: BilevelOracle,
-        probe: BilevelOracle,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-        iteration: int,
+    def _save_stochastic(
+        self, descent: StochasticDescent, probe: BilevelOracle, generator: torch.Generator, reason: StopReason
     ) -> None:
-        assert probe.warm is not None
-        content = self._common(oracle) | {
-            "adam": optimizer.state_dict(),
+        content = self._common("stochastic", torch.nn.utils.parameters_to_vector(descent.leaves).detach(), probe)
+        content |= {
+            "average": descent.average,
+            "optimizer": descent.optimizer.state_dict(),
             "generator": generator.get_state(),
-            "probe_x": probe.warm.x,
-            "probe_adjoint": probe.warm.adjoint,
         }
-        self.run.save_checkpoint(iteration, content)
-        save_regularizer(self.run, self.regularizer, self.released("running"))
+        self.run.save_checkpoint(descent.taken, content)
+        save_regularizer(self.run, self._averaged(probe), self.released(reason.value))
 
-    def _restore_adam(
-        self,
-        checkpoint: Checkpoint,
-        oracle: BilevelOracle,
-        probe: BilevelOracle,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-    ) -> int:
-        content = self._checked(checkpoint, oracle)
-        optimizer.load_state_dict(content["adam"])
+    def _averaged(self, probe: BilevelOracle) -> LinearRegularizer:
+        """The regularizer at the average, which the probe has just been evaluated at."""
+        assert isinstance(probe.regularizer, LinearRegularizer)
+        return probe.regularizer
+
+    def _restore_stochastic(
+        self, checkpoint: Checkpoint, descent: StochasticDescent, probe: BilevelOracle, generator: torch.Generator
+    ) -> None:
+        content, device = checkpoint.state, self.samples.clean.device
+        probe.assign(self._common_restored(checkpoint, probe))
+        descent.continue_from(probe.parameters(), content["average"].to(device), self.taken)
+        descent.optimizer.load_state_dict(content["optimizer"])
         generator.set_state(content["generator"])
-        device = self.samples.clean.device
-        probe.warm = WarmStart(content["probe_x"].to(device), content["probe_adjoint"].to(device))
-        return max(checkpoint.iteration, 1)
 
 
 def pack_state(state: DescentState) -> dict[str, Any]:

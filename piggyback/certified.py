@@ -118,6 +118,7 @@ def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:
         torch.cat([bound.weight for bound in bounds]),
         torch.cat([bound.smoothing for bound in bounds]),
         torch.cat([bound.shift for bound in bounds]),
+        torch.cat([bound.emphasis for bound in bounds]),
     )
 
 

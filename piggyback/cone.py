@@ -109,6 +109,9 @@ def _arguments(problem: LowerLevel, sample: int) -> tuple[Tensor, ...]:
     potential = problem.potential
     columns = potential.weight, potential.smoothing, potential.shift
     weight, smoothing, shift = (column.double().repeat(sites) for column in columns)  # the coefficient axis is last
+    if potential.emphasis is not None:
+        dual = problem.operator.forward(like)
+        weight = weight * potential.emphasis.factors[sample].double().expand_as(dual[0]).flatten()
     pair = potential.profile.cone_parameters(weight, smoothing)
     return matrix, torch.linalg.cholesky(hessian).mT, linear, shift, *pair
 

@@ -54,6 +54,10 @@ class LinearOperator(ABC):
         """The same operator, detached, in float32: the non-negative sums of the certificates are evaluated in it."""
 
     @abstractmethod
+    def scaled(self, factors: PerFilter) -> LinearOperator:
+        """``diag(factors) K``, detached: every row of coefficient ``i`` times ``factors_i``."""
+
+    @abstractmethod
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
         """A cheap SPD approximation of ``(H + K^T diag(curvature) K)^{-1}``, ``symbol`` standing for ``H`` (``DataTerm.symbol``).
 
@@ -151,6 +155,9 @@ class DenseOperator(LinearOperator):
     def single(self) -> DenseOperator:
         return DenseOperator(self.matrix.detach().float())
 
+    def scaled(self, factors: PerFilter) -> DenseOperator:
+        return DenseOperator(self.matrix.detach() * factors.unsqueeze(-1))
+
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
         gram = self._gram(curvature)
         return DenseInverse(torch.linalg.inv(gram + symbol * torch.eye(gram.shape[-1]).to(gram)))
@@ -210,6 +217,9 @@ class CountingOperator(LinearOperator):
 
     def single(self) -> CountingOperator:
         return CountingOperator(self.operator.single(), self.counter)
+
+    def scaled(self, factors: PerFilter) -> CountingOperator:
+        return CountingOperator(self.operator.scaled(factors), self.counter)
 
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
         return self.operator.gram_inverse(symbol, curvature, like)

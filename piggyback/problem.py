@@ -11,13 +11,46 @@ from piggyback.batched import norm
 from piggyback.cone import ConeProgram, cone_program
 from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
 from piggyback.terms.potentials import Potential
+from piggyback.terms.profiles import Profile
 from piggyback.terms.quadratic import DataTerm
-from piggyback.types import Dual, PerSample, Primal, Scalar
+from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
+
+
+@dataclass(frozen=True)
+class UnitForm:
+    """``h(x) = g(x) + sum_i weight_i psi((K x)_i - shift_i)`` with ``K`` and ``shift`` divided by the smoothings.
+
+    The arrays of coefficients are what a step spends its time on; here each passes through memory as seldom as possible.
+    ``weight`` ``(coefficients,)``, or one number per entry of the dual variable.
+    """
+
+    data: DataTerm
+    profile: Profile
+    weight: Tensor
+    shift: PerFilter
+    operator: LinearOperator
+
+    def arguments(self, x: Primal) -> Dual:
+        """``t = K x - shift``."""
+        return self.operator.forward(x).sub_(self.shift)
+
+    def gradient(self, x: Primal, slope: Dual) -> Primal:
+        """``grad h(x)`` from ``slope = psi'(t)``, which is overwritten."""
+        return self.data.gradient(x) + self.operator.adjoint(slope.mul_(self.weight))
+
+    def preconditioner(self, curvature: Dual, like: Primal) -> Preconditioner:
+        """An approximation of ``(H + K^T diag(weight curvature) K)^{-1}``."""
+        return self.operator.gram_inverse(self.data.symbol(like), curvature * self.weight, like)
+
+    def select(self, index: Tensor) -> UnitForm:
+        """The energies of the chosen samples."""
+        weight = self.weight if self.weight.dim() == 1 else self.weight[index]
+        return replace(self, data=self.data.select(index), weight=weight)
 
 
 @dataclass(frozen=True)
 class SaddleProblem:
-    """One problem per sample of a batch; the operator and the potential are shared (docs/theory.md, eq. 1-2).
+    """One problem per sample of a batch; they share the operator and, but for its emphasis, the potential (eqs. 1-3).
 
     ``exact``: the same problem computed in float64 from the parameters.  Converting the numbers of a single-precision problem
     gives another problem, with another solution: their distance is the floor of any refinement.
@@ -68,6 +101,18 @@ class SaddleProblem:
         """``A v = H v + K^T D K v`` with ``D = curvature`` (eq. 8)."""
         return self.data.hessian(v) + self.operator.adjoint(curvature * self.operator.forward(v))
 
+    def in_units(self) -> UnitForm:
+        """The same energy in the units of the profile, for solvers (outside any autograd graph)."""
+        potential = self.potential.detached()
+        inverse = potential.smoothing.reciprocal()
+        return UnitForm(
+            self.data,
+            potential.profile,
+            potential.local_weight * potential.smoothing,
+            potential.shift * inverse,
+            self.operator.scaled(inverse),
+        )
+
     def preconditioner(self, curvature: Dual, like: Primal) -> Preconditioner:
         """An approximation of ``(H + K^T D K)^{-1}``."""
         return self.operator.gram_inverse(self.data.symbol(like), curvature, like)
@@ -75,7 +120,7 @@ class SaddleProblem:
     def select(self, index: Tensor) -> SaddleProblem:
         """The problems of the chosen samples."""
         exact = None if self.exact is None else self.exact.select(index)
-        return SaddleProblem(self.data.select(index), self.potential, self.operator, exact)
+        return SaddleProblem(self.data.select(index), self.potential.select(index), self.operator, exact)
 
     def detached(self) -> SaddleProblem:
         """The same problem outside any autograd graph: what solvers work on."""

@@ -1,15 +1,45 @@
-"""The control: a torch optimiser on mini-batches with one fixed tolerance, nothing adaptive and nothing certified."""
+"""Stochastic descent: a torch optimiser on fresh mini-batches at one loose tolerance, its iterates averaged."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from piggyback.bilevel import BilevelOracle
+from piggyback.bilevel import Samples
 from piggyback.certificates.evidence import surrogate
-from piggyback.hypergradient.base import WarmStart
+from piggyback.certified import split_like
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod
+from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.losses import Loss, SquaredError
 from piggyback.operators import ApplicationCounter
+from piggyback.regularizer import Regularizer
+from piggyback.terms.quadratic import DataTerm, Denoising
+from piggyback.types import Primal
+
+
+@dataclass(frozen=True)
+class StochasticSettings:
+    """Tolerances, the method, and the sizes of things.
+
+    The noise of a mini-batch of ``samples`` is far above the error of gradients at this ``accuracy`` (its lower tolerance is
+    certified up to the rounding of the working precision).  ``batch`` images share one solve, ``workers`` threads share the
+    solves; neither changes the result beyond rounding, and ``workers`` not even that.
+    ``averaging``: the average of step ``t`` is ``average + (averaging + 1)/(averaging + t) (theta_t - average)``, dominated by
+    the last part of the run (Shamir & Zhang 2013): no step size has to be decreased, and every moment is a good one to stop.
+    """
+
+    accuracy: Accuracy = Accuracy(lower=2e-3, adjoint=0.3)
+    method: HypergradientMethod = field(default_factory=ImplicitCG)
+    data_term: Callable[[Primal], DataTerm] = Denoising
+    loss: Callable[[Primal], Loss] = SquaredError
+    samples: int = 8
+    batch: int = 4
+    workers: int = 1
+    averaging: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -21,43 +51,66 @@ class StochasticStep:
 
 
 class StochasticDescent:
-    """``optimizer`` steps on random mini-batches of the oracle's samples, solved to ``accuracy`` times its tolerances.
+    """``optimizer`` steps on the regularizer; ``average`` is the flat vector to use in the end, ``taken`` counts the steps.
 
-    The reconstructions and adjoints of every sample are kept (in ``oracle.warm``) and used when it is drawn again.
+    ``draw(count)`` returns fresh samples.  Everything a resumed run needs: the regularizer's parameters, the state of the
+    optimiser and of what ``draw`` draws from, ``average`` and ``taken``.
     """
 
     def __init__(
         self,
-        oracle: BilevelOracle,
+        regularizer: Regularizer,
+        draw: Callable[[int], Samples],
         optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-        batch: int = 8,
-        accuracy: float = 1.0,
+        settings: StochasticSettings | None = None,
     ) -> None:
-        self.oracle = oracle
+        self.regularizer = regularizer
+        self.draw = draw
         self.optimizer = optimizer
-        self.generator = generator
-        self.batch = min(batch, len(oracle.samples))
-        self.accuracy = accuracy
-        if oracle.warm is None:
-            degraded = oracle.samples.degraded
-            oracle.warm = WarmStart(degraded.clone(), torch.zeros_like(degraded))
+        self.settings = settings if settings is not None else StochasticSettings()
+        self.leaves = list(regularizer.parameters())
+        self.average = self._flat()
+        self.taken = 0
 
     def step(self) -> StochasticStep:
-        """Draw a mini-batch, differentiate, and let the optimiser move."""
-        oracle, counter = self.oracle, ApplicationCounter()
-        settings, warm = oracle.settings, oracle.warm
-        assert warm is not None
-        chosen = torch.randperm(len(oracle.samples), generator=self.generator)[: self.batch]
-        chosen = chosen.to(oracle.samples.clean.device)
-        samples = oracle.samples.select(chosen)
-        loss = settings.loss(samples.clean)
-        problem = oracle.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
-        start = WarmStart(warm.x[chosen], warm.adjoint[chosen])
-        pair = settings.method.differentiate(problem, loss, settings.accuracy.scaled(self.accuracy), start)
-        x, adjoint = pair.x.to(warm.x.dtype), pair.adjoint.to(warm.x.dtype)
-        warm.x[chosen], warm.adjoint[chosen] = x, adjoint
-        self.optimizer.zero_grad()
-        surrogate(problem, x, adjoint).value.mean().backward()
+        """Draw a mini-batch, differentiate, let the optimiser move, and average."""
+        settings = self.settings
+        samples = self.draw(settings.samples)
+        parts = [slice(first, first + settings.batch) for first in range(0, len(samples), settings.batch)]
+        with ThreadPoolExecutor(settings.workers) as pool:
+            solved = list(pool.map(lambda part: self._part(samples.select(part)), parts))
+        count = len(samples)
+        for index, leaf in enumerate(self.leaves):
+            leaf.grad = torch.stack([gradients[index] for gradients, _, _ in solved]).sum(0) / count
         self.optimizer.step()
-        return StochasticStep(float(loss.value(x).mean()), counter.applications)
+        self.taken += 1
+        share = (settings.averaging + 1) / (settings.averaging + self.taken)
+        self.average = self.average + share * (self._flat() - self.average)
+        return StochasticStep(sum(loss for _, loss, _ in solved) / count, sum(work for _, _, work in solved))
+
+    def _part(self, samples: Samples) -> tuple[Sequence[Tensor], float, float]:
+        """Gradients (summed over the samples), loss (summed) and operator applications of one solve."""
+        counter, settings = ApplicationCounter(), self.settings
+        loss = settings.loss(samples.clean)
+        problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
+        pair = settings.method.differentiate(problem, loss, settings.accuracy)
+        read_off = surrogate(problem, pair.x, pair.adjoint).value.sum()
+        gradients = torch.autograd.grad(read_off, self.leaves)
+        return gradients, float(loss.value(pair.x).sum()), counter.applications
+
+    def _flat(self) -> Tensor:
+        return torch.nn.utils.parameters_to_vector(self.leaves).detach().clone()
+
+    def settle(self) -> None:
+        """Write the average into the regularizer."""
+        self._assign(self.average)
+
+    def continue_from(self, parameters: Tensor, average: Tensor, taken: int) -> None:
+        """Take up an interrupted descent: flat parameters and average after ``taken`` steps."""
+        self._assign(parameters)
+        self.average, self.taken = average, taken
+
+    def _assign(self, parameters: Tensor) -> None:
+        with torch.no_grad():
+            for leaf, part in zip(self.leaves, split_like(parameters, self.leaves), strict=True):
+                leaf.copy_(part)

@@ -170,6 +170,10 @@ class ConvolutionBank(LinearOperator):
     def single(self) -> ConvolutionBank:
         return self._copy(self.filters.detach().float(), None)
 
+    def scaled(self, factors: PerFilter) -> ConvolutionBank:
+        filters = self.filters.detach() * factors.reshape(-1, 1, 1, 1)
+        return ConvolutionBank(filters, self.boundary, self.zero_mean, self.plan)
+
     def _copy(self, filters: Tensor, plan: KernelPlan | None) -> ConvolutionBank:
         # norms stay those of this bank: a certificate evaluated in single precision is about the exact operator
         return ConvolutionBank(filters, self.boundary, self.zero_mean, plan, self.spectrum)

@@ -106,6 +106,10 @@ class LinearRegularizer(Regularizer):
     def problem(self, data: DataTerm) -> SaddleProblem:
         return SaddleProblem(data, self.potential(), self.operator())
 
+    def relative_rates(self) -> dict[str, float]:
+        """Step sizes of a stochastic optimiser relative to that of the coefficients, by name of the parameter or submodule."""
+        return {"log_weight": 3.0, "log_smoothing": 3.0}
+
     def metric(self) -> Tensor:
         # the image moves in proportion to a filter's weight, so the curvature of the loss goes with its square
         weight = self.log_weight.detach().exp()

@@ -81,7 +81,9 @@ def test_potentials_must_be_positive(which: str, value: float) -> None:
     numbers = {"weight": torch.ones(2), "smoothing": torch.ones(2)}
     numbers[which][1] = value
     problem = SaddleProblem(
-        Denoising(torch.ones(1, 2)), Potential(Charbonnier(), **numbers), DenseOperator(torch.eye(2))
+        Denoising(torch.ones(1, 2)),
+        Potential(Charbonnier(), numbers["weight"], numbers["smoothing"]),
+        DenseOperator(torch.eye(2)),
     )
     with pytest.raises(ValueError, match=f"potential {which} must be positive and finite"):
         solve_lower(problem, NonlinearCG(), torch.ones(1))

@@ -80,7 +80,7 @@ def test_pull_back_is_the_chain_rule() -> None:
     """Factors of the reparametrisation from autograd: a bound that is merely larger would pass every other test."""
     model = regularizer()
     generator = torch.Generator().manual_seed(6)
-    shapes = (4,), (4, 3), (4, 3), (4, 3)
+    shapes = (4,), (4, 3), (4, 3), (4, 3), (4,)
     bound = GradientBound(*(torch.rand(shape, generator=generator).double() for shape in shapes))
     potential = model.potential()
     (weight,) = torch.autograd.grad(potential.weight.sum(), model.log_weight)

@@ -204,7 +204,7 @@ def test_potentials(profile: str, dtype: torch.dtype) -> None:
         f.value(z),
         f.gradient(z),
         f.curvature(z),
-        *f.gradient_secant_curvature(z),
+        *f.profile.slope_secant_curvature(z),
         f.prox(z, step),
         f.conjugate_gradient(z),
     ]

@@ -12,8 +12,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from piggyback.operators import DenseOperator
+from piggyback.problem import SaddleProblem
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.quadratic import Denoising
 from tests.oracles import PLAIN
 from tests.problems import PROFILES
 
@@ -368,13 +371,17 @@ def test_secant_majorises(profile: Profile) -> None:
 @pytest.mark.parametrize("profile", ALL, ids=name)
 def test_secant_at_zero_is_the_curvature(profile: Profile, dtype: torch.dtype) -> None:
     """0/0 at coefficients that are exactly zero, which every constant image produces, or exactly at their shift."""
-    f = Potential(profile, potential(profile, dtype).weight, potential(profile, dtype).smoothing)
-    shifted = Potential(profile, f.weight, torch.full_like(f.weight, 0.25), torch.tensor([0.5, -3.0, 0.0]).to(dtype))
-    zero = torch.zeros(1, 3, dtype=dtype)
-    for g, z in ((f, zero), (f, zero - 1e-30), (shifted, shifted.shift.unsqueeze(0))):
-        slope, secant, curvature = g.gradient_secant_curvature(z)
+    f = potential(profile, dtype)
+    columns = f.weight, torch.full_like(f.weight, 0.25), torch.tensor([0.5, -3.0, 0.0]).to(dtype)
+    matrix, data = torch.eye(3, dtype=dtype), Denoising(torch.zeros(1, 3, dtype=dtype))
+    for shift, x in (
+        (torch.zeros_like(columns[2]), torch.zeros(1, 3, dtype=dtype)),
+        (columns[2], columns[2].unsqueeze(0)),
+    ):
+        energy = SaddleProblem(data, Potential(profile, *columns[:2], shift), DenseOperator(matrix)).in_units()
+        slope, secant, curvature = profile.slope_secant_curvature(energy.arguments(x))
         for found in (secant, curvature):
-            assert torch.allclose(found, g.max_curvature().expand_as(z), rtol=1e-6)
+            assert torch.allclose(found, torch.ones_like(x), rtol=1e-6)
         assert float(slope.abs().max()) <= 1e-15
 
 

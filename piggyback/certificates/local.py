@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.batched import norm
+from piggyback.batched import norm, per_sample
 from piggyback.certificates.evidence import Evidence, inflate
 from piggyback.types import Dual, PerSample
 
@@ -18,12 +18,15 @@ class GradientBound:
 
     ``operator`` ``(batch,)`` bounds the Euclidean norm of the error over all parameters of ``K``;
     ``weight``, ``smoothing`` and ``shift`` ``(batch, coefficients)`` bound each component of the potential's groups.
+    ``emphasis`` ``(batch,)`` bounds the Euclidean norm of the error over all parameters that the factors are computed from
+    (over the logarithms of the factors themselves where they are given numbers; zero for a potential without emphasis).
     """
 
     operator: PerSample
     weight: Tensor
     smoothing: Tensor
     shift: Tensor
+    emphasis: PerSample
 
 
 def local_bound(evidence: Evidence) -> GradientBound:
@@ -35,6 +38,7 @@ def local_bound(evidence: Evidence) -> GradientBound:
             weight=inflate(_weight_bound(evidence, adjoint)),
             smoothing=inflate(_smoothing_bound(evidence, adjoint)),
             shift=inflate(_shift_bound(evidence, adjoint)),
+            emphasis=inflate(_emphasis_bound(evidence, adjoint)),
         )
 
 
@@ -124,3 +128,17 @@ def _shift_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     energy = _coefficient_norm(coupling.steep * evidence.inverse_root) * r
     split = energy + _over_sites(torch.where(coupling.apart, coupling.jump, 0.0))
     return through + torch.minimum(_over_sites(coupling.jump), split)
+
+
+def _emphasis_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
+    """Eq. 15b: ``||K P* o f'(z*) - K P o f'(z)||`` for the logarithms of all factors together, times their gain."""
+    emphasis = evidence.potential.emphasis
+    if emphasis is None:
+        return torch.zeros_like(adjoint)
+    operator, upper, mu = evidence.operator, evidence.bounds.upper, evidence.strong_convexity
+    weighted = (evidence.y * evidence.inverse_root).abs().flatten(1).amax(1)
+    plain = evidence.y.abs().flatten(1).amax(1) * operator.norm_bound() / mu**0.5
+    along = torch.minimum(weighted, plain) * adjoint
+    reach = evidence.image.abs() + operator.row_norms(upper) * per_sample(adjoint / mu**0.5, upper)
+    field = along + (reach * upper.sqrt()).flatten(1).amax(1) * evidence.error
+    return field if emphasis.gain is None else field * emphasis.gain

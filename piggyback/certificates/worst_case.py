@@ -38,7 +38,11 @@ def _bound(evidence: Evidence) -> GradientBound:
     weight = _per_coefficient(pair, norm(slope), curvature / potential.weight, reach * distance)
     smoothing = _per_coefficient(pair, norm(mixed), potential.mixed_lipschitz(), reach * distance)
     shift = _per_coefficient(pair, norm(potential.curvature(evidence.z)), potential.max_third(), reach * distance)
-    return GradientBound(*(inflate(_defined(part)) for part in (filters, weight, smoothing, shift)))
+    factors = torch.zeros_like(distance)
+    if potential.emphasis is not None:
+        factors = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
+        factors = factors if potential.emphasis.gain is None else factors * potential.emphasis.gain
+    return GradientBound(*(inflate(_defined(part)) for part in (filters, weight, smoothing, shift, factors)))
 
 
 def _defined(bound: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
 from piggyback.operators import Preconditioner
+from piggyback.problem import UnitForm
 from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import Dual, PerSample, Primal
@@ -26,14 +27,15 @@ _FIRST_REFRESH = 14
 
 @dataclass(frozen=True)
 class NonlinearCGState(State):
-    """``z = K x``, ``secant = f'(z)/z``, ``curvature = f''(z)``, ``e = grad h(x)``, direction ``p``, ``energy = <e, M e>``.
+    """``t = K x - shift`` in units of the smoothing, ``secant = psi'(t)/t``, ``curvature = psi''(t)``, ``e = grad h(x)``,
+    direction ``p``, ``energy = <e, M e>``.
 
     ``record``: the smallest energy since the preconditioner was built; ``near``: for how many steps in a row the curvature
     along the step hardly changed (negative: how many more it takes after a failure); ``age``: steps taken.
     """
 
     x: Primal
-    z: Dual
+    t: Dual
     secant: Dual
     curvature: Dual
     gradient: Primal
@@ -64,46 +66,46 @@ class NonlinearCG(LowerSolver):
 class NonlinearCGIteration(Iteration[NonlinearCGState]):
     """Nonlinear conjugate gradients on one batch."""
 
-    def __init__(self, lower: LowerLevel) -> None:
+    def __init__(self, lower: LowerLevel, energy: UnitForm | None = None) -> None:
         self.lower = lower
-        self.problem = lower.problem
+        self.energy = lower.problem.in_units() if energy is None else energy
 
     def start(self) -> NonlinearCGState:
         x = self.lower.start
-        z = self.problem.operator.forward(x)
-        slope, secant, curvature = self.problem.potential.gradient_secant_curvature(z)
-        gradient = self.problem.data.gradient(x) + self.problem.operator.adjoint(slope)
+        t = self.energy.arguments(x)
+        slope, secant, curvature = self.energy.profile.slope_secant_curvature(t)
+        gradient = self.energy.gradient(x, slope)
         near = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        return self._restarted(x, z, secant, curvature, gradient, near, 0)
+        return self._restarted(x, t, secant, curvature, gradient, near, 0)
 
     def _restarted(
-        self, x: Primal, z: Dual, secant: Dual, curvature: Dual, gradient: Primal, near: Tensor, age: int
+        self, x: Primal, t: Dual, secant: Dual, curvature: Dual, gradient: Primal, near: Tensor, age: int
     ) -> NonlinearCGState:
         """Steepest descent from ``x`` in the metric of a new preconditioner."""
-        model = torch.where(per_sample(near >= _STREAK, z), curvature, secant)
-        preconditioner = self.problem.preconditioner(model, x)
+        model = torch.where(per_sample(near >= _STREAK, t), curvature, secant)
+        preconditioner = self.energy.preconditioner(model, x)
         step = preconditioner.apply(gradient)
         energy = inner(gradient, step)
-        return NonlinearCGState(x, z, secant, curvature, gradient, -step, energy, energy, near, preconditioner, age)
+        return NonlinearCGState(x, t, secant, curvature, gradient, -step, energy, energy, near, preconditioner, age)
 
     def step(self, state: NonlinearCGState) -> NonlinearCGState:
-        problem, p = self.problem, state.direction
-        q = problem.operator.forward(p)
-        square = q * q
-        base, slope_along = inner(p, problem.data.hessian(p)), inner(state.gradient, p)
+        h, p = self.energy, state.direction
+        q = h.operator.forward(p)
+        square = (q * q).mul_(h.weight)
+        base, slope_along = inner(p, h.data.hessian(p)), inner(state.gradient, p)
         upper, local = base + inner(state.secant, square), base + inner(state.curvature, square)
         trusted = (state.near >= _STREAK) & (state.energy <= _EXCESS * state.record)
         alpha = safe_divide(-slope_along, torch.where(trusted, local, upper))
         x = torch.addcmul(state.x, p, per_sample(alpha, p))
-        z = torch.addcmul(state.z, q, per_sample(alpha, q))
-        slope, secant, curvature = problem.potential.gradient_secant_curvature(z)
-        gradient = problem.data.gradient(x) + problem.operator.adjoint(slope)
+        t = torch.addcmul(state.t, q, per_sample(alpha, q))
+        slope, secant, curvature = h.profile.slope_secant_curvature(t)
+        gradient = h.gradient(x, slope)
         missed = inner(gradient, p) - slope_along - alpha * local
         age = state.age + 1
         broken = torch.where(trusted, -(age // _PENANCE), state.near.clamp(max=0))
         near = torch.where(missed.abs() <= _NEAR * slope_along.abs(), state.near + 1, broken)
         if _refreshes(age):
-            return self._restarted(x, z, secant, curvature, gradient, near, age)
+            return self._restarted(x, t, secant, curvature, gradient, near, age)
         step = state.preconditioner.apply(gradient)
         energy = inner(gradient, step)
         beta = safe_divide(energy - inner(state.gradient, step), state.energy).clamp(min=0)
@@ -111,7 +113,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         ascent = per_sample(inner(gradient, p) >= 0, p)
         p = torch.where(ascent, -step, p)
         record = torch.minimum(state.record, energy)
-        return NonlinearCGState(x, z, secant, curvature, gradient, p, energy, record, near, state.preconditioner, age)
+        return NonlinearCGState(x, t, secant, curvature, gradient, p, energy, record, near, state.preconditioner, age)
 
     def error(self, state: NonlinearCGState) -> PerSample:
         return self.lower.error(state.gradient)
@@ -120,7 +122,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         return (state.x,)
 
     def select(self, index: Tensor) -> NonlinearCGIteration:
-        return NonlinearCGIteration(self.lower.select(index))
+        return NonlinearCGIteration(self.lower.select(index), self.energy.select(index))
 
 
 def _refreshes(age: int) -> bool:

@@ -1,4 +1,4 @@
-"""Potentials ``f(z) = sum_i weight_i smoothing_i psi((z_i - shift_i) / smoothing_i)``, separable over coefficients."""
+"""Potentials ``f(z) = sum_i m_i weight_i smoothing_i psi((z_i - shift_i) / smoothing_i)``, separable over coefficients."""
 
 from __future__ import annotations
 
@@ -29,20 +29,52 @@ class CurvatureBounds:
     mixed_slope: Dual
 
 
-_OFFSET = 1e-20
+@dataclass(frozen=True)
+class Emphasis:
+    """Positive ``factors`` of the weights, one per entry of the dual variable or broadcasting against it, batch first.
+
+    ``ceiling``: a number that no factor exceeds, whatever the parameters and the sample (the factors of one sample must not
+    enter the constants of another).  ``gain`` ``(batch,)``: at least the norm of the derivative of ``log factors`` with
+    respect to the parameters they are computed from; None if they are given numbers.
+    """
+
+    factors: Dual
+    ceiling: float
+    gain: PerSample | None = None
+
+    def check(self) -> None:
+        """Raise ``ValueError`` unless all factors lie in ``(0, ceiling]`` (synchronises)."""
+        if not bool(((self.factors > 0) & (self.factors <= self.ceiling)).all()):
+            low, high = float(self.factors.min()), float(self.factors.max())
+            raise ValueError(f"factors must lie in (0, {self.ceiling:g}], got {low:.3g} to {high:.3g}")
+
+    def converted(self, change: Callable[[Tensor], Tensor]) -> Emphasis:
+        """The same factors, detached and in another form."""
+        return Emphasis(change(self.factors.detach()), self.ceiling, None if self.gain is None else change(self.gain))
+
+    def select(self, index: Tensor) -> Emphasis:
+        """The factors of the chosen samples."""
+        return Emphasis(self.factors[index], self.ceiling, None if self.gain is None else self.gain[index])
 
 
 class Potential:
     """A separable potential with one weight, one smoothing and one shift per coefficient of the dual variable.
 
-        f(z) = sum_i weight_i smoothing_i psi((z_i - shift_i) / smoothing_i)
+        f(z) = sum_i m_i weight_i smoothing_i psi((z_i - shift_i) / smoothing_i)
 
-    All have shape ``(coefficients,)``; weights and smoothings must be positive; no ``shift`` means zero.  They may require
+    All have shape ``(coefficients,)``; weights and smoothings must be positive; no ``shift`` means zero.  ``emphasis``: factors
+    ``m`` that differ from site to site and from sample to sample (none: 1).  They may all require
     gradients, and ``gradient`` is differentiable in them.  Raises ``ValueError`` for other shapes, ``check`` for bad values.
     """
 
     def __init__(
-        self, profile: Profile, weight: PerFilter, smoothing: PerFilter, shift: PerFilter | None = None
+        self,
+        profile: Profile,
+        weight: PerFilter,
+        smoothing: PerFilter,
+        shift: PerFilter | None = None,
+        *,
+        emphasis: Emphasis | None = None,
     ) -> None:
         shift = torch.zeros_like(weight) if shift is None else shift
         if weight.dim() != 1 or not weight.shape == smoothing.shape == shift.shape:
@@ -52,6 +84,11 @@ class Potential:
         self.weight = weight
         self.smoothing = smoothing
         self.shift = shift
+        self.emphasis = emphasis
+        self.local_weight = weight if emphasis is None else weight * emphasis.factors
+        """``m weight``: what multiplies the profile's slope; broadcasts against the dual variable."""
+        self.local_curvature = self.local_weight / smoothing
+        """``m weight / smoothing``: what multiplies the profile's curvature."""
 
     def check(self) -> None:
         """Raise ``ValueError`` if a weight or smoothing is not positive, or anything not finite (synchronises)."""
@@ -60,6 +97,8 @@ class Potential:
                 raise ValueError(f"potential {name} must be positive and finite, got minimum {float(values.min()):.3g}")
         if not bool(torch.isfinite(self.shift).all()):
             raise ValueError("potential shift must be finite")
+        if self.emphasis is not None:
+            self.emphasis.check()
 
     def _unit(self, z: Dual) -> Dual:
         """``t = (z - shift) / smoothing``."""
@@ -68,40 +107,34 @@ class Potential:
 
     def value(self, z: Dual) -> PerSample:
         """``f(z)``."""
-        return (self.profile.value(self._unit(z)) * (self.weight * self.smoothing)).flatten(1).sum(1)
+        return (self.profile.value(self._unit(z)) * (self.local_weight * self.smoothing)).flatten(1).sum(1)
 
     def gradient(self, z: Dual) -> Dual:
         """``f'(z)``."""
-        return self.profile.slope(self._unit(z)) * self.weight
+        return self.profile.slope(self._unit(z)) * self.local_weight
 
     def curvature(self, z: Dual) -> Dual:
         """``f''(z)``, the diagonal ``D(z)``."""
-        return self.profile.curvature(self._unit(z)) * (self.weight / self.smoothing)
-
-    def gradient_secant_curvature(self, z: Dual) -> tuple[Dual, Dual, Dual]:
-        """``f'(z)``, ``f'(z)/(z - shift)`` (the majoriser's curvature at ``z``, eq. 21) and ``f''(z)``: for solvers."""
-        inverse = self.smoothing.reciprocal()
-        # the offset keeps t away from 0/0 and is far below the rounding of any other t
-        t = torch.addcmul(-self.shift * inverse, z, inverse).add_(_OFFSET)
-        slope, secant, curvature = self.profile.slope_secant_curvature(t)
-        scale = self.weight * inverse
-        return slope.mul_(self.weight), secant.mul_(scale), curvature.mul_(scale)
+        return self.profile.curvature(self._unit(z)) * self.local_curvature
 
     def max_curvature(self) -> PerFilter:
         """``sup f''``; its inverse is the strong convexity of ``f*`` (eq. 6)."""
-        return self.weight / self.smoothing
+        return self._ceiling() * self.weight / self.smoothing
+
+    def _ceiling(self) -> float:
+        return 1.0 if self.emphasis is None else self.emphasis.ceiling
 
     def max_third(self) -> PerFilter:
         """Global Lipschitz constant of ``f''`` (infinite for Huber)."""
-        return self.profile.third_bound * self.weight / self.smoothing.square()
+        return self.profile.third_bound * self._ceiling() * self.weight / self.smoothing.square()
 
     def mixed_lipschitz(self) -> PerFilter:
         """Global Lipschitz constant of ``z -> d f'(z) / d smoothing`` (infinite for Huber)."""
-        return self.profile.moment_lipschitz * self.weight / self.smoothing.square()
+        return self.profile.moment_lipschitz * self._ceiling() * self.weight / self.smoothing.square()
 
     def prox(self, v: Dual, step: float | Tensor) -> Dual:
         """``argmin_z step f(z) + 1/2 |z - v|^2`` (eq. 20)."""
-        stiffness = step * self.weight / self.smoothing
+        stiffness = step * self.local_curvature
         return self.shift + self.smoothing * self.profile.proximal(self._unit(v), stiffness)
 
     def conjugate_prox(self, v: Dual, step: float | Tensor) -> Dual:
@@ -118,17 +151,18 @@ class Potential:
         return self.gradient(point), curvature / (step + curvature)
 
     def conjugate_gradient(self, y: Dual) -> Dual:
-        """``(f*)'(y)`` for ``|y| < weight``: the point where ``f'`` equals ``y``."""
-        return self.shift + self.smoothing * self.profile.inverse_slope(y / self.weight)
+        """``(f*)'(y)`` for ``|y| < m weight``: the point where ``f'`` equals ``y``."""
+        return self.shift + self.smoothing * self.profile.inverse_slope(y / self.local_weight)
 
     def weight_derivative(self, z: Dual) -> Dual:
         """``d f'(z) / d weight``."""
-        return self.profile.slope(self._unit(z))
+        slope = self.profile.slope(self._unit(z))
+        return slope if self.emphasis is None else slope * self.emphasis.factors
 
     def smoothing_derivative(self, z: Dual) -> Dual:
-        """``d f'(z) / d smoothing = -(weight/smoothing) t psi''(t)``."""
+        """``d f'(z) / d smoothing = -(m weight/smoothing) t psi''(t)``."""
         t = self._unit(z)
-        return -(self.weight / self.smoothing) * t * self.profile.curvature(t)
+        return -self.local_curvature * t * self.profile.curvature(t)
 
     def bounds(self, z: Dual, radius: Tensor) -> CurvatureBounds:
         """Interval bounds for ``|z' - z| <= radius`` (``radius`` broadcasts against ``z``)."""
@@ -138,7 +172,7 @@ class Potential:
         slack = 2 * ulp * (self.shift / self.smoothing).abs() + torch.finfo(z.dtype).tiny
         reach = torch.add(torch.add(slack, reach, alpha=1 + ulp), t.abs(), alpha=ulp)
         unit = self.profile.bounds(t, reach)
-        scale = self.weight / self.smoothing
+        scale = self.local_curvature
         # steepness * reach keeps its digits where the difference of two nearly equal curvatures has lost them
         jump = torch.minimum(unit.steepness * reach, unit.upper * (1 + ulp) - unit.lower)
         return CurvatureBounds(
@@ -152,7 +186,13 @@ class Potential:
 
     def centred(self) -> Potential:
         """The same potential without its shift."""
-        return Potential(self.profile, self.weight, self.smoothing)
+        return Potential(self.profile, self.weight, self.smoothing, emphasis=self.emphasis)
+
+    def select(self, index: Tensor) -> Potential:
+        """The potential of the chosen samples: only ``emphasis`` differs between samples."""
+        if self.emphasis is None:
+            return self
+        return Potential(self.profile, self.weight, self.smoothing, self.shift, emphasis=self.emphasis.select(index))
 
     def detached(self) -> Potential:
         """The same potential outside any autograd graph."""
@@ -168,4 +208,5 @@ class Potential:
 
     def _converted(self, change: Callable[[Tensor], Tensor]) -> Potential:
         parts = (self.weight, self.smoothing, self.shift)
-        return Potential(self.profile, *(change(part.detach()) for part in parts))
+        emphasis = None if self.emphasis is None else self.emphasis.converted(change)
+        return Potential(self.profile, *(change(part.detach()) for part in parts), emphasis=emphasis)

@@ -1,0 +1,160 @@
+"""Weights that adapt to the observation: ``R(x; y) = sum_i weight_i sum_p m_i(y)_p phi_{smoothing_i}((k_i * x)_p)``.
+
+The factors ``m > 0`` are computed from the observation ``y``, never from ``x``: for every observation the regularizer is
+convex in ``x``, and nothing of what is proved for fixed weights changes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from piggyback.certificates.local import GradientBound
+from piggyback.problem import SaddleProblem
+from piggyback.terms.potentials import Emphasis, Potential
+from piggyback.terms.quadratic import DataTerm
+from piggyback.types import Dual, PerSample, Primal, Scalar
+from regularizers.boundaries import Reflect
+from regularizers.constraints import zero_mean_basis
+from regularizers.convolution import ConvolutionBank, largest_eigenvalue_bound
+from regularizers.linear import LinearConfig, LinearRegularizer
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """Architecture of the weight network.
+
+    ``features`` zero-mean filters of ``size`` x ``size`` see the observation; responses far above ``contrast`` (grey values)
+    count by their size, those far below by their square; they are averaged over ``windows`` (odd numbers of pixels, applied
+    twice; the unsmoothed responses are used too).  Factors lie in ``[exp(-reach), exp(reach)]``.
+    Raises ``ValueError`` for impossible values.
+    """
+
+    features: int = 24
+    size: int = 7
+    windows: tuple[int, ...] = (5, 13)
+    contrast: float = 0.2
+    reach: float = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", tuple(self.windows))  # a list, in a configuration file
+        if self.features < 1 or self.size < 3 or self.size % 2 == 0:
+            raise ValueError(f"the weight network needs features and an odd size of at least 3, got {self}")
+        if any(window < 1 or window % 2 == 0 for window in self.windows):
+            raise ValueError(f"windows must be odd and positive, got {self.windows}")
+        if not (self.contrast > 0 and 0 < self.reach <= 10):
+            raise ValueError(f"need a positive contrast and a reach in (0, 10], got {self}")
+
+
+class WeightNetwork(nn.Module):
+    """``log m = reach tanh((V [a, S_1 a, ...] + b) / reach)``, ``a = rho(U * y / contrast + c)``, ``rho(t) = sqrt(1 + t^2) - 1``.
+
+    ``S_j`` are local means.  Parameters: ``coefficients`` ``(features, channels, k^2 - 1)`` of ``U`` in an orthonormal zero-mean
+    basis, ``offset`` ``c``, ``mixing`` ``V`` ``(windows + 1, features, filters)`` and ``level`` ``b``.  It starts at ``m = 1``.
+    """
+
+    def __init__(self, config: WeightConfig, filters: int, channels: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.features, channels, config.size**2 - 1)
+        start = torch.randn(shape, generator=generator)
+        self.coefficients = nn.Parameter(start / start.flatten(1).norm(dim=1).reshape(-1, 1, 1))
+        self.offset = nn.Parameter(torch.zeros(config.features))
+        self.mixing = nn.Parameter(torch.zeros(1 + len(config.windows), config.features, filters))
+        self.level = nn.Parameter(torch.zeros(filters))
+
+    def forward(self, observed: Primal) -> Emphasis:
+        """Factors ``(batch, height, width, filters)`` of the weights for observations ``(batch, channels, height, width)``."""
+        bank = self._bank()
+        features = self._features(bank, observed)
+        reach = self.config.reach
+        logarithm = reach * torch.tanh((self._mixed(features) + self.level) / reach)
+        # the rounding of the exponential must not lift a factor over the ceiling
+        ceiling = math.exp(reach) * (1 + 1e-5)
+        return Emphasis(logarithm.exp(), ceiling, self._gain(bank, observed, features))
+
+    def _bank(self) -> ConvolutionBank:
+        basis = zero_mean_basis(self.config.size, self.coefficients.dtype).to(self.coefficients.device)
+        return ConvolutionBank(torch.einsum("fcn,nij->fcij", self.coefficients, basis), Reflect(), zero_mean=True)
+
+    def _features(self, bank: ConvolutionBank, observed: Primal) -> list[Dual]:
+        """``a`` and its local means, each ``(batch, height, width, features)``."""
+        response = bank.forward(observed) / self.config.contrast + self.offset
+        size = (1 + response.square()).sqrt() - 1
+        return [size, *(local_mean(size, window) for window in self.config.windows)]
+
+    def _mixed(self, features: list[Dual]) -> Dual:
+        mixed = features[0] @ self.mixing[0]
+        for part, matrix in zip(features[1:], self.mixing[1:], strict=True):
+            mixed = mixed + part @ matrix
+        return mixed
+
+    @torch.no_grad()
+    def _gain(self, bank: ConvolutionBank, observed: Primal, features: list[Dual]) -> PerSample:
+        """At least the norm of the derivative of ``log m`` in all parameters (docs/theory.md, eq. 15c)."""
+        flat = torch.cat([part.flatten(1, 2) for part in features], dim=-1)
+        flat = torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1).double()
+        outer = largest_eigenvalue_bound(flat.mT @ flat)
+        sites = flat.shape[1]
+        seen = bank.forward_gain(observed, torch.ones_like(features[0])).double() / self.config.contrast
+        onward = torch.linalg.matrix_norm(self.mixing.double(), ord=2)
+        onward = onward[0] + sum(
+            norm * mean_norm(observed.shape[-2], window) * mean_norm(observed.shape[-1], window)
+            for norm, window in zip(onward[1:], self.config.windows, strict=True)
+        )
+        return (outer + onward.square() * (seen.square() + sites)).sqrt().to(observed.dtype) * (1 + 1e-4)
+
+
+def local_mean(values: Dual, window: int) -> Dual:
+    """Mean over ``window`` x ``window`` pixels (those inside the image), twice; ``(batch, height, width, features)``."""
+    planes = values.permute(0, 3, 1, 2)
+    for _ in range(2):  # axis by axis: the cost grows with the window's side, not with its area
+        planes = nnf.avg_pool2d(planes, (window, 1), 1, (window // 2, 0), count_include_pad=False)
+        planes = nnf.avg_pool2d(planes, (1, window), 1, (0, window // 2), count_include_pad=False)
+    return planes.permute(0, 2, 3, 1)
+
+
+def mean_norm(extent: int, window: int) -> float:
+    """At least the norm of the twofold mean along one axis: by Schur's test, rows sum to 1, columns to at most this."""
+    half = window // 2
+    share = [1 / (min(i + half, extent - 1) - max(i - half, 0) + 1) for i in range(extent)]
+    return max(sum(share[max(j - half, 0) : j + half + 1]) for j in range(extent))
+
+
+class AdaptiveRegularizer(LinearRegularizer):
+    """A ``LinearRegularizer`` whose weights are multiplied, at every pixel, by factors learned as a function of the observation.
+
+    Convex in ``x`` for every parameter value and every observation: the factors are exponentials, and ``x`` does not enter them.
+    Raises ``ValueError`` for the boundary "valid" (it has no coefficient for every pixel).
+    """
+
+    def __init__(
+        self,
+        config: LinearConfig | None = None,
+        weights: WeightConfig | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(config, generator)
+        if self.config.boundary == "valid":
+            raise ValueError("adaptive weights need one coefficient per pixel: choose another boundary than 'valid'")
+        weights = weights if weights is not None else WeightConfig()
+        self.network = WeightNetwork(weights, self.config.filters, self.config.channels, generator)
+
+    def problem(self, data: DataTerm) -> SaddleProblem:
+        base = self.potential()
+        potential = Potential(base.profile, base.weight, base.smoothing, emphasis=self.network(data.start))
+        return SaddleProblem(data, potential, self.operator())
+
+    def relative_rates(self) -> dict[str, float]:
+        return super().relative_rates() | {"network": 0.5}
+
+    def metric(self) -> Tensor:
+        network = torch.cat([torch.ones_like(p).flatten() for p in self.network.parameters()])
+        return torch.cat([super().metric(), network])
+
+    def pull_back(self, bound: GradientBound) -> Scalar:
+        return torch.hypot(super().pull_back(bound), bound.emphasis.mean())
