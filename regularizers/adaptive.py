@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as nnf
@@ -36,9 +37,9 @@ class WeightConfig:
 
     features: int = 24
     size: int = 7
-    windows: tuple[int, ...] = (5, 13)
+    windows: tuple[int, ...] = (3, 9, 27)
     contrast: float = 0.2
-    reach: float = 2.0
+    reach: float = 3.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))  # a list, in a configuration file
@@ -75,7 +76,7 @@ class WeightNetwork(nn.Module):
         logarithm = reach * torch.tanh((self._mixed(features) + self.level) / reach)
         # the rounding of the exponential must not lift a factor over the ceiling
         ceiling = math.exp(reach) * (1 + 1e-5)
-        return Emphasis(logarithm.exp(), ceiling, self._gain(bank, observed, features))
+        return Emphasis(logarithm.exp(), ceiling, partial(self._gain, bank, observed, features))
 
     def _bank(self) -> ConvolutionBank:
         basis = zero_mean_basis(self.config.size, self.coefficients.dtype).to(self.coefficients.device)

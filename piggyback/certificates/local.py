@@ -141,4 +141,4 @@ def _emphasis_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
     along = torch.minimum(weighted, plain) * adjoint
     reach = evidence.image.abs() + operator.row_norms(upper) * per_sample(adjoint / mu**0.5, upper)
     field = along + (reach * upper.sqrt()).flatten(1).amax(1) * evidence.error
-    return field if emphasis.gain is None else field * emphasis.gain
+    return field if emphasis.gain is None else field * emphasis.gain()

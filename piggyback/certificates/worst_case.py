@@ -41,7 +41,7 @@ def _bound(evidence: Evidence) -> GradientBound:
     factors = torch.zeros_like(distance)
     if potential.emphasis is not None:
         factors = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
-        factors = factors if potential.emphasis.gain is None else factors * potential.emphasis.gain
+        factors = factors if potential.emphasis.gain is None else factors * potential.emphasis.gain()
     return GradientBound(*(inflate(_defined(part)) for part in (filters, weight, smoothing, shift, factors)))
 
 

@@ -34,13 +34,13 @@ class Emphasis:
     """Positive ``factors`` of the weights, one per entry of the dual variable or broadcasting against it, batch first.
 
     ``ceiling``: a number that no factor exceeds, whatever the parameters and the sample (the factors of one sample must not
-    enter the constants of another).  ``gain`` ``(batch,)``: at least the norm of the derivative of ``log factors`` with
-    respect to the parameters they are computed from; None if they are given numbers.
+    enter the constants of another).  ``gain()`` ``(batch,)``: at least the norm of the derivative of ``log factors`` with
+    respect to the parameters they are computed from, worked out when a certificate asks; None if they are given numbers.
     """
 
     factors: Dual
     ceiling: float
-    gain: PerSample | None = None
+    gain: Callable[[], PerSample] | None = None
 
     def check(self) -> None:
         """Raise ``ValueError`` unless all factors lie in ``(0, ceiling]`` (synchronises)."""
@@ -50,11 +50,15 @@ class Emphasis:
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> Emphasis:
         """The same factors, detached and in another form."""
-        return Emphasis(change(self.factors.detach()), self.ceiling, None if self.gain is None else change(self.gain))
+        return Emphasis(change(self.factors.detach()), self.ceiling, self._gain_through(change))
 
     def select(self, index: Tensor) -> Emphasis:
         """The factors of the chosen samples."""
-        return Emphasis(self.factors[index], self.ceiling, None if self.gain is None else self.gain[index])
+        return Emphasis(self.factors[index], self.ceiling, self._gain_through(lambda gain: gain[index]))
+
+    def _gain_through(self, change: Callable[[Tensor], Tensor]) -> Callable[[], PerSample] | None:
+        gain = self.gain
+        return None if gain is None else lambda: change(gain())
 
 
 class Potential:
