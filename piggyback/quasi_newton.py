@@ -40,7 +40,11 @@ class QuasiNewton:
     max_trials: int = 12
 
     def direction(self, current: Evaluation, pairs: Pairs) -> Tensor:
-        """Minus the gradient in the metric of the ``pairs``; without pairs, of a length that aims at ``first_decrease``."""
+        """Minus the gradient in the metric of the ``pairs``; without pairs, of a length that aims at ``first_decrease``.
+
+        Never so long that the predicted decrease exceeds ``_LARGEST`` of the loss: curvature read off inexact gradients can
+        be wrong by orders of magnitude.
+        """
         q = current.gradient.clone()
         coefficients = []
         for s, y in reversed(pairs):
@@ -55,7 +59,8 @@ class QuasiNewton:
             q = scaled * (self.first_decrease * abs(current.value) / (q @ scaled))
         for (s, y), a in zip(pairs, reversed(coefficients), strict=True):
             q = q + (a - (y @ q) / (s @ y)) * s
-        return -q
+        predicted, largest = float(current.gradient @ q), _LARGEST * abs(current.value)
+        return -q if predicted <= largest else -q * (largest / predicted)
 
     def remembered(self, pairs: Pairs, before: Evaluation, after: Evaluation) -> Pairs:
         """Keep the pair if its curvature is certainly positive: an inexact gradient must not bend the metric."""
@@ -83,3 +88,7 @@ class QuasiNewton:
                 return Step(trial, factor, -self.armijo * factor * slope, work)
             factor *= self.shortening(trial.value - start.value, factor * slope)
         return Step(None, factor, 0.0, work)
+
+
+_LARGEST = 0.5
+"""Decrease predicted for a step, over the loss, beyond which no direction is trusted."""
