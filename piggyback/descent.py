@@ -150,7 +150,7 @@ class AdaptiveDescent:
         current, accuracy, work = self._certified(state.current, state.accuracy)
         if float(current.gradient.norm()) + current.gradient_error <= self.settings.gradient_tolerance:
             return replace(state, current=current, accuracy=accuracy, work=work, reason=StopReason.GRADIENT)
-        excursion = self._wander(current, accuracy, state.pairs)
+        excursion = self._wander(current, accuracy, state.pairs, _FIRST_STRIDES + state.iteration)
         work += excursion.work
         if excursion.reached is not None:
             trial = self._arrive(current, excursion.reached, excursion.promised, accuracy)
@@ -172,10 +172,10 @@ class AdaptiveDescent:
     ) -> DescentState:
         return DescentState(reached, accuracy, step, pairs, state.iteration + 1, work, StopReason.RUNNING)
 
-    def _wander(self, start: Evaluation, accuracy: float, pairs: Pairs) -> Excursion:
-        """Strides on estimates.  Where the interval at the ``start`` is wide, more of them: until their decrease outgrows it."""
+    def _wander(self, start: Evaluation, accuracy: float, pairs: Pairs, most: int) -> Excursion:
+        """``most`` strides on estimates.  Where the interval at the ``start`` is wide, more: until their decrease outgrows it."""
         settings, rough = self.settings, min(self.settings.coarse * accuracy, self.settings.coarsest)
-        count = 0 if settings.strides < 2 or math.isfinite(settings.gradient_error) else settings.strides
+        count = 0 if settings.strides < 2 or math.isfinite(settings.gradient_error) else min(settings.strides, most)
         point, promised, factor, work = start, 0.0, 1.0, 0.0
         for stride in range(_LONGEST * count):
             if stride >= count and start.value - point.value >= _OUTGROWN * start.value_error:
@@ -261,7 +261,9 @@ class AdaptiveDescent:
         return min(max(accuracy * min(max(ratio, settings.tighten), settings.loosen), settings.finest), 1.0)
 
 
-_LONGEST, _OUTGROWN = 3, 4.0
+_FIRST_STRIDES = 5
+"""Strides of the first step; each further step has one more, since the decrease per stride shrinks."""
+_LONGEST, _OUTGROWN = 3, 2.5
 """Strides go on up to so many times their number, until the decrease is so many times the radius where they began."""
 _PROGRESS = 0.7
 """Factor by which the accuracy falls at least when an interval was too wide."""
