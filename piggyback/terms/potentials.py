@@ -132,6 +132,10 @@ class Potential:
         """Global Lipschitz constant of ``f''`` (infinite for Huber)."""
         return self.profile.third_bound * self._ceiling() * self.weight / self.smoothing.square()
 
+    def concordance(self) -> PerFilter:
+        """Global bound of ``|f'''| / f''`` (eq. 16a; infinite for Huber)."""
+        return self.profile.concordance / self.smoothing
+
     def mixed_lipschitz(self) -> PerFilter:
         """Global Lipschitz constant of ``z -> d f'(z) / d smoothing`` (infinite for Huber)."""
         return self.profile.moment_lipschitz * self._ceiling() * self.weight / self.smoothing.square()
