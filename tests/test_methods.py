@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, minres
 
-from piggyback.hypergradient.base import Accuracy
+from piggyback.hypergradient.base import Accuracy, WarmStart
 from piggyback.hypergradient.bome import BOME
 from piggyback.hypergradient.capabilities import Guarantee, Refused
 from piggyback.hypergradient.iaptt import IAPTT
@@ -159,12 +159,13 @@ def test_barrier_is_a_barrier() -> None:
         problem, z = case.problem(), truth(case).x
         radius = torch.full((3,), 1e-11, dtype=torch.float64)
         x, gamma, status = method._interior(problem, case.loss, radius, z)
-        unit = problem.data.dual_norm(case.loss.gradient(z)).square() / 2
-        room = slack * unit + problem.energy(z) - problem.energy(x)
+        scale = 1 / problem.data.strong_convexity
+        energy = problem.data.dual_norm(case.loss.gradient(z)).square() / 2
+        room = slack * energy / scale**2 + problem.energy(z) - problem.energy(x)
         assert bool((room > 0).all()) and bool((status == Status.CONVERGED).all())
-        slope = case.loss.gradient(x) + (slack * unit / room).unsqueeze(-1) * problem.gradient(x)
+        slope = case.loss.gradient(x) + (slack * energy / scale / room).unsqueeze(-1) * problem.gradient(x)
         assert float(slope.norm() / case.loss.gradient(x).norm()) <= 1e-6
-        assert torch.allclose(gamma, slack * unit / room, rtol=1e-6)
+        assert torch.allclose(gamma, slack * energy / scale / room, rtol=1e-6)
     assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3)
 
 
@@ -175,8 +176,8 @@ def test_barrier_holds_where_little_room_is_left() -> None:
     method = BVFIM(slack=1e-2, barrier=1e-7, tolerance=1e-6, rounds=40)
     radius = torch.full((3,), 1e-11, dtype=torch.float64)
     x, _, _ = method._interior(problem, case.loss, radius, z)
-    unit = problem.data.dual_norm(case.loss.gradient(z)).square() / 2
-    used = (problem.energy(x) - problem.energy(z)) / (1e-2 * unit)
+    energy = problem.data.dual_norm(case.loss.gradient(z)).square() / 2
+    used = (problem.energy(x) - problem.energy(z)) / (1e-2 * energy * problem.data.strong_convexity**2)
     assert bool((used < 1).all()) and bool((used > 0.99).all())
 
 
@@ -226,8 +227,9 @@ def test_one_step_follows_when_started_warm() -> None:
     """Called again and again with its own ``x``, it becomes the Jacobian-free direction."""
     case, start = toy(6.4), None
     for _ in range(150):
-        found = ask(OneStep(), case, start=start)
-        start = found.start
+        pair = OneStep().differentiate(case.problem(), case.loss, TIGHT, start)
+        start = WarmStart(pair.x, pair.adjoint)
+    found = ask(OneStep(), case, start=start)
     reference = ask(JacobianFree(), case).gradient
     assert float((found.gradient - reference).norm() / reference.norm()) <= 1e-8
 

@@ -219,10 +219,10 @@ def test_bda_gradient_is_that_of_the_optimistic_value() -> None:
     regularizer = LogRegularizer(case)
     errors = []
     exact = observed_rows_gradient(case, data)
-    for steps in (600, 2400):
+    for steps in (300, 1200):
         found = hypergradient(BDA(steps, 1.0, segment=20), regularizer, data, case.loss, TIGHT)
         errors.append(float(((found.gradient - exact)[9:11]).norm() / exact[9:11].norm()))
-    assert errors[1] == pytest.approx(errors[0] / 4, rel=0.1) and errors[1] <= 0.2, errors  # O(1/K), slowly
+    assert errors[1] == pytest.approx(errors[0] / 4, rel=0.1) and errors[1] <= 0.4, errors  # O(1/K), slowly
 
 
 def observed_rows_gradient(case: Case, data: Inpainting) -> Tensor:

@@ -84,6 +84,11 @@ class _TwoSolves(DirectMethod):
             return iterate(self.penalised.bind(LowerLevel(penalised, start, radius)), self.penalised_schedule)
 
 
+def penalty_unit(problem: SaddleProblem, loss: Loss) -> float:
+    """``L_l/mu`` (``1/mu`` for a linear loss): a penalty in this unit has a bias that does not depend on scales."""
+    return (loss.smoothness if loss.smoothness > 0 else 1.0) / problem.data.strong_convexity
+
+
 def value_difference(problem: SaddleProblem, x: Primal, reference: Primal) -> PerSample:
     """``h_theta(x) - h_theta(reference)`` as a function of the parameters; ``K`` sees both points in one call."""
     ahead, behind = problem.operator.forward(torch.cat([x.detach(), reference.detach()])).chunk(2)
@@ -95,7 +100,8 @@ def value_difference(problem: SaddleProblem, x: Primal, reference: Primal) -> Pe
 class ValueFunction(_TwoSolves):
     """``gamma (d_theta h(x_gamma) - d_theta h(x*))`` with ``x_gamma = argmin l/gamma + h`` (F2SA; Kwon et al. 2023).
 
-    Bias ``O(1/gamma)``; both solves are ``gamma`` times more exact than asked for, because their difference is multiplied by it.
+    The penalty is ``gamma L_l/mu``.  Bias ``O(1/gamma)``; both solves are as many times more exact than asked for, because their
+    difference is multiplied by the penalty.
     """
 
     capabilities = Capabilities(
@@ -120,10 +126,11 @@ class ValueFunction(_TwoSolves):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
-        radius = radius_per_element(problem, accuracy.lower / self.gamma)
+        penalty = self.gamma * penalty_unit(problem, loss)
+        radius = radius_per_element(problem, accuracy.lower / penalty)
         lower = self.lower(problem, radius, start)
         (x,) = lower.result
-        gamma = torch.full_like(radius, self.gamma)
+        gamma = torch.full_like(radius, penalty)
         upper = self.upper(problem, loss, gamma, radius, x)
         with torch.enable_grad():
             value = (gamma * value_difference(problem, upper.result[0], x)).sum()
@@ -140,8 +147,8 @@ class BVFIM(_TwoSolves):
 
     Stationarity says that ``x = x_gamma`` of ``ValueFunction`` with ``gamma = sigma/(h* + c - h(x))``, so the barrier problem is
     solved for that one multiplier, each ``x_gamma`` by the same solver.  As ``h(x_gamma) - h*`` is close to ``C/gamma^2``, the
-    next multiplier is the root of ``gamma (c - C/gamma^2) = sigma``, until the equation holds to ``tolerance``.  ``slack`` and
-    ``barrier`` are ``c`` and ``sigma`` in units of ``||grad l(z)||^2/2`` in the norm of ``H^{-1}``, so that they transfer.
+    next multiplier is the root of ``gamma (c - C/gamma^2) = sigma``, until the equation holds to ``tolerance``.  With the energy
+    ``E = ||grad l(z)||^2/2`` in the norm of ``H^{-1}`` and ``s = L_l/mu``, ``c = slack E/s^2`` and ``sigma = barrier E/s``: free of scales.
     """
 
     capabilities = Capabilities(
@@ -169,7 +176,7 @@ class BVFIM(_TwoSolves):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
-        radius = radius_per_element(problem, accuracy.lower * self.slack**0.5)
+        radius = radius_per_element(problem, accuracy.lower * self.slack**0.5 / penalty_unit(problem, loss))
         lower = self.lower(problem, radius, start)
         (z,) = lower.result
         x, gamma, status = self._interior(problem, loss, radius, z)
@@ -181,21 +188,21 @@ class BVFIM(_TwoSolves):
         self, problem: SaddleProblem, loss: Loss, radius: PerSample, z: Primal
     ) -> tuple[Primal, PerSample, Tensor]:
         """``x``, its multiplier ``sigma/(h* + c - h(x))`` per sample, and how the solves ended."""
-        fixed = problem.detached()
+        fixed, unit = problem.detached(), penalty_unit(problem, loss)
         with torch.no_grad():
-            unit = fixed.data.dual_norm(loss.gradient(z)).square().clamp(min=torch.finfo(z.dtype).tiny) / 2
-            gamma, x = self._root(torch.ones_like(unit)), z
+            energy = fixed.data.dual_norm(loss.gradient(z)).square().clamp(min=torch.finfo(z.dtype).tiny) / 2
+            gamma, x = self._root(torch.ones_like(energy)), z  # in the unit
             for _ in range(self.rounds):
-                outcome = self.upper(fixed, loss, gamma, radius, x)
+                outcome = self.upper(fixed, loss, gamma * unit, radius, x)
                 (x,) = outcome.result
-                excess = value_difference(fixed, x, z) / unit
+                excess = value_difference(fixed, x, z) * unit**2 / energy
                 room = gamma * (self.slack - excess) / self.barrier
                 solved = (room - 1).abs() <= self.tolerance
                 if bool(solved.all()):
                     break
                 gamma = torch.where(solved, gamma, self._root((excess * gamma.square()).clamp(min=0)))
             status = torch.where(solved, outcome.status, torch.clamp(outcome.status, min=int(Status.STEP_LIMIT)))
-        return x, gamma, status
+        return x, gamma * unit, status
 
     def _root(self, excess: PerSample) -> PerSample:
         """The positive root of ``slack gamma^2 - barrier gamma - excess = 0``."""
