@@ -52,7 +52,7 @@ class Setting:
 class Row:
     """One method on one problem.
 
-    ``relative_error = ||G - grad L|| / ||grad L||``; ``bound``: what is certified of it, over ``||grad L||`` as well (None: nothing);
+    ``relative_error = ||G - grad L|| / ||grad L||``; ``bound``: what is certified of it, over ``||grad L||`` too (None: nothing);
     ``peak_mb``: peak of the tensors alive during the call, in 10^6 bytes; ``converged``: whether its solves reached the accuracy.
     """
 

@@ -25,7 +25,11 @@ def errors(rows: Sequence[Row], path: Path) -> None:
             where, error = row.operator_applications, max(row.relative_error, 1e-16)
             if row.bound is not None:
                 axis.plot([where, where], [error, row.bound], color=GREY, linewidth=2, alpha=0.5)
-            axis.plot(where, error, MARKERS[row.guarantee], color=_colour(names, row.method), label=row.method)
+            size = 5 + 5 * (names.index(row.method) % 2)  # rings around dots, where two methods agree
+            axis.plot(
+                where, error, MARKERS[row.guarantee], label=row.method, color=_colour(names, row.method),
+                markersize=size, fillstyle="none", markeredgewidth=1.8,
+            )  # fmt: skip
         axis.set(xscale="log", yscale="log", title=problem, xlabel="operator applications")
         tidy(axis)
     axes[0].set_ylabel("relative error of the gradient")

@@ -43,7 +43,7 @@ class BDA(DirectMethod):
         smoothness=Smoothness.CURVATURE,
         hessian_products=True,
         strong_convexity=False,
-        memory=Memory.STEPS,
+        memory=Memory.CHECKPOINTS,
         guarantee=Guarantee.ESTIMATE,
         error="O(1/K), no bound comes with it",
         cost="2K (3K with checkpoints)",

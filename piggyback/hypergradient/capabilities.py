@@ -24,7 +24,8 @@ class Memory(Enum):
 
     CONSTANT = "O(1)"
     WINDOW = "O(k), the k steps of the window"
-    STEPS = "O(K), all steps; O(√K) with checkpoints"
+    STEPS = "O(K), all steps"
+    CHECKPOINTS = "O(K), all steps; O(√K) with checkpoints"
 
 
 class Smoothness(Enum):

@@ -148,7 +148,7 @@ class BVFIM(_TwoSolves):
     Stationarity says that ``x = x_gamma`` of ``ValueFunction`` with ``gamma = sigma/(h* + c - h(x))``, so the barrier problem is
     solved for that one multiplier, each ``x_gamma`` by the same solver.  As ``h(x_gamma) - h*`` is close to ``C/gamma^2``, the
     next multiplier is the root of ``gamma (c - C/gamma^2) = sigma``, until the equation holds to ``tolerance``.  With the energy
-    ``E = ||grad l(z)||^2/2`` in the norm of ``H^{-1}`` and ``s = L_l/mu``, ``c = slack E/s^2`` and ``sigma = barrier E/s``: free of scales.
+    ``E = ||grad l(z)||^2/2`` in the norm of ``H^{-1}`` and ``s = L_l/mu``: ``c = slack E/s^2``, ``sigma = barrier E/s``.
     """
 
     capabilities = Capabilities(

@@ -124,7 +124,7 @@ class Unrolled(DirectMethod):
         smoothness=Smoothness.CURVATURE,
         hessian_products=True,
         strong_convexity=True,
-        memory=Memory.STEPS,
+        memory=Memory.CHECKPOINTS,
         guarantee=Guarantee.ESTIMATE,
         error="O(qᴷ), no bound comes with it",
         cost="2K (3K with checkpoints)",
