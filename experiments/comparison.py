@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from experiments.digits import LogisticLoss, PixelPenalty, data_term, exact_gradient, two_digits
-from experiments.instances import Instance, deblurring, denoising, photograph_patches, scaled, starting_regularizer
+from experiments.instances import (
+    BLUR_WEIGHT,
+    Instance,
+    deblurring,
+    denoising,
+    photograph_patches,
+    scaled,
+    starting_regularizer,
+)
 from experiments.peak_memory import PeakMemory
 from experiments.reference import solve_reference
 from piggyback.certified import split_like
@@ -33,8 +41,6 @@ from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.terms.quadratic import DataTerm
 
 Method = HypergradientMethod | DirectMethod
-BLUR_WEIGHT = 0.1
-"""Factor of the regularizer's weights in the deblurring problem."""
 
 
 @dataclass(frozen=True, eq=False)

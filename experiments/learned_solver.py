@@ -5,9 +5,11 @@ python -m experiments.learned_solver [--json FILE]
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as nnf
@@ -17,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from experiments.data import add_noise, draw_patches, embedded_photographs
+from experiments.data import draw_patches, embedded_photographs
 from experiments.errors import one_line_errors, require_positive
-from experiments.instances import NOISE, starting_regularizer
+from experiments.instances import BLUR_WEIGHT, deblurring, denoising, scaled, starting_regularizer
 from experiments.run_folder import write_json
 from experiments.runtime import prepare
 from piggyback.operators import ApplicationCounter, Preconditioner, ScalarPreconditioner
@@ -28,7 +30,6 @@ from piggyback.solve import Schedule
 from piggyback.solvers.learned import LearnedSolver, SquaredFilter
 from piggyback.solvers.lower import LowerSolver, certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.quadratic import Denoising
 
 FLOOR = 1e-3
 PATIENT = Schedule(max_steps=5000, check_every=1)
@@ -38,15 +39,28 @@ PATIENT = Schedule(max_steps=5000, check_every=1)
 class SolverRow:
     """One solver on the test images of a task.
 
-    ``operator_applications`` per image; ``certified_rms``: largest certified RMS distance to the minimiser; ``difference_rms``: largest
-    RMS difference to a solve that is far more exact.
+    ``operator_applications`` per image; ``certified_rms``: largest certified RMS distance to the minimiser; ``difference_rms``:
+    largest RMS difference to a solve that is far more exact.
     """
 
+    task: str
     solver: str
     operator_applications: float
     certified_rms: float
     difference_rms: float
     converged: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Problems to learn from and to be judged by, their observations, and the minimisers of the latter."""
+
+    task: str
+    training: SaddleProblem
+    test: SaddleProblem
+    observed: Tensor
+    test_observed: Tensor
+    reference: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,48 +131,57 @@ def learn_lengths(
     return tuple(lengths)
 
 
-def run(
-    name: str, problem: SaddleProblem, solver: LowerSolver, start: Tensor | None, tolerance: float, reference: Tensor
-) -> SolverRow:
+def run(case: Case, name: str, solver: LowerSolver, start: Tensor | None, tolerance: float) -> SolverRow:
     """Solve the test images and look at what came out."""
     counter = ApplicationCounter()
-    radius = radius_per_element(problem, tolerance)
-    outcome = solve_lower(problem.counted(counter), solver, radius, start, PATIENT)
+    radius = radius_per_element(case.test, tolerance)
+    outcome = solve_lower(case.test.counted(counter), solver, radius, start, PATIENT)
     (x,) = outcome.result
     root = x[0].numel() ** 0.5
     return SolverRow(
+        case.task,
         name,
         counter.applications / x.shape[0],
-        float(certified_distance(problem, x).max()) / root,
-        float((x - reference).flatten(1).norm(dim=1).max()) / root,
+        float(certified_distance(case.test, x).max()) / root,
+        float((x - case.reference).flatten(1).norm(dim=1).max()) / root,
         outcome.converged,
     )
 
 
-def compare(side: int, images: int, filters: int, steps: int, tolerance: float) -> list[SolverRow]:
-    """Learn on patches of the training photographs, solve patches of the test photographs."""
-    regularizer = starting_regularizer(filters, 5, 1).double()
-    noisy = []
-    for seed, split in enumerate(("train", "test")):
+def pose(task: str, side: int, images: int, filters: int) -> Case:
+    """Patches of the training photographs to learn from, of the test photographs to be judged by."""
+    regularizer = starting_regularizer(filters, 5, 1)
+    if task == "deblur":
+        regularizer = scaled(regularizer, BLUR_WEIGHT)
+    problems, observed = [], []
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    for seed, split in enumerate(splits):
         generator = torch.Generator().manual_seed(seed)
         clean = draw_patches(embedded_photographs(split), images, side, generator, 1)
-        noisy.append(add_noise(clean, NOISE, generator).double())
-    training, test = (regularizer.problem(Denoising(data)).detached() for data in noisy)
-    learned = learn(training, noisy[0], 7, steps)
-    (reference,) = solve_lower(test, NonlinearCG(), radius_per_element(test, 1e-9), schedule=PATIENT).result
-    start = filtered(noisy[1], learned.start)
+        data = deblurring(clean, seed) if task == "deblur" else denoising(clean, seed)
+        problems.append(copy.deepcopy(regularizer).double().problem(data.double()).detached())
+        observed.append(data.observed.double())
+    radius = radius_per_element(problems[1], 1e-9)
+    (reference,) = solve_lower(problems[1], NonlinearCG(), radius, schedule=PATIENT).result
+    return Case(task, problems[0], problems[1], observed[0], observed[1], reference)
+
+
+def compare(case: Case, steps: int, tolerance: float) -> list[SolverRow]:
+    """The solvers with and without what was learned."""
+    learned = learn(case.training, case.observed, 7, steps)
+    start = filtered(case.test_observed, learned.start)
     plain = LearnedSolver(ScalarPreconditioner(torch.ones((), dtype=start.dtype)))
     steered = LearnedSolver(learned.solver.preconditioner)
     rows: Sequence[tuple[str, LowerSolver, Tensor | None]] = (
-        ("no preconditioner", plain, None),
+        ("nothing", plain, None),
         ("learned start", plain, start),
-        ("learned preconditioner", steered, None),
-        ("learned start and preconditioner", steered, start),
-        ("learned start, steps and preconditioner", learned.solver, start),
-        ("circulant preconditioner (the default solver)", NonlinearCG(), None),
-        ("the default solver from the learned start", NonlinearCG(), start),
+        ("learned P", steered, None),
+        ("learned start, P", steered, start),
+        ("learned start, steps, P", learned.solver, start),
+        ("default solver", NonlinearCG(), None),
+        ("default, learned start", NonlinearCG(), start),
     )
-    return [run(name, test, solver, begin, tolerance, reference) for name, solver, begin in rows]
+    return [run(case, name, solver, begin, tolerance) for name, solver, begin in rows]
 
 
 @one_line_errors()
@@ -166,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = ArgumentParser(prog="python -m experiments.learned_solver", description="Learn to solve the lower level.")
     parser.add_argument("--json", type=Path | None, help="write the rows to this file")
-    parser.add_argument("--side", type=int, default=32, help="pixels per side of the patches")
+    parser.add_argument("--side", type=int, default=24, help="pixels per side of the patches")
     parser.add_argument("--images", type=int, default=8, help="patches to learn from, and as many to test on")
     parser.add_argument("--filters", type=int, default=6)
     parser.add_argument("--steps", type=int, default=3, help="learned steps")
@@ -174,11 +197,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     require_positive(side=options.side, images=options.images, filters=options.filters, steps=options.steps)
     prepare(threads=1)
-    rows = compare(options.side, options.images, options.filters, options.steps, options.tolerance)
-    table = Table("solver", "applications", "certified RMS", "difference RMS", box=SIMPLE_HEAD)
+    rows: list[SolverRow] = []
+    for task in ("denoise", "deblur"):
+        rows += compare(pose(task, options.side, options.images, options.filters), options.steps, options.tolerance)
+    table = Table("task", "solver", "cost", "certified RMS", "difference RMS", box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(
-            row.solver, f"{row.operator_applications:.1f}", f"{row.certified_rms:.1e}", f"{row.difference_rms:.1e}"
+            row.task,
+            row.solver,
+            f"{row.operator_applications:.1f}",
+            f"{row.certified_rms:.1e}",
+            f"{row.difference_rms:.1e}",
         )
     Console().print(table)
     if options.json is not None:
