@@ -27,11 +27,12 @@ from experiments.runtime import prepare
 from piggyback.operators import ApplicationCounter, Preconditioner, ScalarPreconditioner
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Schedule
+from piggyback.solvers.gradient import step_length
 from piggyback.solvers.learned import LearnedSolver, SquaredFilter
 from piggyback.solvers.lower import LowerSolver, certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 
-FLOOR = 1e-3
+FLOOR, LEARNING_STEPS = 1e-3, 100
 PATIENT = Schedule(max_steps=5000, check_every=1)
 
 
@@ -87,33 +88,34 @@ def learn(problem: SaddleProblem, data: Tensor, size: int, steps: int) -> Learne
     (solution,) = solve_lower(problem, NonlinearCG(), radius_per_element(problem, 1e-6), schedule=PATIENT).result
     taps = torch.linalg.lstsq(patches_of(data, size), solution.flatten().unsqueeze(-1)).solution.view(size, size)
     start = filtered(data, taps)
-    preconditioner = learn_preconditioner(*trajectory(problem, start, solution), size)
+    preconditioner = learn_preconditioner(problem, trajectory(problem, start), solution, size)
     return Learned(taps, LearnedSolver(preconditioner, learn_lengths(problem, preconditioner, start, solution, steps)))
 
 
-def trajectory(problem: SaddleProblem, start: Tensor, solution: Tensor) -> tuple[Tensor, Tensor]:
-    """Errors ``x - x*`` and gradients at a few points along solves without a preconditioner."""
-    errors, gradients = [], []
+def trajectory(problem: SaddleProblem, start: Tensor) -> list[Tensor]:
+    """Points along solves without a preconditioner."""
     one = LearnedSolver(ScalarPreconditioner(torch.ones((), dtype=start.dtype)))
-    for count in (0, 2, 5, 10, 20):
+    radius, points = radius_per_element(problem, 1e-6), []
+    for count in (0, 3, 8):
         schedule = Schedule(max_steps=count, check_every=1)
-        (x,) = solve_lower(problem, one, radius_per_element(problem, 1e-6), start, schedule).result
-        errors.append(x - solution)
-        gradients.append(problem.gradient(x))
-    return torch.cat(errors), torch.cat(gradients)
+        points.append(solve_lower(problem, one, radius, start, schedule).result[0])
+    return points
 
 
-def learn_preconditioner(errors: Tensor, gradients: Tensor, size: int) -> SquaredFilter:
-    """Taps of ``Q`` such that ``P grad h(x)`` is close to ``x - x*``, relative to its size (a warped gradient)."""
-    scale = errors.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1).clamp(min=1e-12)
-    errors, gradients = errors / scale, gradients / scale
-    taps = torch.zeros(size, size, dtype=errors.dtype)
-    taps[size // 2, size // 2] = 0.5
+def learn_preconditioner(problem: SaddleProblem, points: list[Tensor], solution: Tensor, size: int) -> SquaredFilter:
+    """Taps of ``Q`` that minimise what is left of ``h(x) - h*`` after one step ``x - P grad h(x)`` from points of trajectories."""
+    count = len(solution)
+    several = problem.select(torch.arange(count).repeat(len(points)))
+    x, lowest = torch.cat(points), several.energy(solution.repeat(len(points), 1, 1, 1))
+    gradient, scale = several.gradient(x), several.energy(x) - lowest
+    taps = torch.zeros(size, size, dtype=x.dtype)
+    taps[size // 2, size // 2] = float(step_length(problem)) ** 0.5
     taps.requires_grad_()
-    optimizer = torch.optim.Adam([taps], lr=0.02)
-    for _ in range(200):
+    optimizer = torch.optim.Adam([taps], lr=0.01)
+    for _ in range(LEARNING_STEPS):
         optimizer.zero_grad()
-        (SquaredFilter(taps, FLOOR).apply(gradients) - errors).square().sum().backward()
+        moved = several.energy(x - SquaredFilter(taps, FLOOR).apply(gradient))
+        ((moved - lowest) / scale).sum().backward()
         optimizer.step()
     return SquaredFilter(taps.detach(), FLOOR)
 

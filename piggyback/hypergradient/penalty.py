@@ -176,7 +176,8 @@ class BVFIM(_TwoSolves):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
-        radius = radius_per_element(problem, accuracy.lower * self.slack**0.5 / penalty_unit(problem, loss))
+        # h(x) - h* nearly uses the slack up: what is left of it must keep its digits
+        radius = radius_per_element(problem, accuracy.lower * self.slack / penalty_unit(problem, loss))
         lower = self.lower(problem, radius, start)
         (z,) = lower.result
         x, gamma, status = self._interior(problem, loss, radius, z)
