@@ -32,7 +32,7 @@ from piggyback.solvers.learned import LearnedSolver, SquaredFilter
 from piggyback.solvers.lower import LowerSolver, certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 
-FLOOR, LEARNING_STEPS = 1e-3, 100
+FLOOR, LEARNING_STEPS = 1e-3, 300
 PATIENT = Schedule(max_steps=5000, check_every=1)
 
 
@@ -88,7 +88,7 @@ def learn(problem: SaddleProblem, data: Tensor, size: int, steps: int) -> Learne
     (solution,) = solve_lower(problem, NonlinearCG(), radius_per_element(problem, 1e-6), schedule=PATIENT).result
     taps = torch.linalg.lstsq(patches_of(data, size), solution.flatten().unsqueeze(-1)).solution.view(size, size)
     start = filtered(data, taps)
-    preconditioner = learn_preconditioner(problem, trajectory(problem, start), solution, size)
+    preconditioner = learn_preconditioner(problem, trajectory(problem, start), size)
     return Learned(taps, LearnedSolver(preconditioner, learn_lengths(problem, preconditioner, start, solution, steps)))
 
 
@@ -102,20 +102,19 @@ def trajectory(problem: SaddleProblem, start: Tensor) -> list[Tensor]:
     return points
 
 
-def learn_preconditioner(problem: SaddleProblem, points: list[Tensor], solution: Tensor, size: int) -> SquaredFilter:
-    """Taps of ``Q`` that minimise what is left of ``h(x) - h*`` after one step ``x - P grad h(x)`` from points of trajectories."""
-    count = len(solution)
-    several = problem.select(torch.arange(count).repeat(len(points)))
-    x, lowest = torch.cat(points), several.energy(solution.repeat(len(points), 1, 1, 1))
-    gradient, scale = several.gradient(x), several.energy(x) - lowest
-    taps = torch.zeros(size, size, dtype=x.dtype)
+def learn_preconditioner(problem: SaddleProblem, points: list[Tensor], size: int) -> SquaredFilter:
+    """Taps of ``Q`` such that ``P A(x) v`` is close to ``v``, for random ``v`` and the Hessians at points of trajectories."""
+    generator = torch.Generator().manual_seed(0)
+    probes = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in points]
+    curvatures = [problem.potential.curvature(problem.operator.forward(x)) for x in points]
+    images = torch.cat([problem.hessian(d, v) for d, v in zip(curvatures, probes, strict=True)])
+    taps = torch.zeros(size, size, dtype=images.dtype)
     taps[size // 2, size // 2] = float(step_length(problem)) ** 0.5
     taps.requires_grad_()
-    optimizer = torch.optim.Adam([taps], lr=0.01)
+    optimizer = torch.optim.Adam([taps], lr=0.02)
     for _ in range(LEARNING_STEPS):
         optimizer.zero_grad()
-        moved = several.energy(x - SquaredFilter(taps, FLOOR).apply(gradient))
-        ((moved - lowest) / scale).sum().backward()
+        (SquaredFilter(taps, FLOOR).apply(images) - torch.cat(probes)).square().mean().backward()
         optimizer.step()
     return SquaredFilter(taps.detach(), FLOOR)
 
