@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from piggyback.batched import inner
@@ -63,7 +65,9 @@ class Inpainting(DataTerm):
         return self.resolvent(v + step * self.observed, step)
 
     def select(self, index: torch.Tensor) -> Inpainting:
-        return Inpainting(self.observed[index], self.mask[index], self.ridge)
+        chosen = copy.copy(self)  # the modulus of the whole batch holds for every sample of it
+        chosen.observed, chosen.mask, chosen._diagonal = self.observed[index], self.mask[index], self._diagonal[index]
+        return chosen
 
     def double(self) -> Inpainting:
         return Inpainting(self.observed.double(), self.mask.double(), self.ridge)
