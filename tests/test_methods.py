@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from scipy.sparse.linalg import LinearOperator, minres
+from scipy.sparse.linalg import aslinearoperator, minres
 
 from piggyback.hypergradient.base import Accuracy, WarmStart
 from piggyback.hypergradient.bome import BOME
@@ -78,7 +77,7 @@ def test_minres_is_scipys() -> None:
     image = iteration._apply(z)
     energy = (z * image).sum(1)
     state = type(state)(torch.zeros_like(z), z, z, image, z, image, energy, one)
-    operator = LinearOperator(matrix.shape, matvec=lambda v: matrix @ v, dtype=np.float64)
+    operator = aslinearoperator(matrix)
     for count in range(1, 9):
         state = iteration.step(state)
         reference = torch.from_numpy(minres(operator, system.right[0].numpy(), maxiter=count, rtol=0.0)[0])
