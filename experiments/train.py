@@ -32,7 +32,7 @@ from regularizers.linear import LinearConfig, LinearRegularizer
 
 TEST_SEED = 1
 TV_PATCHES = 64
-ADJOINT_TOLERANCE = 0.3  # coarse: the refinement that follows finishes both systems
+ADJOINT_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--threads", type=int, default=available_cores(), help="CPU threads, one solve each")
     parser.add_argument(
-        "--tolerance", type=float, default=3e-4, help="coarsest RMS error of x, in grey values of [0, 1]"
+        "--tolerance", type=float, default=1e-3, help="coarsest RMS error of x, in grey values of [0, 1]"
     )
     return parser
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -122,8 +121,8 @@ class Trainer:
             state, metric = self._restore(checkpoint, oracle)
             if state.reason is not StopReason.RUNNING:
                 return  # nothing is left to do
-        # the loss intervals alone decide: to certify the direction as well would cost two decades of accuracy
-        descent = AdaptiveDescent(oracle, DescentSettings(gradient_error=math.inf), metric)
+
+        descent = AdaptiveDescent(oracle, DescentSettings(), metric)
         while state is None or state.reason is StopReason.RUNNING:
             state = self._limited(descent.start() if state is None else descent.advance(state))
             self.work += state.work

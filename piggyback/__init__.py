@@ -7,10 +7,18 @@ from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification, CertifiedGradient
 from piggyback.cone import ConeProgram
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
-from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.gradients import Hypergradient, hypergradient
+from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.bda import BDA
+from piggyback.hypergradient.bome import BOME
+from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Refused
+from piggyback.hypergradient.iaptt import IAPTT
+from piggyback.hypergradient.implicit import ImplicitCG, ImplicitMINRES, Neumann
+from piggyback.hypergradient.one_step import JacobianFree, OneStep
+from piggyback.hypergradient.penalty import BVFIM, ValueFunction
 from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.hypergradient.refinement import Refined
+from piggyback.hypergradient.unrolled import Truncated, Unrolled
 from piggyback.layer import Reconstruction, Report, reconstruct
 from piggyback.losses import Loss, SquaredError
 from piggyback.on_demand import Assessment, OnDemand
@@ -20,14 +28,20 @@ from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
 from piggyback.solve import Outcome, Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
+from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.lower import certified_distance, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
+from piggyback.terms.inpainting import Inpainting
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising, DenseQuadratic
 
 __all__ = [
+    "BDA",
+    "BOME",
+    "BVFIM",
+    "IAPTT",
     "PDHG",
     "AcceleratedGradient",
     "Accuracy",
@@ -35,6 +49,7 @@ __all__ = [
     "Assessment",
     "BilevelOracle",
     "BilevelSettings",
+    "Capabilities",
     "Certification",
     "CertifiedGradient",
     "Charbonnier",
@@ -46,17 +61,26 @@ __all__ = [
     "DenseQuadratic",
     "DescentSettings",
     "DescentState",
+    "DirectMethod",
     "Evaluation",
     "GradientBound",
+    "GradientDescent",
+    "Guarantee",
     "Huber",
+    "Hypergradient",
     "HypergradientMethod",
     "ImplicitCG",
+    "ImplicitMINRES",
+    "Inpainting",
+    "JacobianFree",
     "LinearOperator",
     "LogCosh",
     "Loss",
     "LossInterval",
+    "Neumann",
     "NonlinearCG",
     "OnDemand",
+    "OneStep",
     "Oracle",
     "Outcome",
     "Piggyback",
@@ -64,6 +88,7 @@ __all__ = [
     "Profile",
     "Reconstruction",
     "Refined",
+    "Refused",
     "Regularizer",
     "Report",
     "SaddleProblem",
@@ -73,9 +98,13 @@ __all__ = [
     "SquaredError",
     "Status",
     "StopReason",
+    "Truncated",
+    "Unrolled",
+    "ValueFunction",
     "WarmStart",
     "certified_distance",
     "corrected_loss",
+    "hypergradient",
     "local_bound",
     "plain_loss",
     "reconstruct",

@@ -40,7 +40,7 @@ class ConvolutionBank(LinearOperator):
         self.zero_mean = zero_mean
         self.plan = plan if plan is not None else default_plan(filters)
         self._forward = self.plan.forward(filters)
-        self._adjoint = self.plan.adjoint(filters.detach())
+        self._adjoint = self.plan.adjoint(filters)
         self.spectrum = spectrum if spectrum is not None else FilterSpectrum(filters)
         self.size = filters.shape[-1]
         self.margin = self.size // 2

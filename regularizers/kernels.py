@@ -30,7 +30,7 @@ class ForwardKernel(ABC):
 
 
 class AdjointKernel(ABC):
-    """``K^T`` to an extended image."""
+    """``K^T`` to an extended image; differentiable in the filters."""
 
     @abstractmethod
     def __init__(self, filters: Tensor) -> None: ...

@@ -25,9 +25,12 @@ from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, State
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
+from piggyback.solvers.conjugate_residual import ConjugateResidual
+from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
+from piggyback.solvers.richardson import Richardson
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
 from piggyback.terms.quadratic import Denoising
@@ -122,7 +125,9 @@ def test_reading_a_value_back_would_be_noticed(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-@pytest.mark.parametrize("solver", [NonlinearCG(), AcceleratedGradient(), PDHG()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [NonlinearCG(), AcceleratedGradient(), PDHG(), GradientDescent()], ids=lambda s: type(s).__name__
+)
 def test_lower_level_steps(solver: LowerSolver, case: tuple[str, str, int], dtype: torch.dtype) -> None:
     boundary, profile, channels = case
     problem, _ = problem_on(boundary, PROFILES[profile], channels, dtype)
@@ -134,7 +139,7 @@ def test_lower_level_steps(solver: LowerSolver, case: tuple[str, str, int], dtyp
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
-    """Conjugate gradients and piggyback; selecting samples stays on the device too."""
+    """Conjugate gradients and residuals, Richardson and piggyback; selecting samples stays on the device too."""
     boundary, profile, channels = case
     problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
     problem = problem.detached()
@@ -145,6 +150,8 @@ def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
     index = torch.zeros(1, dtype=torch.long, device=DEVICE)
     for iteration in (
         ConjugateGradient(system),
+        ConjugateResidual(system),
+        Richardson(system),
         PiggybackIteration(lower, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)),
     ):
         run_steps(iteration, dtype)
