@@ -20,6 +20,8 @@ from experiments.run_folder import Json, write_json
 from experiments.runtime import Device, choose_device, prepare
 from experiments.truth_test import has_cone
 
+WIDTH = 132
+"""Columns that the widest table needs."""
 PARTS = ("kernels", "hypergradients", "growth")
 
 
@@ -82,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = Options(**build_parser().parse_args(arguments).as_dict())
     prepare(options.threads)
     device, console = choose_device(options.device), Console()
+    console.width = max(console.width, WIDTH)  # also where the output goes to a file
     content: dict[str, Json] = {}
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -128,15 +127,13 @@ class Judge:
 
 
 def watch(control: Control, budget: float) -> tuple[list[Checkpoint], bool]:
-    """The checkpoints within ``budget`` applications per image, and whether the method ended by itself."""
-    over = False
-
-    def within(checkpoint: Checkpoint) -> bool:
-        nonlocal over
-        over = checkpoint.applications > budget
-        return not over
-
-    return list(takewhile(within, control.checkpoints())), not over
+    """The start and all checkpoints within ``budget`` applications per image, and whether the method ended by itself."""
+    seen: list[Checkpoint] = []
+    for checkpoint in control.checkpoints():
+        if seen and checkpoint.applications > budget:
+            return seen, False
+        seen.append(checkpoint)
+    return seen, True
 
 
 def compare(problem: Problem, budget: float, advance: Callable[[str], None]) -> tuple[list[Curve], float]:
@@ -184,13 +181,26 @@ def show(found: Sequence[Level], console: Console) -> None:
                       title=f"{problem}: operator applications per image", title_justify="left")  # fmt: skip
         for method in chosen[0].costs:
             table.add_row(method, *(_cell(level.costs[method]) for level in chosen))
-        table.add_row("ours / best of the others", *(f"{level.ratio:.2f}" for level in chosen), style="bold")
-        table.add_row(f"ours / {HINDSIGHT}", *(f"{level.against_hindsight:.2f}" for level in chosen))
+        table.add_row("ours / best of the others", *(_ratio(level.ratio) for level in chosen), style="bold")
+        table.add_row(f"ours / {HINDSIGHT}", *(_ratio(level.against_hindsight) for level in chosen))
         console.print(table)
 
 
 def _cell(cost: float) -> str:
     return f"{cost:.0f}" if math.isfinite(cost) else "never"
+
+
+def _ratio(value: float) -> str:
+    """``nan``: neither gets there; ``inf``: only the others; 0: only ours."""
+    return (
+        "neither"
+        if math.isnan(value)
+        else "others only"
+        if math.isinf(value)
+        else f"{value:.2f}"
+        if value
+        else "ours only"
+    )
 
 
 def build_parser() -> ArgumentParser:

@@ -48,6 +48,7 @@ GRADIENTS = "tests/test_hypergradients.py"
 PROFILES = "tests/test_profiles.py"
 OPERATORS = "tests/test_operators.py"
 BILEVEL = "tests/test_bilevel.py"
+INTERVAL = "tests/test_loss_interval.py"
 DEMAND = "tests/test_on_demand.py"
 RANDOM = (CERTIFICATES, "-k", "fifty_thousand and float64 or filter_banks or around_the_solution")
 SINGLE = (CERTIFICATES, "-k", "fifty_thousand and float32 or held_in_float32")
@@ -450,6 +451,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if trial.value <= reference.value + settings.armijo * step * slope:",
         "acceptance (eq. 22) by values instead of certified ends",
         (BILEVEL, "-k", "misleading"),
+    ),
+    Mutation(
+        "piggyback/descent.py",
+        "if trial.upper <= reference.lower - promised:",
+        "if trial.value <= reference.value - promised:",
+        "acceptance of several strides (eq. 22a) by values instead of certified ends",
+        (BILEVEL, "-k", "misleading or cannot_buy"),
+    ),
+    Mutation(
+        "piggyback/certificates/corrected_loss.py",
+        "top = linear.square() / (4 *",
+        "top = linear.square() / (8 *",
+        "loss interval at loose tolerances (eq. 16b): half the top of the parabola",
+        (INTERVAL, "-k", "attained"),
+    ),
+    Mutation(
+        "piggyback/terms/profiles.py",
+        "concordance = 1.5  #",
+        "concordance = 1.2  #",
+        "relative change of Charbonnier's curvature (eq. 16a)",
+        (INTERVAL, "-k", "mean_curvature or constants"),
     ),
     # on demand
     Mutation(
