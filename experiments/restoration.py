@@ -1,4 +1,4 @@
-"""Restore one photograph with a trained regularizer, and say how far the result may be from the exact minimiser."""
+"""Restore one image with a trained regularizer, and say how far the result may be from the exact minimiser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.solvers.lower import certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.quadratic import Denoising
+from piggyback.terms.quadratic import DataTerm
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class Restored:
     seconds: float
 
 
-def restore(regularizer: Regularizer, noisy: Tensor, tolerance: float) -> Restored:
-    """Denoise one image ``(channels, height, width)`` to a root-mean-square error of ``tolerance`` grey values."""
+def restore(regularizer: Regularizer, data: DataTerm, tolerance: float) -> Restored:
+    """The image that belongs to ``data`` (one sample), to a root-mean-square error of ``tolerance`` grey values."""
     counter, begin = ApplicationCounter(), time.perf_counter()
-    problem = regularizer.problem(Denoising(noisy.unsqueeze(0))).detached().counted(counter)
+    problem = regularizer.problem(data).detached().counted(counter)
     outcome = solve_lower(problem, NonlinearCG(), radius_per_element(problem, tolerance))
     (x,) = outcome.result
     distance = certified_distance(problem, x)

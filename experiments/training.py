@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.data import Photograph, add_noise, draw_patches
+from experiments.data import Photograph, draw_patches
+from experiments.degradations import Degradation
 from experiments.errors import UserError
 from experiments.history import HistoryRow
 from experiments.model_file import save_regularizer
@@ -27,12 +28,12 @@ from regularizers.linear import LinearRegularizer
 class TrainingPlan:
     """What to train on and for how long.
 
-    ``sigma``: noise in [0, 1] units; ``patches`` of ``patch`` x ``patch`` pixels; the adaptive descent spends its first
+    ``degradation``: what is to be undone; ``patches`` of ``patch`` x ``patch`` pixels; the adaptive descent spends its first
     ``warmup`` iterations on a quarter of them; ``budget`` seconds of training proper; ``iterations`` at most;
     ``batch`` images per solve; ``rate`` of Adam (on coefficients; five times it on the logarithmic parameters).
     """
 
-    sigma: float
+    degradation: Degradation
     seed: int
     patches: int
     patch: int
@@ -48,10 +49,10 @@ class TrainingPlan:
 
 
 def draw_samples(photographs: list[Photograph], plan: TrainingPlan, channels: int, device: torch.device) -> Samples:
-    """Seeded patches and their noisy versions."""
+    """Seeded patches and their observations."""
     generator = torch.Generator().manual_seed(plan.seed)
     clean = draw_patches(photographs, plan.patches, plan.patch, generator, channels)
-    return Samples(clean.to(device), add_noise(clean, plan.sigma, generator).to(device))
+    return Samples(clean.to(device), plan.degradation.observe(clean, generator).to(device))
 
 
 class Trainer:
@@ -62,7 +63,9 @@ class Trainer:
         self.regularizer = regularizer
         self.samples = samples
         self.plan = plan
-        self.settings = BilevelSettings(accuracy=plan.accuracy, batch=plan.batch, workers=plan.workers)
+        self.settings = BilevelSettings(
+            accuracy=plan.accuracy, data_term=plan.degradation.data_term, batch=plan.batch, workers=plan.workers
+        )
         self.metric = regularizer.metric()  # of the starting point, so that a resumed run has the same
         self.work = 0.0
         self.elapsed = 0.0
@@ -180,8 +183,7 @@ class Trainer:
         """What a released model says of its training."""
         plan = self.plan
         return {
-            "task": "denoise",
-            "sigma": plan.sigma * 255,
+            **plan.degradation.describe(),
             "seed": plan.seed,
             "patches": plan.patches,
             "patch": plan.patch,
