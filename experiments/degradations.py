@@ -83,6 +83,7 @@ class Noise(Degradation):
     def describe(self) -> dict[str, Json]:
         return {"task": self.task, "sigma": self.sigma * 255}
 
+
 @dataclass(frozen=True, eq=False)
 class Blur(Degradation):
     """Convolution with ``kernel``, then white noise: the deblurring task.
@@ -171,10 +172,17 @@ def from_description(training: Mapping[str, object], where: str) -> Degradation:
         if not isinstance(blur, Mapping):
             raise TypeError("no blur")
         kernel = torch.tensor(blur["kernel"], dtype=torch.float64)
-        edges = next(edges for edges in EDGES if edges == blur["edges"])
-        return Blur(kernel, sigma / 255, float(blur["ridge"]), edges, str(blur["name"]))
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        return Blur(kernel, sigma / 255, float(blur["ridge"]), edges_named(blur["edges"]), str(blur["name"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: the model does not say which blur it was trained for ({error})") from error
+
+
+def edges_named(name: str) -> Edges:
+    """The member of ``EDGES``; raises ``ValueError`` for another name."""
+    for edges in EDGES:
+        if edges == name:
+            return edges
+    raise ValueError(f"unknown edges {name!r}; choose one of {', '.join(EDGES)}")
 
 
 def _taper(marginal: Tensor, extent: int) -> Tensor:

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments.data import Photograph, image_generator, load_photographs
-from experiments.degradations import EDGES, Blur, Degradation, from_description
+from experiments.degradations import EDGES, Blur, Degradation, edges_named, from_description
 from experiments.errors import UserError, one_line_errors
 from experiments.metrics import psnr, ssim
 from experiments.model_file import load_regularizer
@@ -47,9 +47,13 @@ class ImageResult:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A clean image, its observation, and what was made of that, all cut to what was observed; ``estimate`` is not clipped."""
+    """A clean image, its observation, and what was made of that; ``estimate`` is not clipped.
+
+    ``observed`` is the observation as it is; ``image``, ``noisy`` and ``estimate`` show the part of the scene that it covers.
+    """
 
     image: Photograph
+    observed: Tensor
     noisy: Tensor
     estimate: Tensor
     restored: Restored
@@ -83,7 +87,8 @@ class Restorer:
         observed = degradation.observe(image.pixels, image_generator(self.seed, index))
         restored = restore(self.regularizer, degradation.data_term(observed.unsqueeze(0).to(device)), self.tolerance)
         seen = Photograph(image.name, degradation.visible(image.pixels))
-        return Example(seen, degradation.shown(observed), degradation.visible(restored.pixels.cpu()), restored)
+        estimate = degradation.visible(restored.pixels.cpu())
+        return Example(seen, observed, degradation.shown(observed), estimate, restored)
 
 
 def side_by_side(job: Callable[[Photograph, int], Result], images: Sequence[Photograph], workers: int) -> list[Result]:
@@ -134,7 +139,9 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
 
 def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(prog="python -m experiments.evaluate", description="Degrade images and restore them with a trained run.")
+    parser = ArgumentParser(
+        prog="python -m experiments.evaluate", description="Degrade images and restore them with a trained run."
+    )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--images", type=Path | None, help="folder of clean images (default: the embedded test images)")
     parser.add_argument("--sigma", type=float | None, help="noise in grey levels of 255 (default: as trained)")
@@ -187,7 +194,7 @@ def tested_degradation(
         known = {"task": "denoise", **known, "sigma": sigma}
     trained = from_description(known, run)
     if isinstance(trained, Blur):
-        return trained.with_edges(next(known for known in EDGES if known == (edges or "valid")))
+        return trained.with_edges(edges_named(edges or "valid"))
     if edges is not None:
         raise UserError(f"--edges is for runs that deblur; {run} was trained to {trained.task}")
     return trained

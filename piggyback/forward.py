@@ -40,7 +40,7 @@ class ValidBlur:
 
     @property
     def norm_bound(self) -> float:
-        """At least ``||B||``: Young's inequality, ``||kernel||_1`` (attained in the limit of large images if it is non-negative)."""
+        """At least ``||B||``: Young's inequality, ``||kernel||_1`` (nearly attained by a blur of a large image)."""
         return float(self.kernel.double().abs().sum()) * (1 + 1e-12)
 
     def A(self, x: Primal, /) -> Tensor:
@@ -124,4 +124,3 @@ def checked_kernel(kernel: Tensor) -> Tensor:
     if not bool(torch.isfinite(kernel).all()):
         raise ValueError("the blur kernel has NaN or infinite entries")
     return kernel.detach()
-

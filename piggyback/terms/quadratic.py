@@ -153,14 +153,13 @@ class _SpectrallyBounded(DataTerm):
 class Deblurring(_SpectrallyBounded):
     """``g(x) = 1/2 ||B x - observed||^2 + ridge/2 ||x - centre||^2``, ``B`` the periodic convolution of each channel.
 
-    ``observed`` ``(batch, channels, height, width)``, grey values in [0, 1]; ``kernel`` ``(k, l)`` with odd sides, its middle at
-    the middle; ``centre``: what the ridge pulls to, a number or a tensor that broadcasts against ``observed``.  ``H = B^T B + ridge I`` is diagonal in Fourier space, so prox and ``H^{-1}`` norms are exact (docs/theory.md,
+    ``observed`` ``(batch, channels, height, width)``, grey values in [0, 1]; ``kernel`` ``(k, l)`` with odd sides, its centre at
+    the middle; ``centre``, what the ridge pulls to: a number or a tensor that broadcasts against ``observed``.
+    ``H = B^T B + ridge I`` is diagonal in Fourier space, so prox and ``H^{-1}`` norms are exact (docs/theory.md,
     section 1).  Raises ``ValueError`` for an even, empty, non-finite or too large kernel, and unless ``H`` is positive definite.
     """
 
-    def __init__(
-        self, observed: Primal, kernel: Tensor, ridge: float = 0.01, centre: float | Tensor = 0.0
-    ) -> None:
+    def __init__(self, observed: Primal, kernel: Tensor, ridge: float = 0.01, centre: float | Tensor = 0.0) -> None:
         kernel = checked_kernel(kernel)
         if observed.dim() != 4 or any(k > n for k, n in zip(kernel.shape, observed.shape[-2:], strict=True)):
             raise ValueError(
