@@ -7,8 +7,10 @@ from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification, CertifiedGradient
 from piggyback.cone import ConeProgram
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
+from piggyback.forward import ForwardOperator, Inpainting, SuperResolution, ValidBlur
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.hypergradient.lifted import Lifted
 from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.hypergradient.refinement import Refined
 from piggyback.layer import Reconstruction, Report, reconstruct
@@ -23,6 +25,7 @@ from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.lower import certified_distance, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
+from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising, DenseQuadratic
@@ -47,10 +50,14 @@ __all__ = [
     "DescentSettings",
     "DescentState",
     "Evaluation",
+    "ForwardOperator",
     "GradientBound",
     "Huber",
     "HypergradientMethod",
     "ImplicitCG",
+    "Inpainting",
+    "LeastSquares",
+    "Lifted",
     "LinearOperator",
     "LogCosh",
     "Loss",
@@ -73,6 +80,8 @@ __all__ = [
     "SquaredError",
     "Status",
     "StopReason",
+    "SuperResolution",
+    "ValidBlur",
     "WarmStart",
     "certified_distance",
     "corrected_loss",
