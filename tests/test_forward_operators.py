@@ -173,9 +173,13 @@ CHECKS: list[tuple[str, str, HypergradientMethod, float]] = [
 
 
 @pytest.mark.parametrize(
-    ("name", "base", "method", "ridge"), CHECKS, ids=[f"{name}-{type(method).__name__}" for name, _, method, _ in CHECKS]
+    ("name", "base", "method", "ridge"),
+    CHECKS,
+    ids=[f"{name}-{type(method).__name__}" for name, _, method, _ in CHECKS],
 )
-def test_hypergradient_against_the_dense_oracle(name: str, base: str, method: HypergradientMethod, ridge: float) -> None:
+def test_hypergradient_against_the_dense_oracle(
+    name: str, base: str, method: HypergradientMethod, ridge: float
+) -> None:
     case = posed(name, base, ridge)
     pair = method.differentiate(case.problem(), case.loss, Accuracy(1e-8, 1e-7))
     assert (pair.lower_status == Status.CONVERGED).all() and (pair.adjoint_status == Status.CONVERGED).all()

@@ -73,8 +73,12 @@ class DataTerm(ABC):
         """What preconditioners take for ``H``: the number ``mu``, unless ``H`` is diagonal in Fourier space."""
         return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)
 
+    def inverse_kernel(self) -> Tensor | None:
+        """``(height, width)`` in float64, if ``H^{-1}`` is the periodic convolution of every channel with it."""
+        return None
+
     def dual_norm(self, v: Primal) -> PerSample:
-        """``||v||_{H^{-1}}``."""
+        """At least ``||v||_{H^{-1}}``; equal to it up to rounding, unless a subclass says otherwise."""
         return inner(v, self.solve(v)).clamp(min=0).sqrt()
 
 
@@ -211,6 +215,9 @@ class Deblurring(_SpectrallyBounded):
 
     def symbol(self, like: Primal) -> Tensor:
         return self._power
+
+    def inverse_kernel(self) -> Tensor | None:
+        return torch.fft.irfft2(self._power.double().reciprocal(), s=self.size)
 
     def select(self, index: Tensor) -> Deblurring:
         chosen = copy.copy(self)  # the transfer function does not depend on the sample
