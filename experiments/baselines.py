@@ -15,7 +15,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from piggyback.terms.quadratic import DataTerm, Denoising
+from experiments.degradations import Blur
+from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising
 
 WEIGHT_RANGE = (1e-5, 1.0)
 LOOKS = 8
@@ -146,6 +147,20 @@ def tune(restored: Callable[[float], Tensor], clean: Tensor, interval: tuple[flo
     best = minimize_scalar(error, bounds=around, method="bounded", options={"xatol": 0.05})
     point, loss = float(best.x), float(best.fun)  # pyright: ignore[reportAttributeAccessIssue]
     return math.exp(point), -10 * math.log10(max(loss, 1e-30))
+
+
+def wiener(observed: Tensor, blur: Blur, strength: float) -> Tensor:
+    """Wiener's filter for ``(batch, channels, h, w)``: ``x^ = conj(b) d^ / (|b|^2 + strength |omega|^2)``, whole images.
+
+    ``strength |omega|^2`` is noise over signal for images whose power falls like ``1/|omega|^2``; the border is tapered.
+    """
+    whole = observed if blur.edges == "circular" else blur.tapered(observed)
+    data = Deblurring(whole, blur.kernel, 1.0)
+    rows, columns = (torch.fft.fftfreq(extent) for extent in whole.shape[-2:])
+    frequency = rows.unsqueeze(-1).square() + columns[: whole.shape[-1] // 2 + 1].square()
+    power = data.symbol(whole) - 1.0
+    multiplier = power + (2 * math.pi) ** 2 * strength * frequency.to(whole)
+    return torch.fft.irfft2(torch.fft.rfft2(data.linear) / multiplier, s=whole.shape[-2:])
 
 
 def _difference(x: Tensor) -> Tensor:

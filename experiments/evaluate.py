@@ -34,13 +34,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Figures of one image: decibels on [0, 1], SSIM, certified ``||x - x*||``, pairs of ``K`` and ``K^T``, seconds."""
+    """Figures of one image: decibels on [0, 1], SSIM, certified ``||x - x*||`` and ``||B (x - x*)||``, operator pairs, seconds."""
 
     name: str
     psnr_noisy: float
     psnr: float
     ssim: float
     error_bound: float
+    data_bound: float
     operator_applications: float
     seconds: float
 
@@ -67,6 +68,7 @@ class Example:
             psnr=psnr(self.estimate, truth),
             ssim=ssim(self.estimate, truth),
             error_bound=restored.error_bound,
+            data_bound=restored.data_bound,
             operator_applications=restored.operator_applications,
             seconds=restored.seconds,
         )
@@ -128,10 +130,10 @@ def save_image(pixels: Tensor, path: Path) -> None:
 
 def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
     """A table on the terminal."""
-    table = Table("image", "noisy dB", "PSNR dB", "SSIM", "error bound", "operator pairs", "seconds")
+    table = Table("image", "degraded dB", "PSNR dB", "SSIM", "error bound", "in the data", "operator pairs", "seconds")
     for name, row in [*((r.name, asdict(r)) for r in results), ("mean", dict(mean))]:
         table.add_row(
-            name, f"{row['psnr_noisy']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['error_bound']:.1e}",
+            name, f"{row['psnr_noisy']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['error_bound']:.1e}", f"{row['data_bound']:.1e}",
             f"{row['operator_applications']:.0f}", f"{row['seconds']:.2f}",
         )  # fmt: skip
     Console().print(table)

@@ -10,20 +10,24 @@ from torch import Tensor
 
 from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
-from piggyback.solvers.lower import certified_distance, radius_per_element, solve_lower
+from piggyback.solvers.lower import certified_energy, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.terms.quadratic import DataTerm
 
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """``pixels`` ``(channels, height, width)``, not clipped; ``error_bound``: certified ``||x - x*||`` (Euclidean).
+    """``pixels`` ``(channels, height, width)``, not clipped.
+
+    ``error_bound``: certified ``||x - x*||`` (Euclidean); ``data_bound``: certified ``||B (x - x*)||``, the same where ``B`` is
+    the identity.
 
     ``operator_applications``: pairs of one ``K`` and one ``K^T``, certification included; ``seconds`` likewise.
     """
 
     pixels: Tensor
     error_bound: float
+    data_bound: float
     converged: bool
     operator_applications: float
     seconds: float
@@ -35,10 +39,11 @@ def restore(regularizer: Regularizer, data: DataTerm, tolerance: float) -> Resto
     problem = regularizer.problem(data).detached().counted(counter)
     outcome = solve_lower(problem, NonlinearCG(), radius_per_element(problem, tolerance))
     (x,) = outcome.result
-    distance = certified_distance(problem, x)
+    energy = float(certified_energy(problem, x))
     return Restored(
         pixels=x[0].to(torch.float32),
-        error_bound=float(distance),
+        error_bound=energy / data.strong_convexity**0.5,
+        data_bound=energy,
         converged=outcome.converged,
         operator_applications=counter.applications,
         seconds=time.perf_counter() - begin,

@@ -22,7 +22,7 @@ from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
 from piggyback.solve import Outcome, Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.lower import certified_distance, solve_lower
+from piggyback.solvers.lower import certified_distance, certified_energy, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.terms.least_squares import LeastSquares
@@ -84,6 +84,7 @@ __all__ = [
     "ValidBlur",
     "WarmStart",
     "certified_distance",
+    "certified_energy",
     "corrected_loss",
     "local_bound",
     "plain_loss",

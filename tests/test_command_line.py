@@ -107,7 +107,7 @@ def test_evaluate_writes_the_agreed_figures(folders, trained: Path, tmp_path: Pa
     evaluate.main([*arguments, "--save", str(tmp_path / "denoised"), "--threads", "1"])
     content = json.loads(out.read_text())
     assert set(content) == {"images", "mean", "model"}
-    columns = {"name", "psnr_noisy", "psnr", "ssim", "error_bound", "operator_applications", "seconds"}
+    columns = {"name", "psnr_noisy", "psnr", "ssim", "error_bound", "data_bound", "operator_applications", "seconds"}
     assert all(set(row) == columns for row in content["images"]) and set(content["mean"]) == columns - {"name"}
     assert [row["name"] for row in content["images"]] == ["10.png", "11.png"]
     assert all(19.5 < row["psnr_noisy"] < 21 < row["psnr"] for row in content["images"])

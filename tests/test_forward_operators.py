@@ -191,7 +191,7 @@ def test_hypergradient_against_the_dense_oracle(
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_hypergradient_against_cvxpylayers(name: str) -> None:
-    case = posed(name)
+    case = posed(name, "valid-huber", 0.2)
     x, gradient = cone_gradient(case)
     assert (x - truth(case).x[0]).norm() <= 1e-6 * x.norm()
     for group, exact in truth(case).gradient.groups().items():
@@ -265,7 +265,7 @@ def test_lifted_primal_dual_solves_the_lower_level() -> None:
     ("make", "message"),
     [
         (lambda d, f: LeastSquares(d, f, ridge=0.0), "positive ridge"),
-        (lambda d, f: LeastSquares(d, object()), "lacks one"),
+        (lambda d, f: LeastSquares(d, d), "lacks one"),
         (lambda d, f: LeastSquares(d, Projection(torch.eye(48), (1, *SHAPE))), "norm"),
         (lambda d, f: SuperResolution(0), "at least 1"),
         (lambda d, f: SuperResolution(5).A(torch.zeros(1, 1, *SHAPE)), "factor 5"),
@@ -275,6 +275,6 @@ def test_lifted_primal_dual_solves_the_lower_level() -> None:
         (lambda d, f: Inpainting(torch.ones(2, 1, *SHAPE)), "one mask"),
     ],
 )
-def test_bad_operators_are_refused(make: Callable, message: str) -> None:
+def test_bad_operators_are_refused(make: Callable[..., object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(torch.zeros(1, 1, *SHAPE), operator("blur"))
