@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Figures of one image: decibels on [0, 1], SSIM, certified ``||x - x*||`` and ``||B (x - x*)||``, operator pairs, seconds."""
+    """Figures of one image: decibels on [0, 1], SSIM, certified ``||x - x*||`` and ``||B (x - x*)||``, pairs, seconds."""
 
     name: str
     psnr_noisy: float
@@ -133,7 +133,8 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
     table = Table("image", "degraded dB", "PSNR dB", "SSIM", "error bound", "in the data", "operator pairs", "seconds")
     for name, row in [*((r.name, asdict(r)) for r in results), ("mean", dict(mean))]:
         table.add_row(
-            name, f"{row['psnr_noisy']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['error_bound']:.1e}", f"{row['data_bound']:.1e}",
+            name, f"{row['psnr_noisy']:.2f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{row['error_bound']:.1e}",
+            f"{row['data_bound']:.1e}",
             f"{row['operator_applications']:.0f}", f"{row['seconds']:.2f}",
         )  # fmt: skip
     Console().print(table)
