@@ -19,7 +19,7 @@ from experiments.degradations import Blur
 from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising
 
 WEIGHT_RANGE = (1e-5, 1.0)
-LOOKS = 8
+LOOKS = 6
 PRIMAL_SCALE = 0.05
 """How far a pixel typically moves, in grey values: balances the primal against the dual steps."""
 CHECK_EVERY = 10
@@ -144,7 +144,7 @@ def tune(restored: Callable[[float], Tensor], clean: Tensor, interval: tuple[flo
     found = [error(point) for point in grid]
     middle = min(range(LOOKS + 1), key=found.__getitem__)
     around = grid[max(middle - 1, 0)], grid[min(middle + 1, LOOKS)]
-    best = minimize_scalar(error, bounds=around, method="bounded", options={"xatol": 0.05})
+    best = minimize_scalar(error, bounds=around, method="bounded", options={"xatol": 0.1})
     point, loss = float(best.x), float(best.fun)  # pyright: ignore[reportAttributeAccessIssue]
     return math.exp(point), -10 * math.log10(max(loss, 1e-30))
 

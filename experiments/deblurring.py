@@ -26,6 +26,7 @@ from experiments.errors import UserError, one_line_errors
 from experiments.instances import PRETRAINED, scaled
 from experiments.metrics import psnr, ssim
 from experiments.model_file import load_regularizer
+from experiments.report import Comparison, comparison
 from experiments.restoration import restore
 from experiments.run_folder import RunFolder, write_json
 from experiments.runtime import prepare
@@ -35,8 +36,10 @@ from piggyback.terms.quadratic import DataTerm
 from regularizers.linear import LinearRegularizer
 
 STRENGTHS = (1e-5, 1.0)
-SHARES = (1e-3, 0.3)
+SHARES = (2e-3, 0.2)
 """Where Wiener's strength and the share of a denoiser's weights are looked for."""
+
+TV, LEARNED = "TV, tuned", "trained for deblurring"
 
 Method = Callable[[Tensor, Blur], Tensor]
 """Observations ``(batch, ...)`` and their blur to whole images."""
@@ -94,27 +97,29 @@ def tuned_methods(
     return [
         ("ridge alone", blur.ridge, by_ridge),
         ("Wiener, tuned", strength, by_wiener(strength)),
-        ("TV, tuned", weight, by_tv(weight)),
+        (TV, weight, by_tv(weight)),
         ("trained for denoising, one weight tuned", share, by_regularizer(scaled(denoiser, share))),
-        ("trained for deblurring", 0.0, by_regularizer(run)),
+        (LEARNED, 0.0, by_regularizer(run)),
     ]
 
 
 def measure(
     methods: Sequence[tuple[str, float, Method]], images: Sequence[Photograph], blur: Blur, seed: int
-) -> list[Line]:
-    """Means over the images, from the part of each that was observed; the observation itself comes first."""
+) -> tuple[list[Line], list[Comparison]]:
+    """Means over the images, from the part of each that was observed, and pictures; the observation itself comes first."""
     scores: dict[str, list[tuple[float, float]]] = {"blurred": []} | {name: [] for name, _, _ in methods}
+    pictures = []
     for index, image in enumerate(track(images, "testing", transient=True, console=Console(stderr=True))):
         observed = blur.observe(image.pixels, image_generator(seed, index))
         truth = blur.visible(image.pixels)
         scores["blurred"].append((psnr(blur.shown(observed), truth), ssim(blur.shown(observed), truth)))
-        for name, _, method in methods:
-            estimate = blur.visible(method(observed.unsqueeze(0), blur))[0]
+        estimates = {name: blur.visible(method(observed.unsqueeze(0), blur))[0] for name, _, method in methods}
+        for name, estimate in estimates.items():
             scores[name].append((psnr(estimate, truth), ssim(estimate, truth)))
+        pictures.append(Comparison(image.name, blur.shown(observed), estimates[TV], estimates[LEARNED], truth))
     tuned = {"blurred": 0.0} | {name: value for name, value, _ in methods}
     means = {name: [sum(column) / len(images) for column in zip(*pairs, strict=True)] for name, pairs in scores.items()}
-    return [Line(name, tuned[name], *means[name]) for name in scores]
+    return [Line(name, tuned[name], *means[name]) for name in scores], pictures
 
 
 def build_parser() -> ArgumentParser:
@@ -131,6 +136,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--patch", type=int, default=48, help="their side in pixels")
     parser.add_argument("--seed", type=int, default=1, help="seed of the noise")
     parser.add_argument("--json", type=Path | None, help="write the figures to this file")
+    parser.add_argument("--figure", type=Path | None, help="draw the first images: observed, TV, learned, truth")
     return parser
 
 
@@ -157,11 +163,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     methods = tuned_methods(regularizer, denoiser, blur.with_edges("circular"), patches, options.seed)
     images = load_photographs(options.images, "test", colour)
-    lines = measure(methods, images, blur.with_edges(edges_named(options.edges)), options.seed)
+    lines, pictures = measure(methods, images, blur.with_edges(edges_named(options.edges)), options.seed)
     table = Table("method", "tuned number", "PSNR dB", "SSIM")
     for line in lines:
         table.add_row(line.method, f"{line.tuned:.3g}" if line.tuned else "", f"{line.psnr:.2f}", f"{line.ssim:.4f}")
     Console().print(table)
+    if options.figure is not None:
+        comparison(pictures, options.figure)
     if options.json is not None:
         write_json(options.json, {"edges": options.edges, "methods": [asdict(line) for line in lines]})
 
