@@ -14,7 +14,7 @@ from torch import Tensor
 
 from experiments.baselines import tune_tv, tv_denoise, tv_gap, tv_restore, wiener
 from experiments.blur_kernels import blur_kernel, gaussian_kernel, motion_kernel, read_kernel, uniform_kernel
-from experiments.degradations import EDGES, Blur, Noise, from_description
+from experiments.degradations import EDGES, Blur, Noise, edges_named, from_description
 from experiments.errors import UserError
 from piggyback.terms.quadratic import Denoising
 
@@ -87,8 +87,7 @@ def test_missing_and_damaged_kernels_are_named(tmp_path: Path) -> None:
 
 
 def blur(edges: str = "circular", sigma: float = 0.01, ridge: float = 1e-3) -> Blur:
-    chosen = next(known for known in EDGES if known == edges)
-    return Blur(motion_kernel(1, side=7), sigma, ridge, chosen, "motion")
+    return Blur(motion_kernel(1, side=7), sigma, ridge, edges_named(edges), "motion")
 
 
 def test_observations_are_blurred_images_with_noise() -> None:
