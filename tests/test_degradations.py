@@ -106,13 +106,13 @@ def test_observations_are_blurred_images_with_noise() -> None:
 
 @pytest.mark.parametrize("edges", EDGES)
 def test_data_terms_fit_their_observations(edges: str) -> None:
-    """The clean image has the residual of the noise (that of a taper is larger at the border), and no less fits much better."""
-    degradation, clean = blur(edges, 1e-3, 1e-6), scene()
+    """The clean image misses its observation by the noise (tapered: by more, near the border); the ridge alone restores it."""
+    degradation, clean = blur(edges, 1e-3, 1e-4), scene()
     data = degradation.data_term(degradation.observe(clean, generator()))
     assert data.start.shape == clean.shape
-    misfit = 2 * float(data.value(clean))
-    expected = 1e-6 * degradation.visible(clean).numel()
-    assert misfit < (20 if edges == "taper" else 2) * expected or edges == "taper"
+    if edges != "taper":
+        fitted = degradation.with_ridge(1e-9).data_term(degradation.observe(clean, generator())).value(clean)
+        assert 2 * float(fitted) == pytest.approx(1e-6 * degradation.visible(clean).numel(), rel=0.2)
     estimate = data.solve(-data.gradient(torch.zeros_like(clean)))
     error = degradation.visible(estimate - clean)[..., 4:-4, 4:-4].square().mean().sqrt()
     assert float(error) < 0.1
@@ -126,7 +126,8 @@ def test_nothing_depends_on_what_lies_beyond_a_valid_border() -> None:
     for edges in ("circular", "valid"):
         degradation = blur(edges, 1e-9)
         pair = [
-            tv_restore(degradation.data_term(degradation.observe(x, generator())), 1e-3) for x in (scene(), changed)
+            tv_restore(degradation.data_term(degradation.observe(x, generator())), 1e-3, 1e-3)
+            for x in (scene(), changed)
         ]
         moved[edges] = float((pair[0] - pair[1])[..., :6].abs().max())
     assert moved["valid"] < 0.01 < moved["circular"]
@@ -153,9 +154,9 @@ def test_a_run_remembers_its_degradation() -> None:
 @pytest.mark.parametrize("edges", ["circular", "valid"])
 def test_tv_deblurring_is_solved(edges: str) -> None:
     """The gap bounds the excess energy of any image against the result of a tight solve, and the distance in ``H``."""
-    degradation, weight = blur(edges), 2e-3
+    degradation, weight = blur(edges, ridge=0.05), 5e-3
     data = degradation.data_term(degradation.observe(scene(2, 20), generator()))
-    tight = tv_restore(data, weight, tolerance=1e-6)
+    tight = tv_restore(data, weight, tolerance=1e-5)
 
     def energy(x: Tensor) -> Tensor:
         down, right = x.diff(dim=2)[..., :-1], x.diff(dim=3)[..., :-1, :]
@@ -163,14 +164,15 @@ def test_tv_deblurring_is_solved(edges: str) -> None:
         edge = x.diff(dim=2)[..., -1:].abs().sum(dim=(1, 2, 3)) + x.diff(dim=3)[..., -1:, :].abs().sum(dim=(1, 2, 3))
         return data.value(x) + weight * (inner + edge)
 
-    for tolerance in (1e-2, 1e-3, 1e-4):
+    for tolerance in (1e-2, 1e-3):
         x = tv_restore(data, weight, tolerance)
         excess, size = energy(x) - energy(tight), 0.5 * tolerance**2 * x[0].numel()
-        assert (excess >= -1e-9).all() and (excess <= size).all()
+        assert (excess >= -1e-7).all() and (excess <= size).all()
         away = x - tight
         assert ((away * data.hessian(away)).sum(dim=(1, 2, 3)) <= 2 * size * (1 + 1e-2)).all()
     dual = torch.zeros(2, *tight.shape, dtype=torch.float64)
-    assert (tv_gap(data, tight, dual, weight) >= energy(tight) - energy(tight)).all()
+    start = data.start
+    assert (tv_gap(data, start, dual, weight) >= energy(start) - energy(tight)).all()
     step = 1e-3 * torch.randn(tight.shape, generator=generator(2), dtype=torch.float64)
     assert (energy(tight + step) > energy(tight)).all()
 
