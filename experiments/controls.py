@@ -21,12 +21,13 @@ from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification, certify, double_copy
 from piggyback.descent import AdaptiveDescent, StopReason
 from piggyback.hypergradient.base import Accuracy, Sensitivity
-from piggyback.hypergradient.implicit import solve_adjoint
+from piggyback.hypergradient.implicit import adjoint_system
 from piggyback.losses import SquaredError
 from piggyback.operators import ApplicationCounter
 from piggyback.oracle import Evaluation
 from piggyback.problem import SaddleProblem
 from piggyback.quasi_newton import Pairs, QuasiNewton
+from piggyback.solve import iterate
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.terms.quadratic import Denoising
 from regularizers.linear import LinearRegularizer
@@ -113,7 +114,9 @@ class PlainLevel:
         return (result.gradient / count).to(parameters), result.gradient_error / count
 
     def _solve_adjoint(self, problem: SaddleProblem, tolerance: float) -> Tensor:
-        outcome = solve_adjoint(problem, self.loss, self.x, tolerance, self.adjoint, EACH_STEP.adjoint_schedule)
+        system = adjoint_system(problem, self.loss, self.x, tolerance, self.adjoint)
+        with torch.no_grad():
+            outcome = iterate(EACH_STEP.adjoint(system), EACH_STEP.adjoint_schedule)
         (self.adjoint,) = outcome.result
         return outcome.status
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.data import Photograph, add_noise, draw_patches
+from experiments.data import Photograph, draw_patches
+from experiments.degradations import Degradation
 from experiments.errors import UserError
 from experiments.history import HistoryRow
 from experiments.model_file import save_regularizer
@@ -29,13 +30,13 @@ from regularizers.linear import LinearRegularizer
 class TrainingPlan:
     """What to train on and for how long.
 
-    ``sigma``: noise in [0, 1] units.  Stochastic phase: at most ``steps`` Adam steps, and ``stochastic`` (0 to 1) of the budget,
+    ``degradation``: what is to be undone.  Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of the budget,
     on ``minibatch`` fresh patches each, with step size ``rate`` (times the regularizer's relative rates).  Adaptive phase: at
     most ``iterations`` certified steps on ``patches`` fixed ones.  All patches have ``patch`` x ``patch`` pixels; ``budget``
     seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side.
     """
 
-    sigma: float
+    degradation: Degradation
     seed: int
     patches: int
     patch: int
@@ -53,18 +54,18 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Source:
-    """Where training samples come from: random crops of photographs, with noise of standard deviation ``sigma``."""
+    """Where training samples come from: random crops of photographs, and what ``degradation`` makes of them."""
 
     photographs: list[Photograph]
-    sigma: float
+    degradation: Degradation
     patch: int
     channels: int
     device: torch.device
 
     def draw(self, count: int, generator: torch.Generator) -> Samples:
-        """``count`` fresh patches and their noisy versions."""
+        """``count`` fresh patches and their observations."""
         clean = draw_patches(self.photographs, count, self.patch, generator, self.channels)
-        return Samples(clean.to(self.device), add_noise(clean, self.sigma, generator).to(self.device))
+        return Samples(clean.to(self.device), self.degradation.observe(clean, generator).to(self.device))
 
 
 class Trainer:
@@ -81,7 +82,9 @@ class Trainer:
         self.samples = samples
         self.source = source
         self.plan = plan
-        self.settings = BilevelSettings(accuracy=plan.accuracy, batch=plan.batch, workers=plan.workers)
+        self.settings = BilevelSettings(
+            accuracy=plan.accuracy, data_term=plan.degradation.data_term, batch=plan.batch, workers=plan.workers
+        )
         self.work = 0.0
         self.elapsed = 0.0
         self.taken = 0
@@ -149,7 +152,12 @@ class Trainer:
             regularizer,
             lambda count: self.source.draw(count, generator),
             torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99)),
-            StochasticSettings(samples=plan.minibatch, batch=plan.batch, workers=plan.workers),
+            StochasticSettings(
+                data_term=plan.degradation.data_term,
+                samples=plan.minibatch,
+                batch=plan.batch,
+                workers=plan.workers,
+            ),
         )
         probe = BilevelOracle(copy.deepcopy(regularizer), self._probe_samples(), self.settings)
         if checkpoint is not None:
@@ -208,8 +216,7 @@ class Trainer:
         """What a released model says of its training."""
         plan = self.plan
         return {
-            "task": "denoise",
-            "sigma": plan.sigma * 255,
+            **plan.degradation.describe(),
             "seed": plan.seed,
             "patches": plan.patches,
             "patch": plan.patch,

@@ -7,6 +7,7 @@ from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification, CertifiedGradient
 from piggyback.cone import ConeProgram
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
+from piggyback.forward import ForwardOperator, Inpainting, SuperResolution, ValidBlur
 from piggyback.gradients import Hypergradient, hypergradient
 from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.bda import BDA
@@ -14,6 +15,7 @@ from piggyback.hypergradient.bome import BOME
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Refused
 from piggyback.hypergradient.iaptt import IAPTT
 from piggyback.hypergradient.implicit import ImplicitCG, ImplicitMINRES, Neumann
+from piggyback.hypergradient.lifted import Lifted
 from piggyback.hypergradient.one_step import JacobianFree, OneStep
 from piggyback.hypergradient.penalty import BVFIM, ValueFunction
 from piggyback.hypergradient.piggyback import Piggyback
@@ -29,10 +31,11 @@ from piggyback.regularizer import Regularizer
 from piggyback.solve import Outcome, Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
-from piggyback.solvers.lower import certified_distance, solve_lower
+from piggyback.solvers.lower import certified_distance, certified_energy, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
-from piggyback.terms.inpainting import Inpainting
+from piggyback.terms.least_squares import LeastSquares
+from piggyback.terms.masked import MaskedDenoising
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising, DenseQuadratic
@@ -63,6 +66,7 @@ __all__ = [
     "DescentState",
     "DirectMethod",
     "Evaluation",
+    "ForwardOperator",
     "GradientBound",
     "GradientDescent",
     "Guarantee",
@@ -73,10 +77,13 @@ __all__ = [
     "ImplicitMINRES",
     "Inpainting",
     "JacobianFree",
+    "LeastSquares",
+    "Lifted",
     "LinearOperator",
     "LogCosh",
     "Loss",
     "LossInterval",
+    "MaskedDenoising",
     "Neumann",
     "NonlinearCG",
     "OnDemand",
@@ -98,11 +105,14 @@ __all__ = [
     "SquaredError",
     "Status",
     "StopReason",
+    "SuperResolution",
     "Truncated",
     "Unrolled",
+    "ValidBlur",
     "ValueFunction",
     "WarmStart",
     "certified_distance",
+    "certified_energy",
     "corrected_loss",
     "hypergradient",
     "local_bound",

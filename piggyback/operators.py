@@ -38,6 +38,13 @@ class LinearOperator(ABC):
     def row_norms(self, like: Dual) -> Tensor:
         """An upper bound of the Euclidean norm of each row of ``K``; broadcasts against ``like``."""
 
+    def dual_row_norms(self, like: Dual, inverse: Tensor) -> Tensor | None:
+        """An upper bound of ``||k_i||_{H^{-1}}`` for each row, where ``H^{-1}`` is the periodic convolution of every channel
+        with ``inverse`` (``DataTerm.inverse_kernel``); broadcasts against ``like``.  None: nothing better is known than
+        ``row_norms`` over the root of the strong convexity.
+        """
+        return None
+
     @abstractmethod
     def coefficient_norms(self) -> PerFilter:
         """For each coefficient (filter) ``i`` an upper bound of ``||K_i||``, ``K_i`` the rows belonging to ``i``."""
@@ -214,6 +221,9 @@ class CountingOperator(LinearOperator):
 
     def row_norms(self, like: Dual) -> Tensor:
         return self.operator.row_norms(like)
+
+    def dual_row_norms(self, like: Dual, inverse: Tensor) -> Tensor | None:
+        return self.operator.dual_row_norms(like, inverse)
 
     def coefficient_norms(self) -> PerFilter:
         return self.operator.coefficient_norms()

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from piggyback.batched import norm
 from piggyback.cone import ConeProgram, cone_program
+from piggyback.lifted import lifted_parts
 from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
+from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
 from piggyback.terms.quadratic import DataTerm
@@ -135,6 +137,17 @@ class SaddleProblem:
         if self.exact is not None:
             return self.exact
         return SaddleProblem(self.data.double(), self.potential.double(), self.operator.double())
+
+    def lifted(self) -> SaddleProblem:
+        """The same problem with a ``LeastSquares`` data term moved into the dual (eq. 27); others are returned as they are.
+
+        For primal-dual methods, which then apply ``B`` and ``B^T`` and solve no system.  (The data term of the result keeps
+        the ridge and the linear part, and measures residuals as before.)
+        """
+        if not isinstance(self.data, LeastSquares):
+            return self
+        exact = None if self.exact is None else self.exact.lifted()
+        return SaddleProblem(*lifted_parts(self.data, self.potential, self.operator), exact)
 
     def counted(self, counter: ApplicationCounter) -> SaddleProblem:
         """The same problem, its operator applications added to ``counter``."""

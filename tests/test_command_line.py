@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import evaluate, train
+from experiments import deblurring, evaluate, train
+from experiments.blur_kernels import motion_kernel
 from experiments.model_file import load_regularizer
 from experiments.run_folder import RunFolder
 
@@ -107,12 +108,57 @@ def test_evaluate_writes_the_agreed_figures(folders, trained: Path, tmp_path: Pa
     evaluate.main([*arguments, "--save", str(tmp_path / "denoised"), "--threads", "1"])
     content = json.loads(out.read_text())
     assert set(content) == {"images", "mean", "model"}
-    columns = {"name", "psnr_noisy", "psnr", "ssim", "error_bound", "operator_applications", "seconds"}
+    columns = {"name", "psnr_noisy", "psnr", "ssim", "error_bound", "data_bound", "operator_applications", "seconds"}
     assert all(set(row) == columns for row in content["images"]) and set(content["mean"]) == columns - {"name"}
     assert [row["name"] for row in content["images"]] == ["10.png", "11.png"]
     assert all(19.5 < row["psnr_noisy"] < 21 < row["psnr"] for row in content["images"])
     assert all(0 < row["error_bound"] < 1e-2 for row in content["images"])
     assert (tmp_path / "denoised" / "10.png").exists()
+
+
+@pytest.fixture(scope="module")
+def deblurring_run(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two iterations of deblurring with a motion blur."""
+    out = tmp_path_factory.mktemp("runs") / "deblur"
+    where = ["--train", str(folders[0]), "--test", str(folders[1]), "--out", str(out)]
+    more = ["--blur", "motion", "--blur-seed", "3", "--iterations", "2", "--warmup", "0", "--tolerance", "1e-3"]
+    train.main(["deblur", "--budget", "600", *where, *TINY, *more])
+    return out
+
+
+def test_a_deblurring_run_remembers_its_blur(deblurring_run: Path) -> None:
+    training = json.loads((deblurring_run / "config.json").read_text())["training"]
+    assert training["task"] == "deblur" and training["sigma"] == pytest.approx(2.55)
+    assert training["blur"]["name"] == "motion" and training["blur"]["edges"] == "circular"
+    assert torch.allclose(torch.tensor(training["blur"]["kernel"], dtype=torch.float64), motion_kernel(3))
+    metrics = json.loads((deblurring_run / "metrics.json").read_text())["mean"]
+    assert metrics["psnr"] > metrics["psnr_noisy"] + 2 and metrics["psnr_tv"] > metrics["psnr_noisy"] + 2
+    rows = history(deblurring_run)
+    for before, after in pairwise(rows):
+        assert float(after["loss_upper"]) < float(before["loss_lower"])
+
+
+def test_evaluate_degrades_as_the_run_was_trained_to_undo(folders, deblurring_run: Path, tmp_path: Path) -> None:
+    figures = {}
+    for edges in ("valid", "circular"):
+        out = tmp_path / f"{edges}.json"
+        more = ["--edges", edges, "--tolerance", "1e-3", "--threads", "1", "--json", str(out)]
+        evaluate.main([str(deblurring_run), "--images", str(folders[1]), *more])
+        figures[edges] = json.loads(out.read_text())["mean"]
+        assert figures[edges]["psnr"] > figures[edges]["psnr_noisy"] + 2
+        assert 0 < figures[edges]["data_bound"] < figures[edges]["error_bound"]
+    assert figures["valid"]["psnr_noisy"] != figures["circular"]["psnr_noisy"]
+
+
+def test_ways_to_deblur_are_compared(folders, deblurring_run: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lines.json"
+    where = ["--denoiser", str(trained), "--train", str(folders[0]), "--images", str(folders[1]), "--json", str(out)]
+    deblurring.main([str(deblurring_run), *where, "--edges", "taper", "--patches", "2", "--patch", "24"])
+    lines = {line["method"]: line for line in json.loads(out.read_text())["methods"]}
+    assert len(lines) == 6
+    for name in ("TV, tuned", "trained for denoising, one weight tuned", "trained for deblurring"):
+        assert lines[name]["psnr"] > lines["blurred"]["psnr"], name
+    assert lines["TV, tuned"]["psnr"] > lines["Wiener, tuned"]["psnr"]
 
 
 def one_line(capsys: pytest.CaptureFixture[str], culprit: str) -> None:
@@ -142,6 +188,28 @@ def test_bad_input_is_one_clear_line(folders, tmp_path: Path, capsys, arguments:
         run_training(folders, tmp_path / "run", *more)
     assert stop.value.code == 2
     one_line(capsys, culprit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [(["--blur", "{tmp}/absent.png"], "absent.png"), (["--ridge", "0"], "ridge"), (["--blur-std", "-1"], "blur")],
+)
+def test_bad_blurs_are_one_clear_line(folders, tmp_path: Path, capsys, arguments: list[str], culprit: str) -> None:
+    more = [argument.format(tmp=tmp_path) for argument in arguments]
+    with pytest.raises(SystemExit) as stop:
+        train.main(
+            ["deblur", "--train", str(folders[0]), "--test", str(folders[1]), "--out", str(tmp_path / "run"), *more]
+        )
+    assert stop.value.code == 2
+    one_line(capsys, culprit)
+
+
+def test_edges_are_for_blurs(folders, trained: Path, capsys) -> None:
+    for main in (evaluate.main, deblurring.main):
+        with pytest.raises(SystemExit) as stop:
+            main([str(trained), "--images", str(folders[1]), "--edges", "valid"])
+        assert stop.value.code == 2
+        one_line(capsys, "deblur")
 
 
 def test_unknown_run_folder(tmp_path: Path, capsys) -> None:

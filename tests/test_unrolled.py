@@ -24,7 +24,7 @@ from piggyback.solvers.accelerated import AcceleratedGradient, AcceleratedIterat
 from piggyback.solvers.gradient import GradientDescent, GradientIteration, step_length
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.solvers.pdhg import PDHG, PDHGIteration, Steps
-from piggyback.terms.inpainting import Inpainting
+from piggyback.terms.masked import MaskedDenoising
 from piggyback.terms.potentials import Potential
 from piggyback.terms.quadratic import Denoising
 from regularizers.boundaries import BOUNDARIES
@@ -164,7 +164,7 @@ def test_bda_steps_are_the_formula() -> None:
 # --- flat directions -------------------------------------------------------------------------------------------------
 
 
-def striped() -> tuple[Case, Inpainting]:
+def striped() -> tuple[Case, MaskedDenoising]:
     """Horizontal differences only, and two rows missing: each of them is flat, up to a constant that nothing determines."""
     case = image_case("striped", "", "logcosh", "valid", filters=1, shape=(1, 6, 7), samples=2, seed=21)
     kernel = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
@@ -174,10 +174,10 @@ def striped() -> tuple[Case, Inpainting]:
     mask = torch.ones_like(case.target)
     mask[:, :, 2:4] = 0
     assert isinstance(case.data, Denoising)
-    return case, Inpainting(case.data.observed, mask)
+    return case, MaskedDenoising(case.data.observed, mask)
 
 
-def optimistic(case: Case, data: Inpainting) -> Tensor:
+def optimistic(case: Case, data: MaskedDenoising) -> Tensor:
     """The minimiser with the least upper loss.  Rows do not interact: the observed ones are a problem of their own, and a missing
     one is the mean of the truth where the filter reaches (columns 1 to 6), the truth itself elsewhere."""
     found = hypergradient(
@@ -225,9 +225,9 @@ def test_bda_gradient_is_that_of_the_optimistic_value() -> None:
     assert errors[1] == pytest.approx(errors[0] / 4, rel=0.1) and errors[1] <= 0.4, errors  # O(1/K), slowly
 
 
-def observed_rows_gradient(case: Case, data: Inpainting) -> Tensor:
+def observed_rows_gradient(case: Case, data: MaskedDenoising) -> Tensor:
     """By the implicit method with a vanishing ridge, whose missing rows are zero, as is their truth here."""
-    tiny = Inpainting(data.observed, data.mask, ridge=1e-6)
+    tiny = MaskedDenoising(data.observed, data.mask, ridge=1e-6)
     flat_target = torch.where(data.mask == 0, 0.0, case.target)
     return hypergradient(
         ImplicitCG(), LogRegularizer(case), tiny, SquaredError(flat_target), Accuracy(1e-11, 1e-11)
@@ -241,9 +241,9 @@ def test_methods_that_need_one_minimiser_refuse() -> None:
     for kind in METHODS:
         if kind is BDA:
             continue
-        with pytest.raises(Refused, match="Inpainting has the modulus 0"):
+        with pytest.raises(Refused, match="MaskedDenoising has the modulus 0"):
             hypergradient(kind(), regularizer, data, case.loss, Accuracy(1e-3, 1e-3))
-        kind.capabilities.require(Inpainting(data.observed, data.mask, 0.1))
+        kind.capabilities.require(MaskedDenoising(data.observed, data.mask, 0.1))
     with pytest.raises(ValueError, match="singular"):
         data.solve(data.observed)
 
@@ -251,8 +251,8 @@ def test_methods_that_need_one_minimiser_refuse() -> None:
 def test_inpainting_is_a_data_term() -> None:
     """Value, gradient, Hessian, prox and inverse fit together, with and without missing pixels."""
     case, data = striped()
-    full = Inpainting(data.observed, torch.ones_like(data.mask))
-    ridged = Inpainting(data.observed, data.mask, 0.2)
+    full = MaskedDenoising(data.observed, torch.ones_like(data.mask))
+    ridged = MaskedDenoising(data.observed, data.mask, 0.2)
     assert full.strong_convexity == 1.0 and ridged.strong_convexity == 0.2 and data.strong_convexity == 0.0
     v = case.target
     for term in (data, full, ridged):
@@ -267,15 +267,15 @@ def test_inpainting_is_a_data_term() -> None:
     assert float(ridged.symbol(v)) == pytest.approx(0.2 + float(data.mask.mean()))
     for mask in (0.5 * data.mask, data.mask[:1]):
         with pytest.raises(ValueError, match="mask"):
-            Inpainting(data.observed, mask)
+            MaskedDenoising(data.observed, mask)
     with pytest.raises(ValueError, match="ridge"):
-        Inpainting(data.observed, data.mask, -1.0)
+        MaskedDenoising(data.observed, data.mask, -1.0)
 
 
 def test_certificates_of_inpainting_with_a_ridge_hold() -> None:
     """A data term whose Hessian is diagonal, not a multiple of the identity: at a loose tolerance, against a tight one."""
     case, data = striped()
-    term, regularizer = Inpainting(data.observed, data.mask, 0.05), LogRegularizer(case)
+    term, regularizer = MaskedDenoising(data.observed, data.mask, 0.05), LogRegularizer(case)
     rough, tight = (hypergradient(ImplicitCG(), regularizer, term, case.loss, Accuracy(t, t)) for t in (1e-2, 1e-12))
     assert rough.bound is not None and tight.bound is not None
     wrong = float((rough.gradient - tight.gradient).norm())

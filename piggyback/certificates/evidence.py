@@ -13,6 +13,7 @@ from piggyback.losses import Loss
 from piggyback.operators import LinearOperator
 from piggyback.problem import SaddleProblem
 from piggyback.terms.potentials import CurvatureBounds, Potential
+from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerSample, Primal
 
 
@@ -122,7 +123,7 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         z = z - fixed.potential.shift
         mu = fixed.data.strong_convexity
         z, image, y, u = (v.float() for v in (z, image, y, u))
-        radius = operator.row_norms(z) * per_sample(residuals.error.float() / mu**0.5, z)
+        radius = _row_norms(fixed.data, operator, z) * per_sample(residuals.error.float(), z)
         bounds = potential.bounds(z, radius)
         inverse_root = (bounds.lower + mu / operator.norm_bound().square()).rsqrt_()
         evidence = Evidence(
@@ -144,6 +145,14 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
             bend=_bend(potential, radius, image),
         )
     return evidence, read_off.value
+
+
+def _row_norms(data: DataTerm, operator: LinearOperator, z: Dual) -> Tensor:
+    """At least ``||k_i||_{H^{-1}}`` for each row (eq. 11)."""
+    plain = operator.row_norms(z) / data.strong_convexity**0.5
+    inverse = data.inverse_kernel()
+    exact = None if inverse is None else operator.dual_row_norms(z, inverse)
+    return plain if exact is None else torch.minimum(plain, exact)
 
 
 def _residuals(

@@ -70,13 +70,21 @@ def solve_lower(
         return iterate(solver.bind(LowerLevel(problem, begin, radius)), schedule or Schedule())
 
 
-def certified_distance(problem: SaddleProblem, x: Primal) -> PerSample:
-    """A bound of ``||x - x*||`` per sample, from one residual in float64 (eq. 10); rounding included."""
+def certified_energy(problem: SaddleProblem, x: Primal) -> PerSample:
+    """A bound of ``||x - x*||_H`` per sample, from one residual in float64 (eq. 10); rounding included.
+
+    For ``H = B^T B + ridge I`` it bounds the distance in the data, ``||B (x - x*)||``, however small the ridge (eq. 28).
+    """
     problem = problem.double()
     with torch.no_grad():
         data, operator, mu = problem.data, problem.operator, problem.data.strong_convexity
         x = x.double()
         y = problem.potential.gradient(operator.forward(x))
         gradient = data.gradient(x) + operator.adjoint(y)
-        rounding = ROUNDING_TERMS * torch.finfo(x.dtype).eps * problem.magnitude(x, y, problem.stiffness()) / mu
-        return data.dual_norm(gradient) / mu**0.5 + rounding
+        lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * problem.magnitude(x, y, problem.stiffness())
+        return data.dual_norm(gradient) + lost / mu**0.5
+
+
+def certified_distance(problem: SaddleProblem, x: Primal) -> PerSample:
+    """A bound of ``||x - x*||`` per sample: ``certified_energy`` over the root of the strong convexity (eq. 10)."""
+    return certified_energy(problem, x) / problem.data.strong_convexity**0.5

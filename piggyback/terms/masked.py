@@ -11,7 +11,7 @@ from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal, Scalar
 
 
-class Inpainting(DataTerm):
+class MaskedDenoising(DataTerm):
     """``g(x) = 1/2 ||mask (x - observed)||^2 + ridge/2 ||x||^2``, ``mask`` of zeros and ones, all of shape ``(batch, ...)``.
 
     With ``ridge > 0`` this is a data term like any other, ``H = mask + ridge``.  With ``ridge = 0`` and missing pixels its
@@ -23,7 +23,7 @@ class Inpainting(DataTerm):
         if mask.shape != observed.shape or not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("a mask needs the shape of the images, and zeros and ones only")
         if not ridge >= 0:
-            raise ValueError(f"Inpainting needs a non-negative ridge, got {ridge}")
+            raise ValueError(f"MaskedDenoising needs a non-negative ridge, got {ridge}")
         self.mask = mask.to(observed)
         self.observed = observed * self.mask
         self.ridge = ridge
@@ -64,13 +64,13 @@ class Inpainting(DataTerm):
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
         return self.resolvent(v + step * self.observed, step)
 
-    def select(self, index: torch.Tensor) -> Inpainting:
+    def select(self, index: torch.Tensor) -> MaskedDenoising:
         chosen = copy.copy(self)  # the modulus of the whole batch holds for every sample of it
         chosen.observed, chosen.mask, chosen._diagonal = self.observed[index], self.mask[index], self._diagonal[index]
         return chosen
 
-    def double(self) -> Inpainting:
-        return Inpainting(self.observed.double(), self.mask.double(), self.ridge)
+    def double(self) -> MaskedDenoising:
+        return MaskedDenoising(self.observed.double(), self.mask.double(), self.ridge)
 
     def symbol(self, like: Primal) -> torch.Tensor:
         return self._diagonal.mean().to(like)
