@@ -93,19 +93,6 @@ class Preconditioner(ABC):
         """The preconditioner of the chosen samples."""
 
 
-class ScalarPreconditioner(Preconditioner):
-    """Multiplication by one positive number: the absence of a preconditioner, scaled."""
-
-    def __init__(self, scale: Scalar) -> None:
-        self.scale = scale
-
-    def apply(self, v: Primal) -> Primal:
-        return v * self.scale
-
-    def select(self, index: Tensor) -> Preconditioner:
-        return self
-
-
 class DenseInverse(Preconditioner):
     """A dense inverse ``(batch, n, n)``; for small problems only."""
 

@@ -106,7 +106,8 @@ class WeightNetwork(nn.Module):
             norm * mean_norm(observed.shape[-2], window) * mean_norm(observed.shape[-1], window)
             for norm, window in zip(onward[1:], self.config.windows, strict=True)
         )
-        return (outer + onward.square() * (seen.square() + sites)).sqrt().to(observed.dtype) * (1 + 1e-4)
+        gain = (outer + onward.square() * (seen.square() + sites)).sqrt().to(observed.dtype) * (1 + 1e-4)
+        return gain.nan_to_num(nan=math.inf, posinf=math.inf)  # features that overflow: no bound
 
 
 def local_mean(values: Dual, window: int) -> Dual:
