@@ -311,8 +311,14 @@ CATALOGUE: tuple[Case, ...] = (
     ),
     image_case("circular-huber", "shifted kinks with a periodic boundary", "huber", "circular", shift=0.1, seed=10),
     emphasised(
-        dense_case("dense-emphasis-charbonnier", "weights of their own in every sample", "charbonnier", modulus=2.0,
-                   shift=0.3, seed=11)
+        dense_case(
+            "dense-emphasis-charbonnier",
+            "weights of their own in every sample",
+            "charbonnier",
+            modulus=2.0,
+            shift=0.3,
+            seed=11,
+        )
     ),
     emphasised(
         image_case("reflect-emphasis-logcosh", "and at every pixel", "logcosh", "reflect", data_weight=0.6, seed=12)

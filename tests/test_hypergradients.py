@@ -89,7 +89,9 @@ def test_dense_kkt_agrees_with_central_differences(name: str) -> None:
     assert_close(central_differences(case), truth(case).gradient, 1e-7)
 
 
-@pytest.mark.parametrize("name", ["dense-huber", "dense-charbonnier", "valid-huber", "valid-charbonnier", "valid-emphasis-huber"])
+@pytest.mark.parametrize(
+    "name", ["dense-huber", "dense-charbonnier", "valid-huber", "valid-charbonnier", "valid-emphasis-huber"]
+)
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised inside cvxpylayers
 def test_implicit_agrees_with_cone_program_differentiation(name: str) -> None:
     """cvxpylayers knows nothing of our optimality conditions; Huber is exactly representable."""
