@@ -23,7 +23,7 @@ from experiments.data import Photograph, add_noise, image_generator, load_photog
 from experiments.errors import UserError, one_line_errors
 from experiments.metrics import psnr, ssim
 from experiments.model_file import load_regularizer
-from experiments.restoration import Restored, restore
+from experiments.restoration import TOLERANCE, Restored, restore
 from experiments.run_folder import RunFolder, write_json
 from experiments.runtime import available_cores, choose_device, prepare
 from regularizers.linear import LinearRegularizer
@@ -138,7 +138,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--sigma", type=float | None, help="noise in grey levels of 255 (default: as trained)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the noise")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="certified RMS error of x, in grey values of [0, 1]"
+        "--tolerance", type=float, default=TOLERANCE, help="certified RMS error of x, in grey values of [0, 1]"
     )
     parser.add_argument("--json", type=Path | None, help="write the figures to this file")
     parser.add_argument("--save", type=Path | None, help="write the denoised images to this folder")

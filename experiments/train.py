@@ -1,6 +1,6 @@
 """Train a convex regularizer for denoising by bilevel learning with certified hypergradients.
 
-python -m experiments.train denoise --regularizer linear --train DIR --test DIR --sigma 25 --out RUN
+python -m experiments.train denoise --train DIR --test DIR --sigma 25 --out RUN
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from experiments.evaluate import Denoiser, ImageResult, mean_of, side_by_side
 from experiments.metrics import psnr, ssim
 from experiments.model_file import load_regularizer
 from experiments.report import Comparison, comparison, filters, potentials, training_curves
+from experiments.restoration import TOLERANCE
 from experiments.run_folder import RunFolder
 from experiments.runtime import Device, available_cores, choose_device, prepare
 from experiments.training import Source, Trainer, TrainingPlan
@@ -75,7 +76,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--minibatch", type=int, default=8, help="fresh patches per step")
     parser.add_argument("--rate", type=float, default=8e-3, help="step size of the steps on mini-batches")
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
-    parser.add_argument("--filters", type=int, default=48)
+    parser.add_argument("--filters", type=int, default=32)
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
     parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
@@ -218,7 +219,7 @@ def report(run: RunFolder, samples: Samples, test: list[Photograph], options: Op
     regularizer, config = load_regularizer(run)
     some = samples.select(slice(0, TV_PATCHES))
     tv = tune_tv(some.clean.cpu(), some.degraded.cpu())
-    denoiser = Denoiser(regularizer, options.sigma / 255, TEST_SEED, tolerance=1e-4)
+    denoiser = Denoiser(regularizer, options.sigma / 255, TEST_SEED, TOLERANCE)
     tested = side_by_side(partial(compare, denoiser, tv), test, options.threads)
     results, rows = [result for result, _ in tested], [row for _, row in tested]
     tv_psnr = [psnr(row.tv, row.truth) for row in rows]

@@ -216,7 +216,7 @@ def test_adaptive_weights(boundary: str, dtype: torch.dtype, no_cached_basis: No
     images = on_device(2, 3, 9, 10, dtype=dtype)
     emphasis = model.network(images)
     assert emphasis.gain is not None
-    assert_on_device([emphasis.factors, emphasis.gain], dtype)
+    assert_on_device([emphasis.factors, emphasis.gain()], dtype)
     problem = model.problem(Denoising(images))
     evidence, surrogate = gather_evidence(problem, SquaredError(images), images, torch.zeros_like(images))
     assert_on_device([local_bound(evidence), worst_case_bound(evidence), corrected_loss(evidence)])

@@ -45,6 +45,8 @@ class Evidence:
     (and ``potential`` without it), ``image = K P``, ``y = f'(z)``, ``u = D K P``,
     ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach, and ``coupling``, which sums up the bounds.
     ``inverse_root = (lower + mu/||K||^2)^{-1/2}``: however flat the potential, the data term curves a little (eq. 10b).
+    ``bend``: ``|<K P, (D - D_mean) K d>| <= bend <K d, D_mean K d>``, ``d = x* - x``, ``D_mean`` the mean curvature between
+    (eq. 16a).
     """
 
     residuals: Residuals
@@ -62,6 +64,7 @@ class Evidence:
     bounds: CurvatureBounds
     inverse_root: Dual
     coupling: Coupling
+    bend: PerSample
 
     @property
     def error(self) -> PerSample:
@@ -138,6 +141,7 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
             bounds=bounds,
             inverse_root=inverse_root,
             coupling=couple(operator, bounds, radius, image, mu, inverse_root),
+            bend=_bend(potential, radius, image),
         )
     return evidence, read_off.value
 
@@ -160,3 +164,15 @@ def _residuals(
         size=value.abs() + steepness * norm(x),
         correction_size=force * (norm(gradient) + lost),
     )
+
+
+_LEAST = 1e-2
+"""Below it the factor of ``_bend`` is a half up to one per cent, and single precision would lose its digits."""
+
+
+def _bend(potential: Potential, radius: Dual, image: Dual) -> PerSample:
+    """``max_i |K P|_i M_i phi(M_i radius_i)`` with ``M = |f'''|/f''`` and ``phi(x) = (x / (1 - e^-x) - 1) / x`` (eq. 16a)."""
+    rate = potential.concordance()
+    x = (rate * radius).clamp(min=_LEAST)
+    factor = (x / -torch.expm1(-x) - 1) / x
+    return (image.abs() * (rate * factor)).flatten(1).amax(1)
