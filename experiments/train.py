@@ -75,6 +75,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--iterations", type=int, default=100_000, help="most steps of the certified descent")
     parser.add_argument("--minibatch", type=int, default=8, help="fresh patches per step")
     parser.add_argument("--rate", type=float, default=8e-3, help="step size of the steps on mini-batches")
+    parser.add_argument(
+        "--report-every", type=int, default=50, help="steps on mini-batches between reports and checkpoints"
+    )
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
     parser.add_argument("--filters", type=int, default=32)
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
@@ -112,6 +115,7 @@ class Options:
     iterations: int
     minibatch: int
     rate: float
+    report_every: int
     colour: bool
     filters: int
     size: int
@@ -125,10 +129,11 @@ class Options:
     tolerance: float
 
     def __post_init__(self) -> None:
-        positive = "sigma", "budget", "minibatch", "rate", "patches", "patch", "batch", "threads", "tolerance"
-        for name in positive:
+        for name in (
+            "sigma", "budget", "minibatch", "rate", "report_every", "patches", "patch", "batch", "threads", "tolerance",
+        ):  # fmt: skip
             if not getattr(self, name) > 0:
-                raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         if not (
             0 <= self.stochastic <= 1 and self.steps >= 0 and self.iterations >= 0 and self.steps + self.iterations > 0
         ):
@@ -151,6 +156,7 @@ class Options:
             workers=self.threads,
             accuracy=Accuracy(self.tolerance, ADJOINT_TOLERANCE),
             rate=self.rate,
+            report_every=self.report_every,
         )
 
 

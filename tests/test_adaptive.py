@@ -119,8 +119,13 @@ def test_bound_through_the_network_is_valid_for_loose_pairs(profile: str, bounda
     for bound in (local_bound(evidence).emphasis, worst_case_bound(evidence).emphasis):
         assert bool((error <= bound).all())
     given = without_gain(evidence)
-    for bound in (local_bound(given).emphasis, worst_case_bound(given).emphasis):
+    for certificate in (local_bound, worst_case_bound):
+        bound = certificate(given).emphasis
         assert bool((field.norm(dim=1) <= bound).all())
+        assert problem.potential.emphasis is not None
+        with_gain = bound * gain_of(problem.potential.emphasis)  # the chain rule: lost here, it might pass unnoticed
+        assert torch.equal(with_gain.isinf(), certificate(evidence).emphasis.isinf())
+        assert torch.allclose(with_gain.float(), certificate(evidence).emphasis, rtol=1e-3)
 
 
 def without_gain(evidence: Evidence) -> Evidence:
@@ -241,6 +246,19 @@ def test_gain_of_the_mixing_is_attained() -> None:
     observed = torch.full((1, 1, 8, 7), 0.4, dtype=torch.float64)
     gain, exact = gain_of(model.network(observed)), torch.linalg.matrix_norm(jacobian(model, observed), ord=2)
     assert 1 <= float(gain / exact) <= 1.001
+
+
+def test_gain_of_the_offset_is_attained() -> None:
+    """A constant image again, ``V`` large and its part of the argument cancelled by the level: only offset and level count."""
+    config = WeightConfig(features=1, size=3, windows=())
+    model = AdaptiveRegularizer(LinearConfig(filters=1, size=3), config).double()
+    with torch.no_grad():
+        model.network.offset.fill_(20.0)
+        model.network.mixing.fill_(1000.0)
+        model.network.level.fill_(-1000.0 * (math.sqrt(401.0) - 1))
+    observed = torch.full((1, 1, 8, 7), 0.4, dtype=torch.float64)
+    gain, exact = gain_of(model.network(observed)), torch.linalg.matrix_norm(jacobian(model, observed), ord=2)
+    assert 1 <= float(gain / exact) <= 1.01
 
 
 def test_gain_of_the_features_is_attained() -> None:
