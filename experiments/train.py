@@ -93,6 +93,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--iterations", type=int, default=100_000, help="most steps of the certified descent")
     parser.add_argument("--minibatch", type=int, default=8, help="fresh patches per step")
     parser.add_argument("--rate", type=float, default=8e-3, help="step size of the steps on mini-batches")
+    parser.add_argument(
+        "--report-every", type=int, default=50, help="steps on mini-batches between reports and checkpoints"
+    )
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
     parser.add_argument("--filters", type=int, default=32)
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
@@ -135,6 +138,7 @@ class Options:
     iterations: int
     minibatch: int
     rate: float
+    report_every: int
     colour: bool
     filters: int
     size: int
@@ -148,10 +152,12 @@ class Options:
     tolerance: float
 
     def __post_init__(self) -> None:
-        positive = "ridge", "budget", "minibatch", "rate", "patches", "patch", "batch", "threads", "tolerance"
+        positive = (
+            "ridge", "budget", "minibatch", "rate", "report_every", "patches", "patch", "batch", "threads", "tolerance",
+        )  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
-                raise UserError(f"--{name} must be positive, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         if self.sigma is not None and not self.sigma > 0:
             raise UserError(f"--sigma must be positive, got {self.sigma}")
         if not (
@@ -192,6 +198,7 @@ class Options:
             workers=self.threads,
             accuracy=Accuracy(self.tolerance, ADJOINT_TOLERANCE),
             rate=self.rate,
+            report_every=self.report_every,
         )
 
 

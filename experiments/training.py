@@ -33,7 +33,8 @@ class TrainingPlan:
     ``degradation``: what is to be undone.  Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of the budget,
     on ``minibatch`` fresh patches each, with step size ``rate`` (times the regularizer's relative rates).  Adaptive phase: at
     most ``iterations`` certified steps on ``patches`` fixed ones.  All patches have ``patch`` x ``patch`` pixels; ``budget``
-    seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side.
+    seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side; ``report_every`` stochastic steps
+    between reports and checkpoints.
     """
 
     degradation: Degradation
@@ -49,7 +50,7 @@ class TrainingPlan:
     workers: int
     accuracy: Accuracy
     rate: float
-    report_every: int = 50
+    report_every: int
 
 
 @dataclass(frozen=True)
@@ -163,22 +164,24 @@ class Trainer:
         if checkpoint is not None:
             self._restore_stochastic(checkpoint, descent, probe, generator)
         steps = 0 if checkpoint is None else plan.report_every  # the start is reported too
-        while True:
+        while checkpoint is None or self._goes_on(descent.taken):
             steps = min(steps, plan.steps - descent.taken)
             self.work += sum(descent.step().applications for _ in range(steps))
             self.taken = descent.taken
             current = probe.evaluate(descent.average, 1.0)
-            over = self.seconds() >= plan.stochastic * plan.budget
-            last = over or descent.taken >= plan.steps
-            reason = StopReason.RUNNING
+            last, reason = not self._goes_on(descent.taken), StopReason.RUNNING
             if last and (plan.stochastic == 1 or plan.iterations == 0):
-                reason = StopReason.BUDGET if over else StopReason.ITERATIONS
+                reason = StopReason.ITERATIONS if descent.taken >= plan.steps else StopReason.BUDGET
             self._save_stochastic(descent, probe, generator, reason)
             yield self._line(current, descent.taken, "stochastic", plan.rate, 1.0), reason
             if last:
-                descent.settle()
-                return
+                break
             steps = plan.report_every
+        descent.settle()
+
+    def _goes_on(self, taken: int) -> bool:
+        """Whether the stochastic phase does, after ``taken`` steps."""
+        return taken < self.plan.steps and self.seconds() < self.plan.stochastic * self.plan.budget
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Every parameter with its step size, for a torch optimiser."""

@@ -67,6 +67,9 @@ class SaddleProblem:
         """Raise ``ValueError`` for non-finite data or an inadmissible potential (reads values: synchronises)."""
         self.data.check()
         self.potential.check()
+        batch, emphasis = self.data.start.shape[0], self.potential.emphasis
+        if emphasis is not None and emphasis.factors.shape[0] != batch:
+            raise ValueError(f"factors of the weights for {emphasis.factors.shape[0]} samples, data of {batch}")
 
     def energy(self, x: Primal) -> PerSample:
         """``h(x)``."""

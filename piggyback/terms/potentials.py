@@ -31,11 +31,12 @@ class CurvatureBounds:
 
 @dataclass(frozen=True)
 class Emphasis:
-    """Positive ``factors`` of the weights, one per entry of the dual variable or broadcasting against it, batch first.
+    """Positive ``factors`` of the weights (``m`` of docs/theory.md, eq. 3), batch first, broadcasting against the dual variable.
 
     ``ceiling``: a number that no factor exceeds, whatever the parameters and the sample (the factors of one sample must not
     enter the constants of another).  ``gain()`` ``(batch,)``: at least the norm of the derivative of ``log factors`` with
-    respect to the parameters they are computed from, worked out when a certificate asks; None if they are given numbers.
+    respect to the parameters they are computed from, worked out when a certificate asks; None if they are given numbers, and
+    ``log factors`` the parameters.
     """
 
     factors: Dual
@@ -46,7 +47,15 @@ class Emphasis:
         """Raise ``ValueError`` unless all factors lie in ``(0, ceiling]`` (synchronises)."""
         if not bool(((self.factors > 0) & (self.factors <= self.ceiling)).all()):
             low, high = float(self.factors.min()), float(self.factors.max())
-            raise ValueError(f"factors must lie in (0, {self.ceiling:g}], got {low:.3g} to {high:.3g}")
+            raise ValueError(f"factors of the weights must lie in (0, {self.ceiling:g}], got {low:.3g} to {high:.3g}")
+
+    def pull_back(self, field: PerSample, like: Dual) -> PerSample:
+        """Bound of the error in the parameters from that over the entries of the dual variable (eq. 15b).
+
+        A factor that serves ``n`` entries collects their ``n`` errors, at most ``sqrt(n)`` times their norm.
+        """
+        shared = (like[0].numel() / self.factors[0].numel()) ** 0.5
+        return field * shared if self.gain is None else field * shared * self.gain()
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> Emphasis:
         """The same factors, detached and in another form."""
