@@ -116,12 +116,16 @@ def test_memory_gauge_sees_what_autograd_keeps() -> None:
 
 
 def test_checkpoints_save_memory() -> None:
-    case, peaks = BY_NAME["reflect-logcosh"], []
+    """What a hundred more steps cost: the spectrum of the filters is the same in all runs."""
+    case, growth = BY_NAME["reflect-logcosh"], []
     for segment in (0, 10):
-        with PeakMemory() as memory:
-            ask(Unrolled(100, segment=segment), case, Accuracy(1e-4, 1e-4))
-        peaks.append(memory.peak)
-    assert peaks[1] <= 0.5 * peaks[0]
+        peaks = []
+        for steps in (100, 200):
+            with PeakMemory() as memory:
+                ask(Unrolled(steps, segment=segment), case, Accuracy(1e-4, 1e-4))
+            peaks.append(memory.peak)
+        growth.append(peaks[1] - peaks[0])
+    assert growth[1] <= 0.3 * growth[0], growth
 
 
 def test_table_of_the_documentation_is_current() -> None:
