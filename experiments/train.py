@@ -60,9 +60,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("task", choices=["denoise", "deblur"], help="what to undo")
     parser.add_argument(
         "--regularizer",
-        type=str | None,
-        choices=["adaptive", "linear"],
-        help="adaptive (default for denoise): weights that depend on the observation; linear: one weight per filter",
+        choices=["auto", "adaptive", "linear"],
+        default="auto",
+        help="adaptive: weights that depend on the observation; linear: one per filter; auto: adaptive for denoise",
     )
     parser.add_argument("--train", type=Path | None, help="folder of training images (default: embedded photographs)")
     parser.add_argument("--test", type=Path | None, help="folder of test images, never trained on (default: embedded)")
@@ -119,7 +119,7 @@ class Options:
     """The parsed command line."""
 
     task: str
-    regularizer: str | None
+    regularizer: str
     train: Path | None
     test: Path | None
     sigma: float | None
@@ -172,7 +172,9 @@ class Options:
 
     def family(self) -> str:
         """The regularizer: adaptive weights look at the observation, which should resemble the image."""
-        return self.regularizer or ("adaptive" if self.task == "denoise" else "linear")
+        if self.regularizer != "auto":
+            return self.regularizer
+        return "adaptive" if self.task == "denoise" else "linear"
 
     def degradation(self) -> Degradation:
         """What the run learns to undo.  Raises ``UserError`` for a blur that cannot be had."""

@@ -149,7 +149,7 @@ class AdaptiveRegularizer(LinearRegularizer):
 
     def problem(self, data: DataTerm) -> SaddleProblem:
         base = self.potential()
-        potential = Potential(base.profile, base.weight, base.smoothing, emphasis=self.network(data.start))
+        potential = Potential(base.profile, base.weight, base.smoothing, emphasis=self.network(data.pilot))
         return SaddleProblem(data, potential, self.operator())
 
     def relative_rates(self) -> dict[str, float]:

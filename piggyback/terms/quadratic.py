@@ -31,6 +31,11 @@ class DataTerm(ABC):
     def start(self) -> Primal:
         """Where a cold solve starts."""
 
+    @property
+    def pilot(self) -> Primal:
+        """What the observation looks like as an image: weights that adapt look at it."""
+        return self.start
+
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
         """``g(x)``."""
@@ -218,6 +223,10 @@ class Deblurring(_SpectrallyBounded):
 
     def inverse_kernel(self) -> Tensor | None:
         return torch.fft.irfft2(self._power.double().reciprocal(), s=self.size)
+
+    @property
+    def pilot(self) -> Primal:
+        return self.observed  # blurred; the start has the noise amplified by H^{-1}
 
     def select(self, index: Tensor) -> Deblurring:
         chosen = copy.copy(self)  # the transfer function does not depend on the sample
