@@ -465,19 +465,21 @@ def test_parameters_that_overflow_are_refused() -> None:
         ImplicitCG().differentiate(problem, SquaredError(images(1).clean.float()), Accuracy(1e-3, 1e-1))
 
 
-def test_impossible_architectures_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose another boundary than 'valid'"):
-        AdaptiveRegularizer(LinearConfig(boundary="valid"))
-    for arguments, message in (
-        ({"windows": (4,)}, r"windows must be odd and positive, got \(4,\)"),
-        ({"windows": (-1,)}, "windows must be odd and positive"),
-        ({"features": 0}, "odd size of at least 3"),
-        ({"size": 4}, "odd size of at least 3"),
-        ({"contrast": 0.0}, "positive contrast"),
-        ({"reach": 11.0}, r"reach in \(0, 10\]"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            replace(WeightConfig(), **arguments)
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: AdaptiveRegularizer(LinearConfig(boundary="valid")), "choose another boundary than 'valid'"),
+        (lambda: WeightConfig(windows=(4,)), r"windows must be odd and positive, got \(4,\)"),
+        (lambda: WeightConfig(windows=(-1,)), "windows must be odd and positive"),
+        (lambda: WeightConfig(features=0), "odd size of at least 3"),
+        (lambda: WeightConfig(size=4), "odd size of at least 3"),
+        (lambda: WeightConfig(contrast=0.0), "positive contrast"),
+        (lambda: WeightConfig(reach=11.0), r"reach in \(0, 10\]"),
+    ],
+)
+def test_impossible_architectures_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 # --- stochastic descent ------------------------------------------------------------------------------------------
