@@ -28,7 +28,8 @@ class StopReason(Enum):
 class DescentSettings:
     """Constants of the adaptive descent; all are ratios, so they transfer between problems.
 
-    ``strides``: quasi-Newton steps on estimates that one certified step is made of (1: each is certified by itself);
+    ``amortise``: a certified step is made of quasi-Newton steps on estimates, *strides*, until they have cost so many times what
+    the certified evaluation at their start did (0: each is certified by itself);
     ``drift``: what estimates may be wrong by where certificates look, over the decrease since they last did: it rules the
     accuracy of the estimates, ``coarsest`` at most;
     ``armijo``: wanted decrease over the predicted one; ``shrink``: least step factor of a rejected trial;
@@ -42,7 +43,7 @@ class DescentSettings:
     ``finest``: smallest accuracy factor that is still asked for.
     """
 
-    strides: int = 8
+    amortise: float = 2.0
     drift: float = 0.02
     coarsest: float = 20.0
     armijo: float = 0.1
@@ -58,7 +59,7 @@ class DescentSettings:
     gradient_tolerance: float = 0.0
 
 
-_FIRST_ROUGH = 2.0
+_FIRST_ROUGH = 5.0
 """Accuracy of the first estimates."""
 
 
@@ -187,17 +188,15 @@ class AdaptiveDescent:
         allowed = self.settings.drift * (start.value - certified.value)
         missed = abs(estimated.value - certified.value)
         ratio = (allowed / missed) ** 0.5 if missed > 0 else math.inf
-        return min(
-            max(rough * min(max(ratio, _MISLED), self.settings.loosen), self.settings.finest), self.settings.coarsest
-        )
+        return min(max(rough * min(max(ratio, _MISLED), 1 / _MISLED), self.settings.finest), self.settings.coarsest)
 
     def _wander(self, start: Evaluation, state: DescentState) -> Excursion:
         """Strides on estimates.  Where the interval at the ``start`` is wide, more: until their decrease outgrows it."""
         settings, rough, pairs = self.settings, state.rough, state.pairs
-        count = 0 if settings.strides < 2 or math.isfinite(settings.gradient_error) else settings.strides
+        enough = 0.0 if math.isfinite(settings.gradient_error) else settings.amortise * start.work
         point, promised, factor, work = start, 0.0, 1.0, 0.0
-        for stride in range(_LONGEST * count):
-            if stride >= count and start.value - point.value >= _OUTGROWN * start.value_error:
+        for _ in range(_MOST_STRIDES if enough > 0 else 0):
+            if work >= enough and start.value - point.value >= _OUTGROWN * start.value_error:
                 break
             step = self.strides.step(lambda where: self.oracle.estimate(where, rough), point, pairs)
             work += step.work
@@ -282,7 +281,7 @@ class AdaptiveDescent:
 
 _MISLED = 0.3
 """Factor of the accuracy of estimates that led to nothing certified."""
-_LONGEST, _OUTGROWN = 3, 2.5
-"""Strides go on up to so many times their number, until the decrease is so many times the radius where they began."""
+_MOST_STRIDES, _OUTGROWN = 40, 2.5
+"""Strides go on until the decrease is so many times the radius where they began, but not without end."""
 _PROGRESS = 0.7
 """Factor by which the accuracy falls at least when an interval was too wide."""
