@@ -314,6 +314,7 @@ def pack_state(state: DescentState) -> dict[str, Any]:
         "iteration": state.iteration,
         "work": state.work,
         "reason": state.reason.value,
+        "rough": state.rough,
     }
 
 
@@ -327,4 +328,5 @@ def unpack_state(packed: dict[str, Any]) -> DescentState:
         iteration=int(packed["iteration"]),
         work=float(packed["work"]),
         reason=StopReason(packed["reason"]),
+        rough=float(packed["rough"]),
     )

@@ -28,8 +28,10 @@ class StopReason(Enum):
 class DescentSettings:
     """Constants of the adaptive descent; all are ratios, so they transfer between problems.
 
-    ``strides``: quasi-Newton steps on estimates that one certified step is made of (1: each is certified by itself);
-    ``coarse``: accuracy factor of the estimates over that of the certified ends, ``coarsest`` at most;
+    ``amortise``: a certified step is made of quasi-Newton steps on estimates, *strides*, until they have cost so many times what
+    the certified evaluation at their start did (0: each is certified by itself);
+    ``drift``: what estimates may be wrong by where certificates look, over the decrease since they last did: it rules the
+    accuracy of the estimates, ``coarsest`` at most;
     ``armijo``: wanted decrease over the predicted one; ``shrink``: least step factor of a rejected trial;
     ``width``: wanted radius of a loss interval over the decrease of the step (the radius falls with the square
     of the accuracy, eq. 16); ``tighten``/``loosen``: most that the accuracy factor changes at once;
@@ -41,9 +43,9 @@ class DescentSettings:
     ``finest``: smallest accuracy factor that is still asked for.
     """
 
-    strides: int = 10
-    coarse: float = 8.0
-    coarsest: float = 2.0
+    amortise: float = 2.0
+    drift: float = 0.02
+    coarsest: float = 20.0
     armijo: float = 0.1
     shrink: float = 0.1
     tighten: float = 0.4
@@ -57,11 +59,16 @@ class DescentSettings:
     gradient_tolerance: float = 0.0
 
 
+_FIRST_ROUGH = 5.0
+"""Accuracy of the first estimates."""
+
+
 @dataclass(frozen=True)
 class DescentState:
     """Everything the next iteration depends on; saving it (and the oracle's warm starts) makes a run resumable.
 
-    ``work``: operator applications of this iteration; ``step``: accepted factor of the quasi-Newton step.
+    ``work``: operator applications of this iteration; ``step``: accepted factor of the quasi-Newton step; ``accuracy`` of
+    certified evaluations, ``rough`` that of estimates.
     """
 
     current: Evaluation
@@ -71,6 +78,7 @@ class DescentState:
     iteration: int
     work: float
     reason: StopReason
+    rough: float = _FIRST_ROUGH
 
     def stopped(self, reason: StopReason) -> DescentState:
         """The same state with another reason."""
@@ -150,13 +158,16 @@ class AdaptiveDescent:
         current, accuracy, work = self._certified(state.current, state.accuracy)
         if float(current.gradient.norm()) + current.gradient_error <= self.settings.gradient_tolerance:
             return replace(state, current=current, accuracy=accuracy, work=work, reason=StopReason.GRADIENT)
-        excursion = self._wander(current, accuracy, state.pairs, _FIRST_STRIDES + state.iteration)
+        excursion = self._wander(current, state)
         work += excursion.work
         if excursion.reached is not None:
             trial = self._arrive(current, excursion.reached, excursion.promised, accuracy)
             current, accuracy, work = trial.reference, trial.accuracy, work + trial.work
             if trial.accepted is not None:
+                rough = self._steered(state.rough, current, excursion.reached, trial.accepted)
+                state = replace(state, rough=rough)
                 return self._accepted(state, trial.accepted, accuracy, excursion.step, excursion.pairs, work)
+        state = replace(state, rough=max(_MISLED * state.rough, self.settings.finest))
         for pairs in (state.pairs, ()):  # if the quasi-Newton direction fails, try again without its memory
             trial = self._search(current, accuracy, self.strides.direction(current, pairs))
             current, accuracy, work = trial.reference, trial.accuracy, work + trial.work
@@ -170,15 +181,22 @@ class AdaptiveDescent:
     def _accepted(
         self, state: DescentState, reached: Evaluation, accuracy: float, step: float, pairs: Pairs, work: float
     ) -> DescentState:
-        return DescentState(reached, accuracy, step, pairs, state.iteration + 1, work, StopReason.RUNNING)
+        return DescentState(reached, accuracy, step, pairs, state.iteration + 1, work, StopReason.RUNNING, state.rough)
 
-    def _wander(self, start: Evaluation, accuracy: float, pairs: Pairs, most: int) -> Excursion:
-        """``most`` strides on estimates.  Where the interval at the ``start`` is wide, more: until their decrease outgrows it."""
-        settings, rough = self.settings, min(self.settings.coarse * accuracy, self.settings.coarsest)
-        count = 0 if settings.strides < 2 or math.isfinite(settings.gradient_error) else min(settings.strides, most)
+    def _steered(self, rough: float, start: Evaluation, estimated: Evaluation, certified: Evaluation) -> float:
+        """The accuracy of the next estimates; their error is taken to fall with the square, as the radius does."""
+        allowed = self.settings.drift * (start.value - certified.value)
+        missed = abs(estimated.value - certified.value)
+        ratio = (allowed / missed) ** 0.5 if missed > 0 else math.inf
+        return min(max(rough * min(max(ratio, _MISLED), 1 / _MISLED), self.settings.finest), self.settings.coarsest)
+
+    def _wander(self, start: Evaluation, state: DescentState) -> Excursion:
+        """Strides on estimates.  Where the interval at the ``start`` is wide, more: until their decrease outgrows it."""
+        settings, rough, pairs = self.settings, state.rough, state.pairs
+        enough = 0.0 if math.isfinite(settings.gradient_error) else settings.amortise * start.work
         point, promised, factor, work = start, 0.0, 1.0, 0.0
-        for stride in range(_LONGEST * count):
-            if stride >= count and start.value - point.value >= _OUTGROWN * start.value_error:
+        for _ in range(_MOST_STRIDES if enough > 0 else 0):
+            if work >= enough and start.value - point.value >= _OUTGROWN * start.value_error:
                 break
             step = self.strides.step(lambda where: self.oracle.estimate(where, rough), point, pairs)
             work += step.work
@@ -261,9 +279,9 @@ class AdaptiveDescent:
         return min(max(accuracy * min(max(ratio, settings.tighten), settings.loosen), settings.finest), 1.0)
 
 
-_FIRST_STRIDES = 5
-"""Strides of the first step; each further step has one more, since the decrease per stride shrinks."""
-_LONGEST, _OUTGROWN = 3, 2.5
-"""Strides go on up to so many times their number, until the decrease is so many times the radius where they began."""
+_MISLED = 0.3
+"""Factor of the accuracy of estimates that led to nothing certified."""
+_MOST_STRIDES, _OUTGROWN = 40, 2.5
+"""Strides go on until the decrease is so many times the radius where they began, but not without end."""
 _PROGRESS = 0.7
 """Factor by which the accuracy falls at least when an interval was too wide."""

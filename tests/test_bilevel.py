@@ -226,15 +226,15 @@ def test_estimates_cannot_buy_an_increase() -> None:
 def test_certificates_are_paid_once_in_several_strides() -> None:
     """At the same start: fewer certified evaluations than strides, and a lower loss for the same work than one by one."""
     spent = {}
-    for strides in (1, 6):
-        method, model = descent(DescentSettings(strides=strides))
+    for amortise in (0.0, 3.0):
+        method, model = descent(DescentSettings(amortise=amortise))
         state, work, certified = method.start(), 0.0, 0
         while work < 400:
             state = method.advance(state)
             work, certified = work + state.work, certified + 1
             assert state.reason is StopReason.RUNNING
-        spent[strides] = exact_level(at(model, state), images())[0], certified
-    assert spent[6][0] < spent[1][0] and spent[6][1] <= 0.5 * spent[1][1]
+        spent[amortise] = exact_level(at(model, state), images())[0], certified
+    assert spent[3.0][0] < spent[0.0][0] and spent[3.0][1] <= 0.5 * spent[0.0][1]
 
 
 def test_no_direction_is_trusted_beyond_half_of_the_loss() -> None:
