@@ -197,7 +197,9 @@ def test_penalised_problem_is_the_sum_of_both_levels() -> None:
 
 
 @pytest.mark.parametrize("method", [ImplicitMINRES(), Neumann(adjoint_schedule=Schedule(max_steps=20000))])
-@pytest.mark.parametrize("case", [c for c in CATALOGUE if "ill" not in c.name and "kinked" not in c.name], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [c for c in CATALOGUE if "ill" not in c.name and "kinked" not in c.name], ids=lambda case: case.name
+)
 def test_new_pair_methods_agree_with_dense_kkt(case: Case, method: ImplicitMINRES | Neumann) -> None:
     pair = method.differentiate(case.problem(), case.loss, Accuracy(1e-11, 1e-11))
     assert bool((pair.adjoint_status == Status.CONVERGED).all())
