@@ -275,8 +275,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/certificates/evidence.py",
-        "operator.row_norms(z) * per_sample(residuals.error.float() / mu**0.5, z)",
-        "operator.row_norms(z) * per_sample(residuals.error.float(), z)",
+        "plain = operator.row_norms(z) / data.strong_convexity**0.5",
+        "plain = operator.row_norms(z)",
         "radius of the intervals (eq. 11): a power of mu",
         RANDOM,
     ),
