@@ -22,11 +22,10 @@ from torch import Tensor
 from experiments.data import Photograph, add_noise, image_generator, load_photographs
 from experiments.errors import UserError, one_line_errors
 from experiments.metrics import psnr, ssim
-from experiments.model_file import load_regularizer
+from experiments.model_file import Learned, load_regularizer
 from experiments.restoration import Restored, restore
 from experiments.run_folder import RunFolder, write_json
 from experiments.runtime import available_cores, choose_device, prepare
-from regularizers.linear import LinearRegularizer
 
 Result = TypeVar("Result")
 
@@ -71,7 +70,7 @@ class Denoised:
 class Denoiser:
     """A regularizer with the noise it is tested on: ``sigma`` in [0, 1] units, its own seed per image."""
 
-    regularizer: LinearRegularizer
+    regularizer: Learned
     sigma: float
     seed: int
     tolerance: float

@@ -11,7 +11,7 @@ from torch import Tensor
 from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.solvers.lower import certified_distance, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.quadratic import Denoising
 
 
@@ -33,7 +33,7 @@ def restore(regularizer: Regularizer, noisy: Tensor, tolerance: float) -> Restor
     """Denoise one image ``(channels, height, width)`` to a root-mean-square error of ``tolerance`` grey values."""
     counter, begin = ApplicationCounter(), time.perf_counter()
     problem = regularizer.problem(Denoising(noisy.unsqueeze(0))).detached().counted(counter)
-    outcome = solve_lower(problem, NonlinearCG(), radius_per_element(problem, tolerance))
+    outcome = solve_lower(problem, SuitedSolver(), radius_per_element(problem, tolerance))
     (x,) = outcome.result
     distance = certified_distance(problem, x)
     return Restored(

@@ -18,7 +18,7 @@ from experiments.data import Photograph, load_photographs, split_check
 from experiments.errors import UserError, one_line_errors
 from experiments.evaluate import Denoiser, ImageResult, mean_of, side_by_side
 from experiments.metrics import psnr, ssim
-from experiments.model_file import load_regularizer
+from experiments.model_file import Learned, load_regularizer
 from experiments.report import Comparison, comparison, filters, potentials, training_curves
 from experiments.run_folder import RunFolder
 from experiments.runtime import Device, available_cores, choose_device, prepare
@@ -26,6 +26,7 @@ from experiments.training import Source, Trainer, TrainingPlan
 from piggyback.bilevel import Samples
 from piggyback.hypergradient.base import Accuracy
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
+from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.kernels import measured_plan
 from regularizers.linear import LinearConfig, LinearRegularizer
 
@@ -52,9 +53,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("task", choices=["denoise"], help="what to restore")
     parser.add_argument(
         "--regularizer",
-        choices=["adaptive", "linear"],
+        choices=["adaptive", "linear", "icnn"],
         default="adaptive",
-        help="adaptive: weights that are learned functions of the observation; linear: one weight per filter",
+        help="adaptive: weights that are learned functions of the observation; linear: one weight per filter; "
+        "icnn: an input-convex network",
     )
     parser.add_argument("--train", type=Path | None, help="folder of training images (default: embedded photographs)")
     parser.add_argument("--test", type=Path | None, help="folder of test images, never trained on (default: embedded)")
@@ -77,6 +79,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
     parser.add_argument("--filters", type=int, default=48)
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
+    parser.add_argument("--widths", type=list[int], default=[32, 16], help="icnn: channels of the hidden layers")
+    parser.add_argument("--inner", type=int, default=1, help="icnn: side of the kernels between hidden layers")
     parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
     parser.add_argument("--patches", type=int, default=128, help="fixed patches of the certified descent")
@@ -114,6 +118,8 @@ class Options:
     colour: bool
     filters: int
     size: int
+    widths: list[int]
+    inner: int
     profile: str
     boundary: str
     patches: int
@@ -180,8 +186,10 @@ def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
     return train, test
 
 
-def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
+def new_regularizer(options: Options, samples: Samples) -> Learned:
     """Seeded start.  ``--measure-kernels`` may change the last digits of a run: kernels differ in rounding."""
+    if options.regularizer == "icnn":
+        return _network(options, samples.clean.shape[1]).to(samples.clean.device)
     try:
         config = LinearConfig.for_noise(
             sigma=options.sigma / 255,
@@ -202,6 +210,21 @@ def new_regularizer(options: Options, samples: Samples) -> LinearRegularizer:
     if options.measure_kernels:
         regularizer.plan = measured_plan(regularizer.filters(), samples.clean[: options.batch])
     return regularizer
+
+
+def _network(options: Options, channels: int) -> NetworkRegularizer:
+    try:
+        config = NetworkConfig.for_noise(
+            sigma=options.sigma / 255,
+            widths=tuple(options.widths),
+            size=options.size,
+            inner=options.inner,
+            channels=channels,
+            boundary=options.boundary,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return NetworkRegularizer(config, torch.Generator().manual_seed(options.seed))
 
 
 def _adaptive(config: LinearConfig, sigma: float, generator: torch.Generator) -> LinearRegularizer:
@@ -251,8 +274,14 @@ def compare(denoiser: Denoiser, tv: TunedTV, image: Photograph, index: int) -> t
     return denoised.figures(), Comparison(image.name, denoised.noisy, smooth, denoised.estimate, image.pixels)
 
 
-def draw(run: RunFolder, regularizer: LinearRegularizer, rows: list[Comparison]) -> None:
-    """All figures of a run."""
+def draw(run: RunFolder, regularizer: Learned, rows: list[Comparison]) -> None:
+    """All figures of a run (a network has no potentials to draw)."""
+    comparison(rows, run.figures / "comparison.png")
+    training_curves(run.read_history(), run.figures / "training.png")
+    if isinstance(regularizer, NetworkRegularizer):
+        bank = regularizer.filters().detach()
+        filters(bank, bank.flatten(1).norm(dim=1), run.figures / "filters.png")
+        return
     with torch.no_grad():
         potential = regularizer.potential()
         grid = torch.linspace(-0.3, 0.3, 301)
@@ -260,10 +289,8 @@ def draw(run: RunFolder, regularizer: LinearRegularizer, rows: list[Comparison])
         values = potential.profile.value(grid.unsqueeze(-1) / potential.smoothing) * scale
         bank = regularizer.filters()
         strength = potential.weight * bank.flatten(1).norm(dim=1)
-    comparison(rows, run.figures / "comparison.png")
     filters(bank, strength, run.figures / "filters.png")
     potentials(grid, values.T, run.figures / "potentials.png")
-    training_curves(run.read_history(), run.figures / "training.png")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from piggyback.losses import Loss
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
 from piggyback.types import Primal
 
 
@@ -68,6 +68,6 @@ class HypergradientMethod(ABC):
 
     @abstractmethod
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         """Bring ``(x, P)`` to ``accuracy``, starting from ``start`` where given."""

@@ -8,22 +8,22 @@ import torch
 
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.losses import Loss
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Outcome, Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.solvers.lower import LowerSolver, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.suited import SuitedSolver
 from piggyback.types import Primal
 
 
 def solve_adjoint(
-    problem: SaddleProblem, loss: Loss, x: Primal, tolerance: float, start: Primal | None, schedule: Schedule
+    problem: LowerProblem, loss: Loss, x: Primal, tolerance: float, start: Primal | None, schedule: Schedule
 ) -> Outcome:
     """``P`` with ``||grad l(x) - A(x) P|| <= tolerance ||grad l(x)||`` in the norm of ``H^{-1}`` (eq. 8)."""
     problem = problem.detached()
     with torch.no_grad():
         right = loss.gradient(x)
-        curvature = problem.potential.curvature(problem.operator.forward(x))
+        curvature = problem.curvature(x)
         radius = relative_radius(problem.data, right, tolerance)
         return iterate(ConjugateGradient(LinearSystem(problem, curvature, right, radius, start)), schedule)
 
@@ -32,12 +32,12 @@ def solve_adjoint(
 class ImplicitCG(HypergradientMethod):
     """Lower level by ``solver``, then preconditioned CG on ``A(x) P = grad l(x)``."""
 
-    solver: LowerSolver = field(default_factory=NonlinearCG)
+    solver: LowerSolver = field(default_factory=SuitedSolver)
     lower_schedule: Schedule = Schedule(max_steps=2000)
     adjoint_schedule: Schedule = Schedule(max_steps=1000)
 
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         radius = radius_per_element(problem, accuracy.lower)
         first = None if start is None else start.x

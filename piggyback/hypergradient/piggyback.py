@@ -9,6 +9,7 @@ from torch import Tensor
 
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.losses import Loss
+from piggyback.lower_problem import LowerProblem
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, Schedule, State, iterate
 from piggyback.solvers.conjugate_gradient import relative_radius
@@ -32,7 +33,7 @@ class PiggybackState(State):
 class PiggybackIteration(Iteration[PiggybackState]):
     """Both saddle problems side by side (docs/theory.md, eq. 7); ``K`` and ``K^T`` see them in one batched call."""
 
-    def __init__(self, lower: LowerLevel, loss: Loss, steps: Steps, tolerance: float, warm: Primal) -> None:
+    def __init__(self, lower: LowerLevel[SaddleProblem], loss: Loss, steps: Steps, tolerance: float, warm: Primal) -> None:
         self.lower = lower
         self.loss = loss
         self.steps = steps
@@ -87,8 +88,10 @@ class Piggyback(HypergradientMethod):
     schedule: Schedule = Schedule(max_steps=20000, check_every=10)
 
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
+        if not isinstance(problem, SaddleProblem):
+            raise ValueError(f"Piggyback needs a SaddleProblem, got a {type(problem).__name__}")
         problem = problem.detached()
         problem.check()
         with torch.no_grad():
