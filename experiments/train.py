@@ -79,7 +79,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
     parser.add_argument("--filters", type=int, default=48)
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
-    parser.add_argument("--widths", type=list[int], default=[32, 16], help="icnn: channels of the hidden layers")
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 16], help="icnn: channels of the hidden layers")
     parser.add_argument("--inner", type=int, default=1, help="icnn: side of the kernels between hidden layers")
     parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")

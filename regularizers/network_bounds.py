@@ -64,7 +64,7 @@ class PointNorms:
 class NetworkConstants:
     """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx``; ``ceiling >= |q_l|``; along unit
     directions, ``turn >= ||dq_l||_inf``, ``turn_norm >= ||dq_l||`` and ``twist >= ||dJ_l||``.
-    ``hessian >= ||D^2 R||`` and ``third`` the Lipschitz constant of ``D^2 R``.
+    ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and ``concordance`` its relative one (eq. 31).
     """
 
     layers: list[LayerConstants]
@@ -77,6 +77,7 @@ class NetworkConstants:
     twist: list[Scalar]
     hessian: Scalar
     third: Scalar
+    concordance: Scalar
 
     @staticmethod
     def of(layers: list[LayerConstants], output: Tensor, activation: Activation) -> NetworkConstants:
@@ -91,9 +92,9 @@ class NetworkConstants:
                 for q, n, m, d, j in zip(ceiling, reach, peak, turn, twist, strict=True)
             ]
         ).sum()
-        return NetworkConstants(
-            layers, activation, reach, peak, ceiling, turn, turn_norm, twist, hessian * _ROUNDING, third * _ROUNDING
-        )
+        concordance = _concordance(layers, activation, peak)
+        local = (layers, activation, reach, peak, ceiling, turn, turn_norm, twist)
+        return NetworkConstants(*local, hessian * _ROUNDING, third * _ROUNDING, concordance * _ROUNDING)
 
     def at(self, point: PointNorms, radius: PerSample, inner_gain: Scalar, output_gain: Scalar) -> EnergyBounds:
         """The constants on the ball of ``radius`` around ``point``, for the parameters behind ``W`` and ``c`` (eqs. 32-34)."""
@@ -103,6 +104,7 @@ class NetworkConstants:
         return EnergyBounds(
             hessian=self.hessian * whole,
             third=self.third * whole,
+            concordance=self.concordance * whole,
             mixed=here * _ROUNDING,
             mixed_lipschitz=lipschitz * _ROUNDING,
             rounding=self._rounding(point),
@@ -194,3 +196,19 @@ def _backward(
         turn.append(d.amax())
         turn_norm.append(e)
     return ceiling[::-1], turn[::-1], turn_norm[::-1]
+
+
+def _concordance(layers: list[LayerConstants], activation: Activation, peak: list[Scalar]) -> Scalar:
+    """The largest absolute row sum of the matrix of eq. 31, which is at least its largest eigenvalue."""
+    count, relative = len(layers), activation.relative
+    rows = [torch.zeros_like(peak[0]) for _ in range(count)]
+    for late in range(count):
+        rows[late] = rows[late] + relative * torch.stack(peak[late:]).sum()
+        through = torch.ones_like(peak[0])
+        for early in range(late - 1, -1, -1):
+            sums = layers[early + 1].sums
+            assert sums is not None
+            through = through * sums.sum(1).amax()
+            entry = (relative * activation.max_curvature * through).sqrt() * peak[early]
+            rows[late], rows[early] = rows[late] + entry, rows[early] + entry
+    return torch.stack(rows).amax()

@@ -40,12 +40,24 @@ def gather_smooth_evidence(
         gap = slope - fixed.hessian(fixed.curvature(x), adjoint)
         residuals = _residuals(fixed, loss, (x, adjoint), (gradient, gap), slope, size)
         bounds = fixed.regularizer.bounds(x, residuals.error / mu**0.5)
-        coupling = CouplingRate(
-            rate=_known(bounds.third * force / mu).float(),
-            whole=_known(bounds.hessian * force / mu**0.5).float(),
-            rest=torch.zeros_like(force).float(),
-        )
+        coupling = _couple(bounds, residuals, force, _energy_norm(fixed, x, adjoint), mu)
         return SmoothEvidence(residuals, (-gradient, gap), mu, loss.smoothness, coupling, bounds, force), read_off
+
+
+def _energy_norm(problem: SmoothProblem, x: Primal, adjoint: Primal) -> PerSample:
+    """At least ``||P||_R`` at ``x``, rounding included."""
+    energy = inner(adjoint, problem.regularizer.product(problem.curvature(x), adjoint)).clamp(min=0)
+    lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * problem.stiffness() * inner(adjoint, adjoint)
+    return (energy + lost).sqrt()
+
+
+def _couple(bounds: EnergyBounds, residuals: Residuals, force: PerSample, energy: PerSample, mu: float) -> CouplingRate:
+    """Eq. 28: the smaller of the absolute and of the relative rate."""
+    turned = bounds.concordance * residuals.error / mu**0.5
+    relative = bounds.concordance * torch.exp(turned) * energy / mu**0.5
+    rate = torch.fmin(bounds.third * force / mu, relative)
+    whole = bounds.hessian * force / mu**0.5
+    return CouplingRate(_known(rate).float(), _known(whole).float(), torch.zeros_like(force).float())
 
 
 def _residuals(

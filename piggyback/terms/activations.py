@@ -16,6 +16,8 @@ class Activation(ABC):
 
     max_curvature: float
     max_third: float
+    relative: float
+    """A number with ``|phi'''| <= relative phi''`` and ``phi'' <= relative phi'`` (infinite at kinks)."""
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -43,6 +45,7 @@ class Softplus(Activation):
         if not self.smoothing > 0:
             raise ValueError(f"softplus needs a positive smoothing, got {self.smoothing}")
         object.__setattr__(self, "max_curvature", 1 / (4 * self.smoothing))
+        object.__setattr__(self, "relative", 1 / self.smoothing * (1 + 1e-15))
         object.__setattr__(self, "max_third", 3**0.5 / (18 * self.smoothing**2) * (1 + 1e-15))
 
     def value(self, z: Tensor) -> Tensor:
@@ -63,6 +66,7 @@ class LeakyReLU(Activation):
     leak: float = 0.0
     max_curvature = math.inf
     max_third = math.inf
+    relative = math.inf
 
     def __post_init__(self) -> None:
         if not 0 <= self.leak < 1:

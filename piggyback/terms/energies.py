@@ -15,15 +15,17 @@ from piggyback.types import PerSample, Primal, Scalar
 
 @dataclass(frozen=True)
 class EnergyBounds:
-    """Constants of an energy on the ball of a given radius around a point (docs/theory.md, section 9.2), ``(batch,)`` each.
+    """Constants of an energy on the ball of a given radius around a point (docs/theory.md, eq. 27), ``(batch,)`` each.
 
-    ``hessian`` bounds ``||D^2 R||`` and ``third`` the Lipschitz constant of ``D^2 R``; with ``B(x)`` the derivative of ``grad R(x)``
-    in the parameters, ``mixed`` bounds ``||B(x)||`` at the centre and ``mixed_lipschitz`` the Lipschitz constant of ``B``.
+    ``hessian`` bounds ``||D^2 R||`` and ``third`` the Lipschitz constant of ``D^2 R``; ``concordance`` is a ``C`` with
+    ``|D^3 R[u, v, w]| <= C ||u|| ||v||_R ||w||_R`` everywhere, ``||v||_R^2 = D^2 R[v, v]``.  With ``B(x)`` the derivative of
+    ``grad R(x)`` in the parameters, ``mixed`` bounds ``||B(x)||`` at the centre and ``mixed_lipschitz`` the Lipschitz constant of ``B``.
     ``rounding``: size of the numbers that ``grad R(x)`` is computed from.  Infinite where nothing is known.
     """
 
     hessian: PerSample
     third: PerSample
+    concordance: PerSample
     mixed: PerSample
     mixed_lipschitz: PerSample
     rounding: PerSample
@@ -83,12 +85,13 @@ class SmoothEnergy(ABC):
         unknown = torch.full_like(radius, torch.inf)
         _, gradient = self.value_and_gradient(x)
         lost = norm(gradient) + norm(self.product(self.curvature(x), x))
-        return EnergyBounds(unknown, unknown, unknown, unknown, lost)
+        return EnergyBounds(unknown, unknown, unknown, unknown, unknown, lost)
 
     def stiffness(self, like: Primal) -> Scalar:
         """At least ``||D^2 R||`` everywhere (infinite if nothing is known)."""
         return torch.full((), torch.inf, dtype=like.dtype, device=like.device)
 
+    @abstractmethod
     def check(self) -> None:
         """Raise ``ValueError`` for inadmissible parameters (reads values: synchronises)."""
 
