@@ -15,8 +15,8 @@ from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitiv
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.hypergradient.refinement import adjoint_gap, correction
 from piggyback.losses import Loss
-from piggyback.operators import ApplicationCounter
 from piggyback.lower_problem import LowerProblem
+from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm
 

@@ -84,8 +84,8 @@ class NetworkRegularizer(Regularizer):
 
     Parameters: ``coefficients.l`` ``(width_l, channels, k^2 - 1)`` of ``V_l`` in an orthonormal zero-mean basis, ``offset.l``
     ``b_l``, ``log_inner.l`` ``(width_l, width_{l-1}, i, i)`` with ``W_l = exp(log_inner)``, and ``log_output`` with
-    ``c = exp(log_output)``.  Exponentials keep inner weights positive whatever a checkpoint contains; ``set_inner`` takes given
-    weights and refuses negative ones.
+    ``c = exp(log_output)``.  Checkpoints may hold plain weights, ``inner.l`` and ``output``, instead of logarithms: negative
+    ones would break convexity and are refused (``ValueError``).
 
     Scale-free start: the kernels of each layer sum to about 1 per output, so the energy is ``c`` times filter responses
     whatever the widths and depth; the first layer comes in pairs ``v, -v``, which makes ``phi(z) + phi(-z) ~ |z|``.
@@ -96,9 +96,7 @@ class NetworkRegularizer(Regularizer):
         self.config = config = config if config is not None else NetworkConfig()
         basis = zero_mean_basis(config.size)
         first = _paired(config, basis, generator)
-        later = [
-            0.02 * torch.randn((width, *first.shape[1:]), generator=generator) for width in config.widths[1:]
-        ]
+        later = [0.02 * torch.randn((width, *first.shape[1:]), generator=generator) for width in config.widths[1:]]
         self.coefficients = nn.ParameterList([first, *later])
         self.offset = nn.ParameterList([torch.zeros(width) for width in config.widths])
         pairs = zip(config.widths[:-1], config.widths[1:], strict=True)
@@ -111,6 +109,7 @@ class NetworkRegularizer(Regularizer):
         output = torch.full((config.widths[-1],), config.weight)
         output[:2] = config.gradient_weight
         self.log_output = nn.Parameter(output.log())
+        self.register_load_state_dict_pre_hook(_from_plain_weights)
 
     def filters(self, index: int = 0) -> Tensor:
         """``V`` of one layer, ``(width, channels, k, k)``, each channel with zero mean."""
@@ -134,24 +133,20 @@ class NetworkRegularizer(Regularizer):
     def problem(self, data: DataTerm) -> SmoothProblem:
         return SmoothProblem(data, self.network())
 
-    def set_inner(self, index: int, weights: Tensor) -> None:
-        """Use given kernels between hidden layers ``index`` and ``index + 1``, zero or more.
-
-        Raises ``ValueError`` for another shape, and for negative or non-finite weights, which would break convexity.
-        """
-        target = self.log_inner[index]
-        if weights.shape != target.shape:
-            raise ValueError(f"inner weights {index} need shape {tuple(target.shape)}, got {tuple(weights.shape)}")
-        if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-            raise ValueError(f"inner weights {index} must be finite and non-negative, got {float(weights.min()):.3g}")
-        with torch.no_grad():
-            target.copy_(weights.clamp(min=torch.finfo(target.dtype).tiny).log())
-
     def relative_rates(self) -> dict[str, float]:
         return {"log_inner": 3.0, "log_output": 3.0, "offset": 0.1}
 
     def pull_back(self, bound: GradientBound) -> Scalar:
         return bound.operator.mean()
+
+
+def _from_plain_weights(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Turn ``inner.l`` and ``output`` of a state dictionary into the logarithms that the module holds; zeros become tiny."""
+    for name in [name for name in state if name.startswith((f"{prefix}inner.", f"{prefix}output"))]:
+        weights = state.pop(name)
+        if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+            raise ValueError(f"{name} must be finite and non-negative, got a minimum of {float(weights.min()):.3g}")
+        state[f"{prefix}log_{name.removeprefix(prefix)}"] = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
 
 
 def _paired(config: NetworkConfig, basis: Tensor, generator: torch.Generator | None) -> Tensor:

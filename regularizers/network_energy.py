@@ -153,7 +153,7 @@ class NetworkEnergy(SmoothEnergy):
     # --- Hessian products --------------------------------------------------------------------------------------------
 
     def curvature(self, x: Primal) -> Tensor:
-        """``phi'(z_l)`` and ``q_l phi''(z_l)`` of all layers in one row per sample: ``D^2 R = sum_l J_l^T diag(q_l phi'') J_l``."""
+        """``phi'(z_l)`` and ``q_l phi''(z_l)`` of all layers, one row per sample: ``D^2 R = sum J_l^T diag(q_l phi'') J_l``."""
         with torch.no_grad():
             parts = [self.activation.slope_and_curvature(z) for z in self.pre_activations(x)]
             q, found = self.output.expand_as(parts[-1][0]), []
@@ -232,7 +232,9 @@ class NetworkEnergy(SmoothEnergy):
     def check(self) -> None:
         for index, layer in enumerate(self.layers):
             if layer.inner is not None and not bool((layer.inner >= 0).all()):
-                raise ValueError(f"layer {index + 1}: inner weights must be non-negative, got {float(layer.inner.min()):.3g}")
+                raise ValueError(
+                    f"layer {index + 1}: inner weights must be non-negative, got {float(layer.inner.min()):.3g}"
+                )
         if not bool((self.output >= 0).all()):
             raise ValueError(f"output weights must be non-negative, got {float(self.output.min()):.3g}")
         if not self.activation.max_curvature < float("inf"):
@@ -252,5 +254,3 @@ class NetworkEnergy(SmoothEnergy):
         layers = tuple(layer.converted(change) for layer in self.layers)
         gains = change(self.inner_gain), change(self.output_gain)
         return NetworkEnergy(layers, change(self.output.detach()), self.activation, self.boundary, *gains)
-
-

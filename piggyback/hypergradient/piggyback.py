@@ -33,7 +33,9 @@ class PiggybackState(State):
 class PiggybackIteration(Iteration[PiggybackState]):
     """Both saddle problems side by side (docs/theory.md, eq. 7); ``K`` and ``K^T`` see them in one batched call."""
 
-    def __init__(self, lower: LowerLevel[SaddleProblem], loss: Loss, steps: Steps, tolerance: float, warm: Primal) -> None:
+    def __init__(
+        self, lower: LowerLevel[SaddleProblem], loss: Loss, steps: Steps, tolerance: float, warm: Primal
+    ) -> None:
         self.lower = lower
         self.loss = loss
         self.steps = steps

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.operators import Preconditioner
 from piggyback.lower_problem import LowerProblem
+from piggyback.operators import Preconditioner
 from piggyback.solve import Iteration, State
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal
@@ -17,7 +17,7 @@ from piggyback.types import PerSample, Primal
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """``A P = right``, ``A`` the Hessian that belongs to ``curvature`` (``LowerProblem.hessian``); done when ``||right - A P||_{H^{-1}} <= radius``.
+    """``A P = right``, ``A`` the Hessian that belongs to ``curvature``; done when ``||right - A P||_{H^{-1}} <= radius``.
 
     No ``start`` means zero, whose residual costs no operator application.
     """

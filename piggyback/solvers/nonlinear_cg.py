@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.operators import Preconditioner
 from piggyback.lower_problem import LowerProblem
+from piggyback.operators import Preconditioner
 from piggyback.problem import SaddleProblem, UnitForm
 from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver

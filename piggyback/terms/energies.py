@@ -19,8 +19,8 @@ class EnergyBounds:
 
     ``hessian`` bounds ``||D^2 R||`` and ``third`` the Lipschitz constant of ``D^2 R``; ``concordance`` is a ``C`` with
     ``|D^3 R[u, v, w]| <= C ||u|| ||v||_R ||w||_R`` everywhere, ``||v||_R^2 = D^2 R[v, v]``.  With ``B(x)`` the derivative of
-    ``grad R(x)`` in the parameters, ``mixed`` bounds ``||B(x)||`` at the centre and ``mixed_lipschitz`` the Lipschitz constant of ``B``.
-    ``rounding``: size of the numbers that ``grad R(x)`` is computed from.  Infinite where nothing is known.
+    ``grad R(x)`` in the parameters, ``mixed`` bounds ``||B(x)||`` at the centre and ``mixed_lipschitz`` the Lipschitz constant
+    of ``B``.  ``rounding``: size of the numbers that ``grad R(x)`` is computed from.  Infinite where nothing is known.
     """
 
     hessian: PerSample
