@@ -73,8 +73,11 @@ class Instance:
 
 
 def trained_regularizer(run: Path | None) -> LinearRegularizer:
-    """The model of a run folder, or the one that the package ships.  Raises ``UserError`` if there is none."""
-    return load_regularizer(RunFolder.open(PRETRAINED if run is None else run))[0]
+    """The model of a run folder, or the one that the package ships.  Raises ``UserError`` if there is none of this kind."""
+    regularizer, _ = load_regularizer(RunFolder.open(PRETRAINED if run is None else run))
+    if not isinstance(regularizer, LinearRegularizer):
+        raise UserError(f"{run}: holds a network; this command needs a learned linear operator")
+    return regularizer
 
 
 def starting_regularizer(filters: int, size: int, channels: int) -> LinearRegularizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,12 +36,15 @@ def evidence_of(problem: LowerProblem, loss: Loss, x: Primal, adjoint: Primal) -
 
 
 def gradient_bound(evidence: PairEvidence) -> GradientBound:
-    """The default bound of each kind of problem: eq. 13 for ``f(K x)``, eq. 29 for a smooth energy."""
+    """The default bound of each kind of problem: eq. 13 for ``f(K x)``, eq. N10 for a smooth energy."""
     if isinstance(evidence, Evidence):
         return local_bound(evidence)
     if isinstance(evidence, SmoothEvidence):
         return smooth_bound(evidence)
     raise TypeError(f"no gradient bound is known for {type(evidence).__name__}")
+
+
+Copied = TypeVar("Copied", bound=Regularizer)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def assemble(
         )
 
 
-def double_copy(regularizer: Regularizer) -> Regularizer:
+def double_copy(regularizer: Copied) -> Copied:
     """The regularizer with the same parameter values in float64."""
     return copy.deepcopy(regularizer).double()
 

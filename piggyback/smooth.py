@@ -1,4 +1,4 @@
-"""The lower level with a smooth convex energy: ``min_x h(x) = g(x) + R(x)`` (docs/theory.md, section 9.1)."""
+"""The lower level with a smooth convex energy: ``min_x h(x) = g(x) + R(x)`` (docs/theory.md, eq. N1)."""
 
 from __future__ import annotations
 

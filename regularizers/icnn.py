@@ -1,4 +1,4 @@
-"""A convolutional input-convex neural network as a regularizer (Amos, Xu, Kolter 2017; docs/theory.md, section 9)."""
+"""A convolutional input-convex neural network as a regularizer (Amos, Xu, Kolter 2017; docs/theory.md, section N)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Constants of an input-convex network from norms of its layers (docs/theory.md, eqs. 30-34)."""
+"""Constants of an input-convex network from norms of its layers (docs/theory.md, eqs. N4-N8)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class PointNorms:
 class NetworkConstants:
     """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx``; ``ceiling >= |q_l|``; along unit
     directions, ``turn >= ||dq_l||_inf``, ``turn_norm >= ||dq_l||`` and ``twist >= ||dJ_l||``.
-    ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and ``concordance`` its relative one (eq. 31).
+    ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and ``concordance`` its relative one (eq. N5).
     """
 
     layers: list[LayerConstants]
@@ -97,7 +97,7 @@ class NetworkConstants:
         return NetworkConstants(*local, hessian * _ROUNDING, third * _ROUNDING, concordance * _ROUNDING)
 
     def at(self, point: PointNorms, radius: PerSample, inner_gain: Scalar, output_gain: Scalar) -> EnergyBounds:
-        """The constants on the ball of ``radius`` around ``point``, for the parameters behind ``W`` and ``c`` (eqs. 32-34)."""
+        """The constants on the ball of ``radius`` around ``point``, for the parameters behind ``W`` and ``c`` (eqs. N6-N8)."""
         here = self._mixed(point, torch.zeros_like(radius), inner_gain, output_gain)[0]
         lipschitz = self._mixed(point, radius, inner_gain, output_gain)[1]
         whole = torch.ones_like(radius)
@@ -113,7 +113,7 @@ class NetworkConstants:
     def _mixed(
         self, point: PointNorms, radius: PerSample, inner_gain: Scalar, output_gain: Scalar
     ) -> tuple[PerSample, PerSample]:
-        """Bounds of ``||B||`` and of the Lipschitz constant of ``B`` on the ball (eqs. 32 and 33)."""
+        """Bounds of ``||B||`` and of the Lipschitz constant of ``B`` on the ball (eqs. N6 and N7)."""
         k2, k3 = self.activation.max_curvature, self.activation.max_third
         root = float(point.sites[-1]) ** 0.5
         size = output_gain * root * self.reach[-1]
@@ -169,7 +169,7 @@ class NetworkConstants:
 
 
 def _forward(layers: list[LayerConstants], k2: float) -> tuple[list[Scalar], list[Tensor], list[Scalar]]:
-    """``reach``, the rows of ``peak``, and ``twist``, layer by layer (eq. 30)."""
+    """``reach``, the rows of ``peak``, and ``twist``, layer by layer (eq. N4)."""
     reach, peaks, twist = [layers[0].skip], [layers[0].rows], [torch.zeros_like(layers[0].skip)]
     for layer in layers[1:]:
         assert layer.sums is not None
@@ -183,7 +183,7 @@ def _forward(layers: list[LayerConstants], k2: float) -> tuple[list[Scalar], lis
 def _backward(
     layers: list[LayerConstants], output: Tensor, k2: float, reach: list[Scalar], peaks: list[Tensor]
 ) -> tuple[list[Scalar], list[Scalar], list[Scalar]]:
-    """``ceiling``, ``turn`` and ``turn_norm``, from the last layer to the first (eq. 31)."""
+    """``ceiling``, ``turn`` and ``turn_norm``, from the last layer to the first (eq. N4)."""
     q, d, e = output, torch.zeros_like(output), torch.zeros_like(layers[0].skip)
     ceiling, turn, turn_norm = [q.amax()], [d.amax()], [e]
     for index in range(len(layers) - 1, 0, -1):
@@ -199,7 +199,7 @@ def _backward(
 
 
 def _concordance(layers: list[LayerConstants], activation: Activation, peak: list[Scalar]) -> Scalar:
-    """The largest absolute row sum of the matrix of eq. 31, which is at least its largest eigenvalue."""
+    """The largest absolute row sum of the matrix of eq. N5, which is at least its largest eigenvalue."""
     count, relative = len(layers), activation.relative
     rows = [torch.zeros_like(peak[0]) for _ in range(count)]
     for late in range(count):

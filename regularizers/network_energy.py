@@ -1,4 +1,4 @@
-"""The energy of an input-convex network, with derivatives by hand and constants that hold (docs/theory.md, section 9)."""
+"""The energy of an input-convex network, with derivatives by hand and constants that hold (docs/theory.md, section N)."""
 
 from __future__ import annotations
 

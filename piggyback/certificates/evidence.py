@@ -84,6 +84,13 @@ class Evidence(PairEvidence):
     inverse_root: Dual
 
 
+def saddle_evidence(evidence: PairEvidence, certificate: str) -> Evidence:
+    """The same evidence, for a ``certificate`` that needs ``R(x) = f(K x)``; raises ``TypeError`` for other problems."""
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"{certificate} needs the evidence of a SaddleProblem, got {type(evidence).__name__}")
+    return evidence
+
+
 def inflate(bound: Tensor) -> Tensor:
     """Widen a computed bound by the rounding, and the underflow, of the few thousand positive terms it was summed from."""
     kind = torch.finfo(bound.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm, per_sample
-from piggyback.certificates.evidence import Evidence, PairEvidence, inflate
+from piggyback.certificates.evidence import Evidence, PairEvidence, inflate, saddle_evidence
 from piggyback.types import Dual, PerSample
 
 
@@ -29,8 +29,9 @@ class GradientBound:
     emphasis: PerSample
 
 
-def local_bound(evidence: Evidence) -> GradientBound:
+def local_bound(evidence: PairEvidence) -> GradientBound:
     """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15a), per sample and group."""
+    evidence = saddle_evidence(evidence, "local_bound")
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
         return GradientBound(

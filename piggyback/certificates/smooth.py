@@ -1,4 +1,4 @@
-"""Certificates for smooth energies: residuals, and the constants of the energy (docs/theory.md, section 9.2)."""
+"""Certificates for smooth energies: residuals, and the constants of the energy (docs/theory.md, section N)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _energy_norm(problem: SmoothProblem, x: Primal, adjoint: Primal) -> PerSampl
 
 
 def _couple(bounds: EnergyBounds, residuals: Residuals, force: PerSample, energy: PerSample, mu: float) -> CouplingRate:
-    """Eq. 28: the smaller of the absolute and of the relative rate."""
+    """Eq. N9: the smaller of the absolute and of the relative rate."""
     turned = bounds.concordance * residuals.error / mu**0.5
     relative = bounds.concordance * torch.exp(turned) * energy / mu**0.5
     rate = torch.fmin(bounds.third * force / mu, relative)
@@ -86,7 +86,7 @@ def _residuals(
 
 
 def smooth_bound(evidence: SmoothEvidence) -> GradientBound:
-    """Bound of ``grad L - G`` from the constants of the energy (eq. 29); infinite if they are unknown.
+    """Bound of ``grad L - G`` from the constants of the energy (eq. N10); infinite if they are unknown.
 
     The whole gradient is one group, ``operator``; the others are empty.
     """

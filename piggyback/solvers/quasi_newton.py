@@ -82,7 +82,7 @@ class QuasiNewton(LowerSolver):
 
     A step is taken when ``h`` falls enough (Armijo) or when the new slope along it is not positive, which by convexity means
     that ``h`` fell too and can be told where differences of ``h`` drown in rounding; else it is tried again, shorter, each
-    sample for itself.  Converges linearly for every strongly convex energy with Lipschitz gradient (docs/theory.md, eq. 26).
+    sample for itself.  Converges linearly for every strongly convex energy with Lipschitz gradient (docs/theory.md, eq. N2).
     """
 
     memory: int = 10

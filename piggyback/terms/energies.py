@@ -15,7 +15,7 @@ from piggyback.types import PerSample, Primal, Scalar
 
 @dataclass(frozen=True)
 class EnergyBounds:
-    """Constants of an energy on the ball of a given radius around a point (docs/theory.md, eq. 27), ``(batch,)`` each.
+    """Constants of an energy on the ball of a given radius around a point (docs/theory.md, eq. N3), ``(batch,)`` each.
 
     ``hessian`` bounds ``||D^2 R||`` and ``third`` the Lipschitz constant of ``D^2 R``; ``concordance`` is a ``C`` with
     ``|D^3 R[u, v, w]| <= C ||u|| ||v||_R ||w||_R`` everywhere, ``||v||_R^2 = D^2 R[v, v]``.  With ``B(x)`` the derivative of
