@@ -62,9 +62,10 @@ class PointNorms:
 
 @dataclass(frozen=True)
 class NetworkConstants:
-    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx``; ``ceiling >= |q_l|``; along unit
-    directions, ``turn >= ||dq_l||_inf``, ``turn_norm >= ||dq_l||`` and ``twist >= ||dJ_l||``.
-    ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and ``concordance`` its relative one (eq. N5).
+    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx``; ``ceiling >= |q_l|``
+    (``channel_ceilings``: channel by channel); along unit directions, ``turn >= ||dq_l||_inf``, ``turn_norm >= ||dq_l||`` and
+    ``twist >= ||dJ_l||``.  ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and ``concordance`` its
+    relative one (eq. N5).
     """
 
     layers: list[LayerConstants]
@@ -78,13 +79,15 @@ class NetworkConstants:
     hessian: Scalar
     third: Scalar
     concordance: Scalar
+    channel_ceilings: list[Tensor]
 
     @staticmethod
     def of(layers: list[LayerConstants], output: Tensor, activation: Activation) -> NetworkConstants:
         k2, k3 = activation.max_curvature, activation.max_third
         reach, peaks, twist = _forward(layers, k2)
         peak = [rows.amax() for rows in peaks]
-        ceiling, turn, turn_norm = _backward(layers, output.detach().double(), k2, reach, peaks)
+        ceilings, turn, turn_norm = _backward(layers, output.detach().double(), k2, reach, peaks)
+        ceiling = [q.amax() for q in ceilings]
         hessian = torch.stack([q * k2 * n.square() for q, n in zip(ceiling, reach, strict=True)]).sum()
         third = torch.stack(
             [
@@ -94,7 +97,7 @@ class NetworkConstants:
         ).sum()
         concordance = _concordance(layers, activation, peak)
         local = (layers, activation, reach, peak, ceiling, turn, turn_norm, twist)
-        return NetworkConstants(*local, hessian * _ROUNDING, third * _ROUNDING, concordance * _ROUNDING)
+        return NetworkConstants(*local, hessian * _ROUNDING, third * _ROUNDING, concordance * _ROUNDING, ceilings)
 
     def at(self, point: PointNorms, radius: PerSample, inner_gain: Scalar, output_gain: Scalar) -> EnergyBounds:
         """The constants on the ball of ``radius`` around ``point``, for the parameters behind ``W`` and ``c`` (eqs. N6-N8)."""
@@ -182,17 +185,17 @@ def _forward(layers: list[LayerConstants], k2: float) -> tuple[list[Scalar], lis
 
 def _backward(
     layers: list[LayerConstants], output: Tensor, k2: float, reach: list[Scalar], peaks: list[Tensor]
-) -> tuple[list[Scalar], list[Scalar], list[Scalar]]:
-    """``ceiling``, ``turn`` and ``turn_norm``, from the last layer to the first (eq. N4)."""
+) -> tuple[list[Tensor], list[Scalar], list[Scalar]]:
+    """``ceiling`` of each channel, ``turn`` and ``turn_norm``, from the last layer to the first (eq. N4)."""
     q, d, e = output, torch.zeros_like(output), torch.zeros_like(layers[0].skip)
-    ceiling, turn, turn_norm = [q.amax()], [d.amax()], [e]
+    ceiling, turn, turn_norm = [q], [d.amax()], [e]
     for index in range(len(layers) - 1, 0, -1):
         layer = layers[index]
         assert layer.sums is not None
         e = layer.inner * (k2 * q.amax() * reach[index] + e)
         d = layer.sums.T @ (k2 * q * peaks[index] + d)
         q = layer.sums.T @ q
-        ceiling.append(q.amax())
+        ceiling.append(q)
         turn.append(d.amax())
         turn_norm.append(e)
     return ceiling[::-1], turn[::-1], turn_norm[::-1]

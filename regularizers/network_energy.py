@@ -229,7 +229,8 @@ class NetworkEnergy(SmoothEnergy):
     def stiffness(self, like: Primal) -> Scalar:
         return self.constants().hessian.to(like)
 
-    def check(self) -> None:
+    def check_signs(self) -> None:
+        """Raise ``ValueError`` for a negative inner or output weight."""
         for index, layer in enumerate(self.layers):
             if layer.inner is not None and not bool((layer.inner >= 0).all()):
                 raise ValueError(
@@ -237,6 +238,9 @@ class NetworkEnergy(SmoothEnergy):
                 )
         if not bool((self.output >= 0).all()):
             raise ValueError(f"output weights must be non-negative, got {float(self.output.min()):.3g}")
+
+    def check(self) -> None:
+        self.check_signs()
         if not self.activation.max_curvature < float("inf"):
             raise ValueError("a piecewise linear activation has no smooth energy: choose softplus, or the lifted form")
 

@@ -58,11 +58,9 @@ class PlainEnergy(SmoothEnergy):
 
 
 def hessian(energy: SmoothEnergy, x: Tensor) -> Tensor:
-    """``D^2 R`` of one sample as a matrix, by autograd."""
-    size = x.numel()
-    full = torch.autograd.functional.hessian(lambda v: energy.value(v).sum(), x)
-    assert isinstance(full, Tensor)
-    return full.reshape(size, size)
+    """``D^2 R`` of one sample as a matrix, by autograd of its value."""
+    eye = torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape[1:])
+    return SmoothEnergy.product(energy, x.expand(x.numel(), *x.shape[1:]), eye).flatten(1)  # all columns in one batch
 
 
 def newton(energy: SmoothEnergy, data: DataTerm, start: Tensor) -> Tensor:
@@ -72,7 +70,7 @@ def newton(energy: SmoothEnergy, data: DataTerm, start: Tensor) -> Tensor:
     weight = data.hessian(eye.reshape(-1, *x.shape[1:])).reshape(x.numel(), x.numel())
 
     def slope(v: Tensor) -> Tensor:
-        return data.gradient(v) + torch.autograd.functional.jacobian(lambda w: energy.value(w).sum(), v)  # type: ignore[operator]
+        return data.gradient(v) + SmoothEnergy.value_and_gradient(energy, v)[1]
 
     for _ in range(100):
         gradient = slope(x)
