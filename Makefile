@@ -26,7 +26,7 @@ $(VENV)/dev-env.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	touch $(VENV)/env.stamp $@
 
 demo: env
-	$(BIN)/python -m experiments.train denoise --regularizer linear --sigma 25 --out $(RUN)
+	$(BIN)/python -m experiments.train denoise --sigma 25 --out $(RUN)
 
 test: dev-env
 	$(BIN)/ruff check .

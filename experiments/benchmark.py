@@ -1,109 +1,129 @@
-"""Side-by-side timings of one run: the filter bank against every way to compute it.
+"""Side-by-side measurements of one run: convolution kernels, hypergradients of all kinds, growth.
 
 python -m experiments.benchmark [--json FILE]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.table import Table
 
-from experiments.errors import one_line_errors
-from experiments.run_folder import write_json
-from experiments.runtime import choose_device, prepare
-from regularizers.boundaries import Valid
-from regularizers.convolution import ConvolutionBank
-from regularizers.kernels import Job, kernel_jobs, median_seconds
+from experiments import benchmark_growth, benchmark_hypergradients, benchmark_kernels
+from experiments.errors import UserError, one_line_errors, require_positive
+from experiments.progress import progress_bar
+from experiments.run_folder import Json, write_json
+from experiments.runtime import Device, choose_device, prepare
+from experiments.truth_test import has_cone
+
+WIDTH = 132
+"""Columns that the widest table needs."""
+PARTS = ("kernels", "hypergradients", "growth")
 
 
 @dataclass(frozen=True)
-class Case:
-    """A bank of ``filters`` filters of ``size`` x ``size`` on ``batch`` grey images of ``side`` x ``side``."""
+class Options:
+    """The parsed command line.  Raises ``UserError`` for sizes that cannot be used."""
 
-    batch: int
+    parts: list[str]
+    json: Path | None
+    repeats: int
+    threads: int
+    device: Device
+    wanted: float
     side: int
     filters: int
-    size: int
+    sides: list[int]
+    counts: list[int]
+    batches: list[int]
+    cone_sides: list[int]
 
-
-CASES = (
-    Case(8, 64, 24, 7),
-    Case(1, 64, 24, 7),
-    Case(8, 48, 48, 7),
-    Case(1, 256, 48, 7),
-    Case(8, 64, 24, 3),
-    Case(4, 64, 32, 11),
-)
-
-
-@dataclass(frozen=True)
-class KernelTimes:
-    """Median milliseconds.  ``bank``: ``K`` then ``K^T`` as the bank does it; ``best``: fastest forward plus fastest adjoint."""
-
-    case: Case
-    forward: dict[str, float]
-    adjoint: dict[str, float]
-    bank: float
-    best: float
-    ratio: float
-
-
-def time_kernels(case: Case, device: torch.device, repeats: int) -> KernelTimes:
-    """All kernels and the bank, interleaved so that a slow moment of the machine hits all alike."""
-    generator = torch.Generator().manual_seed(0)
-    filters = torch.randn(case.filters, 1, case.size, case.size, generator=generator).to(device)
-    image = torch.randn(case.batch, 1, case.side, case.side, generator=generator).to(device)
-    bank = ConvolutionBank(filters, Valid())
-    forward, adjoint = kernel_jobs(filters, image)
-    jobs: dict[str, Job] = {"bank": lambda: bank.adjoint(bank.forward(image))}
-    seconds = median_seconds(jobs | forward | adjoint, repeats, device)
-    ahead, back = {name: 1e3 * seconds[name] for name in forward}, {name: 1e3 * seconds[name] for name in adjoint}
-    whole, best = 1e3 * seconds["bank"], min(ahead.values()) + min(back.values())
-    return KernelTimes(case, ahead, back, whole, best, whole / best)
-
-
-def show(results: Sequence[KernelTimes]) -> None:
-    """A table on the terminal."""
-    table = Table("images", "filters", "fastest K", "fastest Kᵀ", "bank ms", "best ms", "bank / best")
-    for result in results:
-        case = result.case
-        ahead, back = (
-            min(result.forward, key=result.forward.__getitem__),
-            min(result.adjoint, key=result.adjoint.__getitem__),
-        )
-        table.add_row(
-            f"{case.batch} x {case.side}²", f"{case.filters} x {case.size}²", f"{ahead} {result.forward[ahead]:.2f}",
-            f"{back} {result.adjoint[back]:.2f}", f"{result.bank:.2f}", f"{result.best:.2f}", f"{result.ratio:.2f}",
-        )  # fmt: skip
-    Console().print(table)
+    def __post_init__(self) -> None:
+        require_positive(repeats=self.repeats, threads=self.threads, side=self.side, filters=self.filters)
+        for part in self.parts:
+            if part not in PARTS:
+                raise UserError(f"--parts: unknown part {part!r}; choose among {', '.join(PARTS)}")
+        for name, values, least in (
+            ("sides", self.sides, 16), ("counts", self.counts, 1), ("batches", self.batches, 1),
+        ):  # fmt: skip
+            if not values or min(values) < least:
+                raise UserError(f"--{name} must list numbers of at least {least}, got {values}")
+        if not 0 < self.wanted < 1:
+            raise UserError(f"--wanted must lie between 0 and 1, got {self.wanted}")
 
 
 def build_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(prog="python -m experiments.benchmark", description="Side-by-side timings of one run.")
+    parser = ArgumentParser(prog="python -m experiments.benchmark", description="Side-by-side measurements of one run.")
+    parser.add_argument("--parts", type=list[str], default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--json", type=Path | None, help="write the figures to this file")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=5, help="timings are medians over so many")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
+    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto", help="of kernels and growth")
+    parser.add_argument(
+        "--wanted", type=float, default=0.01, help="relative error that a hypergradient must not exceed"
+    )
+    parser.add_argument("--side", type=int, default=48, help="pixels per side in the contest of hypergradients")
+    parser.add_argument("--filters", type=int, default=24, help="7x7 filters there, and where growth starts")
+    parser.add_argument("--sides", type=list[int], default=[32, 64, 128], help="image sides of the growth part")
+    parser.add_argument("--counts", type=list[int], default=[8, 48], help="other numbers of filters there")
+    parser.add_argument("--batches", type=list[int], default=[4, 16], help="other batch sizes there")
+    parser.add_argument(
+        "--cone-sides", type=list[int], default=[8, 12], help="image sides for cvxpylayers, 3x3 filters"
+    )
     return parser
 
 
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    options = build_parser().parse_args(arguments)
+    options = Options(**build_parser().parse_args(arguments).as_dict())
     prepare(options.threads)
-    device = choose_device(options.device)
-    results = [time_kernels(case, device, options.repeats) for case in CASES]
-    show(results)
+    device, console = choose_device(options.device), Console()
+    console.width = max(console.width, WIDTH)  # also where the output goes to a file
+    content: dict[str, Json] = {}
+    with progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+        measure = {"kernels": kernels, "hypergradients": hypergradients, "growth": growth}
+        for part in options.parts:
+            content |= measure[part](options, device, console, lambda text: bar.update(task, description=text))
     if options.json is not None:
-        write_json(options.json, {"kernels": [asdict(result) for result in results]})
+        write_json(options.json, content)
+
+
+def kernels(options: Options, device: torch.device, console: Console, note: Callable[[str], None]) -> dict[str, Json]:
+    """The convolution kernels."""
+    note("convolution kernels")
+    results = [benchmark_kernels.time_kernels(case, device, 3 * options.repeats) for case in benchmark_kernels.CASES]
+    benchmark_kernels.show(results, console)
+    return {"kernels": [asdict(result) for result in results]}
+
+
+def hypergradients(
+    options: Options, device: torch.device, console: Console, note: Callable[[str], None]
+) -> dict[str, Json]:
+    """The contest, on the CPU: its reference is computed there."""
+    large = benchmark_hypergradients.image_instance(options.side, options.filters, 7)
+    found = benchmark_hypergradients.contest(large, options.wanted, options.repeats, False, note)
+    cone = has_cone()
+    for small in benchmark_hypergradients.cone_instances(options.cone_sides, 3) if cone else ():
+        found += benchmark_hypergradients.contest(small, options.wanted, options.repeats, True, note)
+    benchmark_hypergradients.show(found, console)
+    if not cone:
+        console.print("cvxpylayers is not installed: left out (pip install 'piggyback-bilevel\\[oracle]')")
+    return {"wanted": options.wanted, "hypergradients": [asdict(one) for one in found]}
+
+
+def growth(options: Options, device: torch.device, console: Console, note: Callable[[str], None]) -> dict[str, Json]:
+    """Growth with sides, filters and batch; memory at two tolerances."""
+    chosen = list(benchmark_growth.shapes(options.sides, options.filters, options.counts, options.batches))
+    found, memory = benchmark_growth.grow(chosen, options.repeats, device, note)
+    benchmark_growth.show(found, memory, console)
+    return {"growth": [asdict(one) for one in found], "memory": [asdict(one) for one in memory]}
 
 
 if __name__ == "__main__":

@@ -121,3 +121,36 @@ def _curve(axis: Axes, rows: Sequence[Row], name: str, label: str, colour: str, 
     axis.set_xlabel("operator applications")
     if np.isfinite(values).any():
         axis.set_yscale("log")
+
+
+def descents(curves: Sequence[Row], path: Path) -> None:
+    """True training loss over operator applications per image: one panel per problem, one curve per method.
+
+    Ours in front, the certified and the literature's adaptive ones beside it, fixed tolerances from light to dark.
+    """
+    problems = list(dict.fromkeys(str(curve["problem"]) for curve in curves))
+    figure = Figure(figsize=(4.6 * len(problems), 4.8), layout="constrained")
+    axes = figure.subplots(1, len(problems), squeeze=False)[0]
+    for axis, problem in zip(axes, problems, strict=True):
+        chosen = [curve for curve in curves if curve["problem"] == problem]
+        best = min(float(point["loss"]) for curve in chosen for point in curve["points"])
+        shades = iter(np.linspace(0.75, 0.1, len(chosen)))
+        for curve in chosen:
+            points = curve["points"]
+            gaps = np.array([max(float(point["loss"]) - best, 0.0) for point in points])
+            named = _METHOD_COLOURS.get(str(curve["method"]))
+            colour = named if named is not None else (next(shades),) * 3
+            axis.plot(
+                [float(point["applications"]) for point in points], np.where(gaps > 0, gaps, np.nan), label=curve["method"],
+                color=colour, linewidth=2.0 if named else 1.0, marker="." if named else None, zorder=3 if named else 2,
+            )  # fmt: skip
+        tidy(axis)
+        axis.set_yscale("log")
+        axis.set_title(problem, fontsize=11)
+        axis.set_xlabel("operator applications per image")
+    axes[0].set_ylabel("training loss above the best")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+_METHOD_COLOURS = {"adaptive": BLUE, "worst-case bounds": ORANGE, "MAID": GREEN}

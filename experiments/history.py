@@ -8,9 +8,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class HistoryRow:
     """One line of history.csv.  ``loss`` is the mean of ``||x - clean||^2 / 2`` per patch; tolerances are in grey values
-    (lower) and relative (adjoint); ``phase`` is "warmup" (descent on a part of the patches), "adaptive" or "stochastic"; within
-    a phase of the descent each row is one accepted step, the first row its start; ``operator_applications`` is cumulative,
-    ``seconds`` of training proper too."""
+    (lower) and relative (adjoint); ``phase`` is "stochastic" (a row every few steps: the loss of the average on some of the
+    fixed patches) or "adaptive" (each row is one accepted step, the first row the start); ``operator_applications`` is
+    cumulative, ``seconds`` of training proper too."""
 
     iteration: int
     phase: str

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.blur_kernels import gaussian_kernel
 from experiments.data import add_noise, draw_patches, embedded_photographs, image_generator
 from experiments.errors import UserError
 from experiments.model_file import load_regularizer
@@ -133,9 +134,7 @@ def deblurring(clean: Tensor, image: int) -> Deblurring:
     """``clean`` behind a periodic Gaussian blur, with noise of ``BLUR_NOISE``."""
     if min(clean.shape[-2:]) < BLUR_SIDE:
         raise UserError(f"the blur needs images of at least {BLUR_SIDE} pixels a side, got {min(clean.shape[-2:])}")
-    offset = torch.arange(BLUR_SIDE, dtype=torch.float64) - BLUR_SIDE // 2
-    profile = torch.exp(-(offset / BLUR_WIDTH).square() / 2)
-    kernel = torch.outer(profile, profile) / profile.sum().square()
+    kernel = gaussian_kernel(BLUR_WIDTH, BLUR_SIDE)
     blurred = Deblurring(clean, kernel, RIDGE).blur(clean)
     return Deblurring(add_noise(blurred, BLUR_NOISE, image_generator(1, image)), kernel, RIDGE)
 

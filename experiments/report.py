@@ -33,7 +33,7 @@ class Comparison:
 
 
 def comparison(rows: Sequence[Comparison], path: Path) -> None:
-    """Noisy, tuned TV, learned and truth side by side with PSNR and SSIM; at most the first four images.
+    """Observation, tuned TV, learned and truth side by side with PSNR and SSIM; at most the first four images.
 
     Raises ``ValueError`` if there is no image.
     """
@@ -47,7 +47,7 @@ def comparison(rows: Sequence[Comparison], path: Path) -> None:
     )
     axes = figure.subplots(len(shown), 4, squeeze=False, height_ratios=heights)
     for row, line in zip(shown, axes, strict=True):
-        _picture(line[0], row.noisy, f"{row.name}: noisy  {_quality(row.noisy, row.truth, clip=False)}")
+        _picture(line[0], row.noisy, f"{row.name}: observed  {_quality(row.noisy, row.truth, clip=False)}")
         _picture(line[1], row.tv, f"tuned TV  {_quality(row.tv, row.truth)}")
         _picture(line[2], row.learned, f"learned  {_quality(row.learned, row.truth)}")
         _picture(line[3], row.truth, "truth")

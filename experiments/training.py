@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.data import Photograph, add_noise, draw_patches
+from experiments.data import Photograph, draw_patches
+from experiments.degradations import Degradation
 from experiments.errors import UserError
 from experiments.history import HistoryRow
 from experiments.model_file import Learned, save_regularizer
@@ -29,13 +29,14 @@ from piggyback.stochastic import StochasticDescent, StochasticSettings
 class TrainingPlan:
     """What to train on and for how long.
 
-    ``sigma``: noise in [0, 1] units.  Stochastic phase: at most ``steps`` Adam steps, and ``stochastic`` (0 to 1) of the budget,
+    ``degradation``: what is to be undone.  Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of the budget,
     on ``minibatch`` fresh patches each, with step size ``rate`` (times the regularizer's relative rates).  Adaptive phase: at
     most ``iterations`` certified steps on ``patches`` fixed ones.  All patches have ``patch`` x ``patch`` pixels; ``budget``
-    seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side.
+    seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side; ``report_every`` stochastic steps
+    between reports and checkpoints.
     """
 
-    sigma: float
+    degradation: Degradation
     seed: int
     patches: int
     patch: int
@@ -48,23 +49,23 @@ class TrainingPlan:
     workers: int
     accuracy: Accuracy
     rate: float
-    report_every: int = 50
+    report_every: int
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where training samples come from: random crops of photographs, with noise of standard deviation ``sigma``."""
+    """Where training samples come from: random crops of photographs, and what ``degradation`` makes of them."""
 
     photographs: list[Photograph]
-    sigma: float
+    degradation: Degradation
     patch: int
     channels: int
     device: torch.device
 
     def draw(self, count: int, generator: torch.Generator) -> Samples:
-        """``count`` fresh patches and their noisy versions."""
+        """``count`` fresh patches and their observations."""
         clean = draw_patches(self.photographs, count, self.patch, generator, self.channels)
-        return Samples(clean.to(self.device), add_noise(clean, self.sigma, generator).to(self.device))
+        return Samples(clean.to(self.device), self.degradation.observe(clean, generator).to(self.device))
 
 
 class Trainer:
@@ -81,7 +82,9 @@ class Trainer:
         self.samples = samples
         self.source = source
         self.plan = plan
-        self.settings = BilevelSettings(accuracy=plan.accuracy, batch=plan.batch, workers=plan.workers)
+        self.settings = BilevelSettings(
+            accuracy=plan.accuracy, data_term=plan.degradation.data_term, batch=plan.batch, workers=plan.workers
+        )
         self.work = 0.0
         self.elapsed = 0.0
         self.taken = 0
@@ -121,8 +124,8 @@ class Trainer:
             state, metric = self._restore(checkpoint, oracle)
             if state.reason is not StopReason.RUNNING:
                 return  # nothing is left to do
-        # the loss intervals alone decide: to certify the direction as well would cost two decades of accuracy
-        descent = AdaptiveDescent(oracle, DescentSettings(gradient_error=math.inf), metric)
+
+        descent = AdaptiveDescent(oracle, DescentSettings(), metric)
         while state is None or state.reason is StopReason.RUNNING:
             state = self._limited(descent.start() if state is None else descent.advance(state))
             self.work += state.work
@@ -149,28 +152,35 @@ class Trainer:
             regularizer,
             lambda count: self.source.draw(count, generator),
             torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99)),
-            StochasticSettings(samples=plan.minibatch, batch=plan.batch, workers=plan.workers),
+            StochasticSettings(
+                data_term=plan.degradation.data_term,
+                samples=plan.minibatch,
+                batch=plan.batch,
+                workers=plan.workers,
+            ),
         )
         probe = BilevelOracle(copy.deepcopy(regularizer), self._probe_samples(), self.settings)
         if checkpoint is not None:
             self._restore_stochastic(checkpoint, descent, probe, generator)
         steps = 0 if checkpoint is None else plan.report_every  # the start is reported too
-        while True:
+        while checkpoint is None or self._goes_on(descent.taken):
             steps = min(steps, plan.steps - descent.taken)
             self.work += sum(descent.step().applications for _ in range(steps))
             self.taken = descent.taken
             current = probe.evaluate(descent.average, 1.0)
-            over = self.seconds() >= plan.stochastic * plan.budget
-            last = over or descent.taken >= plan.steps
-            reason = StopReason.RUNNING
+            last, reason = not self._goes_on(descent.taken), StopReason.RUNNING
             if last and (plan.stochastic == 1 or plan.iterations == 0):
-                reason = StopReason.BUDGET if over else StopReason.ITERATIONS
+                reason = StopReason.ITERATIONS if descent.taken >= plan.steps else StopReason.BUDGET
             self._save_stochastic(descent, probe, generator, reason)
             yield self._line(current, descent.taken, "stochastic", plan.rate, 1.0), reason
             if last:
-                descent.settle()
-                return
+                break
             steps = plan.report_every
+        descent.settle()
+
+    def _goes_on(self, taken: int) -> bool:
+        """Whether the stochastic phase does, after ``taken`` steps."""
+        return taken < self.plan.steps and self.seconds() < self.plan.stochastic * self.plan.budget
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Every parameter with its step size, for a torch optimiser."""
@@ -208,8 +218,7 @@ class Trainer:
         """What a released model says of its training."""
         plan = self.plan
         return {
-            "task": "denoise",
-            "sigma": plan.sigma * 255,
+            **plan.degradation.describe(),
             "seed": plan.seed,
             "patches": plan.patches,
             "patch": plan.patch,
@@ -304,6 +313,7 @@ def pack_state(state: DescentState) -> dict[str, Any]:
         "iteration": state.iteration,
         "work": state.work,
         "reason": state.reason.value,
+        "rough": state.rough,
     }
 
 
@@ -317,4 +327,5 @@ def unpack_state(packed: dict[str, Any]) -> DescentState:
         iteration=int(packed["iteration"]),
         work=float(packed["work"]),
         reason=StopReason(packed["reason"]),
+        rough=float(packed["rough"]),
     )

@@ -7,10 +7,20 @@ from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification, CertifiedGradient
 from piggyback.cone import ConeProgram
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
-from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.forward import ForwardOperator, Inpainting, SuperResolution, ValidBlur
+from piggyback.gradients import Hypergradient, hypergradient
+from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.bda import BDA
+from piggyback.hypergradient.bome import BOME
+from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Refused
+from piggyback.hypergradient.iaptt import IAPTT
+from piggyback.hypergradient.implicit import ImplicitCG, ImplicitMINRES, Neumann
+from piggyback.hypergradient.lifted import Lifted
+from piggyback.hypergradient.one_step import JacobianFree, OneStep
+from piggyback.hypergradient.penalty import BVFIM, ValueFunction
 from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.hypergradient.refinement import Refined
+from piggyback.hypergradient.unrolled import Truncated, Unrolled
 from piggyback.layer import Reconstruction, Report, reconstruct
 from piggyback.losses import Loss, SquaredError
 from piggyback.on_demand import Assessment, OnDemand
@@ -20,14 +30,21 @@ from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
 from piggyback.solve import Outcome, Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.lower import certified_distance, solve_lower
+from piggyback.solvers.gradient import GradientDescent
+from piggyback.solvers.lower import certified_distance, certified_energy, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
+from piggyback.terms.least_squares import LeastSquares
+from piggyback.terms.masked import MaskedDenoising
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising, DenseQuadratic
 
 __all__ = [
+    "BDA",
+    "BOME",
+    "BVFIM",
+    "IAPTT",
     "PDHG",
     "AcceleratedGradient",
     "Accuracy",
@@ -35,6 +52,7 @@ __all__ = [
     "Assessment",
     "BilevelOracle",
     "BilevelSettings",
+    "Capabilities",
     "Certification",
     "CertifiedGradient",
     "Charbonnier",
@@ -46,17 +64,30 @@ __all__ = [
     "DenseQuadratic",
     "DescentSettings",
     "DescentState",
+    "DirectMethod",
     "Evaluation",
+    "ForwardOperator",
     "GradientBound",
+    "GradientDescent",
+    "Guarantee",
     "Huber",
+    "Hypergradient",
     "HypergradientMethod",
     "ImplicitCG",
+    "ImplicitMINRES",
+    "Inpainting",
+    "JacobianFree",
+    "LeastSquares",
+    "Lifted",
     "LinearOperator",
     "LogCosh",
     "Loss",
     "LossInterval",
+    "MaskedDenoising",
+    "Neumann",
     "NonlinearCG",
     "OnDemand",
+    "OneStep",
     "Oracle",
     "Outcome",
     "Piggyback",
@@ -64,6 +95,7 @@ __all__ = [
     "Profile",
     "Reconstruction",
     "Refined",
+    "Refused",
     "Regularizer",
     "Report",
     "SaddleProblem",
@@ -73,9 +105,16 @@ __all__ = [
     "SquaredError",
     "Status",
     "StopReason",
+    "SuperResolution",
+    "Truncated",
+    "Unrolled",
+    "ValidBlur",
+    "ValueFunction",
     "WarmStart",
     "certified_distance",
+    "certified_energy",
     "corrected_loss",
+    "hypergradient",
     "local_bound",
     "plain_loss",
     "reconstruct",

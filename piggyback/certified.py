@@ -119,7 +119,6 @@ def assemble(
     counter: ApplicationCounter,
 ) -> CertifiedGradient:
     """The certificates of an examined pair."""
-    converged = (pair.lower_status == Status.CONVERGED) & (pair.adjoint_status == Status.CONVERGED)
     with torch.no_grad():
         bound = certification.gradient(evidence)
         return CertifiedGradient(
@@ -128,9 +127,14 @@ def assemble(
             bound,
             gradient,
             float(exact.pull_back(bound)) * pair.x.shape[0],
-            bool(converged.all()),
+            converged(pair),
             counter.applications,
         )
+
+
+def converged(pair: Sensitivity) -> bool:
+    """Whether both solves of every sample reached their tolerances (synchronises)."""
+    return bool(((pair.lower_status == Status.CONVERGED) & (pair.adjoint_status == Status.CONVERGED)).all())
 
 
 def double_copy(regularizer: Copied) -> Copied:

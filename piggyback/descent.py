@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from piggyback.oracle import Evaluation, Oracle
+from piggyback.quasi_newton import Pairs, QuasiNewton
 
 
 class StopReason(Enum):
@@ -26,23 +28,30 @@ class StopReason(Enum):
 class DescentSettings:
     """Constants of the adaptive descent; all are ratios, so they transfer between problems.
 
+    ``amortise``: a certified step is made of quasi-Newton steps on estimates, *strides*, until they have cost so many times what
+    the certified evaluation at their start did (0: each is certified by itself);
+    ``drift``: what estimates may be wrong by where certificates look, over the decrease since they last did: it rules the
+    accuracy of the estimates, ``coarsest`` at most;
     ``armijo``: wanted decrease over the predicted one; ``shrink``: least step factor of a rejected trial;
-    ``width``: wanted radius of a loss interval over the decrease predicted for the step (the radius falls with the square
+    ``width``: wanted radius of a loss interval over the decrease of the step (the radius falls with the square
     of the accuracy, eq. 16); ``tighten``/``loosen``: most that the accuracy factor changes at once;
     ``gradient_error``: a gradient is used when its certified relative error is at most this, below 1 so that minus the
-    gradient is a direction of descent (infinite: the loss intervals alone decide, and they alone make an accepted step a
-    certified decrease);
+    gradient is a direction of descent; every stride is then certified by itself (infinite: the loss intervals alone decide,
+    and they alone make an accepted step a certified decrease);
     ``first_decrease``: decrease predicted for the first step, over the loss;
     ``memory``: curvature pairs of the quasi-Newton metric (0: steepest descent with Barzilai-Borwein steps);
     ``finest``: smallest accuracy factor that is still asked for.
     """
 
+    amortise: float = 2.0
+    drift: float = 0.02
+    coarsest: float = 20.0
     armijo: float = 0.1
     shrink: float = 0.1
     tighten: float = 0.4
-    loosen: float = 1.3
-    width: float = 0.1
-    gradient_error: float = 0.9
+    loosen: float = 2.0
+    width: float = 0.25
+    gradient_error: float = math.inf
     first_decrease: float = 0.02
     memory: int = 8
     max_trials: int = 12
@@ -50,24 +59,42 @@ class DescentSettings:
     gradient_tolerance: float = 0.0
 
 
+_FIRST_ROUGH = 5.0
+"""Accuracy of the first estimates."""
+
+
 @dataclass(frozen=True)
 class DescentState:
     """Everything the next iteration depends on; saving it (and the oracle's warm starts) makes a run resumable.
 
-    ``work``: operator applications of this iteration; ``step``: accepted factor of the quasi-Newton step.
+    ``work``: operator applications of this iteration; ``step``: accepted factor of the quasi-Newton step; ``accuracy`` of
+    certified evaluations, ``rough`` that of estimates.
     """
 
     current: Evaluation
     accuracy: float
     step: float
-    pairs: tuple[tuple[Tensor, Tensor], ...]
+    pairs: Pairs
     iteration: int
     work: float
     reason: StopReason
+    rough: float = _FIRST_ROUGH
 
     def stopped(self, reason: StopReason) -> DescentState:
         """The same state with another reason."""
         return replace(self, reason=reason)
+
+
+@dataclass(frozen=True)
+class Excursion:
+    """Several steps on estimates: the last point (None: not one step was found), the pairs, the decreases asked for, the last
+    step factor, and the work."""
+
+    reached: Evaluation | None
+    pairs: Pairs
+    promised: float
+    step: float
+    work: float
 
 
 @dataclass(frozen=True)
@@ -90,13 +117,25 @@ class AdaptiveDescent:
 
     Both sides are certified ends, so the decrease is a fact.  If the intervals are too wide to decide, both evaluations
     are repeated more exactly; if the loss really does not decrease, the step shrinks.
+
+    Certificates are paid for once in several strides: the strides go by cheap estimates, and their end is accepted by the
+    same test, ``armijo * step * |<G, d>|`` summed over them (eq. 22a).  Where that fails, the descent goes back to where they
+    began and certifies a single step.
     """
 
     def __init__(self, oracle: Oracle, settings: DescentSettings | None = None, metric: Tensor | None = None) -> None:
         """``metric``: positive diagonal, of the shape of the parameters, from which the quasi-Newton metric starts."""
         self.oracle = oracle
         self.settings = settings if settings is not None else DescentSettings()
-        self.metric = metric if metric is not None else torch.ones_like(oracle.parameters())
+        use = self.settings
+        self.strides = QuasiNewton(
+            metric if metric is not None else torch.ones_like(oracle.parameters()),
+            memory=use.memory,
+            first_decrease=use.first_decrease,
+            armijo=use.armijo,
+            shrink=use.shrink,
+            max_trials=use.max_trials,
+        )
 
     def start(self, accuracy: float = 1.0) -> DescentState:
         """Evaluate at the oracle's current parameters."""
@@ -119,22 +158,75 @@ class AdaptiveDescent:
         current, accuracy, work = self._certified(state.current, state.accuracy)
         if float(current.gradient.norm()) + current.gradient_error <= self.settings.gradient_tolerance:
             return replace(state, current=current, accuracy=accuracy, work=work, reason=StopReason.GRADIENT)
-        for pairs in (state.pairs, ()):  # if the quasi-Newton direction fails, try again without its memory
-            trial = self._search(current, accuracy, self._direction(current, pairs))
+        excursion = self._wander(current, state)
+        work += excursion.work
+        if excursion.reached is not None:
+            trial = self._arrive(current, excursion.reached, excursion.promised, accuracy)
             current, accuracy, work = trial.reference, trial.accuracy, work + trial.work
             if trial.accepted is not None:
-                return DescentState(
-                    current=trial.accepted,
-                    accuracy=accuracy,
-                    step=trial.step,
-                    pairs=self._remember(pairs, current, trial.accepted),
-                    iteration=state.iteration + 1,
-                    work=work,
-                    reason=StopReason.RUNNING,
-                )
+                rough = self._steered(state.rough, current, excursion.reached, trial.accepted)
+                state = replace(state, rough=rough)
+                return self._accepted(state, trial.accepted, accuracy, excursion.step, excursion.pairs, work)
+        state = replace(state, rough=max(_MISLED * state.rough, self.settings.finest))
+        for pairs in (state.pairs, ()):  # if the quasi-Newton direction fails, try again without its memory
+            trial = self._search(current, accuracy, self.strides.direction(current, pairs))
+            current, accuracy, work = trial.reference, trial.accuracy, work + trial.work
+            if trial.accepted is not None:
+                pairs = self.strides.remembered(pairs, current, trial.accepted)
+                return self._accepted(state, trial.accepted, accuracy, trial.step, pairs, work)
             if not pairs:
                 break
         return replace(state, current=current, accuracy=accuracy, work=work, reason=StopReason.FLOOR)
+
+    def _accepted(
+        self, state: DescentState, reached: Evaluation, accuracy: float, step: float, pairs: Pairs, work: float
+    ) -> DescentState:
+        return DescentState(reached, accuracy, step, pairs, state.iteration + 1, work, StopReason.RUNNING, state.rough)
+
+    def _steered(self, rough: float, start: Evaluation, estimated: Evaluation, certified: Evaluation) -> float:
+        """The accuracy of the next estimates; their error is taken to fall with the square, as the radius does."""
+        allowed = self.settings.drift * (start.value - certified.value)
+        missed = abs(estimated.value - certified.value)
+        ratio = (allowed / missed) ** 0.5 if missed > 0 else math.inf
+        return min(max(rough * min(max(ratio, _MISLED), 1 / _MISLED), self.settings.finest), self.settings.coarsest)
+
+    def _wander(self, start: Evaluation, state: DescentState) -> Excursion:
+        """Strides on estimates.  Where the interval at the ``start`` is wide, more: until their decrease outgrows it."""
+        settings, rough, pairs = self.settings, state.rough, state.pairs
+        enough = 0.0 if math.isfinite(settings.gradient_error) else settings.amortise * start.work
+        point, promised, factor, work = start, 0.0, 1.0, 0.0
+        for _ in range(_MOST_STRIDES if enough > 0 else 0):
+            if work >= enough and start.value - point.value >= _OUTGROWN * start.value_error:
+                break
+            step = self.strides.step(lambda where: self.oracle.estimate(where, rough), point, pairs)
+            work += step.work
+            if step.reached is None:
+                break
+            pairs = self.strides.remembered(pairs, point, step.reached)
+            point, promised, factor = step.reached, promised + step.promised, step.factor
+        return Excursion(None if point is start else point, pairs, promised, factor, work)
+
+    def _arrive(self, reference: Evaluation, reached: Evaluation, promised: float, accuracy: float) -> Trial:
+        """Certify the end of the strides (eq. 22a): tighten the wider of the two intervals while they cannot decide."""
+        decrease, work = reference.value - reached.value, 0.0
+        accuracy = self._suited(accuracy, reference, decrease)
+        trial = self.oracle.evaluate(reached.parameters, accuracy)
+        work += trial.work
+        for _ in range(self.settings.max_trials):
+            if trial.upper <= reference.lower - promised:
+                return Trial(trial, reference, 1.0, accuracy, work)
+            if trial.value > reference.value - promised or accuracy <= self.settings.finest:
+                break
+            here = trial.value_error >= reference.value_error
+            wider = trial if here else reference
+            accuracy = min(self._suited(accuracy, wider, decrease), _PROGRESS * accuracy)
+            accuracy = max(accuracy, self.settings.finest)
+            again = self.oracle.evaluate(wider.parameters, accuracy)
+            work += again.work
+            trial, reference = (again, reference) if here else (trial, again)
+            if again.value_error > 0.9 * wider.value_error:  # the floating-point floor
+                break
+        return Trial(None, reference, 1.0, accuracy, work)
 
     def _certified(self, current: Evaluation, accuracy: float) -> tuple[Evaluation, float, float]:
         """Tighten until the certified relative gradient error is small enough, or the floor is reached."""
@@ -147,24 +239,6 @@ class AdaptiveDescent:
             if current.gradient_error > 0.9 * before:  # the floating-point floor: a wider bound is all there is
                 break
         return current, accuracy, work
-
-    def _direction(self, current: Evaluation, pairs: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
-        """Minus the gradient in the limited-memory BFGS metric (Nocedal 1980); the first step aims at ``first_decrease``."""
-        q = current.gradient.clone()
-        coefficients = []
-        for s, y in reversed(pairs):
-            a = (s @ q) / (s @ y)
-            coefficients.append(a)
-            q = q - a * y
-        if pairs:
-            s, y = pairs[-1]
-            q = self.metric * q * ((s @ y) / (y @ (self.metric * y)))
-        else:
-            scaled = self.metric * q
-            q = scaled * (self.settings.first_decrease * abs(current.value) / (q @ scaled))
-        for (s, y), a in zip(pairs, reversed(coefficients), strict=True):
-            q = q + (a - (y @ q) / (s @ y)) * s
-        return -q
 
     def _search(self, reference: Evaluation, accuracy: float, direction: Tensor) -> Trial:
         """Backtrack along ``direction``; tighten the accuracy while the intervals cannot decide."""
@@ -184,7 +258,7 @@ class AdaptiveDescent:
             if trial.upper <= reference.lower + settings.armijo * step * slope:
                 return Trial(trial, reference, step, accuracy, work)
             if trial.value > wanted:  # no decrease even at the centres of the intervals
-                step *= self._interpolated(trial.value - reference.value, step * slope)
+                step *= self.strides.shortening(trial.value - reference.value, step * slope)
                 continue
             if accuracy <= settings.finest:
                 break
@@ -192,12 +266,6 @@ class AdaptiveDescent:
             reference = self.oracle.evaluate(reference.parameters, accuracy)
             work += reference.work
         return Trial(None, reference, step, accuracy, work)
-
-    def _interpolated(self, change: float, predicted: float) -> float:
-        """Step factor that minimises the parabola through the value, the slope and the rejected value."""
-        curvature = change - predicted
-        factor = -0.5 * predicted / curvature if curvature > 0 else 0.5
-        return min(max(factor, self.settings.shrink), 0.5)
 
     def _suited(self, accuracy: float, last: Evaluation, decrease: float) -> float:
         """The accuracy at which the ``last`` interval would have been ``width`` of the predicted ``decrease``, and the
@@ -210,11 +278,10 @@ class AdaptiveDescent:
         ratio = min(room, settings.loosen**2) ** 0.5
         return min(max(accuracy * min(max(ratio, settings.tighten), settings.loosen), settings.finest), 1.0)
 
-    def _remember(
-        self, pairs: tuple[tuple[Tensor, Tensor], ...], before: Evaluation, after: Evaluation
-    ) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keep the pair if its curvature is certainly positive: an inexact gradient must not bend the metric."""
-        s, y = after.parameters - before.parameters, after.gradient - before.gradient
-        if float(s @ y) <= 1e-8 * float(s.norm() * y.norm()):
-            return pairs
-        return (*pairs, (s, y))[-max(self.settings.memory, 1) :]
+
+_MISLED = 0.3
+"""Factor of the accuracy of estimates that led to nothing certified."""
+_MOST_STRIDES, _OUTGROWN = 40, 2.5
+"""Strides go on until the decrease is so many times the radius where they began, but not without end."""
+_PROGRESS = 0.7
+"""Factor by which the accuracy falls at least when an interval was too wide."""

@@ -15,7 +15,8 @@ class LinearOperator(ABC):
     """``K``: primal -> dual, with its exact adjoint, certified norms, and the geometry of its parameters.
 
     ``forward`` must be differentiable by autograd with respect to the operator's parameters: the hypergradient
-    (docs/theory.md, eq. 9) is read off ``forward`` alone.  ``detached`` gives the solvers a copy without a graph.
+    (docs/theory.md, eq. 9) is read off ``forward`` alone.  ``adjoint`` must be too, for the methods that differentiate
+    through a solver.  ``detached`` gives the solvers a copy without a graph.
 
     The three ``*_gain`` methods are suprema over *directions* ``t`` of the operator's parameters with ``||t|| = 1``
     (``K_t`` is the derivative of ``K`` along ``t``).  They may be larger than the supremum, never smaller.
@@ -36,6 +37,13 @@ class LinearOperator(ABC):
     @abstractmethod
     def row_norms(self, like: Dual) -> Tensor:
         """An upper bound of the Euclidean norm of each row of ``K``; broadcasts against ``like``."""
+
+    def dual_row_norms(self, like: Dual, inverse: Tensor) -> Tensor | None:
+        """An upper bound of ``||k_i||_{H^{-1}}`` for each row, where ``H^{-1}`` is the periodic convolution of every channel
+        with ``inverse`` (``DataTerm.inverse_kernel``); broadcasts against ``like``.  None: nothing better is known than
+        ``row_norms`` over the root of the strong convexity.
+        """
+        return None
 
     @abstractmethod
     def coefficient_norms(self) -> PerFilter:
@@ -184,7 +192,8 @@ class DenseOperator(LinearOperator):
 class CountingOperator(LinearOperator):
     """Counts the work done through another operator, in *operator applications*.
 
-    One application is one ``K`` plus one ``K^T`` on one image, so each call adds half its batch size.
+    One application is one ``K`` plus one ``K^T`` on one image, so each call adds half its batch size; so does its reverse mode,
+    which applies the transpose, where the argument itself is differentiated (unrolling).
     Copies made by ``detached``, ``double`` share the counter.
     """
 
@@ -193,18 +202,28 @@ class CountingOperator(LinearOperator):
         self.counter = counter
 
     def forward(self, x: Primal) -> Dual:
-        self.counter.halves += x.shape[0]
-        return self.operator.forward(x)
+        return self._counted(x, self.operator.forward(x))
 
     def adjoint(self, y: Dual) -> Primal:
-        self.counter.halves += y.shape[0]
-        return self.operator.adjoint(y)
+        return self._counted(y, self.operator.adjoint(y))
+
+    def _counted(self, argument: Tensor, result: Tensor) -> Tensor:
+        self.counter.halves += argument.shape[0]
+        if argument.requires_grad and result.requires_grad:
+            result.register_hook(self._reversed)
+        return result
+
+    def _reversed(self, cotangent: Tensor) -> None:
+        self.counter.halves += cotangent.shape[0]
 
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
         return self.operator.norm_bound(weights)
 
     def row_norms(self, like: Dual) -> Tensor:
         return self.operator.row_norms(like)
+
+    def dual_row_norms(self, like: Dual, inverse: Tensor) -> Tensor | None:
+        return self.operator.dual_row_norms(like, inverse)
 
     def coefficient_norms(self) -> PerFilter:
         return self.operator.coefficient_norms()

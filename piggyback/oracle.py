@@ -51,3 +51,7 @@ class Oracle(ABC):
     @abstractmethod
     def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
         """Value and gradient at ``parameters``; ``accuracy`` scales the oracle's own tolerances (smaller is more exact)."""
+
+    def estimate(self, parameters: Tensor, accuracy: float) -> Evaluation:
+        """The same without certificates, where that is cheaper: the errors are then infinite, for nothing is promised."""
+        return self.evaluate(parameters, accuracy)

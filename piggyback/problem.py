@@ -9,8 +9,10 @@ from torch import Tensor
 
 from piggyback.batched import inner, norm
 from piggyback.cone import ConeProgram, cone_program
+from piggyback.lifted import lifted_parts
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
+from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
 from piggyback.terms.quadratic import DataTerm
@@ -76,6 +78,9 @@ class SaddleProblem(LowerProblem):
         """Raise ``ValueError`` for non-finite data or an inadmissible potential (reads values: synchronises)."""
         self.data.check()
         self.potential.check()
+        batch, emphasis = self.data.start.shape[0], self.potential.emphasis
+        if emphasis is not None and emphasis.factors.shape[0] != batch:
+            raise ValueError(f"factors of the weights for {emphasis.factors.shape[0]} samples, data of {batch}")
 
     def energy(self, x: Primal) -> PerSample:
         """``h(x)``."""
@@ -166,6 +171,17 @@ class SaddleProblem(LowerProblem):
         if self.exact is not None:
             return self.exact
         return SaddleProblem(self.data.double(), self.potential.double(), self.operator.double())
+
+    def lifted(self) -> SaddleProblem:
+        """The same problem with a ``LeastSquares`` data term moved into the dual (eq. 27); others are returned as they are.
+
+        For primal-dual methods, which then apply ``B`` and ``B^T`` and solve no system.  (The data term of the result keeps
+        the ridge and the linear part, and measures residuals as before.)
+        """
+        if not isinstance(self.data, LeastSquares):
+            return self
+        exact = None if self.exact is None else self.exact.lifted()
+        return SaddleProblem(*lifted_parts(self.data, self.potential, self.operator), exact)
 
     def counted(self, counter: ApplicationCounter) -> SaddleProblem:
         """The same problem, its operator applications added to ``counter``."""

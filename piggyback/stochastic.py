@@ -31,7 +31,7 @@ class StochasticSettings:
     the last part of the run (Shamir & Zhang 2013): no step size has to be decreased, and every moment is a good one to stop.
     """
 
-    accuracy: Accuracy = Accuracy(lower=2e-3, adjoint=0.3)
+    accuracy: Accuracy = Accuracy(lower=4e-3, adjoint=0.4)
     method: HypergradientMethod = field(default_factory=ImplicitCG)
     data_term: Callable[[Primal], DataTerm] = Denoising
     loss: Callable[[Primal], Loss] = SquaredError

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as nnf
@@ -36,9 +37,9 @@ class WeightConfig:
 
     features: int = 24
     size: int = 7
-    windows: tuple[int, ...] = (5, 13)
+    windows: tuple[int, ...] = (3, 9, 27)
     contrast: float = 0.2
-    reach: float = 2.0
+    reach: float = 3.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))  # a list, in a configuration file
@@ -75,7 +76,8 @@ class WeightNetwork(nn.Module):
         logarithm = reach * torch.tanh((self._mixed(features) + self.level) / reach)
         # the rounding of the exponential must not lift a factor over the ceiling
         ceiling = math.exp(reach) * (1 + 1e-5)
-        return Emphasis(logarithm.exp(), ceiling, self._gain(bank, observed, features))
+        mixing = self.mixing.detach().clone()  # the parameters may move before a certificate asks
+        return Emphasis(logarithm.exp(), ceiling, partial(self._gain, bank, observed, features, mixing))
 
     def _bank(self) -> ConvolutionBank:
         basis = zero_mean_basis(self.config.size, self.coefficients.dtype).to(self.coefficients.device)
@@ -94,19 +96,20 @@ class WeightNetwork(nn.Module):
         return mixed
 
     @torch.no_grad()
-    def _gain(self, bank: ConvolutionBank, observed: Primal, features: list[Dual]) -> PerSample:
+    def _gain(self, bank: ConvolutionBank, observed: Primal, features: list[Dual], mixing: Tensor) -> PerSample:
         """At least the norm of the derivative of ``log m`` in all parameters (docs/theory.md, eq. 15c)."""
         flat = torch.cat([part.flatten(1, 2) for part in features], dim=-1)
         flat = torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1).double()
         outer = largest_eigenvalue_bound(flat.mT @ flat)
         sites = flat.shape[1]
         seen = bank.forward_gain(observed, torch.ones_like(features[0])).double() / self.config.contrast
-        onward = torch.linalg.matrix_norm(self.mixing.double(), ord=2)
+        onward = torch.linalg.matrix_norm(mixing.double(), ord=2)
         onward = onward[0] + sum(
             norm * mean_norm(observed.shape[-2], window) * mean_norm(observed.shape[-1], window)
             for norm, window in zip(onward[1:], self.config.windows, strict=True)
         )
-        return (outer + onward.square() * (seen.square() + sites)).sqrt().to(observed.dtype) * (1 + 1e-4)
+        gain = (outer + onward.square() * (seen.square() + sites)).sqrt().to(observed.dtype) * (1 + 1e-4)
+        return gain.nan_to_num(nan=math.inf, posinf=math.inf)  # features that overflow: no bound
 
 
 def local_mean(values: Dual, window: int) -> Dual:
@@ -146,7 +149,7 @@ class AdaptiveRegularizer(LinearRegularizer):
 
     def problem(self, data: DataTerm) -> SaddleProblem:
         base = self.potential()
-        potential = Potential(base.profile, base.weight, base.smoothing, emphasis=self.network(data.start))
+        potential = Potential(base.profile, base.weight, base.smoothing, emphasis=self.network(data.pilot))
         return SaddleProblem(data, potential, self.operator())
 
     def relative_rates(self) -> dict[str, float]:

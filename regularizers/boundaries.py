@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
@@ -28,6 +29,14 @@ class Boundary(ABC):
     def smallest(self, size: int) -> int:
         """Fewest pixels per side of an image for filters of ``size``."""
         return size
+
+    def folds(self, size: int) -> Tensor:
+        """How one axis of a filter of ``size`` taps lies on the image, ``(kinds, size, size)``: rows are pixels, columns taps.
+
+        One kind, the identity, unless the filter is mirrored near the border; then the first ``size // 2`` positions, all
+        others, and the last ``size // 2``, in this order (eq. 19b).
+        """
+        return torch.eye(size, dtype=torch.float64).unsqueeze(0)
 
 
 class Valid(Boundary):
@@ -70,6 +79,13 @@ class Reflect(Boundary):
 
     def smallest(self, size: int) -> int:
         return size + 1  # then no pixel lies in both mirrored margins
+
+    def folds(self, size: int) -> Tensor:
+        margin = size // 2
+        tap, pixel = torch.arange(size), torch.arange(size).unsqueeze(-1)
+        first = [(pixel == (position + tap - margin).abs()).double() for position in range(margin)]
+        last = [fold.flip(0, 1) for fold in reversed(first)]
+        return torch.stack([*first, torch.eye(size, dtype=torch.float64), *last])
 
     def extend(self, image: Tensor, margin: int) -> Tensor:
         return nnf.pad(image, (margin, margin, margin, margin), mode="reflect")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from piggyback.batched import norm
+from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary, Reflect
@@ -40,7 +40,7 @@ class ConvolutionBank(LinearOperator):
         self.zero_mean = zero_mean
         self.plan = plan if plan is not None else default_plan(filters)
         self._forward = self.plan.forward(filters)
-        self._adjoint = self.plan.adjoint(filters.detach())
+        self._adjoint = self.plan.adjoint(filters)
         self.spectrum = spectrum if spectrum is not None else FilterSpectrum(filters)
         self.size = filters.shape[-1]
         self.margin = self.size // 2
@@ -90,6 +90,31 @@ class ConvolutionBank(LinearOperator):
         position = torch.arange(extent, device=like.device)
         near = (position < self.margin) | (position >= extent - self.margin)
         return torch.where(near, math.sqrt(2.0) * (1 + torch.finfo(like.dtype).eps), 1.0).to(like.dtype)
+
+    def dual_row_norms(self, like: Dual, inverse: Tensor) -> Tensor:
+        # a row is a filter, folded near a mirror; v^T H^{-1} v = sum_lag autocorrelation(v) inverse (eq. 19b)
+        filters, k = self.filters.detach().double(), self.size
+        folds = self.boundary.folds(k).to(filters.device)
+        rows = torch.einsum("apt,fctu,bqu->abfcpq", folds, filters, folds)
+        lags = torch.arange(1 - k, k, device=filters.device)
+        spread = squared_modulus(torch.fft.rfft2(rows, s=(2 * k, 2 * k)))
+        correlation = torch.fft.irfft2(spread, s=(2 * k, 2 * k))[..., (lags % (2 * k)).unsqueeze(1), lags % (2 * k)]
+        height, width = inverse.shape
+        weight = inverse[(lags % height).unsqueeze(1), lags % width]
+        squares = (correlation.sum(3) * weight).sum(dim=(-2, -1))
+        # rounding of the sums, and of filters that are copies in single precision: both against ||H^{-1}|| <= ||inverse||_1
+        size = (rows.square().sum(dim=(3, 4, 5)) * inverse.abs().sum()).sqrt()
+        squares = squares.clamp(min=0) + ROUNDING_TERMS * torch.finfo(torch.float64).eps * size.square()
+        norms = self._rounded_up(squares.sqrt() + 2 * torch.finfo(self.filters.dtype).eps * size).to(like.dtype)
+        kinds = [self._kind(extent, folds.shape[0], like) for extent in like.shape[1:3]]
+        return norms[kinds[0].unsqueeze(1), kinds[1]]
+
+    def _kind(self, extent: int, kinds: int, like: Dual) -> Tensor:
+        """Which of ``Boundary.folds`` belongs to each position of an axis."""
+        position = torch.arange(extent, device=like.device)
+        if kinds == 1:
+            return torch.zeros_like(position)
+        return torch.minimum(position, torch.full_like(position, self.margin)).maximum(position - extent + kinds)
 
     def gram_norm(self, weights: Dual) -> PerSample:
         # a coefficient is at most the norm of its filter times the energy of its window (eq. 19a)

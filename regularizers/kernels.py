@@ -30,7 +30,7 @@ class ForwardKernel(ABC):
 
 
 class AdjointKernel(ABC):
-    """``K^T`` to an extended image."""
+    """``K^T`` to an extended image; differentiable in the filters."""
 
     @abstractmethod
     def __init__(self, filters: Tensor) -> None: ...
@@ -212,7 +212,7 @@ def default_plan(filters: Tensor) -> KernelPlan:
     return KernelPlan(PlainConvolution, ProductFold)
 
 
-Job = Callable[[], Tensor]
+Job = Callable[[], object]
 
 
 def kernel_jobs(filters: Tensor, image: Tensor) -> tuple[dict[str, Job], dict[str, Job]]:

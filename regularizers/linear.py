@@ -53,8 +53,8 @@ class LinearConfig:
             boundary=boundary,
             gradient_weight=0.43 * sigma,
             weight=0.01 * sigma,
-            smoothing=0.05 * sigma,
-            smoothing_floor=0.02 * sigma,
+            smoothing=0.08 * sigma,
+            smoothing_floor=0.04 * sigma,
         )
 
     def __post_init__(self) -> None:

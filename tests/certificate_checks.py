@@ -64,15 +64,14 @@ def perturbed(
     x = torch.where((kind == 0).unsqueeze(1), exact.x, noisy(exact.x))
     adjoint = noisy(exact.adjoint)
     for sample in torch.nonzero(kind == 1).flatten().tolist():
-        adjoint[sample] = consistent_adjoint(case, x[sample])[sample]
+        adjoint[sample] = consistent_adjoint(case, x[sample], sample)
     return x, adjoint
 
 
-def consistent_adjoint(case: Case, x: Tensor) -> Tensor:
-    """``A(x)^{-1} grad l(x)`` for one ``x`` against every sample's target (flat)."""
-    base = case.cache["base"][0] if "base" in case.cache else case
-    second = dense_problems(base.select(torch.tensor([0])))[0].second(x)
-    return torch.linalg.solve(second, loss_slope(case, x.expand(case.target.shape[0], -1)).T).T
+def consistent_adjoint(case: Case, x: Tensor, sample: int) -> Tensor:
+    """``A(x)^{-1} grad l(x)`` for one sample and its ``x`` (flat)."""
+    alone = case.select(torch.tensor([sample]))
+    return torch.linalg.solve(dense_problems(alone)[0].second(x), loss_slope(alone, x.unsqueeze(0))[0])
 
 
 def claims(case: Case, x: Tensor, adjoint: Tensor, evidence: Evidence | None = None) -> dict[str, Claim]:
@@ -85,7 +84,7 @@ def claims(case: Case, x: Tensor, adjoint: Tensor, evidence: Evidence | None = N
     seconds = torch.stack([problem.second(v) for problem, v in zip(dense, solutions, strict=True)])[index]
     matrix = dense[0].matrix
     curvatures = torch.stack([problem.curvature(v) for problem, v in zip(dense, solutions, strict=True)])[index]
-    here = torch.stack([dense[0].curvature(v) for v in x])
+    here = torch.stack([dense[i].curvature(v) for i, v in zip(index.tolist(), x, strict=True)])
     bent = ((curvatures - here) * (adjoint @ matrix.T)) @ matrix  # K^T (D* - D) K P
     gradient = read_gradient(case, x, adjoint)
     errors = {name: exact.gradient.groups()[name][index] - part for name, part in gradient.groups().items()}
@@ -94,7 +93,7 @@ def claims(case: Case, x: Tensor, adjoint: Tensor, evidence: Evidence | None = N
     r = evidence.error
     local, worst = local_bound(evidence), worst_case_bound(evidence)
     plain, corrected = plain_loss(evidence), corrected_loss(evidence)
-    return {
+    found = {
         "distance": Claim(away.norm(dim=1), evidence.distance),
         "energy": Claim((away * (away @ dense[0].hessian)).sum(1).sqrt(), evidence.residuals.error),
         "lifted energy": Claim(lifted.norm(dim=1), inflate(r)),
@@ -113,6 +112,10 @@ def claims(case: Case, x: Tensor, adjoint: Tensor, evidence: Evidence | None = N
         "plain loss": Claim((exact.loss - plain.value).abs(), plain.radius),
         "corrected loss": Claim((exact.loss - corrected.value).abs(), corrected.radius),
     }
+    if case.factors is not None:
+        missing = errors["emphasis"].norm(dim=1)
+        found |= {"local emphasis": Claim(missing, local.emphasis), "worst emphasis": Claim(missing, worst.emphasis)}
+    return found
 
 
 def assert_valid(found: dict[str, Claim]) -> int:

@@ -48,7 +48,9 @@ GRADIENTS = "tests/test_hypergradients.py"
 PROFILES = "tests/test_profiles.py"
 OPERATORS = "tests/test_operators.py"
 BILEVEL = "tests/test_bilevel.py"
+INTERVAL = "tests/test_loss_interval.py"
 DEMAND = "tests/test_on_demand.py"
+ADAPTIVE = "tests/test_adaptive.py"
 RANDOM = (CERTIFICATES, "-k", "fifty_thousand and float64 or filter_banks or around_the_solution")
 SINGLE = (CERTIFICATES, "-k", "fifty_thousand and float32 or held_in_float32")
 BY_HAND = (CERTIFICATES, "-k", "attained or carried or dimension or moves or exact_for")
@@ -171,9 +173,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         (PROFILES, "-k", "bounds_scale"),
     ),
     Mutation(
-        "piggyback/terms/potentials.py",
-        "z, inverse).add_(_OFFSET)",
-        "z, inverse)",
+        "piggyback/terms/profiles.py",
+        "(slope / t).nan_to_num_(nan=1.0)",
+        "slope / t",
         "0/0 at coefficients that lie on their shift",
         (PROFILES, "-k", "secant_at_zero"),
     ),
@@ -450,6 +452,140 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if trial.value <= reference.value + settings.armijo * step * slope:",
         "acceptance (eq. 22) by values instead of certified ends",
         (BILEVEL, "-k", "misleading"),
+    ),
+    Mutation(
+        "piggyback/descent.py",
+        "if trial.upper <= reference.lower - promised:",
+        "if trial.value <= reference.value - promised:",
+        "acceptance of several strides (eq. 22a) by values instead of certified ends",
+        (BILEVEL, "-k", "misleading or cannot_buy"),
+    ),
+    Mutation(
+        "piggyback/certificates/corrected_loss.py",
+        "top = linear.square() / (4 *",
+        "top = linear.square() / (8 *",
+        "loss interval at loose tolerances (eq. 16b): half the top of the parabola",
+        (INTERVAL, "-k", "attained"),
+    ),
+    Mutation(
+        "piggyback/terms/profiles.py",
+        "concordance = 1.5  #",
+        "concordance = 1.2  #",
+        "relative change of Charbonnier's curvature (eq. 16a)",
+        (INTERVAL, "-k", "mean_curvature or constants"),
+    ),
+    # weights that adapt
+    Mutation(
+        "piggyback/certificates/local.py",
+        "return emphasis.pull_back(along + change, upper)",
+        "return emphasis.pull_back(change, upper)",
+        "factors (eq. 15b): the error of P",
+        (ADAPTIVE, "-k", "adjoint_is_attained"),
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "return emphasis.pull_back(along + change, upper)",
+        "return emphasis.pull_back(along, upper)",
+        "factors (eq. 15b): the change of the slope",
+        (ADAPTIVE, "-k", "change_of_the_slope"),
+    ),
+    Mutation(
+        "piggyback/certificates/local.py",
+        "reach = evidence.image.abs() + evidence.operator.row_norms(upper) * away",
+        "reach = evidence.image.abs()",
+        "factors (eq. 15b): at the exact P, not at the computed one",
+        DEGENERATE,
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "else field * shared * self.gain()",
+        "else field * shared",
+        "factors (eq. 15b): the gain of the network",
+        (ADAPTIVE, "-k", "through_the_network"),
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "return field * shared if self.gain is None",
+        "return field if self.gain is None",
+        "factors (eq. 15b): one that serves several entries",
+        (ADAPTIVE, "-k", "adjoint_is_attained"),
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "return slope if self.emphasis is None else slope * self.emphasis.factors",
+        "return slope",
+        "weights (eq. 14): their factors",
+        (CERTIFICATES, "-k", "around_the_solution and emphasis"),
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "return self._ceiling() * self.weight / self.smoothing\n",
+        "return self.weight / self.smoothing\n",
+        "largest curvature (eq. 6): the ceiling of the factors",
+        (SOLVERS, "-k", "rate_of_theory and emphasis"),
+    ),
+    Mutation(
+        "piggyback/terms/potentials.py",
+        "return Emphasis(self.factors[index],",
+        "return Emphasis(self.factors[: index.numel()],",
+        "factors of other samples once some have finished",
+        (ADAPTIVE, "-k", "own_factors or selecting"),
+    ),
+    Mutation(
+        "piggyback/problem.py",
+        "else self.weight[index]",
+        "else self.weight[: index.numel()]",
+        "weights of other samples, in units of the profile",
+        (ADAPTIVE, "-k", "selecting"),
+    ),
+    Mutation(
+        "regularizers/adaptive.py",
+        "gain = (outer + onward",
+        "gain = (onward",
+        "gain (eq. 15c): mixing and level",
+        (ADAPTIVE, "-k", "gain"),
+    ),
+    Mutation(
+        "regularizers/adaptive.py",
+        "(seen.square() + sites)",
+        "sites",
+        "gain (eq. 15c): the filters of the features",
+        (ADAPTIVE, "-k", "gain"),
+    ),
+    Mutation(
+        "regularizers/adaptive.py",
+        "(seen.square() + sites)",
+        "seen.square()",
+        "gain (eq. 15c): the offset",
+        (ADAPTIVE, "-k", "gain"),
+    ),
+    Mutation(
+        "regularizers/adaptive.py",
+        "return max(sum(share[max(j - half, 0) : j + half + 1]) for j in range(extent))",
+        "return 1.0",
+        "norm of the local mean (eq. 15c): its columns",
+        (ADAPTIVE, "-k", "local_mean"),
+    ),
+    Mutation(
+        "regularizers/adaptive.py",
+        "ceiling = math.exp(reach) * (1 + 1e-5)",
+        "ceiling = reach",
+        "ceiling of the factors below the largest",
+        (ADAPTIVE, "-k", "ceiling"),
+    ),
+    Mutation(
+        "regularizers/adaptive.py",
+        "mixing = self.mixing.detach().clone()",
+        "mixing = self.mixing.detach()",
+        "gain of parameters that have moved since",
+        (ADAPTIVE, "-k", "made_with"),
+    ),
+    Mutation(
+        "piggyback/stochastic.py",
+        "share = (settings.averaging + 1)",
+        "share = settings.averaging",
+        "average of the stochastic iterates",
+        (ADAPTIVE, "-k", "weighted_mean"),
     ),
     # on demand
     Mutation(

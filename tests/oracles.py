@@ -7,7 +7,7 @@ One exception: ``cone_gradient`` takes the package's cone form, which is itself 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,32 +115,60 @@ def dense_problems(case: Case, matrix: Tensor | None = None) -> list[DenseProble
     hessian = torch.stack([data.select(torch.tensor([0])).hessian(v.unsqueeze(0)).flatten() for v in identity])
     linear = -data.gradient(torch.zeros_like(case.target)).flatten(1)
     sites = matrix.shape[0] // case.weight.numel()  # the coefficient axis is last
-    weight, smoothing, shift = (v.detach().repeat(sites) for v in (case.weight, case.smoothing, case.shift))
-    return [DenseProblem(hessian, b, matrix, weight, smoothing, shift, type(case.profile)) for b in linear]
+    smoothing, shift = (v.detach().repeat(sites) for v in (case.smoothing, case.shift))
+    return [
+        DenseProblem(hessian, b, matrix, weight, smoothing, shift, type(case.profile))
+        for b, weight in zip(linear, local_weights(case, case.weight.detach()), strict=True)
+    ]
+
+
+def local_weights(case: Case, weight: Tensor, factors: Tensor | None = None) -> Tensor:
+    """``(batch, dual elements)``: the weight of every entry in every sample (``factors`` replaces those of the case)."""
+    factors = case.factors if factors is None else factors
+    if factors is not None:
+        return (factors * weight).flatten(1)
+    sites = case.build(case.kernel).forward(case.target[:1]).numel() // weight.numel()
+    return weight.repeat(sites).expand(case.target.shape[0], -1)
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """A hypergradient in natural parameters: ``operator`` ``(batch, entries)``, the others ``(batch, coefficients)``."""
+    """A hypergradient in natural parameters: ``operator`` ``(batch, entries)``, the others ``(batch, coefficients)``.
+
+    ``emphasis`` ``(batch, dual elements)``: in the logarithms of each sample's own factors, if there are any.
+    """
 
     operator: Tensor
     weight: Tensor
     smoothing: Tensor
     shift: Tensor
+    emphasis: Tensor | None = None
 
     def groups(self) -> dict[str, Tensor]:
-        return {
+        groups = {
             "operator": self.operator,
             "weight": self.weight,
             "smoothing": self.smoothing,
             "shift": self.shift,
         }
+        return groups if self.emphasis is None else groups | {"emphasis": self.emphasis}
+
+
+def per_sample_gradient(case: Case, rows: Sequence[Sequence[Tensor]]) -> Gradient:
+    """From what autograd gives for each sample in ``case.leaves()``: only the sample's own factors have a gradient."""
+    kernel, *others = (torch.stack(parts) for parts in zip(*rows, strict=True))
+    if case.zero_mean:
+        kernel = kernel - kernel.mean(dim=(-2, -1), keepdim=True)
+    if case.factors is not None:
+        others[-1] = others[-1].sum(1).flatten(1)
+    return Gradient(kernel.flatten(1), *others)
 
 
 def chained(case: Case, gradient: Gradient) -> Tensor:
     """Summed over the batch, in the parameters of ``LogRegularizer``, flat."""
     columns = (gradient.operator, gradient.weight * case.weight, gradient.smoothing * case.smoothing, gradient.shift)
-    return torch.cat([column.sum(0) for column in columns])
+    own = [] if gradient.emphasis is None else [gradient.emphasis.flatten()]
+    return torch.cat([column.sum(0) for column in columns] + own)
 
 
 @dataclass(frozen=True)
@@ -171,8 +199,8 @@ def read_gradient(case: Case, x: Tensor, adjoint: Tensor) -> Gradient:
     dense = dense_problems(case.select(torch.tensor([0])))[0]
     _, slope, curvature = PLAIN[type(case.profile)]
     z, image = x @ dense.matrix.T, adjoint @ dense.matrix.T
-    t = (z - dense.shift) / dense.smoothing
-    y, u = dense.weight * slope(t), dense.weight / dense.smoothing * curvature(t) * image
+    t, weight = (z - dense.shift) / dense.smoothing, local_weights(case, case.weight.detach())
+    y, u = weight * slope(t), weight / dense.smoothing * curvature(t) * image
     outer = y.unsqueeze(-1) * adjoint.unsqueeze(1) + u.unsqueeze(-1) * x.unsqueeze(1)
     if case.kernel.dim() == 2:
         operator = -outer.flatten(1)
@@ -181,10 +209,11 @@ def read_gradient(case: Case, x: Tensor, adjoint: Tensor) -> Gradient:
         if case.zero_mean:
             taps = operator.reshape(-1, *case.kernel.shape)
             operator = (taps - taps.mean(dim=(-2, -1), keepdim=True)).flatten(1)
-    mixed = -dense.weight / dense.smoothing * t * curvature(t)
+    mixed = -weight / dense.smoothing * t * curvature(t)
     count = case.weight.numel()
-    components = (image * slope(t), image * mixed, -u)  # times d f' / d weight, smoothing, shift
-    return Gradient(operator, *(-part.unflatten(1, (-1, count)).sum(1) for part in components))
+    components = (image * y / case.weight.repeat(y.shape[1] // count), image * mixed, -u)
+    columns = (-part.unflatten(1, (-1, count)).sum(1) for part in components)  # times d f' / d weight, smoothing, shift
+    return Gradient(operator, *columns, emphasis=None if case.factors is None else -image * y)
 
 
 def loss_slope(case: Case, x: Tensor) -> Tensor:
@@ -220,12 +249,14 @@ def central_differences(case: Case, step: float = 1e-5) -> Gradient:
     columns: dict[str, Tensor] = {}
     for name, parameter in case.parameters.items():
         differences = []
-        size = step * float((case.smoothing if name == "shift" else parameter).abs().mean())
-        for index in range(parameter.numel()):
+        scales = {"shift": case.smoothing, "emphasis": torch.ones(1)}
+        size = step * float(scales.get(name, parameter).abs().mean())
+        batch = case.target.shape[0] if name == "emphasis" else 1  # every sample moves a factor of its own
+        for index in range(parameter.numel() // batch):
             ends = []
             for sign in (1, -1):
                 moved = parameter.clone()
-                moved.view(-1)[index] += sign * size
+                moved.view(batch, -1)[:, index] += sign * size
                 ends.append(exact_loss(case.moved(**{name: moved})))
             differences.append((ends[0] - ends[1]) / (2 * size))
         columns[name] = torch.stack(differences, dim=1)
@@ -250,10 +281,8 @@ def cone_gradient(case: Case, sample: int = 0) -> tuple[Tensor, Gradient]:
         layer = CvxpyLayer(program.problem, program.parameters, [program.x], canon_backend=None, solver_args=DIFFCP)
         (x,) = layer(*program.arguments(case.problem(**leaves)))
         slope = loss_slope(case.select(torch.tensor([sample])), x.detach().unsqueeze(0)).squeeze(0)
-        operator, *others = torch.autograd.grad(x, list(leaves.values()), slope)
-        if case.zero_mean:
-            operator = operator - operator.mean(dim=(-2, -1), keepdim=True)
-        cached[sample] = x.detach(), Gradient(operator.reshape(1, -1), *(part.unsqueeze(0) for part in others))
+        parts = torch.autograd.grad(x, list(leaves.values()), slope)
+        cached[sample] = x.detach(), per_sample_gradient(case, [parts])
     return cached[sample]
 
 
@@ -263,14 +292,16 @@ def unrolled_gradient(case: Case, steps: int) -> Gradient:
     ``K`` is the explicit matrix, since ``LinearOperator`` promises derivatives of ``forward`` only.
     """
     leaves = case.leaves()
-    kernel, weight, smoothing, shift = leaves.values()
+    kernel, weight, smoothing, shift, *logarithms = leaves.values()
     dense = dense_problems(case)
     shape = dense[0].matrix.shape
     matrix = kernel if kernel.dim() == 2 else (kernel.flatten() @ directions(case)).reshape(shape)
     sites = shape[0] // weight.numel()
-    weights, smoothings, shifts = (column.repeat(sites) for column in (weight, smoothing, shift))
+    smoothings, shifts = (column.repeat(sites) for column in (smoothing, shift))
+    factors = None if case.factors is None else case.factors * logarithms[0].exp()
+    weights = local_weights(case, weight, factors)
     hessian, linear = dense[0].hessian, torch.stack([problem.linear for problem in dense])
-    steepest = hessian + matrix.T @ ((weights / smoothings).unsqueeze(-1) * matrix)
+    steepest = hessian + matrix.T @ ((weights.amax(0) / smoothings).unsqueeze(-1) * matrix)
     length = 2 / float(torch.linalg.eigvalsh(steepest.detach())[-1] + torch.linalg.eigvalsh(hessian)[0])
     x = torch.zeros_like(linear)
     for _ in range(steps):
@@ -278,4 +309,4 @@ def unrolled_gradient(case: Case, steps: int) -> Gradient:
         x = x - length * (x @ hessian - linear + y @ matrix)
     loss = (x - case.target.flatten(1)).square().sum() / 2
     parts = torch.autograd.grad(loss, list(leaves.values()))
-    return Gradient(*(part.reshape(1, -1) for part in parts))
+    return per_sample_gradient(case, [parts])

@@ -17,12 +17,15 @@ from piggyback.losses import LinearFunctional, Loss, SquaredError
 from piggyback.operators import DenseOperator, LinearOperator
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
-from piggyback.terms.potentials import Potential
+from piggyback.terms.potentials import Emphasis, Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm, Denoising, DenseQuadratic
 from piggyback.types import Scalar
 from regularizers.boundaries import BOUNDARIES
 from regularizers.convolution import ConvolutionBank
+
+CEILING = 4.0
+"""Of the factors in all cases that have some."""
 
 PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), "logcosh": LogCosh()}
 
@@ -46,12 +49,14 @@ class Case:
     target: Tensor
     zero_mean: bool = False
     linear_loss: bool = False
+    factors: Tensor | None = None
     cache: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The natural parameters by group."""
-        return {"kernel": self.kernel, "weight": self.weight, "smoothing": self.smoothing, "shift": self.shift}
+        """The natural parameters by group; ``emphasis``: logarithms of the factors, counted from those of the case."""
+        groups = {"kernel": self.kernel, "weight": self.weight, "smoothing": self.smoothing, "shift": self.shift}
+        return groups if self.factors is None else groups | {"emphasis": torch.zeros_like(self.factors)}
 
     def leaves(self) -> dict[str, Tensor]:
         """Copies of the parameters that require gradients."""
@@ -59,12 +64,20 @@ class Case:
 
     def problem(self, **replaced: Tensor) -> SaddleProblem:
         """The lower level, with some of the parameters replaced."""
-        kernel, *parts = {**self.parameters, **replaced}.values()
-        return SaddleProblem(self.data, Potential(self.profile, *parts), self.build(kernel))
+        kernel, weight, smoothing, shift, *logarithms = {**self.parameters, **replaced}.values()
+        emphasis = None
+        if self.factors is not None:
+            emphasis = Emphasis(self.factors * logarithms[0].exp(), CEILING)
+        potential = Potential(self.profile, weight, smoothing, shift, emphasis=emphasis)
+        return SaddleProblem(self.data, potential, self.build(kernel))
 
-    def moved(self, **replaced: Tensor) -> Case:
+    def moved(self, emphasis: Tensor | None = None, **replaced: Tensor) -> Case:
         """The case with some of the parameters replaced."""
-        return replace(self, **replaced, cache={})
+        factors = self.factors
+        if emphasis is not None:
+            assert factors is not None
+            factors = factors * emphasis.exp()
+        return replace(self, factors=factors, **replaced, cache={})
 
     @property
     def loss(self) -> Loss:
@@ -73,7 +86,8 @@ class Case:
 
     def select(self, index: Tensor) -> Case:
         """The case restricted to (or repeating) some samples."""
-        return replace(self, data=self.data.select(index), target=self.target[index], cache={})
+        factors = None if self.factors is None else self.factors[index]
+        return replace(self, data=self.data.select(index), target=self.target[index], factors=factors, cache={})
 
     def single(self) -> Case:
         """The same numbers in float32."""
@@ -82,12 +96,16 @@ class Case:
         else:
             assert isinstance(self.data, DenseQuadratic)
             data = DenseQuadratic(self.data.matrix.float(), self.data.linear.float())
-        parameters = {name: value.float() for name, value in self.parameters.items()}
-        return replace(self, **parameters, data=data, target=self.target.float(), cache={})
+        columns = {name: getattr(self, name).float() for name in ("kernel", "weight", "smoothing", "shift", "target")}
+        factors = None if self.factors is None else self.factors.float()
+        return replace(self, **columns, factors=factors, data=data, cache={})
 
 
 class LogRegularizer(Regularizer):
-    """A case's operator entries, log weights, log smoothings and shifts as parameters: the smallest ``Regularizer``."""
+    """A case's operator entries, log weights, log smoothings and shifts as parameters: the smallest ``Regularizer``.
+
+    With the logarithms of the factors as well, where the case has some: then its samples are the only ones it knows.
+    """
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -97,24 +115,29 @@ class LogRegularizer(Regularizer):
         self.log_weight = nn.Parameter(case.weight.log())
         self.log_smoothing = nn.Parameter(case.smoothing.log())
         self.shift = nn.Parameter(case.shift.clone())
+        self.log_factors = None if case.factors is None else nn.Parameter(case.factors.log())
 
     def problem(self, data: DataTerm) -> SaddleProblem:
-        potential = Potential(self.profile, self.log_weight.exp(), self.log_smoothing.exp(), self.shift)
-        return SaddleProblem(data, potential, self.build(self.kernel))
+        emphasis = None if self.log_factors is None else Emphasis(self.log_factors.exp(), CEILING)
+        columns = self.log_weight.exp(), self.log_smoothing.exp(), self.shift
+        return SaddleProblem(data, Potential(self.profile, *columns, emphasis=emphasis), self.build(self.kernel))
 
     def posed(self, case: Case) -> Case:
         """``case`` with these very numbers as its parameters: ``log`` and ``exp`` in float32 move them."""
-        return case.moved(
+        return replace(
+            case,
             kernel=self.kernel.detach().double(),
             weight=self.log_weight.detach().double().exp(),
             smoothing=self.log_smoothing.detach().double().exp(),
             shift=self.shift.detach().double(),
+            factors=None if self.log_factors is None else self.log_factors.detach().double().exp(),
+            cache={},
         )
 
     def pull_back(self, bound: GradientBound) -> Scalar:
         weight = self.log_weight.detach().exp() * bound.weight.mean(0)
         smoothing = self.log_smoothing.detach().exp() * bound.smoothing.mean(0)
-        components = torch.cat([weight, smoothing, bound.shift.mean(0)])
+        components = torch.cat([weight, smoothing, bound.shift.mean(0), bound.emphasis.mean(0, keepdim=True)])
         return (bound.operator.mean().square() + components.square().sum()).sqrt()
 
 
@@ -127,6 +150,13 @@ def log_uniform(low: float, high: float, count: int, generator: torch.Generator)
     """``count`` numbers whose logarithms are uniform."""
     unit = torch.rand(count, generator=generator, dtype=torch.float64)
     return representable(torch.exp(math.log(low) + unit * math.log(high / low)))
+
+
+def emphasised(case: Case, low: float = 0.2, high: float = 3.9) -> Case:
+    """The case with factors of the weights, one per entry and sample, whose logarithms are uniform."""
+    dual = case.build(case.kernel).forward(case.target)
+    factors = log_uniform(low, high, dual.numel(), torch.Generator().manual_seed(77)).view_as(dual)
+    return replace(case, factors=factors, cache={})
 
 
 def normal(spread: float, count: int, generator: torch.Generator) -> Tensor:
@@ -280,6 +310,20 @@ CATALOGUE: tuple[Case, ...] = (
         seed=9,
     ),
     image_case("circular-huber", "shifted kinks with a periodic boundary", "huber", "circular", shift=0.1, seed=10),
+    emphasised(
+        dense_case(
+            "dense-emphasis-charbonnier",
+            "weights of their own in every sample",
+            "charbonnier",
+            modulus=2.0,
+            shift=0.3,
+            seed=11,
+        )
+    ),
+    emphasised(
+        image_case("reflect-emphasis-logcosh", "and at every pixel", "logcosh", "reflect", data_weight=0.6, seed=12)
+    ),
+    emphasised(image_case("valid-emphasis-huber", "kinks of different height", "huber", "valid", shift=0.1, seed=13)),
 )
 
 BY_NAME: dict[str, Case] = {case.name: case for case in CATALOGUE}

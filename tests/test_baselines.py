@@ -9,6 +9,7 @@ from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor
 
 from experiments.baselines import _difference, _difference_adjoint, _length, rms_bound, tune_tv, tv_denoise
+from piggyback.terms.quadratic import Denoising
 
 
 def scene(batch: int, size: int = 24) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ def test_limits_of_the_weight() -> None:
 
 def test_the_tuned_weight_beats_its_neighbours() -> None:
     clean, noisy = scene(2)
-    tuned = tune_tv(clean, noisy)
+    tuned = tune_tv(clean, Denoising(noisy))
 
     def error(weight: float) -> float:
         return float((tv_denoise(noisy, weight).clamp(0, 1) - clean).square().mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.hypergradient.refinement import Refined
 from piggyback.oracle import Evaluation, Oracle
+from piggyback.quasi_newton import Pairs, QuasiNewton
 from regularizers.linear import LinearRegularizer
 from tests.learned import exact_level, images, regularizer
 from tests.oracles import exact_loss, truth
@@ -119,6 +121,22 @@ def test_warm_starts_cut_the_work(method: str) -> None:
     assert torch.equal(oracle.parameters(), moved)
 
 
+@pytest.mark.parametrize(("batch", "workers"), [(2, 1), (2, 2)])
+def test_estimates_promise_nothing_and_cost_less(batch: int, workers: int) -> None:
+    """Infinite errors; value and gradient near the exact ones all the same; two applications less than a certificate."""
+    samples, model = images(), regularizer()
+    value, gradient = exact_level(model, samples)
+    settings = BilevelSettings(accuracy=Accuracy(1e-3, 0.2), batch=batch, workers=workers)
+    rough, certified = (BilevelOracle(regularizer(), samples, settings) for _ in range(2))
+    estimate = rough.estimate(rough.parameters(), 1.0)
+    evaluation = certified.evaluate(certified.parameters(), 1.0)
+    assert estimate.value_error == estimate.gradient_error == float("inf") and estimate.converged
+    assert estimate.work == evaluation.work - len(samples)
+    assert estimate.value == pytest.approx(value, rel=1e-3)
+    assert estimate.value == pytest.approx(evaluation.value, rel=1e-9)  # both are corrected, from the same pair
+    assert float((estimate.gradient - gradient).norm() / gradient.norm()) <= 0.1
+
+
 def test_samples_are_checked() -> None:
     """Counts, NaN, and which side has it."""
     good = torch.zeros(2, 1, 8, 8)
@@ -181,6 +199,57 @@ def test_misleading_values_cannot_buy_an_increase() -> None:
     assert state.accuracy < 0.3  # the intervals had to shrink before anything could be accepted
 
 
+class Boastful(Flattering):
+    """Its estimates promise more the farther one goes; its certified intervals hold."""
+
+    def estimate(self, parameters: Tensor, accuracy: float) -> Evaluation:
+        far = float((parameters - Flattering.parameters(self)).norm())
+        gradient = self.curvatures * parameters.sin()
+        return Evaluation(parameters, self.loss(self.parameters()) - 100 * far, math.inf, gradient, math.inf, 1.0, True)
+
+
+def test_estimates_cannot_buy_an_increase() -> None:
+    """Strides that lead uphill are not accepted, however good they looked; single certified steps go on."""
+    oracle = Boastful()
+    method = AdaptiveDescent(oracle)
+    state = method.start()
+    for _ in range(6):
+        before = state.current.parameters
+        state = method.advance(state)
+        if state.reason is not StopReason.RUNNING:
+            break
+        assert state.current.upper < oracle.at(before)[-1].lower
+        assert oracle.loss(state.current.parameters) < oracle.loss(before)
+    assert state.iteration >= 3
+
+
+def test_certificates_are_paid_once_in_several_strides() -> None:
+    """At the same start: fewer certified evaluations than strides, and a lower loss for the same work than one by one."""
+    spent = {}
+    for amortise in (0.0, 3.0):
+        method, model = descent(DescentSettings(amortise=amortise))
+        state, work, certified = method.start(), 0.0, 0
+        while work < 400:
+            state = method.advance(state)
+            work, certified = work + state.work, certified + 1
+            assert state.reason is StopReason.RUNNING
+        spent[amortise] = exact_level(at(model, state), images())[0], certified
+    assert spent[3.0][0] < spent[0.0][0] and spent[3.0][1] <= 0.5 * spent[0.0][1]
+
+
+def test_no_direction_is_trusted_beyond_half_of_the_loss() -> None:
+    """Pairs with almost no curvature ask for a huge step; without pairs the first step aims at its share of the loss."""
+    gradient = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    current = Evaluation(torch.zeros(2, dtype=torch.float64), 3.0, 0.0, gradient, 0.0, 0.0, True)
+    method = QuasiNewton(torch.tensor([1.0, 4.0], dtype=torch.float64))
+    s = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    flat = ((s, 1e-9 * s),)
+    assert float(gradient @ method.direction(current, flat)) == pytest.approx(-1.5)
+    first = method.direction(current, ())
+    assert float(gradient @ first) == pytest.approx(-0.02 * 3.0)
+    assert float(first[1] / first[0]) == pytest.approx(4 * -2.0)
+
+
 @pytest.mark.parametrize("memory", ["quasi-newton", "certified-gradients"])
 def test_every_accepted_step_decreases_the_true_loss(memory: str) -> None:
     """By at least what the acceptance rule says, measured with the exact solver; certified ends bracket it throughout."""
@@ -209,12 +278,17 @@ def at(model: LinearRegularizer, state: DescentState) -> LinearRegularizer:
 
 def test_gradients_are_as_certain_as_asked() -> None:
     """``gradient_error`` bounds the certified relative error of every gradient that is stepped along."""
-    method, _ = descent(DescentSettings(gradient_error=0.01))
+    settings = BilevelSettings(accuracy=Accuracy(1e-2, 1e-1), method=Refined())
     used: list[float] = []
-    direction = method._direction
-    method._direction = lambda current, pairs: (  # type: ignore[method-assign]
-        used.append(current.relative_gradient_error) or direction(current, pairs)
-    )
+
+    class Watched(QuasiNewton):
+        def direction(self, current: Evaluation, pairs: Pairs) -> Tensor:
+            used.append(current.relative_gradient_error)
+            return super().direction(current, pairs)
+
+    oracle = BilevelOracle(regularizer(), images(), settings)
+    method = AdaptiveDescent(oracle, DescentSettings(gradient_error=0.01))
+    method.strides = Watched(torch.ones_like(oracle.parameters()))
     state = method.start()
     assert state.current.relative_gradient_error > 0.01
     for _ in range(3):

@@ -31,7 +31,7 @@ from piggyback.terms.profiles import Huber, LogCosh
 from piggyback.terms.quadratic import Denoising, DenseQuadratic
 from tests.certificate_checks import Claim, assert_valid, claims, consistent_adjoint, perturbed, repeated
 from tests.oracles import dense_problems, truth
-from tests.problems import BY_NAME, CATALOGUE, SMOOTH, Case, dense_case, image_case
+from tests.problems import BY_NAME, CATALOGUE, SMOOTH, Case, dense_case, emphasised, image_case
 
 # --- validity ----------------------------------------------------------------------------------------------------
 
@@ -85,8 +85,8 @@ def test_valid_for_pairs_solved_in_float32(case: Case, accuracy: float, method: 
 
 @st.composite
 def dense_problem(draw: st.DrawFn) -> Case:
-    """Sizes, conditioning, coupling, potential, sharpness and shifts, each over its whole practical range."""
-    return dense_case(
+    """Sizes, conditioning, coupling, potential, sharpness, shifts and factors, each over its whole practical range."""
+    case = dense_case(
         "drawn",
         "property test",
         draw(st.sampled_from(["charbonnier", "logcosh", "huber"])),
@@ -101,6 +101,7 @@ def dense_problem(draw: st.DrawFn) -> Case:
         seed=draw(st.integers(0, 2**20)),
         linear_loss=draw(st.booleans()),
     )
+    return emphasised(case) if draw(st.booleans()) else case
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -467,11 +468,13 @@ RECORDED = {
     "local operator": 34.0,  # 29 and 27
     "local weight": 58.0,  # 48 and 41
     "local smoothing": 96.0,  # 80 and 52
+    "local emphasis": 32.0,  # 27 and 25
     "local shift": 400.0,  # 338 and 228: a sum over the sites, whose parts cancel in the truth only
     "plain loss": 12.0,  # 10 and 10
     "corrected loss": 17.0,  # 14 and 13
 }
-"""Ceilings of the median ratio bound / error over smooth problems (see the test for the perturbation)."""
+"""Ceilings of the median ratio bound / error over smooth problems (see the test for the perturbation): with factors of the
+weights for "local emphasis", without for the others."""
 
 
 def measured(case: Case, level: float) -> dict[str, Claim]:
@@ -479,14 +482,17 @@ def measured(case: Case, level: float) -> dict[str, Claim]:
     exact = truth(case)
     direction = case.data.start.flatten(1) - exact.x
     x = exact.x + level * exact.x.norm(dim=1, keepdim=True) * direction / direction.norm(dim=1, keepdim=True)
-    adjoint = torch.stack([consistent_adjoint(case, v)[i] for i, v in enumerate(x)])
+    adjoint = torch.stack([consistent_adjoint(case, v, i) for i, v in enumerate(x)])
     return claims(case, x, adjoint)
 
 
 def medians(level: float) -> dict[str, float]:
-    found = [measured(case, level) for case in SMOOTH]
-    norms = {name: torch.cat([f[name].bound.flatten() / f[name].error.flatten() for f in found]) for name in RECORDED}
-    return {name: float(ratios.median()) for name, ratios in norms.items()}
+    plain = [measured(case, level) for case in SMOOTH if case.factors is None]
+    weighted = [measured(case, level) for case in SMOOTH if case.factors is not None]
+    return {
+        name: float(torch.cat([f[name].ratio.flatten() for f in (weighted if "emphasis" in name else plain)]).median())
+        for name in RECORDED
+    }
 
 
 @pytest.mark.parametrize("level", [1e-3, 1e-5])

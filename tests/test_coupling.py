@@ -140,7 +140,7 @@ def at_radius(case: Case, level: float) -> Dense:
     exact = truth(case)
     noise = torch.randn(exact.x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     x = exact.x + level * exact.x.norm(dim=1, keepdim=True) * noise / noise.norm(dim=1, keepdim=True)
-    adjoint = torch.stack([consistent_adjoint(case, v)[i] for i, v in enumerate(x)])
+    adjoint = torch.stack([consistent_adjoint(case, v, i) for i, v in enumerate(x)])
     shape = case.target.shape
     evidence, _ = gather_evidence(case.problem(), case.loss, x.view(shape), adjoint.view(shape))
     dense = dense_problems(case)[0]
@@ -202,10 +202,10 @@ def test_change_of_curvature_is_bounded_coefficient_by_coefficient(case: Case) -
     x, adjoint = perturbed(several, torch.Generator().manual_seed(4))
     shape, index = several.target.shape, several.cache["base"][1]
     evidence, _ = gather_evidence(several.problem(), several.loss, x.view(shape), adjoint.view(shape))
-    dense, exact = dense_problems(case)[0], truth(case).x[index]
-    change = torch.stack([dense.curvature(a) - dense.curvature(b) for a, b in zip(exact, x, strict=True)])
-    size = (change * (adjoint @ dense.matrix.T)).abs()
-    coupling, moved = evidence.coupling, ((exact - x) @ dense.matrix.T).abs()
+    dense, exact = [dense_problems(case)[i] for i in index.tolist()], truth(case).x[index]
+    change = torch.stack([p.curvature(a) - p.curvature(b) for p, a, b in zip(dense, exact, x, strict=True)])
+    size = (change * (adjoint @ dense[0].matrix.T)).abs()
+    coupling, moved = evidence.coupling, ((exact - x) @ dense[0].matrix.T).abs()
     jump, steep, apart = (part.flatten(1) for part in (coupling.jump.double(), coupling.steep.double(), coupling.apart))
     assert bool((size <= jump * (1 + ROUNDING) + 1e-12).all())
     assert bool((size <= steep * moved * (1 + ROUNDING) + 1e-12)[~apart].all())

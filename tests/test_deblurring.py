@@ -15,7 +15,7 @@ from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.losses import SquaredError
 from piggyback.terms.quadratic import Deblurring
 from tests.certificate_checks import assert_valid, claims, perturbed, repeated
-from tests.oracles import read_gradient, truth
+from tests.oracles import dense_problems, materialise, read_gradient, truth
 from tests.problems import BY_NAME, Case
 
 
@@ -89,6 +89,27 @@ def test_selection_and_precision_keep_the_problem() -> None:
     single = Deblurring(data.observed.float(), data.kernel.float(), data.ridge)
     assert single.blur(v.float()).dtype == torch.float32
     assert torch.allclose(single.double().gradient(v), data.gradient(v), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["reflect-logcosh", "reflect-colour", "valid-charbonnier", "circular-wide"])
+def test_rows_are_measured_exactly_in_the_metric_of_the_data_term(name: str) -> None:
+    """Eq. 19b against ``diag(K H^{-1} K^T)``: every row, also those that a mirror folds."""
+    case = deblurring_case(name, 0.01)
+    assert isinstance(case.data, Deblurring)
+    bank, inverse = case.build(case.kernel), case.data.inverse_kernel()
+    assert inverse is not None
+    matrix = materialise(bank, case.target.shape[1:])
+    hessian = dense_problems(case)[0].hessian
+    exact = (matrix * torch.linalg.solve(hessian, matrix.T).T).sum(1).sqrt()
+    like = bank.forward(case.target)
+    found = bank.dual_row_norms(like, inverse)
+    assert found is not None
+    rows = found.expand(like.shape)[0].flatten()
+    assert (rows >= exact).all() and (rows <= exact * (1 + 1e-9)).all()
+    single = bank.single().dual_row_norms(like.float(), inverse)
+    assert single is not None and single.dtype == torch.float32
+    rows = single.double().expand(like.shape)[0].flatten()
+    assert (rows >= exact).all() and (rows <= exact * 1.0001).all()
 
 
 @pytest.mark.parametrize(

@@ -25,15 +25,21 @@ from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, State
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
+from piggyback.solvers.conjugate_residual import ConjugateResidual
+from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
+from piggyback.solvers.richardson import Richardson
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
 from piggyback.terms.quadratic import Denoising
+from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.boundaries import BOUNDARIES
+from regularizers.constraints import zero_mean_basis
 from regularizers.convolution import ConvolutionBank
 from regularizers.kernels import ADJOINT_KERNELS, FORWARD_KERNELS, KernelPlan
+from regularizers.linear import LinearConfig
 from tests.problems import PROFILES
 
 pytestmark = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -122,7 +128,9 @@ def test_reading_a_value_back_would_be_noticed(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-@pytest.mark.parametrize("solver", [NonlinearCG(), AcceleratedGradient(), PDHG()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [NonlinearCG(), AcceleratedGradient(), PDHG(), GradientDescent()], ids=lambda s: type(s).__name__
+)
 def test_lower_level_steps(solver: LowerSolver, case: tuple[str, str, int], dtype: torch.dtype) -> None:
     boundary, profile, channels = case
     problem, _ = problem_on(boundary, PROFILES[profile], channels, dtype)
@@ -134,7 +142,7 @@ def test_lower_level_steps(solver: LowerSolver, case: tuple[str, str, int], dtyp
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
-    """Conjugate gradients and piggyback; selecting samples stays on the device too."""
+    """Conjugate gradients and residuals, Richardson and piggyback; selecting samples stays on the device too."""
     boundary, profile, channels = case
     problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
     problem = problem.detached()
@@ -145,6 +153,8 @@ def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
     index = torch.zeros(1, dtype=torch.long, device=DEVICE)
     for iteration in (
         ConjugateGradient(system),
+        ConjugateResidual(system),
+        Richardson(system),
         PiggybackIteration(lower, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)),
     ):
         run_steps(iteration, dtype)
@@ -192,6 +202,42 @@ def test_dense_operator_and_products(dtype: torch.dtype) -> None:
     assert_on_device([z, operator.adjoint(z), preconditioner.apply(x), inner(x, x), norm(x)], dtype)
     assert_on_device([operator.norm_bound(), operator.row_norms(z), operator.adjoint_gain(z)], dtype)
     assert_on_device([operator.gram_norm(z), operator.forward_gain(x, z)], dtype)
+
+
+@pytest.fixture
+def no_cached_basis():
+    """The cache must neither hand a real tensor to a fake one nor keep a fake one."""
+    zero_mean_basis.cache_clear()
+    yield
+    zero_mean_basis.cache_clear()
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "circular"])
+def test_adaptive_weights(boundary: str, dtype: torch.dtype, no_cached_basis: None) -> None:
+    """The weight network with its gain, the problem in units, solver steps, certificates, chosen samples."""
+    config = LinearConfig(filters=4, size=3, channels=3, boundary=boundary)
+    model = AdaptiveRegularizer(config, WeightConfig(features=5, size=3, windows=(3,)))
+    for module in (model, model.network):  # fake parameters cannot be moved
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(on_device(*parameter.shape, dtype=dtype)))
+    images = on_device(2, 3, 9, 10, dtype=dtype)
+    emphasis = model.network(images)
+    assert emphasis.gain is not None
+    assert_on_device([emphasis.factors, emphasis.gain()], dtype)
+    problem = model.problem(Denoising(images))
+    evidence, surrogate = gather_evidence(problem, SquaredError(images), images, torch.zeros_like(images))
+    assert_on_device([local_bound(evidence), worst_case_bound(evidence), corrected_loss(evidence)])
+    assert_on_device(surrogate, dtype)
+    problem, index = problem.detached(), torch.zeros(1, dtype=torch.long, device=DEVICE)
+    for part in (problem, problem.select(index)):
+        start = part.data.start
+        units = part.in_units()
+        t = units.arguments(start)
+        slope, secant, curvature = units.profile.slope_secant_curvature(t)
+        preconditioner = units.preconditioner(secant, start)
+        assert_on_device([units.weight, units.gradient(start, slope), preconditioner.apply(start), curvature], dtype)
+        for solver in (NonlinearCG(), PDHG()):
+            run_steps(solver.bind(LowerLevel(part, start, radius_per_element(part, 1e-3))), dtype)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

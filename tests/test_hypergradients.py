@@ -17,7 +17,15 @@ from piggyback.operators import ApplicationCounter
 from piggyback.solve import Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.pdhg import PDHG
-from tests.oracles import Gradient, central_differences, cone_gradient, read_gradient, truth, unrolled_gradient
+from tests.oracles import (
+    Gradient,
+    central_differences,
+    cone_gradient,
+    per_sample_gradient,
+    read_gradient,
+    truth,
+    unrolled_gradient,
+)
 from tests.problems import BY_NAME, CATALOGUE, Case, LogRegularizer
 
 METHODS: dict[str, HypergradientMethod] = {
@@ -41,10 +49,7 @@ def surrogate_gradient(case: Case, x: Tensor, adjoint: Tensor) -> Gradient:
     leaves = case.leaves()
     _, values = gather_evidence(case.problem(**leaves), case.loss, x, adjoint)
     rows = [torch.autograd.grad(value, list(leaves.values()), retain_graph=True) for value in values]
-    kernel, *others = (torch.stack(parts) for parts in zip(*rows, strict=True))
-    if case.zero_mean:
-        kernel = kernel - kernel.mean(dim=(-2, -1), keepdim=True)
-    return Gradient(kernel.flatten(1), *others)
+    return per_sample_gradient(case, rows)
 
 
 def assert_close(computed: Gradient, exact: Gradient, tolerance: float) -> None:
@@ -74,14 +79,19 @@ def test_methods_agree_with_dense_kkt(case: Case, method: str) -> None:
     assert_close(surrogate_gradient(case, pair.x, pair.adjoint), exact.gradient, 1e-8)
 
 
-@pytest.mark.parametrize("name", ["dense-ill-conditioned", "dense-huber", "valid-charbonnier", "reflect-logcosh"])
+@pytest.mark.parametrize(
+    "name",
+    ["dense-ill-conditioned", "dense-huber", "valid-charbonnier", "reflect-logcosh", "dense-emphasis-charbonnier"],
+)
 def test_dense_kkt_agrees_with_central_differences(name: str) -> None:
     """The oracle itself is checked: the dense formulas could share a mistake with the package."""
     case = BY_NAME[name].select(torch.tensor([1]))
     assert_close(central_differences(case), truth(case).gradient, 1e-7)
 
 
-@pytest.mark.parametrize("name", ["dense-huber", "dense-charbonnier", "valid-huber", "valid-charbonnier"])
+@pytest.mark.parametrize(
+    "name", ["dense-huber", "dense-charbonnier", "valid-huber", "valid-charbonnier", "valid-emphasis-huber"]
+)
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised inside cvxpylayers
 def test_implicit_agrees_with_cone_program_differentiation(name: str) -> None:
     """cvxpylayers knows nothing of our optimality conditions; Huber is exactly representable."""
@@ -93,7 +103,7 @@ def test_implicit_agrees_with_cone_program_differentiation(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["implicit", "piggyback"])
-@pytest.mark.parametrize("name", ["dense-logcosh", "reflect-logcosh", "circular-huber"])
+@pytest.mark.parametrize("name", ["dense-logcosh", "reflect-logcosh", "circular-huber", "reflect-emphasis-logcosh"])
 def test_methods_agree_with_unrolled_autograd(name: str, method: str) -> None:
     """Reverse mode through gradient steps: no implicit function theorem anywhere."""
     case = BY_NAME[name]

@@ -32,8 +32,18 @@ def corrected_loss(evidence: PairEvidence) -> LossInterval:
     bent = r * torch.minimum(0.5 * coupling.rate * r + coupling.rest, coupling.whole)
     quadratic = residuals.adjoint.float() * r + 0.5 * evidence.loss_smoothness * r.square() / evidence.strong_convexity
     size = residuals.size + residuals.correction_size
-    radius = inflate(quadratic + bent).to(size) + _rounding(size)
+    radius = inflate(torch.minimum(quadratic + bent, _together(evidence, quadratic))).to(size) + _rounding(size)
     return LossInterval(residuals.value - residuals.correction, radius)
+
+
+def _together(evidence: Evidence, quadratic: PerSample) -> PerSample:
+    """Largest value of ``a r_P + a^2 L_l / (2 mu) + bend (r a - a^2)`` over ``0 <= a <= r`` (eq. 16b)."""
+    r, bend = evidence.error, evidence.bend
+    linear = evidence.residuals.adjoint.float() + bend * r
+    excess = bend - 0.5 * evidence.loss_smoothness / evidence.strong_convexity
+    inside = linear < 2 * excess * r  # the parabola has its top there
+    top = linear.square() / (4 * torch.where(inside, excess, 1.0))
+    return torch.where(torch.isfinite(bend), torch.where(inside, top, quadratic), torch.inf)
 
 
 def _rounding(size: PerSample) -> PerSample:

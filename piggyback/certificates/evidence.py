@@ -13,6 +13,7 @@ from piggyback.losses import Loss
 from piggyback.operators import LinearOperator
 from piggyback.problem import SaddleProblem
 from piggyback.terms.potentials import CurvatureBounds, Potential
+from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerSample, Primal
 
 
@@ -41,6 +42,8 @@ class PairEvidence:
 
     ``residuals`` carry the digits, and so do ``gaps = (-grad h(x), grad l(x) - A(x) P)``, the right-hand sides of the Newton
     corrections (eq. 23).  ``coupling`` bounds what the change of curvature between ``x`` and ``x*`` does to the adjoint.
+    ``bend``: ``|<P, (R'' - R_mean) d>| <= bend <d, R_mean d>`` with ``d = x* - x``, ``R''`` the Hessian of ``R`` at ``x`` and
+    ``R_mean`` its mean between (eq. 16a); infinite if nothing is known.
     """
 
     residuals: Residuals
@@ -48,6 +51,7 @@ class PairEvidence:
     strong_convexity: float
     loss_smoothness: float
     coupling: CouplingRate
+    bend: PerSample
 
     @property
     def error(self) -> PerSample:
@@ -118,7 +122,7 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         z = z - fixed.potential.shift
         mu = fixed.data.strong_convexity
         z, image, y, u = (v.float() for v in (z, image, y, u))
-        radius = operator.row_norms(z) * per_sample(residuals.error.float() / mu**0.5, z)
+        radius = _row_norms(fixed.data, operator, z) * per_sample(residuals.error.float(), z)
         bounds = potential.bounds(z, radius)
         inverse_root = (bounds.lower + mu / operator.norm_bound().square()).rsqrt_()
         evidence = Evidence(
@@ -137,8 +141,17 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
             bounds=bounds,
             inverse_root=inverse_root,
             coupling=couple(operator, bounds, radius, image, mu, inverse_root),
+            bend=_bend(potential, radius, image),
         )
     return evidence, read_off.value
+
+
+def _row_norms(data: DataTerm, operator: LinearOperator, z: Dual) -> Tensor:
+    """At least ``||k_i||_{H^{-1}}`` for each row (eq. 11)."""
+    plain = operator.row_norms(z) / data.strong_convexity**0.5
+    inverse = data.inverse_kernel()
+    exact = None if inverse is None else operator.dual_row_norms(z, inverse)
+    return plain if exact is None else torch.minimum(plain, exact)
 
 
 def _residuals(
@@ -159,3 +172,15 @@ def _residuals(
         size=value.abs() + steepness * norm(x),
         correction_size=force * (norm(gradient) + lost),
     )
+
+
+_LEAST = 1e-2
+"""Below it the factor of ``_bend`` is a half up to one per cent, and single precision would lose its digits."""
+
+
+def _bend(potential: Potential, radius: Dual, image: Dual) -> PerSample:
+    """``max_i |K P|_i M_i phi(M_i radius_i)`` with ``M = |f'''|/f''`` and ``phi(x) = (x / (1 - e^-x) - 1) / x`` (eq. 16a)."""
+    rate = potential.concordance()
+    x = (rate * radius).clamp(min=_LEAST)
+    factor = (x / -torch.expm1(-x) - 1) / x
+    return (image.abs() * (rate * factor)).flatten(1).amax(1)

@@ -30,7 +30,7 @@ class GradientBound:
 
 
 def local_bound(evidence: PairEvidence) -> GradientBound:
-    """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15a), per sample and group."""
+    """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15b), per sample and group."""
     evidence = saddle_evidence(evidence, "local_bound")
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
@@ -132,14 +132,12 @@ def _shift_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
 
 
 def _emphasis_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
-    """Eq. 15b: ``||K P* o f'(z*) - K P o f'(z)||`` for the logarithms of all factors together, times their gain."""
+    """Eq. 15b: ``||K P* o f'(z*) - K P o f'(z)||`` over all entries together, pulled back to the factors' parameters."""
     emphasis = evidence.potential.emphasis
     if emphasis is None:
         return torch.zeros_like(adjoint)
-    operator, upper, mu = evidence.operator, evidence.bounds.upper, evidence.strong_convexity
-    weighted = (evidence.y * evidence.inverse_root).abs().flatten(1).amax(1)
-    plain = evidence.y.abs().flatten(1).amax(1) * operator.norm_bound() / mu**0.5
-    along = torch.minimum(weighted, plain) * adjoint
-    reach = evidence.image.abs() + operator.row_norms(upper) * per_sample(adjoint / mu**0.5, upper)
-    field = along + (reach * upper.sqrt()).flatten(1).amax(1) * evidence.error
-    return field if emphasis.gain is None else field * emphasis.gain
+    upper, away = evidence.bounds.upper, per_sample(adjoint / evidence.strong_convexity**0.5, evidence.image)
+    along = (evidence.y * evidence.inverse_root).abs().flatten(1).amax(1) * adjoint
+    reach = evidence.image.abs() + evidence.operator.row_norms(upper) * away
+    change = (reach * upper.sqrt()).flatten(1).amax(1) * evidence.error
+    return emphasis.pull_back(along + change, upper)

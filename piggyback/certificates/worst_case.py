@@ -40,8 +40,8 @@ def _bound(evidence: Evidence) -> GradientBound:
     shift = _per_coefficient(pair, norm(potential.curvature(evidence.z)), potential.max_third(), reach * distance)
     factors = torch.zeros_like(distance)
     if potential.emphasis is not None:
-        factors = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
-        factors = factors if potential.emphasis.gain is None else factors * potential.emphasis.gain
+        field = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
+        factors = potential.emphasis.pull_back(field, evidence.image)
     return GradientBound(*(inflate(_defined(part)) for part in (filters, weight, smoothing, shift, factors)))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from piggyback.hypergradient.capabilities import Capabilities
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.types import Primal
@@ -64,10 +67,54 @@ class Sensitivity:
 
 
 class HypergradientMethod(ABC):
-    """Solves the lower level and its adjoint."""
+    """Solves the lower level and its adjoint; the gradient and its error are read off the pair (eq. 9)."""
+
+    capabilities: ClassVar[Capabilities]
 
     @abstractmethod
     def differentiate(
         self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         """Bring ``(x, P)`` to ``accuracy``, starting from ``start`` where given."""
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A gradient (flat, summed over the samples) that no adjoint belongs to.
+
+    ``x``: the reconstructions it was computed at; ``status`` ``(batch,)``: whether they are within the wanted accuracy of the
+    minimiser; ``start``: where to go on after a change of the parameters.
+    """
+
+    gradient: Tensor
+    x: Primal
+    status: Tensor
+    start: WarmStart
+
+
+class DirectMethod(ABC):
+    """Computes a gradient without an adjoint: through a solver, or from values of the two levels alone."""
+
+    capabilities: ClassVar[Capabilities]
+
+    @abstractmethod
+    def differentiate(
+        self,
+        problem: SaddleProblem,
+        parameters: Sequence[Tensor],
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
+    ) -> Direct:
+        """The gradient in ``parameters``, in which ``problem`` must be differentiable, of the sum of the losses."""
+
+
+def flat_gradient(value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> Tensor:
+    """The derivative of ``value`` ``()`` in all ``parameters``, flat; zero where it does not depend on them.
+
+    ``keep_graph``: whether the graph, which includes that of the problem, will be differentiated again.
+    """
+    parts = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep_graph)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts, strict=True)]
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.problem import SaddleProblem
@@ -86,6 +87,18 @@ class Piggyback(HypergradientMethod):
 
     A look at the residuals costs one extra pair per variable, hence the longer interval between looks.
     """
+
+    capabilities = Capabilities(
+        name="piggyback",
+        formula="(x, y) and (X, Y) by the same primal–dual steps; y⊗X + Y⊗x",
+        smoothness=Smoothness.CURVATURE,
+        hessian_products=False,
+        strong_convexity=True,
+        memory=Memory.CONSTANT,
+        guarantee=Guarantee.CERTIFIED,
+        error="to the tolerance, certified",
+        cost="2 per primal–dual step",
+    )
 
     schedule: Schedule = Schedule(max_steps=20000, check_every=10)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
@@ -26,6 +27,18 @@ class Refined(HypergradientMethod):
     (eq. 12), and because ``P`` can only be corrected for the ``x`` it is asked at.  A correction costs one residual in float64
     and a few CG steps in the dtype of the problem.  The pair comes back in float64, since single precision could not hold it.
     """
+
+    capabilities = Capabilities(
+        name="refined",
+        formula="a pair of another method, then Newton corrections with residuals in float64",
+        smoothness=Smoothness.CURVATURE,
+        hessian_products=True,
+        strong_convexity=True,
+        memory=Memory.CONSTANT,
+        guarantee=Guarantee.CERTIFIED,
+        error="to the tolerance, certified, beyond single precision",
+        cost="the method + one per CG step",
+    )
 
     method: HypergradientMethod = field(default_factory=ImplicitCG)
     rounds: int = 2

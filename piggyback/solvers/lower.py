@@ -78,10 +78,19 @@ def solve_lower(
         return iterate(solver.bind(LowerLevel(problem, begin, radius)), schedule or Schedule())
 
 
-def certified_distance(problem: LowerProblem, x: Primal) -> PerSample:
-    """A bound of ``||x - x*||`` per sample, from one residual in float64 (eq. 10); rounding included."""
+def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
+    """A bound of ``||x - x*||_H`` per sample, from one residual in float64 (eq. 10); rounding included.
+
+    For ``H = B^T B + ridge I`` it bounds the distance in the data, ``||B (x - x*)||``, however small the ridge (eq. 28).
+    """
     problem = problem.double()
     with torch.no_grad():
-        mu, x = problem.data.strong_convexity, x.double()
+        x = x.double()
         gradient, size = problem.gradient_and_rounding(x)
-        return problem.data.dual_norm(gradient) / mu**0.5 + ROUNDING_TERMS * torch.finfo(x.dtype).eps * size / mu
+        lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * size
+        return problem.data.dual_norm(gradient) + lost / problem.data.strong_convexity**0.5
+
+
+def certified_distance(problem: LowerProblem, x: Primal) -> PerSample:
+    """A bound of ``||x - x*||`` per sample: ``certified_energy`` over the root of the strong convexity (eq. 10)."""
+    return certified_energy(problem, x) / problem.data.strong_convexity**0.5

@@ -31,30 +31,43 @@ class CurvatureBounds:
 
 @dataclass(frozen=True)
 class Emphasis:
-    """Positive ``factors`` of the weights, one per entry of the dual variable or broadcasting against it, batch first.
+    """Positive ``factors`` of the weights (``m`` of docs/theory.md, eq. 3), batch first, broadcasting against the dual variable.
 
     ``ceiling``: a number that no factor exceeds, whatever the parameters and the sample (the factors of one sample must not
-    enter the constants of another).  ``gain`` ``(batch,)``: at least the norm of the derivative of ``log factors`` with
-    respect to the parameters they are computed from; None if they are given numbers.
+    enter the constants of another).  ``gain()`` ``(batch,)``: at least the norm of the derivative of ``log factors`` with
+    respect to the parameters they are computed from, worked out when a certificate asks; None if they are given numbers, and
+    ``log factors`` the parameters.
     """
 
     factors: Dual
     ceiling: float
-    gain: PerSample | None = None
+    gain: Callable[[], PerSample] | None = None
 
     def check(self) -> None:
         """Raise ``ValueError`` unless all factors lie in ``(0, ceiling]`` (synchronises)."""
         if not bool(((self.factors > 0) & (self.factors <= self.ceiling)).all()):
             low, high = float(self.factors.min()), float(self.factors.max())
-            raise ValueError(f"factors must lie in (0, {self.ceiling:g}], got {low:.3g} to {high:.3g}")
+            raise ValueError(f"factors of the weights must lie in (0, {self.ceiling:g}], got {low:.3g} to {high:.3g}")
+
+    def pull_back(self, field: PerSample, like: Dual) -> PerSample:
+        """Bound of the error in the parameters from that over the entries of the dual variable (eq. 15b).
+
+        A factor that serves ``n`` entries collects their ``n`` errors, at most ``sqrt(n)`` times their norm.
+        """
+        shared = (like[0].numel() / self.factors[0].numel()) ** 0.5
+        return field * shared if self.gain is None else field * shared * self.gain()
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> Emphasis:
         """The same factors, detached and in another form."""
-        return Emphasis(change(self.factors.detach()), self.ceiling, None if self.gain is None else change(self.gain))
+        return Emphasis(change(self.factors.detach()), self.ceiling, self._gain_through(change))
 
     def select(self, index: Tensor) -> Emphasis:
         """The factors of the chosen samples."""
-        return Emphasis(self.factors[index], self.ceiling, None if self.gain is None else self.gain[index])
+        return Emphasis(self.factors[index], self.ceiling, self._gain_through(lambda gain: gain[index]))
+
+    def _gain_through(self, change: Callable[[Tensor], Tensor]) -> Callable[[], PerSample] | None:
+        gain = self.gain
+        return None if gain is None else lambda: change(gain())
 
 
 class Potential:
@@ -127,6 +140,10 @@ class Potential:
     def max_third(self) -> PerFilter:
         """Global Lipschitz constant of ``f''`` (infinite for Huber)."""
         return self.profile.third_bound * self._ceiling() * self.weight / self.smoothing.square()
+
+    def concordance(self) -> PerFilter:
+        """Global bound of ``|f'''| / f''`` (eq. 16a; infinite for Huber)."""
+        return self.profile.concordance / self.smoothing
 
     def mixed_lipschitz(self) -> PerFilter:
         """Global Lipschitz constant of ``z -> d f'(z) / d smoothing`` (infinite for Huber)."""

@@ -43,6 +43,8 @@ class Profile(ABC):
     """Global Lipschitz constant of ``psi''`` (infinite if ``psi''`` jumps)."""
     moment_lipschitz: float
     """Global Lipschitz constant of ``t psi''(t)`` (infinite if ``psi''`` jumps)."""
+    concordance: float = math.inf
+    """Bound of ``|psi'''| / psi''`` (eq. 16a; infinite if ``psi''`` jumps or vanishes)."""
 
     @abstractmethod
     def value(self, t: Tensor) -> Tensor:
@@ -109,6 +111,7 @@ class Charbonnier(Profile):
 
     third_bound = 0.8586501033599192  # max of 3t(1+t^2)^(-5/2) = 48/25/sqrt(5), at t = 1/2
     moment_lipschitz = 1.0  # |psi'' + t psi'''| = |1 - 2 t^2| (1 + t^2)^(-5/2), largest at 0
+    concordance = 1.5  # 3|t| / (1 + t^2), largest at 1
 
     def value(self, t: Tensor) -> Tensor:
         square = t * t
@@ -164,6 +167,7 @@ class LogCosh(Profile):
 
     third_bound = 0.7698003589195011  # max of 2 tanh(t) sech(t)^2 = 4/(3 sqrt 3)
     moment_lipschitz = 1.0  # |sech(t)^2 (1 - 2 t tanh t)|, largest at 0
+    concordance = 2.0  # 2|tanh t|, its limit
 
     def value(self, t: Tensor) -> Tensor:
         size = t.abs()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner
+from piggyback.forward import checked_kernel
 from piggyback.types import PerSample, Primal, Scalar
 
 
@@ -29,6 +30,11 @@ class DataTerm(ABC):
     @abstractmethod
     def start(self) -> Primal:
         """Where a cold solve starts."""
+
+    @property
+    def pilot(self) -> Primal:
+        """What the observation looks like as an image: weights that adapt look at it."""
+        return self.start
 
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
@@ -72,8 +78,12 @@ class DataTerm(ABC):
         """What preconditioners take for ``H``: the number ``mu``, unless ``H`` is diagonal in Fourier space."""
         return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)
 
+    def inverse_kernel(self) -> Tensor | None:
+        """``(height, width)`` in float64, if ``H^{-1}`` is the periodic convolution of every channel with it."""
+        return None
+
     def dual_norm(self, v: Primal) -> PerSample:
-        """``||v||_{H^{-1}}``."""
+        """At least ``||v||_{H^{-1}}``; equal to it up to rounding, unless a subclass says otherwise."""
         return inner(v, self.solve(v)).clamp(min=0).sqrt()
 
 
@@ -150,27 +160,25 @@ class _SpectrallyBounded(DataTerm):
 
 
 class Deblurring(_SpectrallyBounded):
-    """``g(x) = 1/2 ||B x - observed||^2 + ridge/2 ||x||^2``, ``B`` the periodic convolution of each channel with ``kernel``.
+    """``g(x) = 1/2 ||B x - observed||^2 + ridge/2 ||x - centre||^2``, ``B`` the periodic convolution of each channel.
 
     ``observed`` ``(batch, channels, height, width)``, grey values in [0, 1]; ``kernel`` ``(k, l)`` with odd sides, its centre at
-    the middle.  ``H = B^T B + ridge I`` is diagonal in Fourier space, so prox and ``H^{-1}`` norms are exact (docs/theory.md,
+    the middle; ``centre``, what the ridge pulls to: a number or a tensor that broadcasts against ``observed``.
+    ``H = B^T B + ridge I`` is diagonal in Fourier space, so prox and ``H^{-1}`` norms are exact (docs/theory.md,
     section 1).  Raises ``ValueError`` for an even, empty, non-finite or too large kernel, and unless ``H`` is positive definite.
     """
 
-    def __init__(self, observed: Primal, kernel: Tensor, ridge: float = 0.01) -> None:
-        if kernel.dim() != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
-            raise ValueError(f"a blur kernel needs two odd sides, got shape {tuple(kernel.shape)}")
+    def __init__(self, observed: Primal, kernel: Tensor, ridge: float = 0.01, centre: float | Tensor = 0.0) -> None:
+        kernel = checked_kernel(kernel)
         if observed.dim() != 4 or any(k > n for k, n in zip(kernel.shape, observed.shape[-2:], strict=True)):
             raise ValueError(
                 f"a blur of {tuple(kernel.shape)} pixels does not fit into images {tuple(observed.shape)}; "
                 "those need shape (batch, channels, height, width)"
             )
-        if not bool(torch.isfinite(kernel).all()):
-            raise ValueError("the blur kernel has NaN or infinite entries")
         if not ridge >= 0:
             raise ValueError(f"Deblurring needs a non-negative ridge, got {ridge}")
         self.observed = observed
-        self.kernel = kernel.detach().to(observed)
+        self.kernel = kernel.to(observed)
         self.ridge = ridge
         self.size = (observed.shape[-2], observed.shape[-1])
         transfer = _transfer_function(self.kernel.double(), self.size)
@@ -181,7 +189,8 @@ class Deblurring(_SpectrallyBounded):
             raise ValueError(f"this blur removes some frequencies: Deblurring needs a positive ridge, got {ridge}")
         self._power = power.to(observed)
         self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
-        self.linear = self._back(observed)
+        self.centre = torch.as_tensor(centre).to(observed).expand_as(observed)
+        self.linear = self._back(observed) + ridge * self.centre
 
     def blur(self, x: Primal) -> Primal:
         """``B x``."""
@@ -194,11 +203,11 @@ class Deblurring(_SpectrallyBounded):
         return torch.fft.irfft2(torch.fft.rfft2(x) * multiplier, s=self.size)
 
     def value(self, x: Primal) -> PerSample:
-        residual = self.blur(x) - self.observed
-        return 0.5 * inner(residual, residual) + 0.5 * self.ridge * inner(x, x)
+        residual, away = self.blur(x) - self.observed, x - self.centre
+        return 0.5 * inner(residual, residual) + 0.5 * self.ridge * inner(away, away)
 
     def gradient(self, x: Primal) -> Primal:
-        return self._back(self.blur(x) - self.observed) + self.ridge * x
+        return self._back(self.blur(x) - self.observed) + self.ridge * (x - self.centre)
 
     def hessian(self, v: Primal) -> Primal:
         return self._filtered(v, self._power)
@@ -212,13 +221,21 @@ class Deblurring(_SpectrallyBounded):
     def symbol(self, like: Primal) -> Tensor:
         return self._power
 
+    def inverse_kernel(self) -> Tensor | None:
+        return torch.fft.irfft2(self._power.double().reciprocal(), s=self.size)
+
+    @property
+    def pilot(self) -> Primal:
+        return self.observed  # blurred; the start has the noise amplified by H^{-1}
+
     def select(self, index: Tensor) -> Deblurring:
         chosen = copy.copy(self)  # the transfer function does not depend on the sample
-        chosen.observed, chosen.linear = self.observed[index], self.linear[index]
+        for name in ("observed", "linear", "centre"):
+            setattr(chosen, name, getattr(self, name)[index])
         return chosen
 
     def double(self) -> Deblurring:
-        return Deblurring(self.observed.double(), self.kernel, self.ridge)
+        return Deblurring(self.observed.double(), self.kernel, self.ridge, self.centre.double())
 
 
 def _transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:

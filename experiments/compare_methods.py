@@ -1,0 +1,112 @@
+"""Every hypergradient method on the same three problems: error against the exact gradient, certificate, cost, time, memory.
+
+python -m experiments.compare_methods [--json FILE] [--out DIR]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from experiments import method_figures
+from experiments.comparison import Method, Row, Setting, TrainingRow, measure, methods, settings, train
+from experiments.errors import UserError, one_line_errors, require_positive
+from experiments.progress import progress_bar
+from experiments.run_folder import write_json
+from experiments.runtime import prepare
+from piggyback.hypergradient.base import Accuracy
+
+
+def compare(
+    chosen: Sequence[Setting], asked: dict[str, Method], accuracy: Accuracy, steps: int, rate: float, console: Console
+) -> tuple[list[Row], list[TrainingRow]]:
+    """All methods on all problems, and a training with each; with a progress bar."""
+    rows, curves = [], []
+    with progress_bar(console) as bar:
+        task = bar.add_task("", total=2 * len(chosen) * len(asked))
+        for setting in chosen:
+            for name, method in asked.items():
+                bar.update(task, description=f"{setting.name}: {name}")
+                rows.append(measure(setting, name, method, accuracy))
+                bar.advance(task)
+                curves += train(setting, name, method, accuracy, steps, rate)
+                bar.advance(task)
+    return rows, curves
+
+
+def show(rows: Sequence[Row], curves: Sequence[TrainingRow], console: Console) -> None:
+    """One table per problem.
+
+    ``promise``: the certified relative error, or what the method gives instead; ``cost``: operator applications; ``solved``:
+    whether its solves reached the tolerance; ``trained``: upper loss after training over that of the start.
+    """
+    for problem in dict.fromkeys(row.problem for row in rows):
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=problem, title_justify="left")
+        for name in ("method", "promise", "error", "cosine", "cost", "s", "MB", "solved", "trained"):
+            table.add_column(name, no_wrap=True, justify="left" if name in ("method", "promise") else "right")
+        for row in (row for row in rows if row.problem == problem):
+            own = [curve for curve in curves if curve.problem == problem and curve.method == row.method]
+            promise = f"≤ {row.bound:.1e}" if row.guarantee == "certified" else row.guarantee
+            table.add_row(
+                row.method, promise, f"{row.relative_error:.1e}", f"{row.cosine:+.3f}", f"{row.operator_applications:.0f}",
+                f"{row.seconds:.2f}", f"{row.peak_mb:.1f}", "yes" if row.converged else "no",
+                f"{own[-1].upper_loss / own[0].upper_loss:.1%}",
+            )  # fmt: skip
+        console.print(table)
+
+
+def build_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(
+        prog="python -m experiments.compare_methods",
+        description="Every hypergradient method on denoising, deblurring and logistic regression, against exact gradients.",
+    )
+    parser.add_argument("--json", type=Path | None, help="write the rows to this file")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the figures")
+    parser.add_argument("--side", type=int, default=16, help="pixels per side of the image")
+    parser.add_argument("--filters", type=int, default=6)
+    parser.add_argument("--size", type=int, default=3, help="filters of size x size pixels")
+    parser.add_argument("--examples", type=int, default=120, help="digits to train on, and as many to validate on")
+    parser.add_argument(
+        "--steps", type=int, default=150, help="of the unrolled methods, and terms of the Neumann series"
+    )
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="of the lower level (RMS) and of the adjoint")
+    parser.add_argument("--training-steps", type=int, default=6, help="upper steps (Adam) with each method")
+    parser.add_argument("--rate", type=float, default=0.05, help="of Adam")
+    return parser
+
+
+@one_line_errors()
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    options = build_parser().parse_args(arguments)
+    require_positive(
+        side=options.side, filters=options.filters, size=options.size, examples=options.examples,
+        steps=options.steps, training_steps=options.training_steps,
+    )  # fmt: skip
+    for name in ("tolerance", "rate"):
+        if not getattr(options, name) > 0:
+            raise UserError(f"--{name} must be positive, got {getattr(options, name)}")
+    prepare(threads=1)
+    try:
+        chosen = list(settings(options.side, options.filters, options.size, options.examples))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    accuracy, asked = Accuracy(options.tolerance, options.tolerance), dict(methods(options.steps))
+    rows, curves = compare(chosen, asked, accuracy, options.training_steps, options.rate, Console(stderr=True))
+    show(rows, curves, Console())
+    options.out.mkdir(parents=True, exist_ok=True)
+    method_figures.errors(rows, options.out / "methods_errors.png")
+    method_figures.training(curves, options.out / "methods_training.png")
+    if options.json is not None:
+        write_json(options.json, {"rows": [asdict(r) for r in rows], "training": [asdict(c) for c in curves]})
+
+
+if __name__ == "__main__":
+    main()

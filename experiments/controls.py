@@ -1,0 +1,231 @@
+"""Descents that can be watched: ours, and what it is compared with.
+
+One fixed tolerance, and MAID, the adaptive line search of the literature, see the plain loss at the computed reconstructions;
+neither knows the corrected one.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.bilevel import EACH_STEP, BilevelOracle, BilevelSettings, Samples
+from piggyback.certificates.corrected_loss import plain_loss
+from piggyback.certificates.evidence import surrogate
+from piggyback.certificates.worst_case import worst_case_bound
+from piggyback.certified import Certification, certify, double_copy
+from piggyback.descent import AdaptiveDescent, StopReason
+from piggyback.hypergradient.base import Accuracy, Sensitivity
+from piggyback.hypergradient.implicit import adjoint_system
+from piggyback.losses import SquaredError
+from piggyback.operators import ApplicationCounter
+from piggyback.oracle import Evaluation
+from piggyback.problem import SaddleProblem
+from piggyback.quasi_newton import Pairs, QuasiNewton
+from piggyback.solve import iterate
+from piggyback.solvers.lower import radius_per_element, solve_lower
+from piggyback.terms.quadratic import Denoising
+from regularizers.linear import LinearRegularizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a descent stood after so many operator applications per image, and what it believed the loss to be."""
+
+    applications: float
+    parameters: Tensor
+    claimed: float
+
+
+class Control(ABC):
+    """A descent that can be watched."""
+
+    @abstractmethod
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        """The start and every accepted step; ends where the method finds no further one."""
+
+
+class Adaptive(Control):
+    """Our descent, with the certificates of ``settings``."""
+
+    def __init__(self, regularizer: LinearRegularizer, samples: Samples, settings: BilevelSettings) -> None:
+        self.images = len(samples)
+        self.descent = AdaptiveDescent(BilevelOracle(regularizer, samples, settings), metric=regularizer.metric())
+
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        state, work = self.descent.start(), 0.0
+        while state.reason is StopReason.RUNNING:
+            work += state.work
+            yield Checkpoint(work / self.images, state.current.parameters, state.current.value)
+            state = self.descent.advance(state)
+
+
+class PlainLevel:
+    """The upper level without certificates: mean loss at the computed ``x``, warm starts, every application counted."""
+
+    def __init__(self, regularizer: LinearRegularizer, samples: Samples) -> None:
+        self.regularizer = regularizer
+        self.samples = samples
+        self.loss = SquaredError(samples.clean)
+        self.counter = ApplicationCounter()
+        self.x, self.adjoint = samples.degraded, torch.zeros_like(samples.degraded)
+        self._writer = BilevelOracle(regularizer, samples)
+
+    @property
+    def per_image(self) -> float:
+        """Applications so far per image."""
+        return self.counter.applications / len(self.samples)
+
+    def parameters(self) -> Tensor:
+        return self._writer.parameters()
+
+    def _problem(self, parameters: Tensor) -> SaddleProblem:
+        self._writer.assign(parameters)
+        return self.regularizer.problem(Denoising(self.samples.degraded)).counted(self.counter)
+
+    def solve(self, parameters: Tensor, tolerance: float) -> tuple[float, float]:
+        """Mean loss for an RMS error ``tolerance`` of ``x``, and its first-order radius from the measured residuals."""
+        problem = self._problem(parameters)
+        radius = radius_per_element(problem, tolerance)
+        outcome = solve_lower(problem, EACH_STEP.solver, radius, self.x, EACH_STEP.lower_schedule)
+        (self.x,) = outcome.result
+        distance, slope = outcome.error * radius, self.loss.gradient(self.x).flatten(1).norm(dim=1)
+        return float(self.loss.value(self.x).mean()), float((slope * distance + 0.5 * distance.square()).mean())
+
+    def gradient(self, parameters: Tensor, tolerance: float) -> Tensor:
+        """Hypergradient at the last ``x``, the adjoint solved to the relative residual ``tolerance``."""
+        problem = self._problem(parameters)
+        self._solve_adjoint(problem, tolerance)
+        read_off = surrogate(problem, self.x, self.adjoint).value.mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(read_off, list(self.regularizer.parameters()))])
+
+    def bounded_gradient(self, parameters: Tensor, tolerance: float) -> tuple[Tensor, float]:
+        """The same with a bound of its error (our local one, which is the smallest there is)."""
+        status = self._solve_adjoint(self._problem(parameters), tolerance)
+        pair = Sensitivity(self.x, self.adjoint, status, status)
+        data, certification = Denoising(self.samples.degraded).double(), Certification(loss=plain_loss)
+        result = certify(double_copy(self.regularizer), data, self.loss.double(), pair, certification, self.counter)
+        count = len(self.samples)
+        return (result.gradient / count).to(parameters), result.gradient_error / count
+
+    def _solve_adjoint(self, problem: SaddleProblem, tolerance: float) -> Tensor:
+        system = adjoint_system(problem, self.loss, self.x, tolerance, self.adjoint)
+        with torch.no_grad():
+            outcome = iterate(EACH_STEP.adjoint(system), EACH_STEP.adjoint_schedule)
+        (self.adjoint,) = outcome.result
+        return outcome.status
+
+
+class FixedTolerance(Control):
+    """Our quasi-Newton steps with Armijo's test on computed values, every solve to the same ``accuracy``."""
+
+    def __init__(self, level: PlainLevel, accuracy: Accuracy, metric: Tensor) -> None:
+        self.level = level
+        self.accuracy = accuracy
+        self.strides = QuasiNewton(metric)
+
+    def evaluate(self, parameters: Tensor) -> Evaluation:
+        """Plain loss and gradient; nothing is promised."""
+        value, _ = self.level.solve(parameters, self.accuracy.lower)
+        gradient = self.level.gradient(parameters, self.accuracy.adjoint)
+        return Evaluation(parameters, value, math.inf, gradient, math.inf, 0.0, True)
+
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        current: Evaluation | None = self.evaluate(self.level.parameters())
+        pairs: Pairs = ()
+        while current is not None:
+            yield Checkpoint(self.level.per_image, current.parameters, current.value)
+            step = self.strides.step(self.evaluate, current, pairs)
+            if step.reached is None and pairs:  # as ours does: once more without the memory
+                pairs = ()
+                step = self.strides.step(self.evaluate, current, pairs)
+            if step.reached is not None:
+                pairs = self.strides.remembered(pairs, current, step.reached)
+            current = step.reached
+
+
+@dataclass(frozen=True)
+class MaidSettings:
+    """Constants of the author's later code (Salehi, Mukherjee, Roberts, Ehrhardt 2025).
+
+    ``shorten``/``lengthen`` of the step, ``tighten``/``loosen`` of the tolerance, ``eta`` of the descent test, ``armijo``,
+    ``backtracks`` of the first line search, ``first_tolerance`` over the RMS of ``grad h`` at the observation,
+    ``first_step`` over ``max(||theta||, 1) / ||z||``; ``finest`` RMS tolerance, where it gives up.
+    """
+
+    shorten: float = 0.5
+    lengthen: float = 1.2
+    tighten: float = 0.5
+    loosen: float = 1.1
+    eta: float = 0.5
+    armijo: float = 0.1
+    backtracks: int = 20
+    first_tolerance: float = 0.02
+    first_step: float = 0.01
+    finest: float = 1e-7
+
+
+class Maid(Control):
+    """Steepest descent whose tolerance ``eps`` (RMS of ``x`` and of the adjoint's residual) follows its bounds.
+
+    The gradient ``z`` must have a bound below ``(1 - eta) ||z||``; a step ``a`` is accepted when
+    ``upper(theta - a z) - lower(theta) + armijo a ||z||^2 <= 0`` with first-order bounds of the plain loss.
+    """
+
+    def __init__(self, level: PlainLevel, settings: MaidSettings | None = None) -> None:
+        self.level = level
+        self.settings = settings if settings is not None else MaidSettings()
+
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        use, level = self.settings, self.level
+        theta = level.parameters()
+        tolerance, step = self._first_tolerance(), 0.0
+        value, radius = level.solve(theta, tolerance)
+        yield Checkpoint(level.per_image, theta, value)
+        while tolerance > use.finest:
+            gradient, bound = level.bounded_gradient(theta, self._relative(tolerance))
+            if bound > (1 - use.eta) * float(gradient.norm()):
+                tolerance *= use.tighten
+                value, radius = level.solve(theta, tolerance)
+                continue
+            if not step:
+                step = use.first_step * max(float(theta.norm()), 1.0) / float(gradient.norm())
+            reached, step, value, radius = self._line(theta, gradient, value, radius, step, tolerance)
+            if reached is None:  # the solve at the trial is where the next one starts
+                tolerance *= use.tighten
+                value, radius = level.solve(theta, tolerance)
+                continue
+            theta, tolerance = reached, tolerance * use.loosen
+            yield Checkpoint(level.per_image, theta, value)
+
+    def _line(
+        self, theta: Tensor, gradient: Tensor, value: float, radius: float, step: float, tolerance: float
+    ) -> tuple[Tensor | None, float, float, float]:
+        """The accepted point (None if there is none), the next first step, and the loss and radius there."""
+        use, square, trial = self.settings, float(gradient.square().sum()), step
+        for _ in range(use.backtracks):
+            ahead = theta - trial * gradient
+            new, new_radius = self.level.solve(ahead, tolerance)
+            if new + new_radius - (value - radius) + use.armijo * trial * square <= 0:
+                return ahead, use.lengthen * trial, new, new_radius
+            trial *= use.shorten
+        return None, step, value, radius
+
+    def _first_tolerance(self) -> float:
+        level = self.level
+        with torch.no_grad():
+            gradient = level._problem(level.parameters()).gradient(level.samples.degraded)
+        return self.settings.first_tolerance * float(gradient.square().mean().sqrt())
+
+    def _relative(self, tolerance: float) -> float:
+        """The RMS ``tolerance`` of the adjoint's residual, relative to its right-hand side."""
+        return tolerance / float(self.level.loss.gradient(self.level.x).square().mean().sqrt())
+
+
+WORST_CASE = BilevelSettings(certification=Certification(worst_case_bound, plain_loss))
+"""The bounds of the literature: global constants for the gradient, first order for the loss."""

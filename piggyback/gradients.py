@@ -1,0 +1,108 @@
+"""One call for every hypergradient method: the gradient, what it cost, and what is known of its error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.certified import Certification, CertifiedGradient, certify, double_copy
+from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, WarmStart
+from piggyback.hypergradient.capabilities import Guarantee
+from piggyback.losses import Loss
+from piggyback.operators import ApplicationCounter
+from piggyback.regularizer import Regularizer
+from piggyback.terms.quadratic import DataTerm
+from piggyback.types import Primal
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """The gradient of ``sum_i l(x_i*)`` (flat, in the order of the parameters) as one method sees it.
+
+    ``loss``: the sum of the losses at ``x``; ``status`` ``(batch,)``: the worse of the two solves of a sample; ``start``: where
+    to go on after a change of the parameters; ``applications``: operator applications, certificate included; ``guarantee``: what
+    the method promises of such a gradient; ``certificate``: the bounds, for methods that return a pair (None for the others).
+    """
+
+    gradient: Tensor
+    loss: float
+    x: Primal
+    status: Tensor
+    start: WarmStart
+    applications: float
+    guarantee: Guarantee
+    certificate: CertifiedGradient | None
+
+    @property
+    def bound(self) -> float | None:
+        """Certified distance of ``gradient`` to the exact one (Euclidean norm), None where nothing certifies it."""
+        return None if self.certificate is None else self.certificate.gradient_error
+
+
+def hypergradient(
+    method: HypergradientMethod | DirectMethod,
+    regularizer: Regularizer,
+    data: DataTerm,
+    loss: Loss,
+    accuracy: Accuracy,
+    start: WarmStart | None = None,
+    least: Guarantee = Guarantee.DIRECTION,
+) -> Hypergradient:
+    """The gradient of ``method``, whichever it is; the gradient of a pair is certified in float64.
+
+    Raises ``Refused`` (a ``ValueError``) for a lower level that the method cannot take, or if it gives less than ``least``.
+    """
+    method.capabilities.require(data, least)
+    if isinstance(method, DirectMethod):
+        return _direct(method, regularizer, data, loss, accuracy, start)
+    return _paired(method, regularizer, data, loss, accuracy, start)
+
+
+def _paired(
+    method: HypergradientMethod,
+    regularizer: Regularizer,
+    data: DataTerm,
+    loss: Loss,
+    accuracy: Accuracy,
+    start: WarmStart | None,
+) -> Hypergradient:
+    counter, exact = ApplicationCounter(), double_copy(regularizer)
+    problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
+    pair = method.differentiate(problem, loss, accuracy, start)
+    part = certify(exact, data.double(), loss.double(), pair, Certification(), counter)
+    return Hypergradient(
+        gradient=part.gradient,
+        loss=float(loss.double().value(pair.x.double()).sum()),
+        x=pair.x,
+        status=torch.maximum(pair.lower_status, pair.adjoint_status),
+        start=WarmStart(pair.x, pair.adjoint).to(data.start.dtype),
+        applications=counter.applications,
+        guarantee=method.capabilities.guarantee,
+        certificate=part,
+    )
+
+
+def _direct(
+    method: DirectMethod,
+    regularizer: Regularizer,
+    data: DataTerm,
+    loss: Loss,
+    accuracy: Accuracy,
+    start: WarmStart | None,
+) -> Hypergradient:
+    counter = ApplicationCounter()
+    with torch.enable_grad():
+        problem = regularizer.problem(data).counted(counter)
+        found = method.differentiate(problem, list(regularizer.parameters()), loss, accuracy, start)
+    return Hypergradient(
+        gradient=found.gradient,
+        loss=float(loss.value(found.x).sum()),
+        x=found.x,
+        status=found.status,
+        start=found.start,
+        applications=counter.applications,
+        guarantee=method.capabilities.guarantee,
+        certificate=None,
+    )

@@ -1,0 +1,22 @@
+"""A hypergradient method on the lifted problem: least-squares data terms in the dual (docs/theory.md, eq. 27)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.piggyback import Piggyback
+from piggyback.losses import Loss
+from piggyback.problem import SaddleProblem
+
+
+@dataclass(frozen=True)
+class Lifted(HypergradientMethod):
+    """``method`` on ``problem.lifted()``: the pair is that of the problem itself, and no system with ``B`` is solved."""
+
+    method: HypergradientMethod = field(default_factory=Piggyback)
+
+    def differentiate(
+        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+    ) -> Sensitivity:
+        return self.method.differentiate(problem.lifted(), loss, accuracy, start)

@@ -1,0 +1,153 @@
+"""The comparison on a tiny problem, the exact gradient of the digits problem, the memory gauge, and the generated table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import compare_methods, method_table
+from experiments.comparison import methods, settings, upper_loss
+from experiments.digits import (
+    RIDGE,
+    SMOOTHING,
+    STARTING_WEIGHT,
+    LogisticLoss,
+    PixelPenalty,
+    data_term,
+    exact_gradient,
+    two_digits,
+)
+from experiments.errors import UserError
+from experiments.peak_memory import PeakMemory
+from piggyback.hypergradient.base import Accuracy
+from piggyback.hypergradient.implicit import ImplicitCG
+from piggyback.hypergradient.registry import METHODS
+from piggyback.hypergradient.unrolled import Unrolled
+from tests.methods import ask
+from tests.problems import BY_NAME
+
+NAMES = {
+    "piggyback", "implicit-cg", "implicit-minres", "neumann", "unrolled", "truncated", "one-step", "jacobian-free",
+    "value-function", "bome", "bvfim", "bda", "iaptt",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The JSON of one tiny run."""
+    folder = tmp_path_factory.mktemp("methods")
+    compare_methods.main(
+        ["--json", str(folder / "rows.json"), "--out", str(folder), "--side", "10", "--filters", "2", "--examples", "30",
+         "--steps", "6", "--training-steps", "2", "--tolerance", "1e-3"]
+    )  # fmt: skip
+    assert (folder / "methods_errors.png").stat().st_size > 5000
+    assert (folder / "methods_training.png").stat().st_size > 5000
+    return json.loads((folder / "rows.json").read_text())
+
+
+def test_every_method_has_a_row_for_every_problem(report: dict) -> None:
+    found = {(row["problem"], row["method"]) for row in report["rows"]}
+    assert found == {(problem, name) for problem in ("denoise", "deblur", "digits") for name in NAMES}
+    for row in report["rows"]:
+        assert row["gradient_norm"] >= 0 and row["operator_applications"] > 0
+        assert row["seconds"] > 0 and row["peak_mb"] > 0 and row["guarantee"] in ("certified", "estimate", "direction")
+
+
+def test_certified_rows_keep_their_word(report: dict) -> None:
+    """Against gradients from formulas that the package does not use; everything else claims nothing or a direction."""
+    certified = [row for row in report["rows"] if row["guarantee"] == "certified"]
+    assert {row["method"] for row in certified} == {"piggyback", "implicit-cg", "implicit-minres", "neumann"}
+    assert all(row["relative_error"] <= row["bound"] for row in report["rows"] if row["bound"] is not None)
+    assert all(row["relative_error"] <= 0.1 for row in certified if row["method"] != "neumann")
+    assert all(row["bound"] is None for row in report["rows"] if row["guarantee"] == "estimate")
+
+
+def test_training_decreases_the_loss_by_exact_gradients(report: dict) -> None:
+    for problem in ("denoise", "deblur", "digits"):
+        curve = [row for row in report["training"] if row["problem"] == problem and row["method"] == "implicit-cg"]
+        assert [row["step"] for row in curve] == [0, 1, 2] and curve[0]["operator_applications"] == 0
+        assert curve[2]["upper_loss"] < curve[1]["upper_loss"] < curve[0]["upper_loss"]
+        assert curve[1]["operator_applications"] < curve[2]["operator_applications"]
+
+
+def test_digits_gradient_against_central_differences() -> None:
+    training, validation = two_digits(3, 8, 30)
+    assert abs(float(training.pixels.mean())) <= 1e-12 and set(training.labels.tolist()) == {-1.0, 1.0}
+    loss, regularizer = LogisticLoss(validation), PixelPenalty(training)
+    setting = next(s for s in settings(10, 2, 3, 30) if s.name == "digits")
+    direction = torch.randn(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ends = []
+    for sign in (1, -1):
+        moved = PixelPenalty(training)
+        with torch.no_grad():
+            moved.log_weight.add_(direction, alpha=sign * 1e-5)
+        ends.append(upper_loss(moved, setting))
+    exact = exact_gradient(regularizer, training, loss)
+    assert float(exact @ direction) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+    x = torch.randn(1, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(torch.autograd.grad(loss.value(x).sum(), x)[0], loss.gradient(x.detach()))
+    energy = regularizer.problem(data_term(training)).detached().energy(x.detach())
+    margins = (x.detach() @ training.pixels.T) * training.labels
+    plain = torch.nn.functional.softplus(-margins).mean() + RIDGE / 2 * x.detach().square().sum()
+    plain = plain + (STARTING_WEIGHT * SMOOTHING * torch.cosh(x.detach() / SMOOTHING).log()).sum()
+    assert float(energy) == pytest.approx(float(plain) - float(torch.tensor(2.0).log()), rel=1e-6)
+
+
+def test_memory_gauge_sees_what_autograd_keeps() -> None:
+    """A chain that is differentiated keeps all its steps, one that is not keeps two; what is released is forgotten."""
+    x = torch.ones(1000, dtype=torch.float64, requires_grad=True)
+    peaks = []
+    for steps in (5, 50):
+        with PeakMemory() as memory:
+            y = x
+            for _ in range(steps):
+                y = y.sin()
+            y.sum().backward()
+        peaks.append(memory.peak)
+    assert 45 * 8000 <= peaks[1] - peaks[0] <= 50 * 8000
+    with torch.no_grad(), PeakMemory() as memory:
+        y = x
+        for _ in range(50):
+            y = y.sin()
+    assert memory.peak <= 2 * 8000 and memory.alive == 8000
+
+
+def test_checkpoints_save_memory() -> None:
+    """What a hundred more steps cost: the spectrum of the filters is the same in all runs."""
+    case, growth = BY_NAME["reflect-logcosh"], []
+    for segment in (0, 10):
+        peaks = []
+        for steps in (100, 200):
+            with PeakMemory() as memory:
+                ask(Unrolled(steps, segment=segment), case, Accuracy(1e-4, 1e-4))
+            peaks.append(memory.peak)
+        growth.append(peaks[1] - peaks[0])
+    assert growth[1] <= 0.3 * growth[0], growth
+
+
+def test_table_of_the_documentation_is_current() -> None:
+    """If this fails: python -m experiments.method_table."""
+    with pytest.raises(SystemExit) as ended:
+        method_table.main(["--check"])
+    assert ended.value.code == 0
+    text = method_table.table()
+    assert all(f"`{kind.__name__}`" in text for kind in METHODS) and ImplicitCG.capabilities.formula in text
+    with pytest.raises(UserError, match="marks"):
+        method_table.updated("no marks")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--side", "0"), ("--tolerance", "-1"), ("--side", "3"), ("--size", "4")]
+)
+def test_bad_options_are_named(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        compare_methods.main([option, value])
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_comparison_runs_every_name() -> None:
+    assert set(methods(5)) == NAMES and {kind.capabilities.name for kind in METHODS} == NAMES | {"refined"}
+    assert Path(method_table.DOCUMENT).name == "methods.md"
