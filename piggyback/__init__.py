@@ -18,11 +18,14 @@ from piggyback.operators import DenseOperator, LinearOperator
 from piggyback.oracle import Evaluation, Oracle
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
+from piggyback.smooth import SmoothProblem
 from piggyback.solve import Outcome, Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.lower import certified_distance, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
+from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.terms.energies import ModuleEnergy, SmoothEnergy, is_convex_along
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising, DenseQuadratic
@@ -55,6 +58,7 @@ __all__ = [
     "LogCosh",
     "Loss",
     "LossInterval",
+    "ModuleEnergy",
     "NonlinearCG",
     "OnDemand",
     "Oracle",
@@ -62,6 +66,7 @@ __all__ = [
     "Piggyback",
     "Potential",
     "Profile",
+    "QuasiNewton",
     "Reconstruction",
     "Refined",
     "Regularizer",
@@ -70,12 +75,15 @@ __all__ = [
     "Samples",
     "Schedule",
     "Sensitivity",
+    "SmoothEnergy",
+    "SmoothProblem",
     "SquaredError",
     "Status",
     "StopReason",
     "WarmStart",
     "certified_distance",
     "corrected_loss",
+    "is_convex_along",
     "local_bound",
     "plain_loss",
     "reconstruct",
