@@ -239,8 +239,8 @@ def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
 
 def new_regularizer(options: Options, degradation: Degradation, samples: Samples) -> Learned:
     """Seeded start.  ``--measure-kernels`` may change the last digits of a run: kernels differ in rounding."""
-    if options.regularizer == "icnn":
-        return _network(options, samples.clean.shape[1]).to(samples.clean.device)
+    if options.family() == "icnn":
+        return _network(options, degradation.sigma, samples.clean.shape[1]).to(samples.clean.device)
     try:
         config = LinearConfig.for_noise(
             sigma=degradation.sigma,
@@ -265,10 +265,10 @@ def new_regularizer(options: Options, degradation: Degradation, samples: Samples
     return regularizer
 
 
-def _network(options: Options, channels: int) -> NetworkRegularizer:
+def _network(options: Options, sigma: float, channels: int) -> NetworkRegularizer:
     try:
         config = NetworkConfig.for_noise(
-            sigma=options.sigma / 255,
+            sigma=sigma,
             widths=tuple(options.widths),
             size=options.size,
             inner=options.inner,

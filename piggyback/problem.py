@@ -196,3 +196,10 @@ class SaddleProblem(LowerProblem):
         """
         self.check()
         return cone_program(self, sample)
+
+
+def require_saddle(problem: LowerProblem, method: str) -> SaddleProblem:
+    """The same problem, for a ``method`` that needs ``R(x) = f(K x)``; raises ``ValueError`` for other problems."""
+    if not isinstance(problem, SaddleProblem):
+        raise ValueError(f"{method} needs a SaddleProblem, got a {type(problem).__name__}")
+    return problem

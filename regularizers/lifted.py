@@ -195,11 +195,12 @@ def lifted_problem(network: NetworkEnergy, data: DataTerm, smoothing: float, rid
 def deviation(network: NetworkEnergy, data: DataTerm, x: Primal, smoothing: float, ridge: float) -> PerSample:
     """At least ``||x_lifted - x||`` for the nested minimiser ``x``: of order ``sqrt(smoothing + ridge)`` (eq. N13)."""
     with torch.no_grad():
-        hidden = sum(norm(network.activation.value(z)).square() for z in network.pre_activations(x))
-        ceilings = network.constants().channel_ceilings
+        hidden = [norm(network.activation.value(z)).square() for z in network.pre_activations(x)]
         shapes = network.shapes(network.extended(x))
-        duals = sum(2 * q.square().sum() * shape[0] * shape[1] for q, shape in zip(ceilings, shapes, strict=True))
-        return ((smoothing * duals + ridge * hidden) / data.strong_convexity).sqrt()
+        squares = [q.square().sum() for q in network.constants().channel_ceilings]
+        duals = [2 * square * (shape[0] * shape[1]) for square, shape in zip(squares, shapes, strict=True)]
+        moved = smoothing * torch.stack(duals).sum() + ridge * torch.stack(hidden).sum(0)
+        return (moved / data.strong_convexity).sqrt()
 
 
 class ImageLoss(Loss):

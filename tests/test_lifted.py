@@ -15,6 +15,7 @@ from piggyback.regularizer import Regularizer
 from piggyback.solve import Schedule
 from piggyback.solvers.lower import certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import envelope, project
 from piggyback.terms.quadratic import DataTerm
 from regularizers.icnn import NetworkRegularizer
@@ -38,6 +39,7 @@ def nested_minimiser(model: NetworkRegularizer, data: Denoising) -> Tensor:
     """The nested form as a cvxpy program: compositions of ``max`` with non-negative weights, nothing lifted by us."""
     cp = pytest.importorskip("cvxpy")
     energy, shape = model.network().detached(), data.observed.shape
+    assert isinstance(energy.activation, LeakyReLU)
     basis = torch.eye(data.observed.numel(), dtype=torch.float64).reshape(-1, *shape[1:])
     x, s = cp.Variable(data.observed.numel()), None
     for index, layer in enumerate(energy.layers):

@@ -36,7 +36,7 @@ def corrected_loss(evidence: PairEvidence) -> LossInterval:
     return LossInterval(residuals.value - residuals.correction, radius)
 
 
-def _together(evidence: Evidence, quadratic: PerSample) -> PerSample:
+def _together(evidence: PairEvidence, quadratic: PerSample) -> PerSample:
     """Largest value of ``a r_P + a^2 L_l / (2 mu) + bend (r a - a^2)`` over ``0 <= a <= r`` (eq. 16b)."""
     r, bend = evidence.error, evidence.bend
     linear = evidence.residuals.adjoint.float() + bend * r

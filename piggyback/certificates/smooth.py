@@ -41,7 +41,16 @@ def gather_smooth_evidence(
         residuals = _residuals(fixed, loss, (x, adjoint), (gradient, gap), slope, size)
         bounds = fixed.regularizer.bounds(x, residuals.error / mu**0.5)
         coupling = _couple(bounds, residuals, force, _energy_norm(fixed, x, adjoint), mu)
-        return SmoothEvidence(residuals, (-gradient, gap), mu, loss.smoothness, coupling, bounds, force), read_off
+        return SmoothEvidence(
+            residuals=residuals,
+            gaps=(-gradient, gap),
+            strong_convexity=mu,
+            loss_smoothness=loss.smoothness,
+            coupling=coupling,
+            bend=torch.full_like(coupling.rate, torch.inf),
+            bounds=bounds,
+            force=force,
+        ), read_off
 
 
 def _energy_norm(problem: SmoothProblem, x: Primal, adjoint: Primal) -> PerSample:

@@ -13,6 +13,7 @@ from torch import Tensor
 from piggyback.hypergradient.capabilities import Capabilities
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
+from piggyback.problem import SaddleProblem
 from piggyback.types import Primal
 
 

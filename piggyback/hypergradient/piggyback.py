@@ -11,7 +11,7 @@ from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitiv
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
-from piggyback.problem import SaddleProblem
+from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Schedule, State, iterate
 from piggyback.solvers.conjugate_gradient import relative_radius
 from piggyback.solvers.lower import LowerLevel, radius_per_element
@@ -105,9 +105,7 @@ class Piggyback(HypergradientMethod):
     def differentiate(
         self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
-        if not isinstance(problem, SaddleProblem):
-            raise ValueError(f"Piggyback needs a SaddleProblem, got a {type(problem).__name__}")
-        problem = problem.detached()
+        problem = require_saddle(problem, "Piggyback").detached()
         problem.check()
         with torch.no_grad():
             x = problem.data.start if start is None else start.x

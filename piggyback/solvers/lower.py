@@ -11,7 +11,7 @@ from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS
 from piggyback.lower_problem import LowerProblem, ProblemT
-from piggyback.problem import SaddleProblem
+from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Outcome, Schedule, iterate
 from piggyback.types import PerSample, Primal
 
@@ -37,9 +37,7 @@ class LowerLevel(Generic[ProblemT]):
 
     def saddle(self, method: str) -> LowerLevel[SaddleProblem]:
         """The same level, for a ``method`` that needs ``R(x) = f(K x)``; raises ``ValueError`` for other problems."""
-        if not isinstance(self.problem, SaddleProblem):
-            raise ValueError(f"{method} needs a SaddleProblem, got a {type(self.problem).__name__}")
-        return LowerLevel(self.problem, self.start, self.radius)
+        return LowerLevel(require_saddle(self.problem, method), self.start, self.radius)
 
 
 class LowerSolver(ABC):
