@@ -14,7 +14,6 @@ from experiments.data import add_noise
 from experiments.instances import NOISE, random_regularizer, with_potential
 from experiments.memory import peak_memory
 from piggyback.bilevel import EACH_STEP
-from piggyback.certificates.evidence import surrogate
 from piggyback.hypergradient.base import Accuracy
 from piggyback.losses import SquaredError
 from piggyback.operators import ApplicationCounter
@@ -70,7 +69,7 @@ def measure(shape: Shape, accuracy: Accuracy, repeats: int, device: torch.device
     def hypergradient() -> None:
         problem = regularizer.problem(Denoising(noisy)).counted(counter)
         pair = EACH_STEP.differentiate(problem, loss, accuracy)
-        torch.autograd.grad(surrogate(problem, pair.x, pair.adjoint).value.sum(), parameters)
+        torch.autograd.grad(problem.surrogate(pair.x, pair.adjoint).sum(), parameters)
 
     hypergradient()
     applications = counter.applications

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from piggyback.bilevel import EACH_STEP, BilevelOracle, BilevelSettings, Samples
 from piggyback.certificates.corrected_loss import plain_loss
-from piggyback.certificates.evidence import surrogate
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification, certify, double_copy
 from piggyback.descent import AdaptiveDescent, StopReason
@@ -101,7 +100,7 @@ class PlainLevel:
         """Hypergradient at the last ``x``, the adjoint solved to the relative residual ``tolerance``."""
         problem = self._problem(parameters)
         self._solve_adjoint(problem, tolerance)
-        read_off = surrogate(problem, self.x, self.adjoint).value.mean()
+        read_off = problem.surrogate(self.x, self.adjoint).mean()
         return torch.cat([g.flatten() for g in torch.autograd.grad(read_off, list(self.regularizer.parameters()))])
 
     def bounded_gradient(self, parameters: Tensor, tolerance: float) -> tuple[Tensor, float]:

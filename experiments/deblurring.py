@@ -23,12 +23,11 @@ from experiments.baselines import tune, tune_tv, tv_restore, wiener
 from experiments.data import Photograph, draw_patches, image_generator, load_photographs
 from experiments.degradations import EDGES, Blur, edges_named, from_description
 from experiments.errors import UserError, one_line_errors
-from experiments.instances import PRETRAINED, scaled
+from experiments.instances import PRETRAINED, linear_run, scaled
 from experiments.metrics import psnr, ssim
-from experiments.model_file import load_regularizer
 from experiments.report import Comparison, comparison
 from experiments.restoration import restore
-from experiments.run_folder import RunFolder, write_json
+from experiments.run_folder import write_json
 from experiments.runtime import prepare
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
@@ -145,12 +144,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
     prepare(threads=1)
-    regularizer, config = load_regularizer(RunFolder.open(options.run))
+    regularizer, config = linear_run(options.run)
     training = config.get("training")
     blur = from_description(training if isinstance(training, dict) else {}, str(options.run))
     if not isinstance(blur, Blur):
         raise UserError(f"{options.run}: was trained to {blur.task}, not to deblur")
-    denoiser, _ = load_regularizer(RunFolder.open(options.denoiser))
+    denoiser, _ = linear_run(options.denoiser)
     if denoiser.config.channels != regularizer.config.channels:
         raise UserError(f"{options.denoiser}: has {denoiser.config.channels} channels, the run another number")
     colour = regularizer.config.channels == 3

@@ -23,11 +23,10 @@ from experiments.data import Photograph, image_generator, load_photographs
 from experiments.degradations import EDGES, Blur, Degradation, edges_named, from_description
 from experiments.errors import UserError, one_line_errors
 from experiments.metrics import psnr, ssim
-from experiments.model_file import load_regularizer
+from experiments.model_file import Learned, load_regularizer
 from experiments.restoration import TOLERANCE, Restored, restore
 from experiments.run_folder import RunFolder, write_json
 from experiments.runtime import available_cores, choose_device, prepare
-from regularizers.linear import LinearRegularizer
 
 Result = TypeVar("Result")
 
@@ -78,7 +77,7 @@ class Example:
 class Restorer:
     """A regularizer with the degradation it is tested on, which has its own seed per image."""
 
-    regularizer: LinearRegularizer
+    regularizer: Learned
     degradation: Degradation
     seed: int
     tolerance: float

@@ -15,7 +15,7 @@ from experiments.blur_kernels import gaussian_kernel
 from experiments.data import add_noise, draw_patches, embedded_photographs, image_generator
 from experiments.errors import UserError
 from experiments.model_file import load_regularizer
-from experiments.run_folder import RunFolder
+from experiments.run_folder import Json, RunFolder
 from piggyback.losses import SquaredError
 from piggyback.terms.quadratic import Deblurring, Denoising
 from regularizers.linear import LinearConfig, LinearRegularizer
@@ -74,8 +74,16 @@ class Instance:
 
 
 def trained_regularizer(run: Path | None) -> LinearRegularizer:
-    """The model of a run folder, or the one that the package ships.  Raises ``UserError`` if there is none."""
-    return load_regularizer(RunFolder.open(PRETRAINED if run is None else run))[0]
+    """The model of a run folder, or the one that the package ships.  Raises ``UserError`` if there is none of this kind."""
+    return linear_run(PRETRAINED if run is None else run)[0]
+
+
+def linear_run(run: Path) -> tuple[LinearRegularizer, dict[str, Json]]:
+    """The model of a run folder and its configuration.  Raises ``UserError`` if there is none, or if it is a network."""
+    regularizer, config = load_regularizer(RunFolder.open(run))
+    if not isinstance(regularizer, LinearRegularizer):
+        raise UserError(f"{run}: holds a network; this command needs a learned linear operator")
+    return regularizer, config
 
 
 def starting_regularizer(filters: int, size: int, channels: int) -> LinearRegularizer:

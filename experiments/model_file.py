@@ -9,10 +9,14 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.run_folder import Json, RunFolder
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
+from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 
+Learned = LinearRegularizer | NetworkRegularizer
+"""What the command lines train, save and load."""
 
-def save_regularizer(run: RunFolder, regularizer: LinearRegularizer, training: Mapping[str, Json]) -> None:
+
+def save_regularizer(run: RunFolder, regularizer: Learned, training: Mapping[str, Json]) -> None:
     """Release the regularizer with its architecture and how it was trained."""
     config: dict[str, Json] = {
         "regularizer": "linear",
@@ -21,16 +25,18 @@ def save_regularizer(run: RunFolder, regularizer: LinearRegularizer, training: M
     }
     if isinstance(regularizer, AdaptiveRegularizer):
         config |= {"regularizer": "adaptive", "weights": asdict(regularizer.network.config)}
+    elif isinstance(regularizer, NetworkRegularizer):
+        config |= {"regularizer": "icnn"}
     run.save_model(dict(regularizer.state_dict()), config)
 
 
-def load_regularizer(run: RunFolder) -> tuple[LinearRegularizer, dict[str, Json]]:
+def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
     """The regularizer of a run and its whole configuration.
 
     Raises ``UserError`` if the model is of another kind, or its tensors do not fit the architecture or are not finite.
     """
     tensors, config = run.load_model()
-    if config.get("regularizer") not in ("linear", "adaptive"):
+    if config.get("regularizer") not in ("linear", "adaptive", "icnn"):
         raise UserError(f"{run.model}: unknown regularizer {config.get('regularizer')!r}")
     try:
         regularizer = _constructed(config)
@@ -43,11 +49,13 @@ def load_regularizer(run: RunFolder) -> tuple[LinearRegularizer, dict[str, Json]
     return regularizer, config
 
 
-def _constructed(config: Mapping[str, Any]) -> LinearRegularizer:
+def _constructed(config: Mapping[str, Any]) -> Learned:
     """The regularizer that a configuration describes, with starting values for parameters."""
     architecture, weights = config.get("architecture"), config.get("weights")
     if not isinstance(architecture, dict):
         raise TypeError("no architecture")
+    if config.get("regularizer") == "icnn":
+        return NetworkRegularizer(NetworkConfig(**architecture))
     linear = LinearConfig(**architecture)
     if config.get("regularizer") == "linear":
         return LinearRegularizer(linear)

@@ -12,7 +12,7 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.solve import Schedule
 from piggyback.solvers.lower import certified_energy, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.quadratic import DataTerm
 
 TOLERANCE = 2e-3
@@ -43,7 +43,7 @@ def restore(regularizer: Regularizer, data: DataTerm, tolerance: float) -> Resto
     counter, begin = ApplicationCounter(), time.perf_counter()
     problem = regularizer.problem(data).detached().counted(counter)
     radius = radius_per_element(problem, tolerance)
-    outcome = solve_lower(problem, NonlinearCG(), radius, schedule=Schedule(check_every=2))
+    outcome = solve_lower(problem, SuitedSolver(), radius, schedule=Schedule(check_every=2))
     (x,) = outcome.result
     energy = float(certified_energy(problem, x))
     return Restored(

@@ -22,10 +22,9 @@ from torch import Tensor
 from experiments.data import central_crop, image_generator, load_photographs
 from experiments.degradations import Blur, Degradation, Noise, from_description
 from experiments.errors import UserError, one_line_errors
-from experiments.instances import scaled, trained_regularizer
+from experiments.instances import linear_run, scaled, trained_regularizer
 from experiments.metrics import psnr
-from experiments.model_file import load_regularizer
-from experiments.run_folder import RunFolder, write_json
+from experiments.run_folder import write_json
 from experiments.runtime import prepare
 from piggyback.certificates.local import local_bound
 from piggyback.certified import Certification, assemble, examine
@@ -135,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
     prepare(threads=1)
-    regularizer, config = load_regularizer(RunFolder.open(options.run))
+    regularizer, config = linear_run(options.run)
     training = config.get("training")
     blur = from_description(training if isinstance(training, dict) else {}, str(options.run))
     if not isinstance(blur, Blur):

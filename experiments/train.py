@@ -21,7 +21,7 @@ from experiments.degradations import EDGES, Blur, Degradation, Noise, edges_name
 from experiments.errors import UserError, one_line_errors
 from experiments.evaluate import ImageResult, Restorer, mean_of, side_by_side, tested_degradation
 from experiments.metrics import psnr, ssim
-from experiments.model_file import load_regularizer
+from experiments.model_file import Learned, load_regularizer
 from experiments.report import Comparison, comparison, filters, potentials, training_curves
 from experiments.restoration import TOLERANCE
 from experiments.run_folder import RunFolder
@@ -32,6 +32,7 @@ from piggyback.hypergradient.base import Accuracy
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
+from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.kernels import measured_plan
 from regularizers.linear import LinearConfig, LinearRegularizer
 
@@ -60,9 +61,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("task", choices=["denoise", "deblur"], help="what to undo")
     parser.add_argument(
         "--regularizer",
-        choices=["auto", "adaptive", "linear"],
+        choices=["auto", "adaptive", "linear", "icnn"],
         default="auto",
-        help="adaptive: weights that depend on the observation; linear: one per filter; auto: adaptive for denoise",
+        help="adaptive: weights that depend on the observation; linear: one per filter; icnn: an input-convex network; "
+        "auto: adaptive for denoise",
     )
     parser.add_argument("--train", type=Path | None, help="folder of training images (default: embedded photographs)")
     parser.add_argument("--test", type=Path | None, help="folder of test images, never trained on (default: embedded)")
@@ -99,6 +101,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
     parser.add_argument("--filters", type=int, default=32)
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 16], help="icnn: channels of the hidden layers")
+    parser.add_argument("--inner", type=int, default=1, help="icnn: side of the kernels between hidden layers")
     parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
     parser.add_argument("--patches", type=int, default=128, help="fixed patches of the certified descent")
@@ -142,6 +146,8 @@ class Options:
     colour: bool
     filters: int
     size: int
+    widths: list[int]
+    inner: int
     profile: str
     boundary: str
     patches: int
@@ -231,8 +237,10 @@ def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
     return train, test
 
 
-def new_regularizer(options: Options, degradation: Degradation, samples: Samples) -> LinearRegularizer:
+def new_regularizer(options: Options, degradation: Degradation, samples: Samples) -> Learned:
     """Seeded start.  ``--measure-kernels`` may change the last digits of a run: kernels differ in rounding."""
+    if options.family() == "icnn":
+        return _network(options, degradation.sigma, samples.clean.shape[1]).to(samples.clean.device)
     try:
         config = LinearConfig.for_noise(
             sigma=degradation.sigma,
@@ -255,6 +263,21 @@ def new_regularizer(options: Options, degradation: Degradation, samples: Samples
     if options.measure_kernels:
         regularizer.plan = measured_plan(regularizer.filters(), samples.clean[: options.batch])
     return regularizer
+
+
+def _network(options: Options, sigma: float, channels: int) -> NetworkRegularizer:
+    try:
+        config = NetworkConfig.for_noise(
+            sigma=sigma,
+            widths=tuple(options.widths),
+            size=options.size,
+            inner=options.inner,
+            channels=channels,
+            boundary=options.boundary,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return NetworkRegularizer(config, torch.Generator().manual_seed(options.seed))
 
 
 def _adaptive(config: LinearConfig, sigma: float, generator: torch.Generator) -> LinearRegularizer:
@@ -325,8 +348,14 @@ def compare(restorer: Restorer, tv: TunedTV, image: Photograph, index: int) -> t
     return example.figures(), row
 
 
-def draw(run: RunFolder, regularizer: LinearRegularizer, rows: list[Comparison]) -> None:
-    """All figures of a run."""
+def draw(run: RunFolder, regularizer: Learned, rows: list[Comparison]) -> None:
+    """All figures of a run (a network has no potentials to draw)."""
+    comparison(rows, run.figures / "comparison.png")
+    training_curves(run.read_history(), run.figures / "training.png")
+    if isinstance(regularizer, NetworkRegularizer):
+        bank = regularizer.filters().detach()
+        filters(bank, bank.flatten(1).norm(dim=1), run.figures / "filters.png")
+        return
     with torch.no_grad():
         potential = regularizer.potential()
         grid = torch.linspace(-0.3, 0.3, 301)
@@ -334,10 +363,8 @@ def draw(run: RunFolder, regularizer: LinearRegularizer, rows: list[Comparison])
         values = potential.profile.value(grid.unsqueeze(-1) / potential.smoothing) * scale
         bank = regularizer.filters()
         strength = potential.weight * bank.flatten(1).norm(dim=1)
-    comparison(rows, run.figures / "comparison.png")
     filters(bank, strength, run.figures / "filters.png")
     potentials(grid, values.T, run.figures / "potentials.png")
-    training_curves(run.read_history(), run.figures / "training.png")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from experiments.data import Photograph, draw_patches
 from experiments.degradations import Degradation
 from experiments.errors import UserError
 from experiments.history import HistoryRow
-from experiments.model_file import save_regularizer
+from experiments.model_file import Learned, save_regularizer
 from experiments.progress import TrainingProgress
 from experiments.run_folder import Checkpoint, Json, RunFolder
 from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
@@ -23,7 +23,6 @@ from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, St
 from piggyback.hypergradient.base import Accuracy, WarmStart
 from piggyback.oracle import Evaluation
 from piggyback.stochastic import StochasticDescent, StochasticSettings
-from regularizers.linear import LinearRegularizer
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Trainer:
     """
 
     def __init__(
-        self, run: RunFolder, regularizer: LinearRegularizer, samples: Samples, source: Source, plan: TrainingPlan
+        self, run: RunFolder, regularizer: Learned, samples: Samples, source: Source, plan: TrainingPlan
     ) -> None:
         self.run = run
         self.regularizer = regularizer
@@ -288,9 +287,9 @@ class Trainer:
         self.run.save_checkpoint(descent.taken, content)
         save_regularizer(self.run, self._averaged(probe), self.released(reason.value))
 
-    def _averaged(self, probe: BilevelOracle) -> LinearRegularizer:
+    def _averaged(self, probe: BilevelOracle) -> Learned:
         """The regularizer at the average, which the probe has just been evaluated at."""
-        assert isinstance(probe.regularizer, LinearRegularizer)
+        assert isinstance(probe.regularizer, Learned)
         return probe.regularizer
 
     def _restore_stochastic(

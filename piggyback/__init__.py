@@ -28,12 +28,15 @@ from piggyback.operators import DenseOperator, LinearOperator
 from piggyback.oracle import Evaluation, Oracle
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
+from piggyback.smooth import SmoothProblem
 from piggyback.solve import Outcome, Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.lower import certified_distance, certified_energy, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
+from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.terms.energies import ModuleEnergy, SmoothEnergy, is_convex_along
 from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.masked import MaskedDenoising
 from piggyback.terms.potentials import Potential
@@ -84,6 +87,7 @@ __all__ = [
     "Loss",
     "LossInterval",
     "MaskedDenoising",
+    "ModuleEnergy",
     "Neumann",
     "NonlinearCG",
     "OnDemand",
@@ -93,6 +97,7 @@ __all__ = [
     "Piggyback",
     "Potential",
     "Profile",
+    "QuasiNewton",
     "Reconstruction",
     "Refined",
     "Refused",
@@ -102,6 +107,8 @@ __all__ = [
     "Samples",
     "Schedule",
     "Sensitivity",
+    "SmoothEnergy",
+    "SmoothProblem",
     "SquaredError",
     "Status",
     "StopReason",
@@ -115,6 +122,7 @@ __all__ = [
     "certified_energy",
     "corrected_loss",
     "hypergradient",
+    "is_convex_along",
     "local_bound",
     "plain_loss",
     "reconstruct",

@@ -11,7 +11,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from piggyback.certificates.evidence import surrogate
 from piggyback.certified import (
     Certification,
     CertifiedGradient,
@@ -171,7 +170,7 @@ class BilevelOracle(Oracle):
         start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
         pair = settings.method.differentiate(problem, loss, tolerance, start)
         with torch.enable_grad():
-            read_off = surrogate(problem, pair.x, pair.adjoint).value
+            read_off = problem.surrogate(pair.x, pair.adjoint)
             gradients = torch.autograd.grad(read_off.sum(), list(self.regularizer.parameters()))
         value = float((loss.value(pair.x) + read_off.detach()).sum())
         flat = torch.cat([g.flatten() for g in gradients])

@@ -5,27 +5,54 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from piggyback.certificates.corrected_loss import LossInterval, corrected_loss
-from piggyback.certificates.evidence import Evidence, gather_evidence
+from piggyback.certificates.evidence import Evidence, PairEvidence, gather_evidence
 from piggyback.certificates.local import GradientBound, local_bound
+from piggyback.certificates.smooth import SmoothEvidence, gather_smooth_evidence, smooth_bound
 from piggyback.hypergradient.base import Sensitivity
 from piggyback.losses import Loss
+from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter
+from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
+from piggyback.smooth import SmoothProblem
 from piggyback.solve import Status
 from piggyback.terms.quadratic import DataTerm
+from piggyback.types import PerSample, Primal
+
+
+def evidence_of(problem: LowerProblem, loss: Loss, x: Primal, adjoint: Primal) -> tuple[PairEvidence, PerSample]:
+    """The evidence of a pair and its surrogate (eq. 9), whatever the kind of problem."""
+    if isinstance(problem, SaddleProblem):
+        return gather_evidence(problem, loss, x, adjoint)
+    if isinstance(problem, SmoothProblem):
+        return gather_smooth_evidence(problem, loss, x, adjoint)
+    raise TypeError(f"no certificate is known for a {type(problem).__name__}")
+
+
+def gradient_bound(evidence: PairEvidence) -> GradientBound:
+    """The default bound of each kind of problem: eq. 13 for ``f(K x)``, eq. N10 for a smooth energy."""
+    if isinstance(evidence, Evidence):
+        return local_bound(evidence)
+    if isinstance(evidence, SmoothEvidence):
+        return smooth_bound(evidence)
+    raise TypeError(f"no gradient bound is known for {type(evidence).__name__}")
+
+
+Copied = TypeVar("Copied", bound=Regularizer)
 
 
 @dataclass(frozen=True)
 class Certification:
     """How pairs are certified: which gradient bound and which loss interval."""
 
-    gradient: Callable[[Evidence], GradientBound] = local_bound
-    loss: Callable[[Evidence], LossInterval] = corrected_loss
+    gradient: Callable[[PairEvidence], GradientBound] = gradient_bound
+    loss: Callable[[PairEvidence], LossInterval] = corrected_loss
 
 
 @dataclass(frozen=True)
@@ -53,12 +80,12 @@ class CertifiedGradient:
 
 def examine(
     exact: Regularizer, data: DataTerm, loss: Loss, pair: Sensitivity, counter: ApplicationCounter
-) -> tuple[Evidence, Tensor]:
+) -> tuple[PairEvidence, Tensor]:
     """The evidence of a pair, and the gradient read off it (flat, summed over the samples); all in float64."""
     parameters = list(exact.parameters())
     with torch.enable_grad():
         problem = exact.problem(data).counted(counter)
-        evidence, read_off = gather_evidence(problem, loss, pair.x, pair.adjoint)
+        evidence, read_off = evidence_of(problem, loss, pair.x, pair.adjoint)
         gradients = torch.autograd.grad(read_off.sum(), parameters, allow_unused=True)
     flat = [
         torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)
@@ -86,7 +113,7 @@ def certify(
 def assemble(
     exact: Regularizer,
     pair: Sensitivity,
-    evidence: Evidence,
+    evidence: PairEvidence,
     gradient: Tensor,
     certification: Certification,
     counter: ApplicationCounter,
@@ -110,7 +137,7 @@ def converged(pair: Sensitivity) -> bool:
     return bool(((pair.lower_status == Status.CONVERGED) & (pair.adjoint_status == Status.CONVERGED)).all())
 
 
-def double_copy(regularizer: Regularizer) -> Regularizer:
+def double_copy(regularizer: Copied) -> Copied:
     """The regularizer with the same parameter values in float64."""
     return copy.deepcopy(regularizer).double()
 

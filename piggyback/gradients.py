@@ -9,9 +9,10 @@ from torch import Tensor
 
 from piggyback.certified import Certification, CertifiedGradient, certify, double_copy
 from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, WarmStart
-from piggyback.hypergradient.capabilities import Guarantee
+from piggyback.hypergradient.capabilities import Guarantee, Refused
 from piggyback.losses import Loss
 from piggyback.operators import ApplicationCounter
+from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Primal
@@ -95,6 +96,8 @@ def _direct(
     counter = ApplicationCounter()
     with torch.enable_grad():
         problem = regularizer.problem(data).counted(counter)
+        if not isinstance(problem, SaddleProblem):
+            raise Refused(f"{method.capabilities.name} needs a SaddleProblem, got a {type(problem).__name__}")
         found = method.differentiate(problem, list(regularizer.parameters()), loss, accuracy, start)
     return Hypergradient(
         gradient=found.gradient,

@@ -16,7 +16,7 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.solve import Status
 from piggyback.solvers.lower import LowerSolver, certified_distance, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.quadratic import DataTerm, Denoising
 from piggyback.types import PerSample, Primal
 
@@ -49,7 +49,7 @@ class Reconstruction:
     regularizer: Regularizer
     tolerance: float = 1e-4
     method: HypergradientMethod = field(default_factory=ImplicitCG)
-    solver: LowerSolver = field(default_factory=NonlinearCG)
+    solver: LowerSolver = field(default_factory=SuitedSolver)
     report: Report | None = None
 
     def __call__(self, data: DataTerm) -> Primal:

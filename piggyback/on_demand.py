@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from piggyback.certificates.evidence import Evidence
+from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.local import adjoint_move
 from piggyback.certified import Certification, CertifiedGradient, assemble, double_copy, examine
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.hypergradient.refinement import adjoint_gap, correction
 from piggyback.losses import Loss
+from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter
-from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm
 
@@ -138,7 +138,7 @@ class OnDemand:
 
 
 def _corrected(
-    problem: SaddleProblem, loss: Loss, pair: Sensitivity, evidence: Evidence, wanted: float, ceiling: float
+    problem: LowerProblem, loss: Loss, pair: Sensitivity, evidence: PairEvidence, wanted: float, ceiling: float
 ) -> Sensitivity:
     """``x`` and ``P`` corrected so far that their parts of the bound fit into ``wanted`` times its size.
 

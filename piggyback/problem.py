@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from piggyback.batched import norm
+from piggyback.batched import inner, norm
 from piggyback.cone import ConeProgram, cone_program
 from piggyback.lifted import lifted_parts
+from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
 from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.potentials import Potential
@@ -51,7 +52,17 @@ class UnitForm:
 
 
 @dataclass(frozen=True)
-class SaddleProblem:
+class Surrogate:
+    """``value`` ``(batch,)`` of eq. 9, and ``z = K x``, ``image = K P``, ``y = f'(z)`` that it was computed from."""
+
+    value: PerSample
+    z: Dual
+    image: Dual
+    y: Dual
+
+
+@dataclass(frozen=True)
+class SaddleProblem(LowerProblem):
     """One problem per sample of a batch; they share the operator and, but for its emphasis, the potential (eqs. 1-3).
 
     ``exact``: the same problem computed in float64 from the parameters.  Converting the numbers of a single-precision problem
@@ -79,6 +90,20 @@ class SaddleProblem:
         """``e = H x - b + K^T f'(K x)``, the residual that certifies ``x`` (eq. 10)."""
         return self.data.gradient(x) + self.operator.adjoint(self.potential.gradient(self.operator.forward(x)))
 
+    def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
+        y = self.potential.gradient(self.operator.forward(x))
+        return self.data.gradient(x) + self.operator.adjoint(y), self.magnitude(x, y, self.stiffness())
+
+    def read_off(self, x: Primal, adjoint: Primal) -> Surrogate:
+        """The surrogate of eq. 9 and its ingredients; ``K`` sees ``x`` and ``P`` in one batched call."""
+        x, adjoint = x.detach(), adjoint.detach()
+        z, image = self.operator.forward(torch.cat([x, adjoint])).chunk(2)
+        y = self.potential.gradient(z)
+        return Surrogate(-(inner(image, y) + inner(adjoint, self.data.gradient(x))), z, image, y)
+
+    def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
+        return self.read_off(x, adjoint).value
+
     def duals(self, x: Primal, adjoint: Primal) -> tuple[Dual, Dual]:
         """``y = f'(K x)`` and ``u = D(K x) K P``; ``K`` sees both in one batched call."""
         z, image = self.operator.forward(torch.cat([x, adjoint])).chunk(2)
@@ -101,6 +126,10 @@ class SaddleProblem:
         """
         data = self.data.smoothness * (norm(x) + norm(self.data.start))
         return data + self.operator.norm_bound() * norm(y) + stiffness * norm(x)
+
+    def curvature(self, x: Primal) -> Dual:
+        """``D(K x)``, the diagonal of ``f''``."""
+        return self.potential.curvature(self.operator.forward(x))
 
     def hessian(self, curvature: Dual, v: Primal) -> Primal:
         """``A v = H v + K^T D K v`` with ``D = curvature`` (eq. 8)."""
@@ -131,8 +160,10 @@ class SaddleProblem:
         """The same problem outside any autograd graph: what solvers work on."""
         return SaddleProblem(self.data, self.potential.detached(), self.operator.detached(), self.exact)
 
-    def with_exact(self, exact: SaddleProblem) -> SaddleProblem:
+    def with_exact(self, exact: LowerProblem) -> SaddleProblem:
         """The same problem, with ``exact`` for ``double`` to return."""
+        if not isinstance(exact, SaddleProblem):
+            raise TypeError(f"the exact form of a SaddleProblem is a SaddleProblem, got {type(exact).__name__}")
         return replace(self, exact=exact.detached())
 
     def double(self) -> SaddleProblem:
@@ -165,3 +196,10 @@ class SaddleProblem:
         """
         self.check()
         return cone_program(self, sample)
+
+
+def require_saddle(problem: LowerProblem, method: str) -> SaddleProblem:
+    """The same problem, for a ``method`` that needs ``R(x) = f(K x)``; raises ``ValueError`` for other problems."""
+    if not isinstance(problem, SaddleProblem):
+        raise ValueError(f"{method} needs a SaddleProblem, got a {type(problem).__name__}")
+    return problem

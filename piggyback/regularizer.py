@@ -8,24 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.certificates.local import GradientBound
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Scalar
 
 
 class Regularizer(nn.Module, ABC):
-    """A parametrised convex regularizer: parameters in, saddle problem out.
+    """A parametrised convex regularizer: parameters in, lower-level problem out.
 
     Convexity must be structural: no value of the parameters may break it.
     """
 
     @abstractmethod
-    def problem(self, data: DataTerm) -> SaddleProblem:
+    def problem(self, data: DataTerm) -> LowerProblem:
         """The lower-level problem with this regularizer, differentiable in the parameters."""
 
     def metric(self) -> Tensor:
         """Positive diagonal preconditioner for descent in the parameters: large where the loss is insensitive."""
         return torch.cat([torch.ones_like(p).flatten() for p in self.parameters()])
+
+    def relative_rates(self) -> dict[str, float]:
+        """Step sizes of a stochastic optimiser relative to the common one, by name of the parameter or submodule."""
+        return {}
 
     @abstractmethod
     def pull_back(self, bound: GradientBound) -> Scalar:

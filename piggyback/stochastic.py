@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from piggyback.bilevel import Samples
-from piggyback.certificates.evidence import surrogate
 from piggyback.certified import split_like
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod
 from piggyback.hypergradient.implicit import ImplicitCG
@@ -94,7 +93,7 @@ class StochasticDescent:
         loss = settings.loss(samples.clean)
         problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
         pair = settings.method.differentiate(problem, loss, settings.accuracy)
-        read_off = surrogate(problem, pair.x, pair.adjoint).value.sum()
+        read_off = problem.surrogate(pair.x, pair.adjoint).sum()
         gradients = torch.autograd.grad(read_off, self.leaves)
         return gradients, float(loss.value(pair.x).sum()), counter.applications
 

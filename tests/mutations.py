@@ -138,8 +138,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/hypergradient/implicit.py",
-        "curvature = problem.potential.curvature(",
-        "curvature = 0.99 * problem.potential.curvature(",
+        "curvature = problem.curvature(",
+        "curvature = 0.99 * problem.curvature(",
         "the adjoint is that of another potential",
         (GRADIENTS, "-k", "dense_kkt and implicit and charbonnier"),
     ),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from piggyback.batched import per_sample
 from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
-from piggyback.certificates.evidence import Evidence, gather_evidence, surrogate
+from piggyback.certificates.evidence import Evidence, gather_evidence
 from piggyback.certificates.local import local_bound
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradient.base import Accuracy
@@ -75,7 +75,7 @@ def exact_level(model: AdaptiveRegularizer, samples: Samples) -> tuple[float, Te
     exact = truth(posed(model, samples))
     shape = samples.clean.shape
     problem = model.problem(Denoising(samples.degraded))
-    read_off = surrogate(problem, exact.x.view(shape), exact.adjoint.view(shape)).value.mean()
+    read_off = problem.surrogate(exact.x.view(shape), exact.adjoint.view(shape)).mean()
     parts = torch.autograd.grad(read_off, list(model.parameters()))
     return float(exact.loss.mean()), torch.cat([part.flatten() for part in parts])
 
@@ -317,7 +317,7 @@ def test_every_parameter_group_agrees_with_central_differences() -> None:
     """Through dense Newton and the network: coefficients, weights, smoothings, and the four groups of the network."""
     model, samples = regularizer(), Samples(*(part[..., :6, :5] for part in (images(2).clean, images(2).degraded)))
     pair = ImplicitCG().differentiate(model.problem(Denoising(samples.degraded)), SquaredError(samples.clean), TIGHT)
-    read_off = surrogate(model.problem(Denoising(samples.degraded)), pair.x, pair.adjoint).value.sum()
+    read_off = model.problem(Denoising(samples.degraded)).surrogate(pair.x, pair.adjoint).sum()
     gradients = torch.autograd.grad(read_off, list(model.parameters()))
     for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
         differences = torch.zeros(parameter.numel(), dtype=torch.float64)
@@ -352,7 +352,7 @@ def test_cone_program_is_differentiable_in_the_network() -> None:
     theirs = torch.autograd.grad(
         x, list(model.parameters()), x.detach() - samples.clean[1].flatten(), retain_graph=True
     )
-    ours = torch.autograd.grad(surrogate(problem, pair.x, pair.adjoint).value[1], list(model.parameters()))
+    ours = torch.autograd.grad(problem.surrogate(pair.x, pair.adjoint)[1], list(model.parameters()))
     for (name, _), one, other in zip(model.named_parameters(), ours, theirs, strict=True):
         assert float((one - other).norm()) <= 1e-6 * float(one.norm()), name
 

@@ -13,7 +13,20 @@ from piggyback.types import Dual, PerSample
 
 
 @dataclass(frozen=True)
-class Coupling:
+class CouplingRate:
+    """``sup |<a, (A* - A) P>|`` over ``||a||_{A*} <= 1`` is at most ``rate ||x* - x||_H + rest``, and at most ``whole``."""
+
+    rate: PerSample
+    whole: PerSample
+    rest: PerSample
+
+    def change(self, error: PerSample) -> PerSample:
+        """Bound of that supremum, if ``error >= ||x* - x||_H`` (eq. 12)."""
+        return torch.minimum(self.rate * error + self.rest, self.whole)
+
+
+@dataclass(frozen=True)
+class Coupling(CouplingRate):
     """Bounds of ``w = (D* - D) K P``, coefficient by coefficient and as a whole.
 
     ``|w| <= jump``, and ``|w| <= steep |K(x* - x)|`` outside of ``apart``, where ``steep`` is 0.  ``rate`` is a number with
@@ -24,13 +37,6 @@ class Coupling:
     jump: Dual
     steep: Dual
     apart: Dual
-    rate: PerSample
-    whole: PerSample
-    rest: PerSample
-
-    def change(self, error: PerSample) -> PerSample:
-        """Bound of ``sup |<K a, w>|`` over ``||a||_{A*} <= 1``, if ``error >= ||x* - x||_H`` (eq. 12)."""
-        return torch.minimum(self.rate * error + self.rest, self.whole)
 
 
 def couple(
@@ -45,7 +51,8 @@ def couple(
     steep = (bounds.steepness * size).masked_fill_(apart, 0.0)
     weighted = jump * inverse_root
     rest = norm(torch.where(apart, weighted, 0.0))
-    return Coupling(jump, steep, apart, _rate(operator, steep, bounds.lower, modulus), norm(weighted), rest)
+    rate = _rate(operator, steep, bounds.lower, modulus)
+    return Coupling(rate, norm(weighted), rest, jump=jump, steep=steep, apart=apart)
 
 
 _HALVINGS = 6

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
-from piggyback.certificates.coupling import Coupling, couple
+from piggyback.certificates.coupling import Coupling, CouplingRate, couple
 from piggyback.losses import Loss
 from piggyback.operators import LinearOperator
 from piggyback.problem import SaddleProblem
@@ -37,34 +37,20 @@ class Residuals:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Everything the certificates look at.
+class PairEvidence:
+    """What the certificates of every kind of lower level look at.
 
     ``residuals`` carry the digits, and so do ``gaps = (-grad h(x), grad l(x) - A(x) P)``, the right-hand sides of the Newton
-    corrections (eq. 23).  The rest feeds sums of non-negative terms only, for which single precision (and a
-    final inflation by its rounding) is enough: ``x``, ``P``, ``z = K x - shift``
-    (and ``potential`` without it), ``image = K P``, ``y = f'(z)``, ``u = D K P``,
-    ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach, and ``coupling``, which sums up the bounds.
-    ``inverse_root = (lower + mu/||K||^2)^{-1/2}``: however flat the potential, the data term curves a little (eq. 10b).
-    ``bend``: ``|<K P, (D - D_mean) K d>| <= bend <K d, D_mean K d>``, ``d = x* - x``, ``D_mean`` the mean curvature between
-    (eq. 16a).
+    corrections (eq. 23).  ``coupling`` bounds what the change of curvature between ``x`` and ``x*`` does to the adjoint.
+    ``bend``: ``|<P, (R'' - R_mean) d>| <= bend <d, R_mean d>`` with ``d = x* - x``, ``R''`` the Hessian of ``R`` at ``x`` and
+    ``R_mean`` its mean between (eq. 16a); infinite if nothing is known.
     """
 
     residuals: Residuals
     gaps: tuple[Primal, Primal]
-    operator: LinearOperator
-    potential: Potential
     strong_convexity: float
     loss_smoothness: float
-    x: Primal
-    adjoint: Primal
-    z: Dual
-    image: Dual
-    y: Dual
-    u: Dual
-    bounds: CurvatureBounds
-    inverse_root: Dual
-    coupling: Coupling
+    coupling: CouplingRate
     bend: PerSample
 
     @property
@@ -78,28 +64,41 @@ class Evidence:
         return inflate(self.residuals.error / self.strong_convexity**0.5)
 
 
+@dataclass(frozen=True)
+class Evidence(PairEvidence):
+    """The evidence for ``R(x) = f(K x)``.
+
+    Beyond ``residuals`` and ``gaps`` everything feeds sums of non-negative terms only, for which single precision (and a
+    final inflation by its rounding) is enough: ``x``, ``P``, ``z = K x - shift``
+    (and ``potential`` without it), ``image = K P``, ``y = f'(z)``, ``u = D K P``,
+    ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach, and ``coupling``, which sums up the bounds.
+    ``inverse_root = (lower + mu/||K||^2)^{-1/2}``: however flat the potential, the data term curves a little (eq. 10b).
+    """
+
+    coupling: Coupling
+    operator: LinearOperator
+    potential: Potential
+    x: Primal
+    adjoint: Primal
+    z: Dual
+    image: Dual
+    y: Dual
+    u: Dual
+    bounds: CurvatureBounds
+    inverse_root: Dual
+
+
+def saddle_evidence(evidence: PairEvidence, certificate: str) -> Evidence:
+    """The same evidence, for a ``certificate`` that needs ``R(x) = f(K x)``; raises ``TypeError`` for other problems."""
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"{certificate} needs the evidence of a SaddleProblem, got {type(evidence).__name__}")
+    return evidence
+
+
 def inflate(bound: Tensor) -> Tensor:
     """Widen a computed bound by the rounding, and the underflow, of the few thousand positive terms it was summed from."""
     kind = torch.finfo(bound.dtype)
     return bound * (1 + ROUNDING_TERMS * kind.eps) + ROUNDING_TERMS * kind.tiny
-
-
-@dataclass(frozen=True)
-class Surrogate:
-    """``value`` ``(batch,)`` of eq. 9, and ``z = K x``, ``image = K P``, ``y = f'(z)`` that it was computed from."""
-
-    value: PerSample
-    z: Dual
-    image: Dual
-    y: Dual
-
-
-def surrogate(problem: SaddleProblem, x: Primal, adjoint: Primal) -> Surrogate:
-    """``-<P, grad_x h_theta(x)>`` per sample with ``x`` and ``P`` fixed: its autograd gradient is the hypergradient (eq. 9)."""
-    x, adjoint = x.detach(), adjoint.detach()
-    z, image = problem.operator.forward(torch.cat([x, adjoint])).chunk(2)
-    y = problem.potential.gradient(z)
-    return Surrogate(-(inner(image, y) + inner(adjoint, problem.data.gradient(x))), z, image, y)
 
 
 def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Primal) -> tuple[Evidence, PerSample]:
@@ -110,7 +109,7 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
     negligible; in float32 it is honest and wide.
     """
     x, adjoint = x.detach(), adjoint.detach()
-    read_off = surrogate(problem, x, adjoint)
+    read_off = problem.read_off(x, adjoint)
     with torch.no_grad():
         z, image, y = read_off.z.detach(), read_off.image.detach(), read_off.y.detach()
         fixed = problem.detached()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm, per_sample
-from piggyback.certificates.evidence import Evidence, inflate
+from piggyback.certificates.evidence import Evidence, PairEvidence, inflate, saddle_evidence
 from piggyback.types import Dual, PerSample
 
 
@@ -29,8 +29,9 @@ class GradientBound:
     emphasis: PerSample
 
 
-def local_bound(evidence: Evidence) -> GradientBound:
+def local_bound(evidence: PairEvidence) -> GradientBound:
     """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15b), per sample and group."""
+    evidence = saddle_evidence(evidence, "local_bound")
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
         return GradientBound(
@@ -42,12 +43,12 @@ def local_bound(evidence: Evidence) -> GradientBound:
         )
 
 
-def adjoint_error(evidence: Evidence) -> PerSample:
+def adjoint_error(evidence: PairEvidence) -> PerSample:
     """Bound of ``||P* - P||_{A*}`` (eq. 12)."""
     return inflate(evidence.residuals.adjoint.float() + adjoint_move(evidence))
 
 
-def adjoint_move(evidence: Evidence) -> PerSample:
+def adjoint_move(evidence: PairEvidence) -> PerSample:
     """What the error of ``x`` contributes to ``adjoint_error``; the residual of ``P`` is the rest."""
     r, mu = evidence.error, evidence.strong_convexity
     return evidence.loss_smoothness * r / mu + evidence.coupling.change(r)

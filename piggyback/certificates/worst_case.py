@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm
-from piggyback.certificates.evidence import Evidence, inflate
+from piggyback.certificates.evidence import Evidence, PairEvidence, inflate, saddle_evidence
 from piggyback.certificates.local import GradientBound
 from piggyback.types import PerSample
 
 
-def worst_case_bound(evidence: Evidence) -> GradientBound:
+def worst_case_bound(evidence: PairEvidence) -> GradientBound:
     """Bound of ``grad L - G`` from ``mu``, ``||K||``, ``max f''`` and the Lipschitz constant of ``f''``.
 
     Infinite for potentials whose curvature jumps (Huber): the constants do not exist.
     """
     with torch.no_grad():
-        return _bound(evidence)
+        return _bound(saddle_evidence(evidence, "worst_case_bound"))
 
 
 def _bound(evidence: Evidence) -> GradientBound:

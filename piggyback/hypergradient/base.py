@@ -12,6 +12,7 @@ from torch import Tensor
 
 from piggyback.hypergradient.capabilities import Capabilities
 from piggyback.losses import Loss
+from piggyback.lower_problem import LowerProblem
 from piggyback.problem import SaddleProblem
 from piggyback.types import Primal
 
@@ -73,7 +74,7 @@ class HypergradientMethod(ABC):
 
     @abstractmethod
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         """Bring ``(x, P)`` to ``accuracy``, starting from ``start`` where given."""
 

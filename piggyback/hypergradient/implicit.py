@@ -10,13 +10,13 @@ import torch
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Iteration, Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.lower import LowerSolver, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.richardson import Richardson
+from piggyback.solvers.suited import SuitedSolver
 from piggyback.types import Primal
 
 
@@ -24,7 +24,7 @@ from piggyback.types import Primal
 class _Implicit(HypergradientMethod):
     """Lower level by ``solver``, then an iteration on ``A(x) P = grad l(x)`` (eq. 8)."""
 
-    solver: LowerSolver = field(default_factory=NonlinearCG)
+    solver: LowerSolver = field(default_factory=SuitedSolver)
     lower_schedule: Schedule = Schedule(max_steps=2000)
     adjoint_schedule: Schedule = Schedule(max_steps=1000)
 
@@ -33,7 +33,7 @@ class _Implicit(HypergradientMethod):
         """The iteration that solves the adjoint system."""
 
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         radius = radius_per_element(problem, accuracy.lower)
         first, previous = (None, None) if start is None else (start.x, start.adjoint)
@@ -46,13 +46,13 @@ class _Implicit(HypergradientMethod):
 
 
 def adjoint_system(
-    problem: SaddleProblem, loss: Loss, x: Primal, tolerance: float, start: Primal | None
+    problem: LowerProblem, loss: Loss, x: Primal, tolerance: float, start: Primal | None
 ) -> LinearSystem:
     """``A(x) P = grad l(x)`` until ``||grad l(x) - A(x) P|| <= tolerance ||grad l(x)||`` in the norm of ``H^{-1}`` (eq. 8)."""
     problem = problem.detached()
     with torch.no_grad():
         right = loss.gradient(x)
-        curvature = problem.potential.curvature(problem.operator.forward(x))
+        curvature = problem.curvature(x)
         return LinearSystem(problem, curvature, right, relative_radius(problem.data, right, tolerance), start)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.losses import Loss
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
+from piggyback.problem import require_saddle
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,6 @@ class Lifted(HypergradientMethod):
     method: HypergradientMethod = field(default_factory=Piggyback)
 
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
-        return self.method.differentiate(problem.lifted(), loss, accuracy, start)
+        return self.method.differentiate(require_saddle(problem, "Lifted").lifted(), loss, accuracy, start)

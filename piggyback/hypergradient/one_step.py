@@ -9,11 +9,11 @@ import torch
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Schedule, Status
 from piggyback.solvers.gradient import step_length
 from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.suited import SuitedSolver
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class JacobianFree(HypergradientMethod):
         cost="S",
     )
 
-    solver: LowerSolver = field(default_factory=NonlinearCG)
+    solver: LowerSolver = field(default_factory=SuitedSolver)
     schedule: Schedule = Schedule(max_steps=2000)
 
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         radius = radius_per_element(problem, accuracy.lower)
         outcome = solve_lower(problem, self.solver, radius, None if start is None else start.x, self.schedule)
@@ -71,7 +71,7 @@ class OneStep(HypergradientMethod):
     )
 
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         problem = problem.detached()
         problem.check()

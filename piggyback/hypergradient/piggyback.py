@@ -10,7 +10,8 @@ from torch import Tensor
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
+from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Schedule, State, iterate
 from piggyback.solvers.conjugate_gradient import relative_radius
 from piggyback.solvers.lower import LowerLevel, radius_per_element
@@ -33,7 +34,9 @@ class PiggybackState(State):
 class PiggybackIteration(Iteration[PiggybackState]):
     """Both saddle problems side by side (docs/theory.md, eq. 7); ``K`` and ``K^T`` see them in one batched call."""
 
-    def __init__(self, lower: LowerLevel, loss: Loss, steps: Steps, tolerance: float, warm: Primal) -> None:
+    def __init__(
+        self, lower: LowerLevel[SaddleProblem], loss: Loss, steps: Steps, tolerance: float, warm: Primal
+    ) -> None:
         self.lower = lower
         self.loss = loss
         self.steps = steps
@@ -100,9 +103,9 @@ class Piggyback(HypergradientMethod):
     schedule: Schedule = Schedule(max_steps=20000, check_every=10)
 
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
-        problem = problem.detached()
+        problem = require_saddle(problem, "Piggyback").detached()
         problem.check()
         with torch.no_grad():
             x = problem.data.start if start is None else start.x

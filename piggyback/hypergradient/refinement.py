@@ -10,7 +10,7 @@ from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitiv
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import Loss
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.types import PerSample, Primal
@@ -46,7 +46,7 @@ class Refined(HypergradientMethod):
     schedule: Schedule = CORRECTION
 
     def differentiate(
-        self, problem: SaddleProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
         pair = self.method.differentiate(problem, loss, accuracy, start).double()
         exact = problem.double()
@@ -58,15 +58,15 @@ class Refined(HypergradientMethod):
         return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, self.tolerance, self.schedule))
 
 
-def adjoint_gap(exact: SaddleProblem, loss: Loss, pair: Sensitivity) -> Primal:
+def adjoint_gap(exact: LowerProblem, loss: Loss, pair: Sensitivity) -> Primal:
     """``grad l(x) - A(x) P``, everything in float64."""
     with torch.no_grad():
-        curvature = exact.potential.curvature(exact.operator.forward(pair.x))
+        curvature = exact.curvature(pair.x)
         return loss.gradient(pair.x) - exact.hessian(curvature, pair.adjoint)
 
 
 def correction(
-    problem: SaddleProblem, x: Primal, gap: Primal, tolerance: float | PerSample, schedule: Schedule = CORRECTION
+    problem: LowerProblem, x: Primal, gap: Primal, tolerance: float | PerSample, schedule: Schedule = CORRECTION
 ) -> Primal:
     """``d`` with ``||gap - A(x) d|| <= tolerance ||gap||`` in the norm of ``H^{-1}``: solved in the dtype of ``problem``.
 
@@ -75,7 +75,7 @@ def correction(
     problem = problem.detached()
     with torch.no_grad():
         right = gap.to(problem.data.start.dtype)
-        curvature = problem.potential.curvature(problem.operator.forward(x.to(right.dtype)))
+        curvature = problem.curvature(x.to(right.dtype))
         radius = relative_radius(problem.data, right, tolerance)
         system = LinearSystem(problem, curvature, right, radius)
         return iterate(ConjugateGradient(system), schedule).result[0].to(gap.dtype)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import PerSample, Primal, Scalar
@@ -26,14 +27,14 @@ class AcceleratedGradient(LowerSolver):
     ``L = L_g + ||D^{1/2} K||^2`` with ``D`` the largest curvatures (Nesterov 2004, 2.2.11).
     """
 
-    def bind(self, lower: LowerLevel) -> Iteration:
+    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
         return AcceleratedIteration(lower, lower.problem.data.smoothness + lower.problem.stiffness())
 
 
 class AcceleratedIteration(Iteration[AcceleratedState]):
     """Accelerated gradient on one batch; the result is the extrapolated point, whose gradient is known."""
 
-    def __init__(self, lower: LowerLevel, smoothness: Scalar) -> None:
+    def __init__(self, lower: LowerLevel[LowerProblem], smoothness: Scalar) -> None:
         self.lower = lower
         self.smoothness = smoothness
         ratio = (lower.problem.data.strong_convexity / smoothness).sqrt()

@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
+from piggyback.lower_problem import LowerProblem
 from piggyback.operators import Preconditioner
-from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, State
 from piggyback.terms.quadratic import DataTerm
-from piggyback.types import Dual, PerSample, Primal
+from piggyback.types import PerSample, Primal
 
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """``A P = right`` with ``A = H + K^T diag(curvature) K``; done when ``||right - A P||_{H^{-1}} <= radius``.
+    """``A P = right``, ``A`` the Hessian that belongs to ``curvature``; done when ``||right - A P||_{H^{-1}} <= radius``.
 
     No ``start`` means zero, whose residual costs no operator application.
     """
 
-    problem: SaddleProblem
-    curvature: Dual
+    problem: LowerProblem
+    curvature: Tensor
     right: Primal
     radius: PerSample
     start: Primal | None = None

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import PerSample, Primal, Scalar
 
 
-def step_length(problem: SaddleProblem) -> Scalar:
+def step_length(problem: LowerProblem) -> Scalar:
     """``1/L`` with ``L`` at least the norm of every Hessian of ``h``."""
     return 1 / (problem.data.smoothness + problem.stiffness())
 
@@ -28,14 +28,14 @@ class GradientState(State):
 class GradientDescent(LowerSolver):
     """``x+ = x - grad h(x)/L``; contracts by ``1 - mu/L``.  One step costs one ``K`` and one ``K^T``."""
 
-    def bind(self, lower: LowerLevel) -> Iteration:
+    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
         return GradientIteration(lower, step_length(lower.problem))
 
 
 class GradientIteration(Iteration[GradientState]):
     """Gradient descent on one batch."""
 
-    def __init__(self, lower: LowerLevel, length: Scalar) -> None:
+    def __init__(self, lower: LowerLevel[LowerProblem], length: Scalar) -> None:
         self.lower = lower
         self.length = length
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import per_sample
+from piggyback.lower_problem import LowerProblem
 from piggyback.operators import Preconditioner
-from piggyback.problem import SaddleProblem
+from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.solvers.nonlinear_cg import NonlinearCG
@@ -67,8 +68,8 @@ class LearnedSolver(LowerSolver):
     preconditioner: Preconditioner
     lengths: tuple[float, ...] = ()
 
-    def bind(self, lower: LowerLevel) -> Iteration:
-        steered = Steered.of(lower.problem, self.preconditioner)
+    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+        steered = Steered.of(require_saddle(lower.problem, "LearnedSolver"), self.preconditioner)
         begin = self._advanced(steered, lower.start) if self.lengths else lower.start
         return NonlinearCG().bind(LowerLevel(steered, begin, lower.radius))
 

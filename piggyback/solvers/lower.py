@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS
-from piggyback.problem import SaddleProblem
+from piggyback.lower_problem import LowerProblem, ProblemT
+from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Outcome, Schedule, iterate
 from piggyback.types import PerSample, Primal
 
 
 @dataclass(frozen=True)
-class LowerLevel:
+class LowerLevel(Generic[ProblemT]):
     """A batch of problems, where to start, and how close to come.
 
     ``radius`` ``(batch,)``: the solve stops when ``||grad h(x)||_{H^{-1}} <= sqrt(mu) * radius``, which bounds
     ``||x - x*|| <= radius`` up to rounding (docs/theory.md, eq. 10); ``certified_distance`` includes the rounding.
     """
 
-    problem: SaddleProblem
+    problem: ProblemT
     start: Primal
     radius: PerSample
 
@@ -30,19 +32,23 @@ class LowerLevel:
         """Distance to the solution over the wanted one, bounded up to the rounding of the working precision."""
         return self.problem.data.dual_norm(gradient) / (self.problem.data.strong_convexity**0.5 * self.radius)
 
-    def select(self, index: Tensor) -> LowerLevel:
-        return LowerLevel(self.problem.select(index), self.start[index], self.radius[index])
+    def select(self, index: Tensor) -> LowerLevel[ProblemT]:
+        return replace(self, problem=self.problem.select(index), start=self.start[index], radius=self.radius[index])
+
+    def saddle(self, method: str) -> LowerLevel[SaddleProblem]:
+        """The same level, for a ``method`` that needs ``R(x) = f(K x)``; raises ``ValueError`` for other problems."""
+        return LowerLevel(require_saddle(self.problem, method), self.start, self.radius)
 
 
 class LowerSolver(ABC):
     """A lower-level algorithm: binds to a batch of problems."""
 
     @abstractmethod
-    def bind(self, lower: LowerLevel) -> Iteration:
+    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
         """The iteration; its result is ``(x,)``."""
 
 
-def radius_per_element(problem: SaddleProblem, tolerance: float) -> PerSample:
+def radius_per_element(problem: LowerProblem, tolerance: float) -> PerSample:
     """Radius for a root-mean-square error of ``tolerance`` grey values per element of ``x``."""
     like = problem.data.start
     elements = like[0].numel()
@@ -50,7 +56,7 @@ def radius_per_element(problem: SaddleProblem, tolerance: float) -> PerSample:
 
 
 def solve_lower(
-    problem: SaddleProblem,
+    problem: LowerProblem,
     solver: LowerSolver,
     radius: PerSample,
     start: Primal | None = None,
@@ -70,21 +76,19 @@ def solve_lower(
         return iterate(solver.bind(LowerLevel(problem, begin, radius)), schedule or Schedule())
 
 
-def certified_energy(problem: SaddleProblem, x: Primal) -> PerSample:
+def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
     """A bound of ``||x - x*||_H`` per sample, from one residual in float64 (eq. 10); rounding included.
 
     For ``H = B^T B + ridge I`` it bounds the distance in the data, ``||B (x - x*)||``, however small the ridge (eq. 28).
     """
     problem = problem.double()
     with torch.no_grad():
-        data, operator, mu = problem.data, problem.operator, problem.data.strong_convexity
         x = x.double()
-        y = problem.potential.gradient(operator.forward(x))
-        gradient = data.gradient(x) + operator.adjoint(y)
-        lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * problem.magnitude(x, y, problem.stiffness())
-        return data.dual_norm(gradient) + lost / mu**0.5
+        gradient, size = problem.gradient_and_rounding(x)
+        lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * size
+        return problem.data.dual_norm(gradient) + lost / problem.data.strong_convexity**0.5
 
 
-def certified_distance(problem: SaddleProblem, x: Primal) -> PerSample:
+def certified_distance(problem: LowerProblem, x: Primal) -> PerSample:
     """A bound of ``||x - x*||`` per sample: ``certified_energy`` over the root of the strong convexity (eq. 10)."""
     return certified_energy(problem, x) / problem.data.strong_convexity**0.5

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
+from piggyback.lower_problem import LowerProblem
 from piggyback.operators import Preconditioner
-from piggyback.problem import UnitForm
+from piggyback.problem import SaddleProblem, UnitForm
 from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import Dual, PerSample, Primal
@@ -59,14 +60,14 @@ class NonlinearCG(LowerSolver):
     One step costs one ``K`` and one ``K^T``.  The preconditioner is rebuilt after 14, 28, 56, ... steps.
     """
 
-    def bind(self, lower: LowerLevel) -> Iteration:
-        return NonlinearCGIteration(lower)
+    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+        return NonlinearCGIteration(lower.saddle("NonlinearCG"))
 
 
 class NonlinearCGIteration(Iteration[NonlinearCGState]):
     """Nonlinear conjugate gradients on one batch."""
 
-    def __init__(self, lower: LowerLevel, energy: UnitForm | None = None) -> None:
+    def __init__(self, lower: LowerLevel[SaddleProblem], energy: UnitForm | None = None) -> None:
         self.lower = lower
         self.energy = lower.problem.in_units() if energy is None else energy
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from piggyback.lower_problem import LowerProblem
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
@@ -48,14 +49,15 @@ class PDHG(LowerSolver):
     The look at the error costs one extra ``K``/``K^T`` pair, since PDHG itself never forms ``grad h(x)``.
     """
 
-    def bind(self, lower: LowerLevel) -> Iteration:
-        return PDHGIteration(lower, Steps.optimal(lower.problem))
+    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+        saddle = lower.saddle("PDHG")
+        return PDHGIteration(saddle, Steps.optimal(saddle.problem))
 
 
 class PDHGIteration(Iteration[PrimalDualState]):
     """PDHG on one batch."""
 
-    def __init__(self, lower: LowerLevel, steps: Steps) -> None:
+    def __init__(self, lower: LowerLevel[SaddleProblem], steps: Steps) -> None:
         self.lower = lower
         self.steps = steps
 

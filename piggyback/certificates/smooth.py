@@ -1,0 +1,112 @@
+"""Certificates for smooth energies: residuals, and the constants of the energy (docs/theory.md, section N)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from piggyback.batched import ROUNDING_TERMS, inner, norm
+from piggyback.certificates.coupling import CouplingRate
+from piggyback.certificates.evidence import PairEvidence, Residuals, inflate
+from piggyback.certificates.local import GradientBound, adjoint_error
+from piggyback.losses import Loss
+from piggyback.smooth import SmoothProblem
+from piggyback.terms.energies import EnergyBounds
+from piggyback.types import PerSample, Primal
+
+
+@dataclass(frozen=True)
+class SmoothEvidence(PairEvidence):
+    """The evidence for a smooth energy: ``bounds`` hold on the ball around ``x`` that contains ``x*``; ``force = ||P||``."""
+
+    bounds: EnergyBounds
+    force: PerSample
+
+
+def gather_smooth_evidence(
+    problem: SmoothProblem, loss: Loss, x: Primal, adjoint: Primal
+) -> tuple[SmoothEvidence, PerSample]:
+    """The evidence of a pair, at one gradient and one Hessian product, and the surrogate of eq. 9.
+
+    ``problem``, ``x`` and ``adjoint`` in float64.
+    """
+    x, adjoint = x.detach(), adjoint.detach()
+    read_off = problem.surrogate(x, adjoint)
+    with torch.no_grad():
+        fixed = problem.detached()
+        mu, slope, force = fixed.data.strong_convexity, loss.gradient(x), norm(adjoint)
+        gradient, size = fixed.gradient_and_rounding(x)
+        gap = slope - fixed.hessian(fixed.curvature(x), adjoint)
+        residuals = _residuals(fixed, loss, (x, adjoint), (gradient, gap), slope, size)
+        bounds = fixed.regularizer.bounds(x, residuals.error / mu**0.5)
+        coupling = _couple(bounds, residuals, force, _energy_norm(fixed, x, adjoint), mu)
+        return SmoothEvidence(
+            residuals=residuals,
+            gaps=(-gradient, gap),
+            strong_convexity=mu,
+            loss_smoothness=loss.smoothness,
+            coupling=coupling,
+            bend=torch.full_like(coupling.rate, torch.inf),
+            bounds=bounds,
+            force=force,
+        ), read_off
+
+
+def _energy_norm(problem: SmoothProblem, x: Primal, adjoint: Primal) -> PerSample:
+    """At least ``||P||_R`` at ``x``, rounding included."""
+    energy = inner(adjoint, problem.regularizer.product(problem.curvature(x), adjoint)).clamp(min=0)
+    lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * problem.stiffness() * inner(adjoint, adjoint)
+    return (energy + lost).sqrt()
+
+
+def _couple(bounds: EnergyBounds, residuals: Residuals, force: PerSample, energy: PerSample, mu: float) -> CouplingRate:
+    """Eq. N9: the smaller of the absolute and of the relative rate."""
+    turned = bounds.concordance * residuals.error / mu**0.5
+    relative = bounds.concordance * torch.exp(turned) * energy / mu**0.5
+    rate = torch.fmin(bounds.third * force / mu, relative)
+    whole = bounds.hessian * force / mu**0.5
+    return CouplingRate(_known(rate).float(), _known(whole).float(), torch.zeros_like(force).float())
+
+
+def _residuals(
+    problem: SmoothProblem,
+    loss: Loss,
+    pair: tuple[Primal, Primal],
+    gaps: tuple[Primal, Primal],
+    slope: Primal,
+    size: PerSample,
+) -> Residuals:
+    (x, adjoint), (gradient, gap), data = pair, gaps, problem.data
+    value, steepness, force = loss.value(x), norm(slope), norm(adjoint)
+    unit = ROUNDING_TERMS * torch.finfo(x.dtype).eps / data.strong_convexity**0.5
+    bent = norm(problem.regularizer.product(problem.curvature(x), adjoint))  # its rounding is modelled by its size
+    stiffness = problem.stiffness()
+    applied = torch.where(torch.isfinite(stiffness), 2 * stiffness * force, bent)
+    return Residuals(
+        error=data.dual_norm(gradient) + unit * size,
+        adjoint=data.dual_norm(gap) + unit * (steepness + data.smoothness * force + applied),
+        value=value,
+        correction=inner(adjoint, gradient),
+        slope=steepness,
+        size=value.abs() + steepness * norm(x),
+        correction_size=force * (norm(gradient) + size),
+    )
+
+
+def smooth_bound(evidence: SmoothEvidence) -> GradientBound:
+    """Bound of ``grad L - G`` from the constants of the energy (eq. N10); infinite if they are unknown.
+
+    The whole gradient is one group, ``operator``; the others are empty.
+    """
+    with torch.no_grad():
+        bounds, distance = evidence.bounds, evidence.residuals.error / evidence.strong_convexity**0.5
+        moved = adjoint_error(evidence).double() / evidence.strong_convexity**0.5
+        whole = bounds.mixed * moved + bounds.mixed_lipschitz * distance * (evidence.force + moved)
+        empty = whole.new_zeros(whole.shape[0], 0)
+        return GradientBound(inflate(_known(whole)).float(), empty, empty, empty, torch.zeros_like(whole))
+
+
+def _known(bound: PerSample) -> PerSample:
+    """Infinity where an infinite constant met a zero factor."""
+    return bound.nan_to_num(nan=torch.inf, posinf=torch.inf)

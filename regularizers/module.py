@@ -1,0 +1,30 @@
+"""Any convex torch module as a regularizer."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from piggyback.certificates.local import GradientBound
+from piggyback.regularizer import Regularizer
+from piggyback.smooth import SmoothProblem
+from piggyback.terms.energies import ModuleEnergy
+from piggyback.terms.quadratic import DataTerm
+from piggyback.types import Scalar
+
+
+class ModuleRegularizer(Regularizer):
+    """``R(x) = energy(x)`` for a module that returns one value per sample, convex and twice differentiable in ``x``.
+
+    Reconstructions come with a certified distance, gradients without a bound (infinite): that takes constants of the energy,
+    which a subclass of ``SmoothEnergy`` may know (``regularizers.icnn``).  Convexity is the caller's promise.
+    """
+
+    def __init__(self, energy: nn.Module) -> None:
+        super().__init__()
+        self.energy = energy
+
+    def problem(self, data: DataTerm) -> SmoothProblem:
+        return SmoothProblem(data, ModuleEnergy(self.energy))
+
+    def pull_back(self, bound: GradientBound) -> Scalar:
+        return bound.operator.mean()

@@ -1,0 +1,260 @@
+"""The energy of an input-convex network, with derivatives by hand and constants that hold (docs/theory.md, section N)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from piggyback.batched import norm
+from piggyback.terms.activations import Activation
+from piggyback.terms.energies import EnergyBounds, SmoothEnergy
+from piggyback.types import PerSample, Primal, Scalar
+from regularizers.boundaries import Boundary
+from regularizers.convolution import ConvolutionBank
+from regularizers.network_bounds import LayerConstants, NetworkConstants, PointNorms, extension_norm
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``z = W s + V x + b``: ``filters`` of the image, non-negative ``inner`` kernels of the layer before (None in the first).
+
+    ``skip``: the bank of ``filters`` (channels last); ``inner`` ``(outputs, inputs, k, k)``; ``offset`` ``(outputs,)``.
+    """
+
+    skip: ConvolutionBank
+    inner: Tensor | None
+    offset: Tensor
+
+    @property
+    def margin(self) -> int:
+        """Pixels per side that the inner kernels eat."""
+        return 0 if self.inner is None else self.inner.shape[-1] // 2
+
+    def converted(self, change: Callable[[Tensor], Tensor]) -> Layer:
+        """Detached and in another form."""
+        bank = ConvolutionBank(change(self.skip.filters.detach()), self.skip.boundary, self.skip.zero_mean)
+        inner = None if self.inner is None else change(self.inner.detach())
+        return Layer(bank, inner, change(self.offset.detach()))
+
+    def through(self, s: Tensor) -> Tensor:
+        """``W s`` for ``s`` ``(batch, height, width, inputs)``."""
+        assert self.inner is not None
+        if self.inner.shape[-1] == 1:
+            return s @ self.inner[..., 0, 0].T
+        return nnf.conv2d(s.permute(0, 3, 1, 2), self.inner).permute(0, 2, 3, 1)
+
+    def back(self, p: Tensor) -> Tensor:
+        """``W^T p``."""
+        assert self.inner is not None
+        if self.inner.shape[-1] == 1:
+            return p @ self.inner[..., 0, 0]
+        return nnf.conv_transpose2d(p.permute(0, 3, 1, 2), self.inner).permute(0, 2, 3, 1)
+
+
+class NetworkEnergy(SmoothEnergy):
+    """``R(x) = sum_p <c, s_L(p)>``, ``s_1 = phi(V_1 x + b_1)``, ``s_l = phi(W_l s_{l-1} + V_l x + b_l)``, ``W_l, c >= 0``.
+
+    The image is extended once, by the sum of the layers' margins, and all layers see whole windows only: layer ``l`` lives on
+    the sites that all later ones need.  ``inner_gain`` and ``output_gain``: largest derivative of an entry of ``W`` and of ``c``
+    in the parameter it is computed from (1: they are the parameters).  ``phi`` must be smooth for everything but ``value``.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[Layer, ...],
+        output: Tensor,
+        activation: Activation,
+        boundary: Boundary,
+        inner_gain: Scalar | None = None,
+        output_gain: Scalar | None = None,
+    ) -> None:
+        one = torch.ones((), dtype=output.dtype, device=output.device)
+        self.layers = layers
+        self.output = output
+        self.activation = activation
+        self.boundary = boundary
+        self.inner_gain = one if inner_gain is None else inner_gain.detach()
+        self.output_gain = one if output_gain is None else output_gain.detach()
+        self.margin = layers[0].skip.margin + sum(layer.margin for layer in layers)
+        self._constants: NetworkConstants | None = None
+
+    # --- the network -----------------------------------------------------------------------------------------------
+
+    def extended(self, x: Primal) -> Tensor:
+        """The image with the margin that all layers together need; raises ``ValueError`` for images that are too small."""
+        smallest = 2 * self.margin + 2
+        if x.dim() != 4 or min(x.shape[-2:]) < smallest:
+            raise ValueError(f"this network needs images (batch, channels, height, width) of at least {smallest} pixels "
+                             f"per side, got shape {tuple(x.shape)}")  # fmt: skip
+        return self.boundary.extend(x, self.margin)
+
+    def linear(self, index: int, image: Tensor, s: Tensor | None) -> Tensor:
+        """``W_l s + V_l image`` without the offset, on the sites of layer ``index``."""
+        layer = self.layers[index]
+        eaten = sum(inner.margin for inner in self.layers[1 : index + 1])
+        side = image if eaten == 0 else image[..., eaten:-eaten, eaten:-eaten].contiguous()
+        seen = layer.skip.forward(side)
+        return seen if s is None else seen + layer.through(s)
+
+    def linear_adjoint(self, index: int, p: Tensor, image: Tensor) -> Tensor:
+        """``V_l^T p`` added to ``image`` (which is changed)."""
+        eaten = sum(inner.margin for inner in self.layers[1 : index + 1])
+        height, width = image.shape[-2:]
+        window = image[..., eaten : height - eaten, eaten : width - eaten]
+        window += self.layers[index].skip.adjoint(p.contiguous())
+        return image
+
+    def pre_activations(self, x: Primal) -> list[Tensor]:
+        """``z_l``, each ``(batch, height_l, width_l, channels_l)``."""
+        image, s, found = self.extended(x), None, []
+        for index, layer in enumerate(self.layers):
+            z = self.linear(index, image, s) + layer.offset
+            found.append(z)
+            s = self.activation.value(z)
+        return found
+
+    def value(self, x: Primal) -> PerSample:
+        return (self.activation.value(self.pre_activations(x)[-1]) @ self.output).flatten(1).sum(1)
+
+    def value_and_gradient(self, x: Primal) -> tuple[PerSample, Primal]:
+        with torch.no_grad():
+            z = self.pre_activations(x)
+            value = (self.activation.value(z[-1]) @ self.output).flatten(1).sum(1)
+            return value, self._pulled([self.activation.slope(part) for part in z], x)[0]
+
+    def _pulled(self, slopes: list[Tensor], x: Primal) -> tuple[Primal, list[Tensor]]:
+        """``grad R`` and ``p_l = phi'(z_l) q_l``."""
+        image = torch.zeros_like(self.extended(x))
+        q, forces = self.output.expand_as(slopes[-1]), []
+        for index in reversed(range(len(self.layers))):
+            p = slopes[index] * q
+            forces.append(p)
+            self.linear_adjoint(index, p, image)
+            if index > 0:
+                q = self.layers[index].back(p)
+        return self.boundary.fold(image, self.margin), forces[::-1]
+
+    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
+        x, direction = x.detach(), direction.detach()
+        image, tangent_image = self.extended(x), self.extended(direction)
+        s = tangent = slope = None
+        for index, layer in enumerate(self.layers):
+            z = self.linear(index, image, s) + layer.offset
+            moved = self.linear(index, tangent_image, tangent)
+            slope = self.activation.slope(z)
+            s, tangent = self.activation.value(z), slope * moved
+        assert tangent is not None
+        return (tangent @ self.output).flatten(1).sum(1)
+
+    # --- Hessian products --------------------------------------------------------------------------------------------
+
+    def curvature(self, x: Primal) -> Tensor:
+        """``phi'(z_l)`` and ``q_l phi''(z_l)`` of all layers, one row per sample: ``D^2 R = sum J_l^T diag(q_l phi'') J_l``."""
+        with torch.no_grad():
+            parts = [self.activation.slope_and_curvature(z) for z in self.pre_activations(x)]
+            q, found = self.output.expand_as(parts[-1][0]), []
+            for index in reversed(range(len(self.layers))):
+                slope, bend = parts[index]
+                found += [slope.flatten(1), (q * bend).flatten(1)]
+                if index > 0:
+                    q = self.layers[index].back(slope * q)
+            return torch.cat(found, dim=1)
+
+    def product(self, curvature: Tensor, v: Primal) -> Primal:
+        with torch.no_grad():
+            image = self.extended(v)
+            parts = self._unpacked(curvature, image)
+            tangents, tangent = [], None
+            for index, (slope, _) in enumerate(parts):
+                moved = self.linear(index, image, tangent)
+                tangents.append(moved)
+                tangent = slope * moved
+            pulled, p = torch.zeros_like(image), None
+            for index in reversed(range(len(self.layers))):
+                slope, weight = parts[index]
+                force = weight * tangents[index]
+                if p is not None:
+                    force = force + slope * self.layers[index + 1].back(p)
+                p = force
+                self.linear_adjoint(index, p, pulled)
+            return self.boundary.fold(pulled, self.margin)
+
+    def _unpacked(self, curvature: Tensor, image: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The pairs of ``curvature``, layer by layer."""
+        shapes = self.shapes(image)
+        sizes = [shape.numel() for shape in reversed(shapes) for _ in range(2)]
+        flat = list(curvature.split(sizes, dim=1))
+        pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
+        batch = curvature.shape[0]
+        return [(a.view(batch, *s), b.view(batch, *s)) for (a, b), s in zip(pairs, shapes, strict=True)]
+
+    def shapes(self, image: Tensor) -> list[torch.Size]:
+        """``(height_l, width_l, channels_l)`` of the layers for an extended image."""
+        lost, found = 2 * self.layers[0].skip.margin, []
+        for layer in self.layers:
+            lost += 2 * layer.margin
+            found.append(torch.Size((image.shape[-2] - lost, image.shape[-1] - lost, layer.offset.shape[0])))
+        return found
+
+    # --- constants ---------------------------------------------------------------------------------------------------
+
+    def constants(self) -> NetworkConstants:
+        """What does not depend on the point; computed once, in float64."""
+        if self._constants is None:
+            layers = [
+                LayerConstants.of(layer.skip, layer.inner, layer.offset, extension_norm(self.boundary))
+                for layer in self.layers
+            ]
+            self._constants = NetworkConstants.of(layers, self.output, self.activation)
+        return self._constants
+
+    def bounds(self, x: Primal, radius: PerSample) -> EnergyBounds:
+        with torch.no_grad():
+            z = self.pre_activations(x)
+            _, forces = self._pulled([self.activation.slope(part) for part in z], x)
+            centred = x - x.mean(dim=(2, 3), keepdim=True)  # the filters have zero mean
+            point = PointNorms(
+                image=norm(x),
+                contrast=norm(centred) if all(layer.skip.zero_mean for layer in self.layers) else norm(x),
+                hidden=[norm(self.activation.value(part)) for part in z],
+                force=[norm(part) for part in forces],
+                sites=[part.shape[1] * part.shape[2] for part in z],
+            )
+            return self.constants().at(point, radius, self.inner_gain, self.output_gain)
+
+    def stiffness(self, like: Primal) -> Scalar:
+        return self.constants().hessian.to(like)
+
+    def check_signs(self) -> None:
+        """Raise ``ValueError`` for a negative inner or output weight."""
+        for index, layer in enumerate(self.layers):
+            if layer.inner is not None and not bool((layer.inner >= 0).all()):
+                raise ValueError(
+                    f"layer {index + 1}: inner weights must be non-negative, got {float(layer.inner.min()):.3g}"
+                )
+        if not bool((self.output >= 0).all()):
+            raise ValueError(f"output weights must be non-negative, got {float(self.output.min()):.3g}")
+
+    def check(self) -> None:
+        self.check_signs()
+        if not self.activation.max_curvature < float("inf"):
+            raise ValueError("a piecewise linear activation has no smooth energy: choose softplus, or the lifted form")
+
+    # --- copies ------------------------------------------------------------------------------------------------------
+
+    def detached(self) -> NetworkEnergy:
+        copy = self._converted(lambda v: v)
+        copy._constants = self._constants
+        return copy
+
+    def double(self) -> NetworkEnergy:
+        return self._converted(Tensor.double)
+
+    def _converted(self, change: Callable[[Tensor], Tensor]) -> NetworkEnergy:
+        layers = tuple(layer.converted(change) for layer in self.layers)
+        gains = change(self.inner_gain), change(self.output_gain)
+        return NetworkEnergy(layers, change(self.output.detach()), self.activation, self.boundary, *gains)
