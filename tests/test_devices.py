@@ -17,7 +17,6 @@ from piggyback.batched import inner, norm
 from piggyback.certificates.corrected_loss import corrected_loss, plain_loss
 from piggyback.certificates.evidence import gather_evidence
 from piggyback.certificates.local import local_bound
-from piggyback.certificates.smooth import gather_smooth_evidence, smooth_bound
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradient.piggyback import PiggybackIteration
 from piggyback.losses import LinearFunctional, SquaredError
@@ -29,13 +28,11 @@ from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
 from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
-from piggyback.solvers.quasi_newton import QuasiNewton
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
 from piggyback.terms.quadratic import Denoising
 from regularizers.boundaries import BOUNDARIES
 from regularizers.convolution import ConvolutionBank
-from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.kernels import ADJOINT_KERNELS, FORWARD_KERNELS, KernelPlan
 from tests.problems import PROFILES
 
@@ -170,22 +167,6 @@ def test_certificates(case: tuple[str, str, int], dtype: torch.dtype) -> None:
         ):
             assert_on_device(found)
         assert_on_device(surrogate, dtype)
-
-
-def test_networks(dtype: torch.dtype) -> None:
-    """Quasi-Newton steps, Hessian products and certificates of an input-convex network."""
-    model = NetworkRegularizer(NetworkConfig(widths=(4, 2), size=3, inner=3)).to(DEVICE, dtype)
-    x, index = on_device(2, 1, 9, 10, dtype=dtype), torch.zeros(1, dtype=torch.long, device=DEVICE)
-    problem, loss = model.problem(Denoising(x)), SquaredError(x)
-    fixed = problem.detached()
-    iteration = QuasiNewton().bind(LowerLevel(fixed, x, radius_per_element(fixed, 1e-3)))
-    run_steps(iteration, dtype)
-    run_steps(iteration.select(index), dtype)
-    run_steps(ConjugateGradient(LinearSystem(fixed, fixed.curvature(x), x, on_device(2, dtype=dtype))), dtype)
-    evidence, surrogate = gather_smooth_evidence(problem, loss, x, torch.zeros_like(x))
-    for found in (smooth_bound(evidence), corrected_loss(evidence), plain_loss(evidence)):
-        assert_on_device(found)
-    assert_on_device(surrogate, dtype)
 
 
 @pytest.mark.parametrize("forward", FORWARD_KERNELS, ids=lambda kernel: kernel.__name__)
