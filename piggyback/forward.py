@@ -54,6 +54,11 @@ class ValidBlur:
         rows, columns = self.kernel.shape
         return self._periodic(nnf.pad(y, (columns - 1, 0, rows - 1, 0)), conjugate=True)
 
+    def pilot(self, y: Tensor, /) -> Primal:
+        """The observation, continued by replication to the size of the image."""
+        rows, columns = (side // 2 for side in self.kernel.shape)
+        return nnf.pad(y, (columns, columns, rows, rows), mode="replicate")
+
     def symbol(self, like: Primal) -> Tensor:
         """``|kernel^|^2`` on the image's frequencies: what ``B^T B`` is far from the border."""
         transform = self._transform(like)

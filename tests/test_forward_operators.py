@@ -278,3 +278,13 @@ def test_lifted_primal_dual_solves_the_lower_level() -> None:
 def test_bad_operators_are_refused(make: Callable[..., object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(torch.zeros(1, 1, *SHAPE), operator("blur"))
+
+
+def test_what_adaptive_weights_look_at() -> None:
+    """A valid blur sees less than the image: its observation is continued to the image's size, values and place kept."""
+    kernel = torch.ones(3, 5, dtype=torch.float64) / 15
+    blur, image = ValidBlur(kernel), torch.rand(2, 1, 9, 11, dtype=torch.float64)
+    data = LeastSquares(blur.A(image), blur, ridge=0.1)
+    assert data.pilot.shape == image.shape
+    assert torch.equal(data.pilot[..., 1:-1, 2:-2], data.observed)
+    assert torch.equal(data.pilot[..., 0, 2:-2], data.observed[..., 0, :])

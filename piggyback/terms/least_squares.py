@@ -65,6 +65,11 @@ class LeastSquares(DataTerm):
     def start(self) -> Primal:
         return self.linear / self.smoothness
 
+    @property
+    def pilot(self) -> Primal:
+        continued = getattr(self.forward, "pilot", None)
+        return self.start if continued is None else continued(self.observed)
+
     def value(self, x: Primal) -> PerSample:
         residual, away = self.forward.A(x) - self.observed, x - self.centre
         return 0.5 * inner(residual, residual) + 0.5 * self.ridge * inner(away, away)
