@@ -20,7 +20,7 @@ from experiments.instances import (
     scaled,
     starting_regularizer,
 )
-from experiments.peak_memory import PeakMemory
+from experiments.memory import peak_memory
 from experiments.reference import solve_reference
 from piggyback.certified import split_like
 from piggyback.gradients import Hypergradient, hypergradient
@@ -126,9 +126,8 @@ def measure(setting: Setting, name: str, method: Method, accuracy: Accuracy) -> 
     begin = time.perf_counter()
     found = hypergradient(method, setting.regularizer, setting.data, setting.loss, accuracy)
     seconds = time.perf_counter() - begin
-    with PeakMemory() as memory:
-        hypergradient(method, setting.regularizer, setting.data, setting.loss, accuracy)
-    return row(setting, name, found, seconds, memory.peak / 1e6)
+    peak = peak_memory(lambda: hypergradient(method, setting.regularizer, setting.data, setting.loss, accuracy))
+    return row(setting, name, found, seconds, peak / 1e6)
 
 
 def row(setting: Setting, name: str, found: Hypergradient, seconds: float, peak_mb: float) -> Row:

@@ -17,9 +17,9 @@ from torch import Tensor
 from piggyback.bilevel import EACH_STEP, BilevelOracle, BilevelSettings, Samples
 from piggyback.certificates.corrected_loss import plain_loss
 from piggyback.certificates.worst_case import worst_case_bound
-from piggyback.certified import Certification, certify, double_copy
+from piggyback.certified import Certification, assign, certify, double_copy, parameter_vector
 from piggyback.descent import AdaptiveDescent, StopReason
-from piggyback.hypergradient.base import Accuracy, Sensitivity
+from piggyback.hypergradient.base import Accuracy, Sensitivity, flat_gradient
 from piggyback.hypergradient.implicit import adjoint_system
 from piggyback.losses import SquaredError
 from piggyback.operators import ApplicationCounter
@@ -73,7 +73,6 @@ class PlainLevel:
         self.loss = SquaredError(samples.clean)
         self.counter = ApplicationCounter()
         self.x, self.adjoint = samples.degraded, torch.zeros_like(samples.degraded)
-        self._writer = BilevelOracle(regularizer, samples)
 
     @property
     def per_image(self) -> float:
@@ -81,10 +80,10 @@ class PlainLevel:
         return self.counter.applications / len(self.samples)
 
     def parameters(self) -> Tensor:
-        return self._writer.parameters()
+        return parameter_vector(self.regularizer)
 
     def _problem(self, parameters: Tensor) -> SaddleProblem:
-        self._writer.assign(parameters)
+        assign(self.regularizer, parameters)
         return self.regularizer.problem(Denoising(self.samples.degraded)).counted(self.counter)
 
     def solve(self, parameters: Tensor, tolerance: float) -> tuple[float, float]:
@@ -100,8 +99,7 @@ class PlainLevel:
         """Hypergradient at the last ``x``, the adjoint solved to the relative residual ``tolerance``."""
         problem = self._problem(parameters)
         self._solve_adjoint(problem, tolerance)
-        read_off = problem.surrogate(self.x, self.adjoint).mean()
-        return torch.cat([g.flatten() for g in torch.autograd.grad(read_off, list(self.regularizer.parameters()))])
+        return flat_gradient(problem.surrogate(self.x, self.adjoint).mean(), list(self.regularizer.parameters()))
 
     def bounded_gradient(self, parameters: Tensor, tolerance: float) -> tuple[Tensor, float]:
         """The same with a bound of its error (our local one, which is the smallest there is)."""

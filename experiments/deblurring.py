@@ -21,9 +21,9 @@ from torch import Tensor
 
 from experiments.baselines import tune, tune_tv, tv_restore, wiener
 from experiments.data import Photograph, draw_patches, image_generator, load_photographs
-from experiments.degradations import EDGES, Blur, edges_named, from_description
+from experiments.degradations import EDGES, Blur, edges_named
 from experiments.errors import UserError, one_line_errors
-from experiments.instances import PRETRAINED, linear_run, scaled
+from experiments.instances import PRETRAINED, blurred_run, linear_run, scaled
 from experiments.metrics import psnr, ssim
 from experiments.report import Comparison, comparison
 from experiments.restoration import restore
@@ -144,11 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
     prepare(threads=1)
-    regularizer, config = linear_run(options.run)
-    training = config.get("training")
-    blur = from_description(training if isinstance(training, dict) else {}, str(options.run))
-    if not isinstance(blur, Blur):
-        raise UserError(f"{options.run}: was trained to {blur.task}, not to deblur")
+    regularizer, blur = blurred_run(options.run)
     denoiser, _ = linear_run(options.denoiser)
     if denoiser.config.channels != regularizer.config.channels:
         raise UserError(f"{options.denoiser}: has {denoiser.config.channels} channels, the run another number")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.blur_kernels import gaussian_kernel
 from experiments.data import add_noise, draw_patches, embedded_photographs, image_generator
+from experiments.degradations import Blur, from_description
 from experiments.errors import UserError
 from experiments.model_file import load_regularizer
 from experiments.run_folder import Json, RunFolder
@@ -84,6 +85,16 @@ def linear_run(run: Path) -> tuple[LinearRegularizer, dict[str, Json]]:
     if not isinstance(regularizer, LinearRegularizer):
         raise UserError(f"{run}: holds a network; this command needs a learned linear operator")
     return regularizer, config
+
+
+def blurred_run(run: Path) -> tuple[LinearRegularizer, Blur]:
+    """The model of a deblurring run and the blur it was trained to undo.  Raises ``UserError`` for any other run."""
+    regularizer, config = linear_run(run)
+    training = config.get("training")
+    blur = from_description(training if isinstance(training, dict) else {}, str(run))
+    if not isinstance(blur, Blur):
+        raise UserError(f"{run}: was trained to {blur.task}, not to deblur")
+    return regularizer, blur
 
 
 def starting_regularizer(filters: int, size: int, channels: int) -> LinearRegularizer:

@@ -20,9 +20,9 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments.data import central_crop, image_generator, load_photographs
-from experiments.degradations import Blur, Degradation, Noise, from_description
-from experiments.errors import UserError, one_line_errors
-from experiments.instances import linear_run, scaled, trained_regularizer
+from experiments.degradations import Blur, Degradation, Noise
+from experiments.errors import one_line_errors
+from experiments.instances import blurred_run, scaled, trained_regularizer
 from experiments.metrics import psnr
 from experiments.run_folder import write_json
 from experiments.runtime import prepare
@@ -134,11 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
     prepare(threads=1)
-    regularizer, config = linear_run(options.run)
-    training = config.get("training")
-    blur = from_description(training if isinstance(training, dict) else {}, str(options.run))
-    if not isinstance(blur, Blur):
-        raise UserError(f"{options.run}: was trained to {blur.task}, not to deblur")
+    regularizer, blur = blurred_run(options.run)
     photographs = load_photographs(options.images, "test", regularizer.config.channels == 3)
     clean = torch.stack([central_crop(photograph.pixels, options.side) for photograph in photographs[: options.crops]])
     rows = [study(trained_regularizer(options.denoiser), Noise(25 / 255), clean, "denoising")]

@@ -239,52 +239,29 @@ def photographs(options: Options) -> tuple[list[Photograph], list[Photograph]]:
 
 def new_regularizer(options: Options, degradation: Degradation, samples: Samples) -> Learned:
     """Seeded start.  ``--measure-kernels`` may change the last digits of a run: kernels differ in rounding."""
-    if options.family() == "icnn":
-        return _network(options, degradation.sigma, samples.clean.shape[1]).to(samples.clean.device)
     try:
-        config = LinearConfig.for_noise(
-            sigma=degradation.sigma,
-            filters=options.filters,
-            size=options.size,
-            channels=samples.clean.shape[1],
-            profile=options.profile,
-            boundary=options.boundary,
-        )
+        regularizer = _started(options, degradation, samples).to(samples.clean.device)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if isinstance(degradation, Blur):
-        config = start_for_blur(config, degradation, samples, options.seed)
-    generator = torch.Generator().manual_seed(options.seed)
-    if options.family() == "adaptive":
-        regularizer = _adaptive(config, degradation.sigma, generator)
-    else:
-        regularizer = LinearRegularizer(config, generator)
-    regularizer = regularizer.to(samples.clean.device)
-    if options.measure_kernels:
+    if options.measure_kernels and isinstance(regularizer, LinearRegularizer):
         regularizer.plan = measured_plan(regularizer.filters(), samples.clean[: options.batch])
     return regularizer
 
 
-def _network(options: Options, sigma: float, channels: int) -> NetworkRegularizer:
-    try:
-        config = NetworkConfig.for_noise(
-            sigma=sigma,
-            widths=tuple(options.widths),
-            size=options.size,
-            inner=options.inner,
-            channels=channels,
-            boundary=options.boundary,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return NetworkRegularizer(config, torch.Generator().manual_seed(options.seed))
-
-
-def _adaptive(config: LinearConfig, sigma: float, generator: torch.Generator) -> LinearRegularizer:
-    try:
+def _started(options: Options, degradation: Degradation, samples: Samples) -> Learned:
+    """Raises ``ValueError`` for an impossible architecture."""
+    sigma, channels = degradation.sigma, samples.clean.shape[1]
+    generator = torch.Generator().manual_seed(options.seed)
+    if options.family() == "icnn":
+        widths = tuple(options.widths)
+        network = NetworkConfig.for_noise(sigma, widths, options.size, options.inner, channels, options.boundary)
+        return NetworkRegularizer(network, generator)
+    config = LinearConfig.for_noise(sigma, options.filters, options.size, channels, options.profile, options.boundary)
+    if isinstance(degradation, Blur):
+        config = start_for_blur(config, degradation, samples, options.seed)
+    if options.family() == "adaptive":
         return AdaptiveRegularizer(config, WeightConfig(contrast=2 * sigma), generator)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return LinearRegularizer(config, generator)
 
 
 def start_for_blur(config: LinearConfig, blur: Blur, samples: Samples, seed: int) -> LinearConfig:

@@ -124,7 +124,6 @@ class Trainer:
             state, metric = self._restore(checkpoint, oracle)
             if state.reason is not StopReason.RUNNING:
                 return  # nothing is left to do
-
         descent = AdaptiveDescent(oracle, DescentSettings(), metric)
         while state is None or state.reason is StopReason.RUNNING:
             state = self._limited(descent.start() if state is None else descent.advance(state))
@@ -159,7 +158,8 @@ class Trainer:
                 workers=plan.workers,
             ),
         )
-        probe = BilevelOracle(copy.deepcopy(regularizer), self._probe_samples(), self.settings)
+        averaged = copy.deepcopy(regularizer)
+        probe = BilevelOracle(averaged, self._probe_samples(), self.settings)
         if checkpoint is not None:
             self._restore_stochastic(checkpoint, descent, probe, generator)
         steps = 0 if checkpoint is None else plan.report_every  # the start is reported too
@@ -171,7 +171,8 @@ class Trainer:
             last, reason = not self._goes_on(descent.taken), StopReason.RUNNING
             if last and (plan.stochastic == 1 or plan.iterations == 0):
                 reason = StopReason.ITERATIONS if descent.taken >= plan.steps else StopReason.BUDGET
-            self._save_stochastic(descent, probe, generator, reason)
+            self._save_stochastic(descent, probe, generator)
+            save_regularizer(self.run, averaged, self.released(reason.value))
             yield self._line(current, descent.taken, "stochastic", plan.rate, 1.0), reason
             if last:
                 break
@@ -275,22 +276,14 @@ class Trainer:
         self.taken = int(content["taken"])
         return parameters.to(device)
 
-    def _save_stochastic(
-        self, descent: StochasticDescent, probe: BilevelOracle, generator: torch.Generator, reason: StopReason
-    ) -> None:
-        content = self._common("stochastic", torch.nn.utils.parameters_to_vector(descent.leaves).detach(), probe)
+    def _save_stochastic(self, descent: StochasticDescent, probe: BilevelOracle, generator: torch.Generator) -> None:
+        content = self._common("stochastic", descent.parameters(), probe)
         content |= {
             "average": descent.average,
             "optimizer": descent.optimizer.state_dict(),
             "generator": generator.get_state(),
         }
         self.run.save_checkpoint(descent.taken, content)
-        save_regularizer(self.run, self._averaged(probe), self.released(reason.value))
-
-    def _averaged(self, probe: BilevelOracle) -> Learned:
-        """The regularizer at the average, which the probe has just been evaluated at."""
-        assert isinstance(probe.regularizer, Learned)
-        return probe.regularizer
 
     def _restore_stochastic(
         self, checkpoint: Checkpoint, descent: StochasticDescent, probe: BilevelOracle, generator: torch.Generator

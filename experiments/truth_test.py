@@ -38,7 +38,7 @@ from experiments.run_folder import Json, write_json
 from experiments.runtime import prepare
 from piggyback.batched import inner, norm
 from piggyback.certified import examine
-from piggyback.hypergradient.base import Sensitivity
+from piggyback.hypergradient.base import Sensitivity, flat_gradient
 from piggyback.on_demand import OnDemand
 from piggyback.operators import ApplicationCounter
 from piggyback.problem import SaddleProblem
@@ -168,9 +168,9 @@ def by_cone(instance: Instance) -> Outcome:
         layer = CvxpyLayer(program.problem, program.parameters, [program.x])
         (x,) = layer(*program.arguments(problem))
         value = loss.value(x.reshape(instance.clean.shape)).sum()
-        parts = torch.autograd.grad(value, list(regularizer.parameters()))
+        gradient = flat_gradient(value, list(regularizer.parameters()))
     warned = any(not issubclass(warning.category, DeprecationWarning) for warning in caught)
-    return Outcome(torch.cat([part.flatten() for part in parts]), warned=warned)
+    return Outcome(gradient, warned=warned)
 
 
 # --- instances and answers -------------------------------------------------------------------------------------------

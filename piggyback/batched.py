@@ -1,5 +1,9 @@
 """Inner products and scalings that treat the first axis as a batch of independent problems."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,3 +38,20 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, and 0 where the denominator is 0 (a sample that is already solved exactly)."""
     zero = denominator == 0
     return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)
+
+
+def conjugate_step(
+    point: tuple[Tensor, Tensor, Tensor, PerSample], image: Tensor, metric: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, PerSample]:
+    """One step of preconditioned conjugate gradients on ``(x, residual, direction, <residual, metric residual>)``.
+
+    ``image``: the matrix times ``direction``.  A solved sample stays where it is.
+    """
+    x, residual, direction, energy = point
+    alpha = safe_divide(energy, inner(direction, image))
+    x = torch.addcmul(x, direction, per_sample(alpha, direction))
+    residual = torch.addcmul(residual, image, per_sample(-alpha, image))
+    preconditioned = metric(residual)
+    new = inner(residual, preconditioned)
+    beta = safe_divide(new, energy)
+    return x, residual, torch.addcmul(preconditioned, direction, per_sample(beta, direction)), new

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,13 +14,14 @@ from torch import Tensor
 from piggyback.certified import (
     Certification,
     CertifiedGradient,
+    assign,
     certify,
     concatenate_bounds,
     converged,
     double_copy,
-    split_like,
+    parameter_vector,
 )
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart, flat_gradient
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import Loss, SquaredError
 from piggyback.operators import ApplicationCounter
@@ -55,7 +56,16 @@ class Samples:
 EACH_STEP = ImplicitCG(lower_schedule=Schedule(check_every=1), adjoint_schedule=Schedule(check_every=1))
 """Looks at the residuals after every step: warm starts need few, and each is worth more than a look."""
 
+Item = TypeVar("Item")
 T = TypeVar("T")
+
+
+def in_order(compute: Callable[[Item], T], items: Iterable[Item], workers: int) -> list[T]:
+    """``compute`` of every item on ``workers`` threads; results in the order of the items, whatever order they finish in."""
+    if workers == 1:
+        return [compute(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(compute, items))
 
 
 @dataclass(frozen=True)
@@ -102,14 +112,11 @@ class BilevelOracle(Oracle):
         self.warm: WarmStart | None = None
 
     def parameters(self) -> Tensor:
-        return torch.nn.utils.parameters_to_vector(self.regularizer.parameters()).detach().clone()
+        return parameter_vector(self.regularizer)
 
     def assign(self, parameters: Tensor) -> None:
         """Write a flat vector into the regularizer's parameters."""
-        leaves = list(self.regularizer.parameters())
-        with torch.no_grad():
-            for leaf, part in zip(leaves, split_like(parameters, leaves), strict=True):
-                leaf.copy_(part)
+        assign(self.regularizer, parameters)
 
     def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
         self.assign(parameters)
@@ -151,12 +158,8 @@ class BilevelOracle(Oracle):
         )
 
     def _batches(self, compute: Callable[[int], T]) -> list[T]:
-        """``compute`` of the first index of every batch, in the order of the samples, whatever order they finish in."""
-        firsts = range(0, len(self.samples), self.settings.batch)
-        if self.settings.workers == 1:
-            return [compute(first) for first in firsts]
-        with ThreadPoolExecutor(self.settings.workers) as pool:
-            return list(pool.map(compute, firsts))
+        """``compute`` of the first index of every batch, in the order of the samples."""
+        return in_order(compute, range(0, len(self.samples), self.settings.batch), self.settings.workers)
 
     def _keep(self, pairs: Sequence[Sensitivity], dtype: torch.dtype) -> None:
         """Make the pairs of all batches the next warm start."""
@@ -171,10 +174,9 @@ class BilevelOracle(Oracle):
         pair = settings.method.differentiate(problem, loss, tolerance, start)
         with torch.enable_grad():
             read_off = problem.surrogate(pair.x, pair.adjoint)
-            gradients = torch.autograd.grad(read_off.sum(), list(self.regularizer.parameters()))
+            gradient = flat_gradient(read_off.sum(), list(self.regularizer.parameters()))
         value = float((loss.value(pair.x) + read_off.detach()).sum())
-        flat = torch.cat([g.flatten() for g in gradients])
-        return _RoughPart(pair, value, flat, converged(pair), counter.applications)
+        return _RoughPart(pair, value, gradient, converged(pair), counter.applications)
 
     def _part(self, exact: Regularizer, first: int, tolerance: Accuracy) -> CertifiedGradient:
         where, counter = slice(first, first + self.settings.batch), ApplicationCounter()

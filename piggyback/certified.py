@@ -14,7 +14,7 @@ from piggyback.certificates.corrected_loss import LossInterval, corrected_loss
 from piggyback.certificates.evidence import Evidence, PairEvidence, gather_evidence
 from piggyback.certificates.local import GradientBound, local_bound
 from piggyback.certificates.smooth import SmoothEvidence, gather_smooth_evidence, smooth_bound
-from piggyback.hypergradient.base import Sensitivity
+from piggyback.hypergradient.base import Sensitivity, flat_gradient
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter
@@ -86,11 +86,7 @@ def examine(
     with torch.enable_grad():
         problem = exact.problem(data).counted(counter)
         evidence, read_off = evidence_of(problem, loss, pair.x, pair.adjoint)
-        gradients = torch.autograd.grad(read_off.sum(), parameters, allow_unused=True)
-    flat = [
-        torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)
-    ]
-    return evidence, torch.cat(flat)
+        return evidence, flat_gradient(read_off.sum(), parameters)
 
 
 def certify(
@@ -157,3 +153,16 @@ def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """A flat vector cut into tensors of the shapes and dtypes of ``parameters``."""
     parts = vector.split([p.numel() for p in parameters])
     return [part.view_as(p).to(p) for part, p in zip(parts, parameters, strict=True)]
+
+
+def parameter_vector(regularizer: Regularizer) -> Tensor:
+    """A flat copy of the parameters, outside any graph."""
+    return torch.nn.utils.parameters_to_vector(regularizer.parameters()).detach().clone()
+
+
+def assign(regularizer: Regularizer, vector: Tensor) -> None:
+    """Write a flat vector into the parameters."""
+    leaves = list(regularizer.parameters())
+    with torch.no_grad():
+        for leaf, part in zip(leaves, split_like(vector, leaves), strict=True):
+            leaf.copy_(part)

@@ -142,11 +142,6 @@ class AdaptiveDescent:
         current = self.oracle.evaluate(self.oracle.parameters(), accuracy)
         return DescentState(current, accuracy, 1.0, (), 0, current.work, StopReason.RUNNING)
 
-    def restart(self, state: DescentState) -> DescentState:
-        """Go on after the oracle's samples have changed: the loss is another one, the metric is still a good guess."""
-        current = self.oracle.evaluate(state.current.parameters, state.accuracy)
-        return replace(state, current=current, work=current.work, reason=StopReason.RUNNING)
-
     def iterations(self, state: DescentState) -> Iterator[DescentState]:
         """Yield the state after every accepted step, and once more with the reason when no step can be certified."""
         while state.reason is StopReason.RUNNING:

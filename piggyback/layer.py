@@ -91,7 +91,7 @@ class _Minimiser(torch.autograd.Function):
         exact = double_copy(layer.regularizer)
         problem = layer.regularizer.problem(data).with_exact(exact.problem(data.double())).counted(ctx.counter)
         accuracy = Accuracy(layer.tolerance, layer.tolerance)
-        pair = layer.method.differentiate(problem, loss, accuracy, WarmStart(x, torch.zeros_like(x)))
+        pair = layer.method.differentiate(problem, loss, accuracy, WarmStart.at(x))
         part = certify(exact, data.double(), loss.double(), pair, Certification(), ctx.counter)
         ctx.report.applications = ctx.counter.applications
         ctx.report.groups = part.bound

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.certified import split_like
+from piggyback.certified import assign
 from piggyback.gradients import hypergradient
 from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod
 from piggyback.losses import Loss
@@ -44,10 +44,7 @@ def upper_level(
     model, count = copy.deepcopy(regularizer), data.start.shape[0]
 
     def evaluate(parameters: Tensor) -> tuple[float, Tensor]:
-        leaves = list(model.parameters())
-        with torch.no_grad():
-            for leaf, part in zip(leaves, split_like(parameters, leaves), strict=True):
-                leaf.copy_(part)
+        assign(model, parameters)
         found = hypergradient(method, model, data, loss, accuracy)
         return found.loss / count, found.gradient.to(parameters) / count
 

@@ -55,9 +55,13 @@ class SmoothProblem(LowerProblem):
     def curvature(self, x: Primal) -> Tensor:
         return self.regularizer.curvature(x)
 
-    def hessian(self, curvature: Tensor, v: Primal) -> Primal:
+    def bend(self, curvature: Tensor, v: Primal) -> Primal:
+        """``D^2 R v``, the part of the regularizer in ``hessian``."""
         self._count(v)
-        return self.data.hessian(v) + self.regularizer.product(curvature, v)
+        return self.regularizer.product(curvature, v)
+
+    def hessian(self, curvature: Tensor, v: Primal) -> Primal:
+        return self.data.hessian(v) + self.bend(curvature, v)
 
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
         return ScalarPreconditioner(torch.ones((), dtype=like.dtype, device=like.device))

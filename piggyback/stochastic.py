@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from piggyback.bilevel import Samples
-from piggyback.certified import split_like
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod
+from piggyback.bilevel import Samples, in_order
+from piggyback.certified import assign, parameter_vector, split_like
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, flat_gradient
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import Loss, SquaredError
 from piggyback.operators import ApplicationCounter
@@ -68,48 +67,43 @@ class StochasticDescent:
         self.optimizer = optimizer
         self.settings = settings if settings is not None else StochasticSettings()
         self.leaves = list(regularizer.parameters())
-        self.average = self._flat()
+        self.average = self.parameters()
         self.taken = 0
 
     def step(self) -> StochasticStep:
         """Draw a mini-batch, differentiate, let the optimiser move, and average."""
         settings = self.settings
         samples = self.draw(settings.samples)
-        parts = [slice(first, first + settings.batch) for first in range(0, len(samples), settings.batch)]
-        with ThreadPoolExecutor(settings.workers) as pool:
-            solved = list(pool.map(lambda part: self._part(samples.select(part)), parts))
         count = len(samples)
-        for index, leaf in enumerate(self.leaves):
-            leaf.grad = torch.stack([gradients[index] for gradients, _, _ in solved]).sum(0) / count
+        parts = [samples.select(slice(first, first + settings.batch)) for first in range(0, count, settings.batch)]
+        solved = in_order(self._part, parts, settings.workers)
+        gradient = torch.stack([part for part, _, _ in solved]).sum(0) / count
+        for leaf, part in zip(self.leaves, split_like(gradient, self.leaves), strict=True):
+            leaf.grad = part
         self.optimizer.step()
         self.taken += 1
         share = (settings.averaging + 1) / (settings.averaging + self.taken)
-        self.average = self.average + share * (self._flat() - self.average)
+        self.average = self.average + share * (self.parameters() - self.average)
         return StochasticStep(sum(loss for _, loss, _ in solved) / count, sum(work for _, _, work in solved))
 
-    def _part(self, samples: Samples) -> tuple[Sequence[Tensor], float, float]:
-        """Gradients (summed over the samples), loss (summed) and operator applications of one solve."""
+    def _part(self, samples: Samples) -> tuple[Tensor, float, float]:
+        """Gradient (flat, summed over the samples), loss (summed) and operator applications of one solve."""
         counter, settings = ApplicationCounter(), self.settings
         loss = settings.loss(samples.clean)
         problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
         pair = settings.method.differentiate(problem, loss, settings.accuracy)
-        read_off = problem.surrogate(pair.x, pair.adjoint).sum()
-        gradients = torch.autograd.grad(read_off, self.leaves)
-        return gradients, float(loss.value(pair.x).sum()), counter.applications
+        gradient = flat_gradient(problem.surrogate(pair.x, pair.adjoint).sum(), self.leaves)
+        return gradient, float(loss.value(pair.x).sum()), counter.applications
 
-    def _flat(self) -> Tensor:
-        return torch.nn.utils.parameters_to_vector(self.leaves).detach().clone()
+    def parameters(self) -> Tensor:
+        """A flat copy of the current parameters (not of the average)."""
+        return parameter_vector(self.regularizer)
 
     def settle(self) -> None:
         """Write the average into the regularizer."""
-        self._assign(self.average)
+        assign(self.regularizer, self.average)
 
     def continue_from(self, parameters: Tensor, average: Tensor, taken: int) -> None:
         """Take up an interrupted descent: flat parameters and average after ``taken`` steps."""
-        self._assign(parameters)
+        assign(self.regularizer, parameters)
         self.average, self.taken = average, taken
-
-    def _assign(self, parameters: Tensor) -> None:
-        with torch.no_grad():
-            for leaf, part in zip(self.leaves, split_like(parameters, self.leaves), strict=True):
-                leaf.copy_(part)

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from piggyback.certificates.evidence import defined
 from piggyback.certificates.local import GradientBound
 from piggyback.problem import SaddleProblem
 from piggyback.terms.potentials import Emphasis, Potential
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerSample, Primal, Scalar
 from regularizers.boundaries import Reflect
-from regularizers.constraints import zero_mean_basis
+from regularizers.constraints import zero_mean_filters
 from regularizers.convolution import ConvolutionBank, largest_eigenvalue_bound
 from regularizers.linear import LinearConfig, LinearRegularizer
 
@@ -80,8 +81,7 @@ class WeightNetwork(nn.Module):
         return Emphasis(logarithm.exp(), ceiling, partial(self._gain, bank, observed, features, mixing))
 
     def _bank(self) -> ConvolutionBank:
-        basis = zero_mean_basis(self.config.size, self.coefficients.dtype).to(self.coefficients.device)
-        return ConvolutionBank(torch.einsum("fcn,nij->fcij", self.coefficients, basis), Reflect(), zero_mean=True)
+        return ConvolutionBank(zero_mean_filters(self.coefficients), Reflect(), zero_mean=True)
 
     def _features(self, bank: ConvolutionBank, observed: Primal) -> list[Dual]:
         """``a`` and its local means, each ``(batch, height, width, features)``."""
@@ -109,7 +109,7 @@ class WeightNetwork(nn.Module):
             for norm, window in zip(onward[1:], self.config.windows, strict=True)
         )
         gain = (outer + onward.square() * (seen.square() + sites)).sqrt().to(observed.dtype) * (1 + 1e-4)
-        return gain.nan_to_num(nan=math.inf, posinf=math.inf)  # features that overflow: no bound
+        return defined(gain)  # features that overflow: no bound
 
 
 def local_mean(values: Dual, window: int) -> Dual:

@@ -24,6 +24,27 @@ def zero_mean_basis(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return basis[order].to(dtype)
 
 
+def zero_mean_filters(coefficients: Tensor) -> Tensor:
+    """``(filters, channels, k, k)`` from coefficients ``(filters, channels, k^2 - 1)`` in that basis."""
+    size = math.isqrt(coefficients.shape[-1] + 1)
+    basis = zero_mean_basis(size, coefficients.dtype).to(coefficients.device)
+    return torch.einsum("fcn,nij->fcij", coefficients, basis)
+
+
+def starting_coefficients(filters: int, channels: int, size: int) -> Tensor:
+    """Horizontal and vertical first difference, then the basis itself, each of norm 1: ``(filters, channels, k^2 - 1)``."""
+    basis = zero_mean_basis(size)
+    start = torch.zeros(filters, channels, basis.shape[0])
+    for index in range(filters):
+        start[index, :, (index - 2) % basis.shape[0]] = channels**-0.5
+    middle, unit = size // 2, (2 * channels) ** -0.5
+    differences = torch.zeros(2, size, size)
+    differences[:, middle, middle] = -unit
+    differences[0, middle, middle + 1] = differences[1, middle + 1, middle] = unit
+    start[:2] = torch.einsum("fij,nij->fn", differences, basis).unsqueeze(1)[:filters]
+    return start
+
+
 def positive(raw: Tensor, floor: float) -> Tensor:
     """``floor + exp(raw)``: positive for every ``raw``, never below ``floor``."""
     return raw.exp() + floor

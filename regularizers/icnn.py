@@ -14,7 +14,7 @@ from piggyback.terms.activations import Activation, LeakyReLU, Softplus
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Scalar
 from regularizers.boundaries import BOUNDARIES
-from regularizers.constraints import zero_mean_basis
+from regularizers.constraints import starting_coefficients, zero_mean_filters
 from regularizers.convolution import ConvolutionBank
 from regularizers.network_energy import Layer, NetworkEnergy
 
@@ -94,8 +94,7 @@ class NetworkRegularizer(Regularizer):
     def __init__(self, config: NetworkConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config = config if config is not None else NetworkConfig()
-        basis = zero_mean_basis(config.size)
-        first = _paired(config, basis, generator)
+        first = _paired(config, generator)
         later = [0.02 * torch.randn((width, *first.shape[1:]), generator=generator) for width in config.widths[1:]]
         self.coefficients = nn.ParameterList([first, *later])
         self.offset = nn.ParameterList([torch.zeros(width) for width in config.widths])
@@ -113,9 +112,7 @@ class NetworkRegularizer(Regularizer):
 
     def filters(self, index: int = 0) -> Tensor:
         """``V`` of one layer, ``(width, channels, k, k)``, each channel with zero mean."""
-        coefficients = self.coefficients[index]
-        basis = zero_mean_basis(self.config.size, coefficients.dtype).to(coefficients.device)
-        return torch.einsum("fcn,nij->fcij", coefficients, basis)
+        return zero_mean_filters(self.coefficients[index])
 
     def network(self) -> NetworkEnergy:
         """The energy, differentiable in the parameters."""
@@ -149,17 +146,9 @@ def _from_plain_weights(module: nn.Module, state: dict[str, Tensor], prefix: str
         state[f"{prefix}log_{name.removeprefix(prefix)}"] = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
 
 
-def _paired(config: NetworkConfig, basis: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Filters ``v, -v`` side by side: first differences, then the basis, each of norm 1 plus a little seeded noise."""
-    pairs, count = config.widths[0] // 2, basis.shape[0]
-    start = torch.zeros(pairs, config.channels, count)
-    for index in range(pairs):
-        start[index, :, (index - 2) % count] = config.channels**-0.5
-    middle, unit = config.size // 2, (2 * config.channels) ** -0.5
-    differences = torch.zeros(2, config.size, config.size)
-    differences[:, middle, middle] = -unit
-    differences[0, middle, middle + 1] = differences[1, middle + 1, middle] = unit
-    start[:2] = torch.einsum("fij,nij->fn", differences, basis).unsqueeze(1)[:pairs]
+def _paired(config: NetworkConfig, generator: torch.Generator | None) -> Tensor:
+    """Filters ``v, -v`` side by side, plus a little seeded noise."""
+    start = starting_coefficients(config.widths[0] // 2, config.channels, config.size)
     start = torch.stack([start, -start], dim=1).flatten(0, 1)
     return start + 0.02 * torch.randn(start.shape, generator=generator)
 

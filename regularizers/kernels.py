@@ -212,7 +212,7 @@ def default_plan(filters: Tensor) -> KernelPlan:
     return KernelPlan(PlainConvolution, ProductFold)
 
 
-Job = Callable[[], object]
+Job = Callable[[], Tensor]
 
 
 def kernel_jobs(filters: Tensor, image: Tensor) -> tuple[dict[str, Job], dict[str, Job]]:

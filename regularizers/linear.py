@@ -15,7 +15,7 @@ from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Scalar
 from regularizers.boundaries import BOUNDARIES
-from regularizers.constraints import positive, zero_mean_basis
+from regularizers.constraints import positive, starting_coefficients, zero_mean_filters
 from regularizers.convolution import ConvolutionBank
 from regularizers.kernels import KernelPlan
 
@@ -79,8 +79,8 @@ class LinearRegularizer(Regularizer):
     def __init__(self, config: LinearConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config = config if config is not None else LinearConfig()
-        basis = zero_mean_basis(config.size)
-        self.coefficients = nn.Parameter(_starting_coefficients(config, basis, generator))
+        start = starting_coefficients(config.filters, config.channels, config.size)
+        self.coefficients = nn.Parameter(start + 0.02 * torch.randn(start.shape, generator=generator))
         weight = torch.full((config.filters,), config.weight)
         weight[:2] = config.gradient_weight
         self.log_weight = nn.Parameter(weight.log())
@@ -90,8 +90,7 @@ class LinearRegularizer(Regularizer):
 
     def filters(self) -> Tensor:
         """``(filters, channels, k, k)``, each channel with zero mean."""
-        basis = zero_mean_basis(self.config.size, self.coefficients.dtype).to(self.coefficients.device)
-        return torch.einsum("fcn,nij->fcij", self.coefficients, basis)
+        return zero_mean_filters(self.coefficients)
 
     def operator(self) -> ConvolutionBank:
         """The filter bank."""
@@ -122,16 +121,3 @@ class LinearRegularizer(Regularizer):
         weight = self.log_weight.detach().exp().to(bound.weight) * bound.weight.mean(0)
         smoothing = self.log_smoothing.detach().exp().to(bound.smoothing) * bound.smoothing.mean(0)
         return (bound.operator.mean().square() + weight.square().sum() + smoothing.square().sum()).sqrt()
-
-
-def _starting_coefficients(config: LinearConfig, basis: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Horizontal and vertical first difference, then the basis itself, each of norm 1 plus a little seeded noise."""
-    start = torch.zeros(config.filters, config.channels, basis.shape[0])
-    for index in range(config.filters):
-        start[index, :, (index - 2) % basis.shape[0]] = config.channels**-0.5
-    middle, unit = config.size // 2, (2 * config.channels) ** -0.5
-    differences = torch.zeros(2, config.size, config.size)
-    differences[:, middle, middle] = -unit
-    differences[0, middle, middle + 1] = differences[1, middle + 1, middle] = unit
-    start[:2] = torch.einsum("fij,nij->fn", differences, basis).unsqueeze(1)[: config.filters]
-    return start + 0.02 * torch.randn(start.shape, generator=generator)

@@ -94,9 +94,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         (SOLVERS, "-k", "violent"),
     ),
     Mutation(
-        "piggyback/solvers/conjugate_gradient.py",
-        "image, per_sample(-alpha, p))",
-        "image, per_sample(-0.999 * alpha, p))",
+        "piggyback/batched.py",
+        "image, per_sample(-alpha, image))",
+        "image, per_sample(-0.999 * alpha, image))",
         "recursion for the residual of CG: what it reports is not the residual",
         (SOLVERS, "-k", "conjugate_gradients_solve"),
     ),

@@ -21,7 +21,7 @@ from experiments.digits import (
     two_digits,
 )
 from experiments.errors import UserError
-from experiments.peak_memory import PeakMemory
+from experiments.memory import PeakMemory
 from piggyback.hypergradient.base import Accuracy
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.hypergradient.registry import METHODS
@@ -112,7 +112,7 @@ def test_memory_gauge_sees_what_autograd_keeps() -> None:
         y = x
         for _ in range(50):
             y = y.sin()
-    assert memory.peak <= 2 * 8000 and memory.alive == 8000
+    assert memory.peak <= 2 * 8000 and memory.live == 8000
 
 
 def test_checkpoints_save_memory() -> None:

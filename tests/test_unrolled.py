@@ -101,7 +101,7 @@ def bound_like(solver: LowerSolver, fixed: SaddleProblem) -> Callable[[LowerLeve
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
-@pytest.mark.parametrize("name", ["dense-logcosh", "reflect-logcosh", "valid-charbonnier"])
+@pytest.mark.parametrize("name", ["dense-logcosh", "reflect-logcosh", "valid-charbonnier", "reflect-emphasis-logcosh"])
 def test_gradient_of_a_few_steps_is_theirs(name: str, solver: LowerSolver) -> None:
     """Far from convergence: central differences of ``l(x_K(theta))`` with the step lengths held fixed, in a random direction."""
     case = BY_NAME[name]

@@ -95,6 +95,11 @@ def saddle_evidence(evidence: PairEvidence, certificate: str) -> Evidence:
     return evidence
 
 
+def defined(bound: Tensor) -> Tensor:
+    """Infinity where an infinite constant met a zero factor, or a bound overflowed."""
+    return bound.nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
 def inflate(bound: Tensor) -> Tensor:
     """Widen a computed bound by the rounding, and the underflow, of the few thousand positive terms it was summed from."""
     kind = torch.finfo(bound.dtype)

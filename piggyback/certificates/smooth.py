@@ -8,7 +8,7 @@ import torch
 
 from piggyback.batched import ROUNDING_TERMS, inner, norm
 from piggyback.certificates.coupling import CouplingRate
-from piggyback.certificates.evidence import PairEvidence, Residuals, inflate
+from piggyback.certificates.evidence import PairEvidence, Residuals, defined, inflate
 from piggyback.certificates.local import GradientBound, adjoint_error
 from piggyback.losses import Loss
 from piggyback.smooth import SmoothProblem
@@ -37,10 +37,11 @@ def gather_smooth_evidence(
         fixed = problem.detached()
         mu, slope, force = fixed.data.strong_convexity, loss.gradient(x), norm(adjoint)
         gradient, size = fixed.gradient_and_rounding(x)
-        gap = slope - fixed.hessian(fixed.curvature(x), adjoint)
-        residuals = _residuals(fixed, loss, (x, adjoint), (gradient, gap), slope, size)
+        bent = fixed.bend(fixed.curvature(x), adjoint)
+        gap = slope - (fixed.data.hessian(adjoint) + bent)
+        residuals = _residuals(fixed, loss, (x, adjoint), (gradient, gap), slope, size, bent)
         bounds = fixed.regularizer.bounds(x, residuals.error / mu**0.5)
-        coupling = _couple(bounds, residuals, force, _energy_norm(fixed, x, adjoint), mu)
+        coupling = _couple(bounds, residuals, force, _energy_norm(fixed, adjoint, bent), mu)
         return SmoothEvidence(
             residuals=residuals,
             gaps=(-gradient, gap),
@@ -53,10 +54,10 @@ def gather_smooth_evidence(
         ), read_off
 
 
-def _energy_norm(problem: SmoothProblem, x: Primal, adjoint: Primal) -> PerSample:
-    """At least ``||P||_R`` at ``x``, rounding included."""
-    energy = inner(adjoint, problem.regularizer.product(problem.curvature(x), adjoint)).clamp(min=0)
-    lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * problem.stiffness() * inner(adjoint, adjoint)
+def _energy_norm(problem: SmoothProblem, adjoint: Primal, bent: Primal) -> PerSample:
+    """At least ``||P||_R``, rounding included, from ``bent = D^2 R P``."""
+    energy = inner(adjoint, bent).clamp(min=0)
+    lost = ROUNDING_TERMS * torch.finfo(adjoint.dtype).eps * problem.stiffness() * inner(adjoint, adjoint)
     return (energy + lost).sqrt()
 
 
@@ -66,7 +67,7 @@ def _couple(bounds: EnergyBounds, residuals: Residuals, force: PerSample, energy
     relative = bounds.concordance * torch.exp(turned) * energy / mu**0.5
     rate = torch.fmin(bounds.third * force / mu, relative)
     whole = bounds.hessian * force / mu**0.5
-    return CouplingRate(_known(rate).float(), _known(whole).float(), torch.zeros_like(force).float())
+    return CouplingRate(defined(rate).float(), defined(whole).float(), torch.zeros_like(force).float())
 
 
 def _residuals(
@@ -76,13 +77,14 @@ def _residuals(
     gaps: tuple[Primal, Primal],
     slope: Primal,
     size: PerSample,
+    bent: Primal,
 ) -> Residuals:
     (x, adjoint), (gradient, gap), data = pair, gaps, problem.data
     value, steepness, force = loss.value(x), norm(slope), norm(adjoint)
     unit = ROUNDING_TERMS * torch.finfo(x.dtype).eps / data.strong_convexity**0.5
-    bent = norm(problem.regularizer.product(problem.curvature(x), adjoint))  # its rounding is modelled by its size
     stiffness = problem.stiffness()
-    applied = torch.where(torch.isfinite(stiffness), 2 * stiffness * force, bent)
+    # where nothing bounds the Hessian, the rounding of the product is modelled by its size
+    applied = torch.where(torch.isfinite(stiffness), 2 * stiffness * force, norm(bent))
     return Residuals(
         error=data.dual_norm(gradient) + unit * size,
         adjoint=data.dual_norm(gap) + unit * (steepness + data.smoothness * force + applied),
@@ -104,9 +106,4 @@ def smooth_bound(evidence: SmoothEvidence) -> GradientBound:
         moved = adjoint_error(evidence).double() / evidence.strong_convexity**0.5
         whole = bounds.mixed * moved + bounds.mixed_lipschitz * distance * (evidence.force + moved)
         empty = whole.new_zeros(whole.shape[0], 0)
-        return GradientBound(inflate(_known(whole)).float(), empty, empty, empty, torch.zeros_like(whole))
-
-
-def _known(bound: PerSample) -> PerSample:
-    """Infinity where an infinite constant met a zero factor."""
-    return bound.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        return GradientBound(inflate(defined(whole)).float(), empty, empty, empty, torch.zeros_like(whole))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm
-from piggyback.certificates.evidence import Evidence, PairEvidence, inflate, saddle_evidence
+from piggyback.certificates.evidence import Evidence, PairEvidence, defined, inflate, saddle_evidence
 from piggyback.certificates.local import GradientBound
 from piggyback.types import PerSample
 
@@ -42,12 +42,7 @@ def _bound(evidence: Evidence) -> GradientBound:
     if potential.emphasis is not None:
         field = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
         factors = potential.emphasis.pull_back(field, evidence.image)
-    return GradientBound(*(inflate(_defined(part)) for part in (filters, weight, smoothing, shift, factors)))
-
-
-def _defined(bound: Tensor) -> Tensor:
-    """Infinity where an infinite constant met a zero factor."""
-    return bound.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return GradientBound(*(inflate(defined(part)) for part in (filters, weight, smoothing, shift, factors)))
 
 
 def _product(a: PerSample, a_change: PerSample, b: PerSample, b_change: PerSample) -> PerSample:

@@ -44,6 +44,11 @@ class WarmStart:
     x: Primal
     adjoint: Primal
 
+    @staticmethod
+    def at(x: Primal) -> WarmStart:
+        """A solution whose adjoint is not known: zero."""
+        return WarmStart(x, torch.zeros_like(x))
+
     def to(self, dtype: torch.dtype) -> WarmStart:
         """The same pair in another precision."""
         return WarmStart(self.x.to(dtype), self.adjoint.to(dtype))

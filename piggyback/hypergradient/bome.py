@@ -75,4 +75,4 @@ class BOME(DirectMethod):
                 gradient = lam * change
                 x = x - (slope + lam * first.gradient) / (loss.smoothness + lam / length)
         status = closeness(problem, x, accuracy)
-        return Direct(gradient, x, status, WarmStart(x, torch.zeros_like(x)))
+        return Direct(gradient, x, status, WarmStart.at(x))

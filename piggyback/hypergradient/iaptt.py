@@ -73,7 +73,7 @@ class IAPTT(DirectMethod):
             gradient, moved = gradient.split([gradient.numel() - z.numel(), z.numel()])
             learned = begin - moved.view_as(begin) / (loss.smoothness if loss.smoothness > 0 else 1.0)
         x = x.detach()
-        return Direct(gradient, x, closeness(problem, x, accuracy), WarmStart(learned, torch.zeros_like(x)))
+        return Direct(gradient, x, closeness(problem, x, accuracy), WarmStart.at(learned))
 
 
 def worst_step(iteration: Iteration, loss: Loss, steps: int) -> int:

@@ -136,7 +136,7 @@ class ValueFunction(_TwoSolves):
             value = (gamma * value_difference(problem, upper.result[0], x)).sum()
             gradient = flat_gradient(value, parameters)
         status = torch.maximum(lower.status, upper.status)
-        return Direct(gradient, x, status, WarmStart(x, torch.zeros_like(x)))
+        return Direct(gradient, x, status, WarmStart.at(x))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ class UnrolledPotential(Potential):
     @staticmethod
     def of(potential: Potential) -> UnrolledPotential:
         """The same potential, still differentiable in its parameters."""
-        return UnrolledPotential(potential.profile, potential.weight, potential.smoothing, potential.shift)
+        return UnrolledPotential(
+            potential.profile, potential.weight, potential.smoothing, potential.shift, emphasis=potential.emphasis
+        )
 
     def prox(self, v: Dual, step: float | Tensor) -> Dual:
         fixed = self.detached()
@@ -106,7 +108,7 @@ def differentiated(
     """The gradient of ``sum l(x)`` through the graph of ``x``."""
     gradient = flat_gradient(loss.value(x).sum(), parameters)
     x = x.detach()
-    return Direct(gradient, x, closeness(problem, x, accuracy), WarmStart(x, torch.zeros_like(x)))
+    return Direct(gradient, x, closeness(problem, x, accuracy), WarmStart.at(x))
 
 
 @dataclass(frozen=True)

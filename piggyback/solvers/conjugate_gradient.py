@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner, per_sample, safe_divide
+from piggyback.batched import conjugate_step, inner
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import Preconditioner
 from piggyback.solve import Iteration, State
@@ -27,6 +27,16 @@ class LinearSystem:
     right: Primal
     radius: PerSample
     start: Primal | None = None
+
+    def begin(self) -> tuple[Primal, Primal]:
+        """The first iterate and its residual."""
+        if self.start is None:
+            return torch.zeros_like(self.right), self.right
+        return self.start, self.right - self.problem.hessian(self.curvature, self.start)
+
+    def error(self, residual: Primal) -> PerSample:
+        """The residual over the wanted one: a sample is done at or below 1."""
+        return self.problem.data.dual_norm(residual) / self.radius
 
     def select(self, index: Tensor) -> LinearSystem:
         start = None if self.start is None else self.start[index]
@@ -60,28 +70,18 @@ class ConjugateGradient(Iteration[ConjugateGradientState]):
 
     def start(self) -> ConjugateGradientState:
         system = self.system
-        if system.start is None:
-            x, residual = torch.zeros_like(system.right), system.right
-        else:
-            x, residual = system.start, system.right - system.problem.hessian(system.curvature, system.start)
+        x, residual = system.begin()
         preconditioner = system.problem.preconditioner(system.curvature, residual)
         direction = preconditioner.apply(residual)
         return ConjugateGradientState(x, residual, direction, inner(residual, direction), preconditioner)
 
     def step(self, state: ConjugateGradientState) -> ConjugateGradientState:
-        p = state.direction
-        image = self.system.problem.hessian(self.system.curvature, p)
-        alpha = safe_divide(state.energy, inner(p, image))
-        x = torch.addcmul(state.x, p, per_sample(alpha, p))
-        residual = torch.addcmul(state.residual, image, per_sample(-alpha, p))
-        preconditioned = state.preconditioner.apply(residual)
-        energy = inner(residual, preconditioned)
-        beta = safe_divide(energy, state.energy)
-        direction = torch.addcmul(preconditioned, p, per_sample(beta, p))
-        return ConjugateGradientState(x, residual, direction, energy, state.preconditioner)
+        image = self.system.problem.hessian(self.system.curvature, state.direction)
+        point = state.x, state.residual, state.direction, state.energy
+        return ConjugateGradientState(*conjugate_step(point, image, state.preconditioner.apply), state.preconditioner)
 
     def error(self, state: ConjugateGradientState) -> PerSample:
-        return self.system.problem.data.dual_norm(state.residual) / self.system.radius
+        return self.system.error(state.residual)
 
     def result(self, state: ConjugateGradientState) -> tuple[Primal, ...]:
         return (state.x,)

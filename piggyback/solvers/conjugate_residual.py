@@ -43,10 +43,7 @@ class ConjugateResidual(Iteration[ConjugateResidualState]):
 
     def start(self) -> ConjugateResidualState:
         system = self.system
-        if system.start is None:
-            x, residual = torch.zeros_like(system.right), system.right
-        else:
-            x, residual = system.start, system.right - self._apply(system.start)
+        x, residual = system.begin()
         preconditioner = system.problem.preconditioner(system.curvature, residual)
         z = preconditioner.apply(residual)
         image = self._apply(z)
@@ -67,7 +64,7 @@ class ConjugateResidual(Iteration[ConjugateResidualState]):
         )
 
     def error(self, state: ConjugateResidualState) -> PerSample:
-        return self.system.problem.data.dual_norm(state.residual) / self.system.radius
+        return self.system.error(state.residual)
 
     def result(self, state: ConjugateResidualState) -> tuple[Primal, ...]:
         return (state.x,)

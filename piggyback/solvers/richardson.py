@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from piggyback.solve import Iteration, State
@@ -32,10 +31,7 @@ class Richardson(Iteration[RichardsonState]):
         self.length = step_length(system.problem) if length is None else length
 
     def start(self) -> RichardsonState:
-        system = self.system
-        if system.start is None:
-            return RichardsonState(torch.zeros_like(system.right), system.right)
-        return RichardsonState(system.start, system.right - system.problem.hessian(system.curvature, system.start))
+        return RichardsonState(*self.system.begin())
 
     def step(self, state: RichardsonState) -> RichardsonState:
         change = self.length * state.residual
@@ -43,7 +39,7 @@ class Richardson(Iteration[RichardsonState]):
         return RichardsonState(state.x + change, state.residual - image)
 
     def error(self, state: RichardsonState) -> PerSample:
-        return self.system.problem.data.dual_norm(state.residual) / self.system.radius
+        return self.system.error(state.residual)
 
     def result(self, state: RichardsonState) -> tuple[Primal, ...]:
         return (state.x,)

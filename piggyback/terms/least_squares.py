@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner, per_sample, safe_divide
+from piggyback.batched import conjugate_step, inner
 from piggyback.forward import ForwardOperator
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal, Scalar
@@ -92,22 +91,15 @@ class LeastSquares(DataTerm):
     def _inverse(self, v: Primal, shift: float, step: float) -> Primal:
         """``(shift I + step H)^{-1} v`` up to rounding."""
         lowest, highest = shift + step * self.strong_convexity, shift + step * self.smoothness
-        search = _Search.start(v, _plain)
-        for _ in range(_steps_to(highest / lowest, torch.finfo(v.dtype).eps)):
-            search = search.step(
-                torch.add(shift * search.direction, self.hessian(search.direction), alpha=step), _plain
-            )
-        return search.x
+        steps = _steps_to(highest / lowest, torch.finfo(v.dtype).eps)
+        return _search(v, lambda p: torch.add(shift * p, self.hessian(p), alpha=step), _plain, steps)
 
     def dual_norm(self, v: Primal) -> PerSample:
         symbol = self.symbol(v)
         metric = _plain if symbol.dim() == 0 else _multiplier(symbol)
         condition = self.smoothness / self.strong_convexity
         steps = _steps_to(condition, _SLACK / condition**0.5)
-        search = _Search.start(v, metric)
-        for _ in range(steps if symbol.dim() == 0 else min(steps, _PRECONDITIONED_STEPS)):
-            search = search.step(self.hessian(search.direction), metric)
-        q = search.x
+        q = _search(v, self.hessian, metric, steps if symbol.dim() == 0 else min(steps, _PRECONDITIONED_STEPS))
         s = v - self.hessian(q)  # the true residual: the one that conjugate gradients carry along drifts
         found = inner(q, v + s) + inner(s, s) / self.ridge
         return torch.minimum(found, inner(v, v) / self.ridge).clamp(min=0).sqrt()
@@ -134,30 +126,13 @@ _PRECONDITIONED_STEPS = 12
 """Steps of a search that knows ``B^T B`` in Fourier space up to the border: 1 % for blurs and ridges down to 1e-4 (measured)."""
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Preconditioned conjugate gradients for one symmetric positive definite system per sample, from zero."""
-
-    x: Primal
-    residual: Primal
-    direction: Primal
-    energy: PerSample
-
-    @staticmethod
-    def start(right: Primal, metric: Callable[[Primal], Primal]) -> _Search:
-        direction = metric(right)
-        return _Search(torch.zeros_like(right), right, direction, inner(right, direction))
-
-    def step(self, image: Primal, metric: Callable[[Primal], Primal]) -> _Search:
-        """One step, given the matrix times ``direction``; a solved sample stays where it is."""
-        alpha = safe_divide(self.energy, inner(self.direction, image))
-        x = torch.addcmul(self.x, self.direction, per_sample(alpha, self.direction))
-        residual = torch.addcmul(self.residual, image, per_sample(-alpha, image))
-        preconditioned = metric(residual)
-        energy = inner(residual, preconditioned)
-        beta = safe_divide(energy, self.energy)
-        direction = torch.addcmul(preconditioned, self.direction, per_sample(beta, self.direction))
-        return _Search(x, residual, direction, energy)
+def _search(right: Primal, apply: Callable[[Primal], Primal], metric: Callable[[Primal], Primal], steps: int) -> Primal:
+    """``steps`` steps of preconditioned conjugate gradients, from zero, on ``apply(x) = right`` for every sample."""
+    direction = metric(right)
+    point = torch.zeros_like(right), right, direction, inner(right, direction)
+    for _ in range(steps):
+        point = conjugate_step(point, apply(point[2]), metric)
+    return point[0]
 
 
 def _plain(v: Primal) -> Primal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -98,10 +99,16 @@ class Potential:
         self.smoothing = smoothing
         self.shift = shift
         self.emphasis = emphasis
-        self.local_weight = weight if emphasis is None else weight * emphasis.factors
+
+    @cached_property
+    def local_weight(self) -> Tensor:
         """``m weight``: what multiplies the profile's slope; broadcasts against the dual variable."""
-        self.local_curvature = self.local_weight / smoothing
+        return self.weight if self.emphasis is None else self.weight * self.emphasis.factors
+
+    @cached_property
+    def local_curvature(self) -> Tensor:
         """``m weight / smoothing``: what multiplies the profile's curvature."""
+        return self.local_weight / self.smoothing
 
     def check(self) -> None:
         """Raise ``ValueError`` if a weight or smoothing is not positive, or anything not finite (synchronises)."""
