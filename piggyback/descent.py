@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class DescentSettings:
     shrink: float = 0.1
     tighten: float = 0.4
     loosen: float = 2.0
-    width: float = 0.25
+    width: float = 0.08
     gradient_error: float = math.inf
     first_decrease: float = 0.02
     memory: int = 8
@@ -88,12 +89,13 @@ class DescentState:
 @dataclass(frozen=True)
 class Excursion:
     """Several steps on estimates: the last point (None: not one step was found), the pairs, the decreases asked for, the last
-    step factor, and the work."""
+    step factor, the accuracy at the end, and the work."""
 
     reached: Evaluation | None
     pairs: Pairs
     promised: float
     step: float
+    rough: float
     work: float
 
 
@@ -134,13 +136,20 @@ class AdaptiveDescent:
             first_decrease=use.first_decrease,
             armijo=use.armijo,
             shrink=use.shrink,
-            max_trials=use.max_trials,
+            max_trials=_STRIDE_TRIALS,
         )
 
     def start(self, accuracy: float = 1.0) -> DescentState:
-        """Evaluate at the oracle's current parameters."""
+        """Evaluate at the oracle's current parameters, until a first step could be seen: with the pair at hand it is cheap."""
         current = self.oracle.evaluate(self.oracle.parameters(), accuracy)
-        return DescentState(current, accuracy, 1.0, (), 0, current.work, StopReason.RUNNING)
+        work, first = current.work, self.settings.first_decrease * abs(current.value)
+        while current.value_error > first and accuracy > self.settings.finest:
+            before, accuracy = current.value_error, self._tightened(accuracy, current, first / self.settings.width)
+            current = self.oracle.evaluate(current.parameters, accuracy)
+            work += current.work
+            if current.value_error > 0.9 * before:  # the floating-point floor
+                break
+        return DescentState(current, accuracy, 1.0, (), 0, work, StopReason.RUNNING)
 
     def iterations(self, state: DescentState) -> Iterator[DescentState]:
         """Yield the state after every accepted step, and once more with the reason when no step can be certified."""
@@ -159,10 +168,10 @@ class AdaptiveDescent:
             trial = self._arrive(current, excursion.reached, excursion.promised, accuracy)
             current, accuracy, work = trial.reference, trial.accuracy, work + trial.work
             if trial.accepted is not None:
-                rough = self._steered(state.rough, current, excursion.reached, trial.accepted)
+                rough = self._steered(excursion.rough, current, excursion.reached, trial.accepted)
                 state = replace(state, rough=rough)
                 return self._accepted(state, trial.accepted, accuracy, excursion.step, excursion.pairs, work)
-        state = replace(state, rough=max(_MISLED * state.rough, self.settings.finest))
+        state = replace(state, rough=max(_MISLED * excursion.rough, self.settings.finest))
         for pairs in (state.pairs, ()):  # if the quasi-Newton direction fails, try again without its memory
             trial = self._search(current, accuracy, self.strides.direction(current, pairs))
             current, accuracy, work = trial.reference, trial.accuracy, work + trial.work
@@ -183,7 +192,7 @@ class AdaptiveDescent:
         allowed = self.settings.drift * (start.value - certified.value)
         missed = abs(estimated.value - certified.value)
         ratio = (allowed / missed) ** 0.5 if missed > 0 else math.inf
-        return min(max(rough * min(max(ratio, _MISLED), 1 / _MISLED), self.settings.finest), self.settings.coarsest)
+        return min(max(rough * min(max(ratio, _MISLED), _RELAXED), self.settings.finest), self.settings.coarsest)
 
     def _wander(self, start: Evaluation, state: DescentState) -> Excursion:
         """Strides on estimates.  Where the interval at the ``start`` is wide, more: until their decrease outgrows it."""
@@ -191,15 +200,22 @@ class AdaptiveDescent:
         enough = 0.0 if math.isfinite(settings.gradient_error) else settings.amortise * start.work
         point, promised, factor, work = start, 0.0, 1.0, 0.0
         for _ in range(_MOST_STRIDES if enough > 0 else 0):
-            if work >= enough and start.value - point.value >= _OUTGROWN * start.value_error:
+            outgrown = start.value - point.value >= _OUTGROWN * start.value_error
+            if work >= (enough if outgrown else _LONGEST * enough):
                 break
-            step = self.strides.step(lambda where: self.oracle.estimate(where, rough), point, pairs)
+            step = self.strides.step(partial(self.oracle.estimate, accuracy=rough), point, pairs)
             work += step.work
-            if step.reached is None:
-                break
+            if step.reached is None:  # no decrease that such estimates can see
+                rough *= _MISLED
+                if rough < state.accuracy:
+                    break
+                if point is not start:
+                    point = self.oracle.estimate(point.parameters, rough)
+                    work += point.work
+                continue
             pairs = self.strides.remembered(pairs, point, step.reached)
             point, promised, factor = step.reached, promised + step.promised, step.factor
-        return Excursion(None if point is start else point, pairs, promised, factor, work)
+        return Excursion(None if point is start else point, pairs, promised, factor, rough, work)
 
     def _arrive(self, reference: Evaluation, reached: Evaluation, promised: float, accuracy: float) -> Trial:
         """Certify the end of the strides (eq. 22a): tighten the wider of the two intervals while they cannot decide."""
@@ -214,8 +230,7 @@ class AdaptiveDescent:
                 break
             here = trial.value_error >= reference.value_error
             wider = trial if here else reference
-            accuracy = min(self._suited(accuracy, wider, decrease), _PROGRESS * accuracy)
-            accuracy = max(accuracy, self.settings.finest)
+            accuracy = self._tightened(accuracy, wider, decrease)
             again = self.oracle.evaluate(wider.parameters, accuracy)
             work += again.work
             trial, reference = (again, reference) if here else (trial, again)
@@ -262,6 +277,10 @@ class AdaptiveDescent:
             work += reference.work
         return Trial(None, reference, step, accuracy, work)
 
+    def _tightened(self, accuracy: float, last: Evaluation, decrease: float) -> float:
+        """The same for an interval that was too wide: smaller than ``accuracy`` in any case."""
+        return max(min(self._suited(accuracy, last, decrease), _PROGRESS * accuracy), self.settings.finest)
+
     def _suited(self, accuracy: float, last: Evaluation, decrease: float) -> float:
         """The accuracy at which the ``last`` interval would have been ``width`` of the predicted ``decrease``, and the
         certified gradient error half of what is allowed; both fall with at least the square of the accuracy."""
@@ -275,8 +294,12 @@ class AdaptiveDescent:
 
 
 _MISLED = 0.3
-"""Factor of the accuracy of estimates that led to nothing certified."""
-_MOST_STRIDES, _OUTGROWN = 40, 2.5
-"""Strides go on until the decrease is so many times the radius where they began, but not without end."""
+"""Factor of the accuracy of estimates that led nowhere, or to nothing certified."""
+_RELAXED = 1.5
+"""Most that estimates coarsen at once."""
+_STRIDE_TRIALS = 4
+"""Points that a stride tries before its estimates are blamed."""
+_MOST_STRIDES, _OUTGROWN, _LONGEST = 40, 2.5, 4.0
+"""Strides go on until the decrease is so many times the radius where they began, but not beyond so many times their share."""
 _PROGRESS = 0.7
 """Factor by which the accuracy falls at least when an interval was too wide."""

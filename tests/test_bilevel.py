@@ -224,17 +224,30 @@ def test_estimates_cannot_buy_an_increase() -> None:
 
 
 def test_certificates_are_paid_once_in_several_strides() -> None:
-    """At the same start: fewer certified evaluations than strides, and a lower loss for the same work than one by one."""
+    """For the same work at most half as many certified steps as one by one, each of them a true decrease all the same.
+
+    (Which of the two gets lower depends on the problem and on luck: experiments.compare_tolerances.)
+    """
     spent = {}
     for amortise in (0.0, 3.0):
         method, model = descent(DescentSettings(amortise=amortise))
         state, work, certified = method.start(), 0.0, 0
-        while work < 400:
+        loss, _ = exact_level(at(model, state), images())
+        while work < 1000:
             state = method.advance(state)
+            before, loss = loss, exact_level(at(model, state), images())[0]
             work, certified = work + state.work, certified + 1
-            assert state.reason is StopReason.RUNNING
-        spent[amortise] = exact_level(at(model, state), images())[0], certified
-    assert spent[3.0][0] < spent[0.0][0] and spent[3.0][1] <= 0.5 * spent[0.0][1]
+            assert state.reason is StopReason.RUNNING and loss < before
+        spent[amortise] = certified
+    assert spent[3.0] <= 0.5 * spent[0.0]
+
+
+def test_the_start_is_known_well_enough_for_a_first_step() -> None:
+    """Its radius is at most the decrease that the first step aims at, and what that took is counted."""
+    oracle = Flattering()
+    state = AdaptiveDescent(oracle).start()
+    assert state.current.value_error <= 0.02 * state.current.value < oracle.history[0].value_error
+    assert state.work == len(oracle.history) >= 2
 
 
 def test_no_direction_is_trusted_beyond_half_of_the_loss() -> None:
