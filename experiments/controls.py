@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,7 +119,7 @@ class PlainLevel:
 
 
 class FixedTolerance(Control):
-    """Our quasi-Newton steps with Armijo's test on computed values, every solve to the same ``accuracy``."""
+    """Our quasi-Newton steps in our metric, with Armijo's test on computed values, every solve to the same ``accuracy``."""
 
     def __init__(self, level: PlainLevel, accuracy: Accuracy, metric: Tensor) -> None:
         self.level = level
@@ -147,31 +147,87 @@ class FixedTolerance(Control):
 
 
 @dataclass(frozen=True)
-class MaidSettings:
-    """Constants of the author's later code (Salehi, Mukherjee, Roberts, Ehrhardt 2025).
+class LineSettings:
+    """The line search of the literature, constants of its author's later code (Salehi, Mukherjee, Roberts, Ehrhardt 2025).
 
-    ``shorten``/``lengthen`` of the step, ``tighten``/``loosen`` of the tolerance, ``eta`` of the descent test, ``armijo``,
-    ``backtracks`` of the first line search, ``first_tolerance`` over the RMS of ``grad h`` at the observation,
-    ``first_step`` over ``max(||theta||, 1) / ||z||``; ``finest`` RMS tolerance, where it gives up.
+    ``shorten``/``lengthen`` of the step, ``armijo``, ``backtracks`` of one search, ``first_step`` over
+    ``max(||theta||, 1) / ||z||``.
     """
 
     shorten: float = 0.5
     lengthen: float = 1.2
+    armijo: float = 0.1
+    backtracks: int = 20
+    first_step: float = 0.01
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a line search of the literature stands: parameters, plain loss, its radius, and the next first step (0: none yet)."""
+
+    parameters: Tensor
+    value: float
+    radius: float
+    step: float = 0.0
+
+
+def steepest(
+    level: PlainLevel, use: LineSettings, at: Reached, gradient: Tensor, tolerance: float, bounds: bool
+) -> Reached | None:
+    """A step along minus the ``gradient`` ``z``, backtracked until
+
+        upper(theta - a z) - lower(theta) + armijo a ||z||^2 <= 0 ,
+
+    with the radii that the losses come with, or none without ``bounds``.  None if no step is found.
+    """
+    size = float(gradient.norm())
+    step = at.step if at.step else use.first_step * max(float(at.parameters.norm()), 1.0) / size
+    for _ in range(use.backtracks):
+        ahead = at.parameters - step * gradient
+        value, radius = level.solve(ahead, tolerance)
+        uncertain = radius + at.radius if bounds else 0.0
+        if value - at.value + uncertain + use.armijo * step * size**2 <= 0:
+            return Reached(ahead, value, radius, use.lengthen * step)
+        step *= use.shorten
+    return None
+
+
+class FixedSteepest(Control):
+    """Steepest descent by that line search, every solve to the same ``accuracy``, losses taken at their word."""
+
+    def __init__(self, level: PlainLevel, accuracy: Accuracy, line: LineSettings | None = None) -> None:
+        self.level = level
+        self.accuracy = accuracy
+        self.line = line if line is not None else LineSettings()
+
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        level, tolerance = self.level, self.accuracy.lower
+        at: Reached | None = Reached(level.parameters(), *level.solve(level.parameters(), tolerance))
+        while at is not None:
+            yield Checkpoint(level.per_image, at.parameters, at.value)
+            gradient = level.gradient(at.parameters, self.accuracy.adjoint)
+            at = steepest(level, self.line, at, gradient, tolerance, bounds=False)
+
+
+@dataclass(frozen=True)
+class MaidSettings:
+    """The rest of MAID's constants: ``tighten``/``loosen`` of the tolerance, ``eta`` of the descent test,
+    ``first_tolerance`` over the RMS of ``grad h`` at the observation, ``finest`` RMS tolerance, where it gives up.
+    """
+
+    line: LineSettings = LineSettings()
     tighten: float = 0.5
     loosen: float = 1.1
     eta: float = 0.5
-    armijo: float = 0.1
-    backtracks: int = 20
     first_tolerance: float = 0.02
-    first_step: float = 0.01
     finest: float = 1e-7
 
 
 class Maid(Control):
     """Steepest descent whose tolerance ``eps`` (RMS of ``x`` and of the adjoint's residual) follows its bounds.
 
-    The gradient ``z`` must have a bound below ``(1 - eta) ||z||``; a step ``a`` is accepted when
-    ``upper(theta - a z) - lower(theta) + armijo a ||z||^2 <= 0`` with first-order bounds of the plain loss.
+    The gradient ``z`` must have a bound below ``(1 - eta) ||z||``; steps by ``steepest``, with first-order bounds of the plain
+    loss.
     """
 
     def __init__(self, level: PlainLevel, settings: MaidSettings | None = None) -> None:
@@ -180,38 +236,21 @@ class Maid(Control):
 
     def checkpoints(self) -> Iterator[Checkpoint]:
         use, level = self.settings, self.level
-        theta = level.parameters()
-        tolerance, step = self._first_tolerance(), 0.0
-        value, radius = level.solve(theta, tolerance)
-        yield Checkpoint(level.per_image, theta, value)
+        tolerance = self._first_tolerance()
+        at = Reached(level.parameters(), *level.solve(level.parameters(), tolerance))
+        yield Checkpoint(level.per_image, at.parameters, at.value)
         while tolerance > use.finest:
-            gradient, bound = level.bounded_gradient(theta, self._relative(tolerance))
-            if bound > (1 - use.eta) * float(gradient.norm()):
+            gradient, bound = level.bounded_gradient(at.parameters, self._relative(tolerance))
+            found = None
+            if bound <= (1 - use.eta) * float(gradient.norm()):
+                found = steepest(level, use.line, at, gradient, tolerance, bounds=True)
+            if found is None:
                 tolerance *= use.tighten
-                value, radius = level.solve(theta, tolerance)
+                value, radius = level.solve(at.parameters, tolerance)
+                at = replace(at, value=value, radius=radius)
                 continue
-            if not step:
-                step = use.first_step * max(float(theta.norm()), 1.0) / float(gradient.norm())
-            reached, step, value, radius = self._line(theta, gradient, value, radius, step, tolerance)
-            if reached is None:  # the solve at the trial is where the next one starts
-                tolerance *= use.tighten
-                value, radius = level.solve(theta, tolerance)
-                continue
-            theta, tolerance = reached, tolerance * use.loosen
-            yield Checkpoint(level.per_image, theta, value)
-
-    def _line(
-        self, theta: Tensor, gradient: Tensor, value: float, radius: float, step: float, tolerance: float
-    ) -> tuple[Tensor | None, float, float, float]:
-        """The accepted point (None if there is none), the next first step, and the loss and radius there."""
-        use, square, trial = self.settings, float(gradient.square().sum()), step
-        for _ in range(use.backtracks):
-            ahead = theta - trial * gradient
-            new, new_radius = self.level.solve(ahead, tolerance)
-            if new + new_radius - (value - radius) + use.armijo * trial * square <= 0:
-                return ahead, use.lengthen * trial, new, new_radius
-            trial *= use.shorten
-        return None, step, value, radius
+            at, tolerance = found, tolerance * use.loosen
+            yield Checkpoint(level.per_image, at.parameters, at.value)
 
     def _first_tolerance(self) -> float:
         level = self.level

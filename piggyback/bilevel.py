@@ -55,6 +55,9 @@ class Samples:
 
 EACH_STEP = ImplicitCG(lower_schedule=Schedule(check_every=1), adjoint_schedule=Schedule(check_every=1))
 """Looks at the residuals after every step: warm starts need few, and each is worth more than a look."""
+_AT_LEAST = Schedule(check_every=1, min_steps=2)
+AT_LEAST_TWO = ImplicitCG(lower_schedule=_AT_LEAST, adjoint_schedule=_AT_LEAST)
+"""Two steps of either solver even where the warm start would do: otherwise estimates do not notice that the point has moved."""
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -72,13 +75,15 @@ def in_order(compute: Callable[[Item], T], items: Iterable[Item], workers: int) 
 class BilevelSettings:
     """Tolerances at ``accuracy = 1``, the method, and how many images one batched solve sees.
 
-    ``adjoint_of_estimates``: relative residual of the adjoint where nothing is certified (a direction needs no more).
+    ``method_of_estimates``, ``adjoint_of_estimates``: method, and relative residual of the adjoint, where nothing is certified (a
+    direction needs no more).
     Small batches keep the coefficient arrays in the cache; ``workers`` threads share the batches (give each one thread of
     its own: ``torch.set_num_threads(1)``).  The result depends on neither.
     """
 
     accuracy: Accuracy = Accuracy(lower=1e-3, adjoint=0.1)
     method: HypergradientMethod = EACH_STEP
+    method_of_estimates: HypergradientMethod = AT_LEAST_TWO
     adjoint_of_estimates: float = 0.2
     certification: Certification = field(default_factory=Certification)
     data_term: Callable[[Primal], DataTerm] = Denoising
@@ -171,7 +176,7 @@ class BilevelOracle(Oracle):
         loss = settings.loss(samples.clean)
         problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
         start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
-        pair = settings.method.differentiate(problem, loss, tolerance, start)
+        pair = settings.method_of_estimates.differentiate(problem, loss, tolerance, start)
         with torch.enable_grad():
             read_off = problem.surrogate(pair.x, pair.adjoint)
             gradient = flat_gradient(read_off.sum(), list(self.regularizer.parameters()))

@@ -29,8 +29,9 @@ class StopReason(Enum):
 class DescentSettings:
     """Constants of the adaptive descent; all are ratios, so they transfer between problems.
 
-    ``amortise``: a certified step is made of quasi-Newton steps on estimates, *strides*, until they have cost so many times what
-    the certified evaluation at their start did (0: each is certified by itself);
+    ``amortise``: the first certified step is made of quasi-Newton steps on estimates, *strides*, until they have cost so many
+    times what the certified evaluation at their start did (0: each is certified by itself); later ones, which gain less, of more
+    strides, up to three times as many;
     ``drift``: what estimates may be wrong by where certificates look, over the decrease since they last did: it rules the
     accuracy of the estimates, ``coarsest`` at most;
     ``armijo``: wanted decrease over the predicted one; ``shrink``: least step factor of a rejected trial;
@@ -39,12 +40,12 @@ class DescentSettings:
     ``gradient_error``: a gradient is used when its certified relative error is at most this, below 1 so that minus the
     gradient is a direction of descent; every stride is then certified by itself (infinite: the loss intervals alone decide,
     and they alone make an accepted step a certified decrease);
-    ``first_decrease``: decrease predicted for the first step, over the loss;
+    ``first_decrease``: decrease predicted for the first step, over the loss; ``first_accuracy`` of the evaluation before it;
     ``memory``: curvature pairs of the quasi-Newton metric (0: steepest descent with Barzilai-Borwein steps);
     ``finest``: smallest accuracy factor that is still asked for.
     """
 
-    amortise: float = 2.0
+    amortise: float = 1.0
     drift: float = 0.02
     coarsest: float = 20.0
     armijo: float = 0.1
@@ -53,7 +54,8 @@ class DescentSettings:
     loosen: float = 2.0
     width: float = 0.08
     gradient_error: float = math.inf
-    first_decrease: float = 0.02
+    first_decrease: float = 0.1
+    first_accuracy: float = 3.0
     memory: int = 8
     max_trials: int = 12
     finest: float = 1e-4
@@ -139,8 +141,9 @@ class AdaptiveDescent:
             max_trials=_STRIDE_TRIALS,
         )
 
-    def start(self, accuracy: float = 1.0) -> DescentState:
+    def start(self) -> DescentState:
         """Evaluate at the oracle's current parameters, until a first step could be seen: with the pair at hand it is cheap."""
+        accuracy = self.settings.first_accuracy
         current = self.oracle.evaluate(self.oracle.parameters(), accuracy)
         work, first = current.work, self.settings.first_decrease * abs(current.value)
         while current.value_error > first and accuracy > self.settings.finest:
@@ -197,7 +200,8 @@ class AdaptiveDescent:
     def _wander(self, start: Evaluation, state: DescentState) -> Excursion:
         """Strides on estimates.  Where the interval at the ``start`` is wide, more: until their decrease outgrows it."""
         settings, rough, pairs = self.settings, state.rough, state.pairs
-        enough = 0.0 if math.isfinite(settings.gradient_error) else settings.amortise * start.work
+        share = settings.amortise * min(1 + state.iteration / 2, _MOST_SHARE)
+        enough = 0.0 if math.isfinite(settings.gradient_error) else share * start.work
         point, promised, factor, work = start, 0.0, 1.0, 0.0
         for _ in range(_MOST_STRIDES if enough > 0 else 0):
             outgrown = start.value - point.value >= _OUTGROWN * start.value_error
@@ -220,6 +224,8 @@ class AdaptiveDescent:
     def _arrive(self, reference: Evaluation, reached: Evaluation, promised: float, accuracy: float) -> Trial:
         """Certify the end of the strides (eq. 22a): tighten the wider of the two intervals while they cannot decide."""
         decrease, work = reference.value - reached.value, 0.0
+        if not decrease > promised:  # finer estimates have taken the decrease back
+            return Trial(None, reference, 1.0, accuracy, work)
         accuracy = self._suited(accuracy, reference, decrease)
         trial = self.oracle.evaluate(reached.parameters, accuracy)
         work += trial.work
@@ -299,6 +305,8 @@ _RELAXED = 1.5
 """Most that estimates coarsen at once."""
 _STRIDE_TRIALS = 4
 """Points that a stride tries before its estimates are blamed."""
+_MOST_SHARE = 3.0
+"""Most that ``amortise`` grows to, times its first value."""
 _MOST_STRIDES, _OUTGROWN, _LONGEST = 40, 2.5, 4.0
 """Strides go on until the decrease is so many times the radius where they began, but not beyond so many times their share."""
 _PROGRESS = 0.7

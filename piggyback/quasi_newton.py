@@ -34,7 +34,7 @@ class QuasiNewton:
 
     metric: Tensor
     memory: int = 8
-    first_decrease: float = 0.02
+    first_decrease: float = 0.1
     armijo: float = 0.1
     shrink: float = 0.1
     max_trials: int = 12

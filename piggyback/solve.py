@@ -76,12 +76,14 @@ class Schedule:
     """When the loop looks at the error and when it gives up.
 
     ``check_every`` steps lie between two looks (each look costs one synchronisation with the device);
-    a sample whose error has not fallen by 1 % over ``patience`` looks has stalled.
+    a sample whose error has not fallen by 1 % over ``patience`` looks has stalled.  ``min_steps``: taken whatever the error
+    at the start, so that a warm start cannot simply be handed back.
     """
 
     max_steps: int = 2000
     check_every: int = 4
     patience: int = 25
+    min_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def iterate(iteration: Iteration[S], schedule: Schedule) -> Outcome:
     taken = 0
     while True:
         code = _classify(error, watch, schedule)
+        if taken < schedule.min_steps:
+            code = torch.where(code == Status.CONVERGED, int(Status.STEP_LIMIT), code)
         status[active] = code
         steps[active] = taken
         keep = torch.nonzero(code == Status.STEP_LIMIT).flatten()  # the one synchronisation of a look

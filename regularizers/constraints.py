@@ -20,8 +20,16 @@ def zero_mean_basis(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     table = torch.cos(math.pi * (n + 0.5) * n.unsqueeze(-1) / size) * math.sqrt(2 / size)
     table[0] /= math.sqrt(2)
     basis = torch.einsum("ai,bj->abij", table, table).reshape(size * size, size, size)
-    order = sorted(range(1, size * size), key=lambda index: (index // size + index % size, index))
-    return basis[order].to(dtype)
+    return basis[_by_frequency(size)].to(dtype)
+
+
+def basis_frequencies(size: int) -> Tensor:
+    """Half waves per filter, over both axes, of every member of ``zero_mean_basis``: ``(size^2 - 1,)``."""
+    return torch.tensor([float(index // size + index % size) for index in _by_frequency(size)])
+
+
+def _by_frequency(size: int) -> list[int]:
+    return sorted(range(1, size * size), key=lambda index: (index // size + index % size, index))
 
 
 def zero_mean_filters(coefficients: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Scalar
 from regularizers.boundaries import BOUNDARIES
-from regularizers.constraints import positive, starting_coefficients, zero_mean_filters
+from regularizers.constraints import basis_frequencies, positive, starting_coefficients, zero_mean_filters
 from regularizers.convolution import ConvolutionBank
 from regularizers.kernels import KernelPlan
 
@@ -110,10 +110,12 @@ class LinearRegularizer(Regularizer):
         return {"log_weight": 3.0, "log_smoothing": 3.0}
 
     def metric(self) -> Tensor:
-        # the image moves in proportion to a filter's weight, so the curvature of the loss goes with its square
+        # photographs have a power spectrum of about 1 / frequency^2, and so has the curvature of the loss in the coefficients;
+        # it goes with the square of the weight too, but weights that are small at first grow: half of that (docs/results.md)
         weight = self.log_weight.detach().exp()
-        scale = (weight.max() / weight).square()
-        coefficients = scale.reshape(-1, 1, 1).expand_as(self.coefficients)
+        scale = weight.max() / weight
+        whitening = basis_frequencies(self.config.size).to(weight).square()
+        coefficients = (scale.reshape(-1, 1, 1) * whitening).expand_as(self.coefficients)
         return torch.cat([coefficients.flatten(), scale, scale])
 
     def pull_back(self, bound: GradientBound) -> Scalar:

@@ -246,7 +246,7 @@ def test_the_start_is_known_well_enough_for_a_first_step() -> None:
     """Its radius is at most the decrease that the first step aims at, and what that took is counted."""
     oracle = Flattering()
     state = AdaptiveDescent(oracle).start()
-    assert state.current.value_error <= 0.02 * state.current.value < oracle.history[0].value_error
+    assert state.current.value_error <= 0.1 * state.current.value < oracle.history[0].value_error
     assert state.work == len(oracle.history) >= 2
 
 
@@ -259,7 +259,7 @@ def test_no_direction_is_trusted_beyond_half_of_the_loss() -> None:
     flat = ((s, 1e-9 * s),)
     assert float(gradient @ method.direction(current, flat)) == pytest.approx(-1.5)
     first = method.direction(current, ())
-    assert float(gradient @ first) == pytest.approx(-0.02 * 3.0)
+    assert float(gradient @ first) == pytest.approx(-0.1 * 3.0)
     assert float(first[1] / first[0]) == pytest.approx(4 * -2.0)
 
 

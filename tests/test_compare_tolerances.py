@@ -11,8 +11,18 @@ import pytest
 import torch
 
 from experiments import compare_tolerances
-from experiments.compare_tolerances import HINDSIGHT, OURS, Curve, Judge, Point, Problem, levels, problems
-from experiments.controls import FixedTolerance, Maid, MaidSettings, PlainLevel
+from experiments.compare_tolerances import (
+    HINDSIGHT,
+    LITERATURE,
+    OURS,
+    Curve,
+    Judge,
+    Point,
+    Problem,
+    levels,
+    problems,
+)
+from experiments.controls import Control, FixedSteepest, FixedTolerance, Maid, MaidSettings, PlainLevel
 from piggyback.bilevel import Samples
 from piggyback.hypergradient.base import Accuracy
 from regularizers.linear import LinearConfig, LinearRegularizer
@@ -58,16 +68,27 @@ def test_plain_level_encloses_the_loss() -> None:
 
 def test_maid_descends_and_gives_up() -> None:
     """Accepted steps decrease the true loss by its own test; where bounds cannot get small enough it ends."""
-    level = PlainLevel(regularizer(), images())
-    seen = list(islice(Maid(level).checkpoints(), 5))
+    assert decreases(Maid(PlainLevel(regularizer(), images())))
+    strict = Maid(PlainLevel(regularizer(), images()), MaidSettings(eta=1 - 1e-9, finest=1e-4))
+    assert len(list(strict.checkpoints())) == 1
+
+
+def decreases(control: Control) -> bool:
+    """Whether the true loss falls with each of the first four steps."""
     losses = []
-    for checkpoint in seen:
+    for checkpoint in islice(control.checkpoints(), 5):
         model = regularizer()
         torch.nn.utils.vector_to_parameters(checkpoint.parameters, model.parameters())
         losses.append(exact_level(model, images())[0])
-    assert len(seen) == 5 and all(after < before for before, after in pairwise(losses))
-    strict = Maid(PlainLevel(regularizer(), images()), MaidSettings(eta=1 - 1e-9, finest=1e-4))
-    assert len(list(strict.checkpoints())) == 1
+    return len(losses) == 5 and all(after < before for before, after in pairwise(losses))
+
+
+def test_steepest_descent_at_one_tolerance() -> None:
+    """Tight, it decreases the true loss; the tolerance is what costs."""
+    tight, loose = (PlainLevel(regularizer(), images()) for _ in range(2))
+    assert decreases(FixedSteepest(tight, Accuracy(1e-5, 1e-4)))
+    assert len(list(islice(FixedSteepest(loose, Accuracy(1e-3, 1e-1)).checkpoints(), 5))) == 5
+    assert loose.per_image < 0.7 * tight.per_image
 
 
 def curve(method: str, *points: tuple[float, float]) -> Curve:
@@ -76,12 +97,14 @@ def curve(method: str, *points: tuple[float, float]) -> Curve:
 
 def test_levels_look_at_true_losses_only() -> None:
     """Costs to half, and to a fiftieth, of the way; the pair of tolerances chosen in hindsight is not among the others."""
-    ours, other = curve(OURS, (1, 2.0), (10, 1.4), (40, 1.0)), curve("fixed", (1, 2.0), (30, 1.5), (90, 1.2))
-    found = list(levels([ours, other, curve(HINDSIGHT, (1, 2.0), (5, 1.0))]))
+    ours, other = curve(OURS, (1, 2.0), (10, 1.4), (40, 1.0)), curve("worst", (1, 2.0), (30, 1.5), (90, 1.2))
+    published = [curve(method, (1, 2.0), (50 + number, 1.5)) for number, method in enumerate(LITERATURE)]
+    found = list(levels([ours, other, *published, curve(HINDSIGHT, (1, 2.0), (5, 1.0))]))
     assert [level.remaining for level in found] == list(compare_tolerances.REMAINING)
-    assert found[0].target == 1.5 and found[0].costs == {OURS: 10, "fixed": 30, HINDSIGHT: 5}
-    assert found[0].ratio == pytest.approx(1 / 3) and found[0].against_hindsight == 2
-    assert math.isinf(found[-1].costs["fixed"]) and found[-1].ratio == 0
+    assert found[0].target == 1.5 and [found[0].costs[m] for m in (OURS, "worst", HINDSIGHT)] == [10, 30, 5]
+    assert found[0].against_all == pytest.approx(1 / 3) and found[0].against_hindsight == 2
+    assert found[0].against_literature == 10 / 50
+    assert math.isinf(found[-1].costs["worst"]) and found[-1].against_all == 0
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +114,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     content = json.loads(out.read_text())
     names = {problem.name for problem in problems(16, 3, 3)}
     assert set(content["certified"]) == names and max(content["certified"].values()) < 1e-3
-    assert len(content["curves"]) == 9 * len(names)
+    assert len(content["curves"]) == 14 * len(names)
     for name in names:
         starts = {round(c["points"][0]["loss"], 5) for c in content["curves"] if c["problem"] == name}
         assert len(starts) == 1
