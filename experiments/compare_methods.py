@@ -18,15 +18,21 @@ from experiments import method_figures
 from experiments.comparison import Method, Row, Setting, TrainingRow, measure, methods, settings, train
 from experiments.errors import UserError, one_line_errors, require_positive
 from experiments.progress import progress_bar
-from experiments.run_folder import write_json
+from experiments.run_folder import Json, write_json
 from experiments.runtime import prepare
 from piggyback.hypergradient.base import Accuracy
 
 
 def compare(
-    chosen: Sequence[Setting], asked: dict[str, Method], accuracy: Accuracy, steps: int, rate: float, console: Console
+    chosen: Sequence[Setting],
+    asked: dict[str, Method],
+    accuracy: Accuracy,
+    training: Accuracy,
+    steps: int,
+    rate: float,
+    console: Console,
 ) -> tuple[list[Row], list[TrainingRow]]:
-    """All methods on all problems, and a training with each; with a progress bar."""
+    """All methods on all problems, and a training with each (at the accuracy ``training``); with a progress bar."""
     rows, curves = [], []
     with progress_bar(console) as bar:
         task = bar.add_task("", total=2 * len(chosen) * len(asked))
@@ -35,7 +41,7 @@ def compare(
                 bar.update(task, description=f"{setting.name}: {name}")
                 rows.append(measure(setting, name, method, accuracy))
                 bar.advance(task)
-                curves += train(setting, name, method, accuracy, steps, rate)
+                curves += train(setting, name, method, training, steps, rate)
                 bar.advance(task)
     return rows, curves
 
@@ -61,6 +67,13 @@ def show(rows: Sequence[Row], curves: Sequence[TrainingRow], console: Console) -
         console.print(table)
 
 
+def report(rows: Sequence[Row], curves: Sequence[TrainingRow]) -> dict[str, Json]:
+    """What is written: the rows, the trainings, and which rows come from solves that did not reach their tolerance."""
+    columns = [{name: value for name, value in asdict(row).items() if name != "converged"} for row in rows]
+    missed: list[Json] = [f"{row.problem}: {row.method}" for row in rows if not row.converged]
+    return {"rows": columns, "training": [asdict(curve) for curve in curves], "unconverged": missed}
+
+
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(
@@ -78,6 +91,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--tolerance", type=float, default=1e-5, help="of the lower level (RMS) and of the adjoint")
     parser.add_argument("--training-steps", type=int, default=6, help="upper steps (Adam) with each method")
+    parser.add_argument("--training-tolerance", type=float, default=1e-3, help="the same while training")
     parser.add_argument("--rate", type=float, default=0.05, help="of Adam")
     return parser
 
@@ -90,22 +104,23 @@ def main(arguments: list[str] | None = None) -> None:
         side=options.side, filters=options.filters, size=options.size, examples=options.examples,
         steps=options.steps, training_steps=options.training_steps,
     )  # fmt: skip
-    for name in ("tolerance", "rate"):
+    for name in ("tolerance", "training_tolerance", "rate"):
         if not getattr(options, name) > 0:
-            raise UserError(f"--{name} must be positive, got {getattr(options, name)}")
+            raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(options, name)}")
     prepare(threads=1)
     try:
         chosen = list(settings(options.side, options.filters, options.size, options.examples))
     except ValueError as error:
         raise UserError(str(error)) from error
-    accuracy, asked = Accuracy(options.tolerance, options.tolerance), dict(methods(options.steps))
-    rows, curves = compare(chosen, asked, accuracy, options.training_steps, options.rate, Console(stderr=True))
+    accuracy, training = (Accuracy(value, value) for value in (options.tolerance, options.training_tolerance))
+    asked, steps = dict(methods(options.steps)), options.training_steps
+    rows, curves = compare(chosen, asked, accuracy, training, steps, options.rate, Console(stderr=True))
     show(rows, curves, Console())
     options.out.mkdir(parents=True, exist_ok=True)
     method_figures.errors(rows, options.out / "methods_errors.png")
     method_figures.training(curves, options.out / "methods_training.png")
     if options.json is not None:
-        write_json(options.json, {"rows": [asdict(r) for r in rows], "training": [asdict(c) for c in curves]})
+        write_json(options.json, report(rows, curves))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""A lower-level solver that learns: start, first steps and preconditioner from solved images; same minimiser, less work.
+"""A lower-level solver that learns: start, steps and metric from solved images; same minimiser and certificate, less work.
 
 python -m experiments.learned_solver [--json FILE]
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,33 +20,50 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments.data import draw_patches, embedded_photographs
-from experiments.errors import one_line_errors, require_positive
-from experiments.instances import BLUR_WEIGHT, deblurring, denoising, scaled, starting_regularizer
+from experiments.errors import UserError, one_line_errors, require_positive
+from experiments.instances import BLUR_WEIGHT, deblurring, denoising, scaled, trained_regularizer
+from experiments.progress import progress_bar
 from experiments.run_folder import write_json
 from experiments.runtime import prepare
-from piggyback.operators import ApplicationCounter, Preconditioner, ScalarPreconditioner
-from piggyback.problem import SaddleProblem
-from piggyback.solve import Schedule
-from piggyback.solvers.gradient import step_length
-from piggyback.solvers.learned import LearnedSolver, SquaredFilter
-from piggyback.solvers.lower import LowerSolver, certified_distance, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.batched import inner, per_sample, safe_divide
+from piggyback.certified import double_copy
+from piggyback.lower_problem import LowerProblem
+from piggyback.operators import ApplicationCounter, Preconditioner
+from piggyback.problem import SaddleProblem, UnitForm
+from piggyback.solve import Iteration, Schedule
+from piggyback.solvers.learned import FilteredStart, LearnedSolver, Warped, activity
+from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element, solve_lower
+from piggyback.solvers.nonlinear_cg import NonlinearCG, NonlinearCGIteration
+from piggyback.terms.quadratic import DataTerm
+from regularizers.linear import LinearRegularizer
 
-FLOOR, LEARNING_STEPS = 1e-3, 300
+Task = Literal["denoise", "deblur"]
+TASKS: tuple[Task, ...] = ("denoise", "deblur")
+TOLERANCES = (1e-3, 1e-4, 1e-5)
+"""RMS errors that are asked for, in grey values."""
 PATIENT = Schedule(max_steps=5000, check_every=1)
+START_SIDE, KINDS = 9, 8
+"""Filters of the learned start, one for each kind of neighbourhood."""
+RELAXATIONS = (1.0, 1.2, 1.4, 1.6)
+WARP_SIDE, WARP_STEPS, KRYLOV = 5, 30, 8
+"""Side of the filter of the metric, and steps of Adam for it, each through so many conjugate gradients."""
+TUNED_ON = 16
+"""Training images that relaxation and metric are learned from."""
 
 
 @dataclass(frozen=True)
 class SolverRow:
     """One solver on the test images of a task.
 
-    ``operator_applications`` per image; ``certified_rms``: largest certified RMS distance to the minimiser; ``difference_rms``:
-    largest RMS difference to a solve that is far more exact.
+    ``operator_applications`` per image; ``seconds`` for all of them, the learned start included; ``certified_rms``: largest
+    certified RMS distance to the minimiser; ``difference_rms``: largest RMS difference to a solve that is far more exact.
     """
 
     task: str
     solver: str
+    tolerance: float
     operator_applications: float
+    seconds: float
     certified_rms: float
     difference_rms: float
     converged: bool
@@ -54,163 +71,271 @@ class SolverRow:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Problems to learn from and to be judged by, their observations, and the minimisers of the latter."""
+    """Problems to learn from (float32) and to be judged by (float64), and their minimisers."""
 
-    task: str
+    task: Task
     training: SaddleProblem
+    solutions: Tensor
     test: SaddleProblem
-    observed: Tensor
-    test_observed: Tensor
     reference: Tensor
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A filter ``(k, k)`` that maps noisy images to starts, and a solver."""
+    """A start by one filter, a start by a filter for each kind of pixel, and the solver without and with its own metric."""
 
-    start: Tensor
-    solver: LearnedSolver
-
-
-def patches_of(data: Tensor, size: int) -> Tensor:
-    """All windows of reflected images, ``(pixels, size^2)``."""
-    extended = nnf.pad(data, (size // 2,) * 4, mode="reflect")
-    return nnf.unfold(extended, size).transpose(1, 2).reshape(-1, size * size)
+    linear: FilteredStart
+    start: FilteredStart
+    relaxed: LearnedSolver
+    warped: LearnedSolver
 
 
-def filtered(data: Tensor, taps: Tensor) -> Tensor:
-    """Every channel correlated with ``taps``."""
-    return (patches_of(data, taps.shape[-1]) @ taps.flatten()).view_as(data)
+# --- problems --------------------------------------------------------------------------------------------------------
 
 
-def learn(problem: SaddleProblem, data: Tensor, size: int, steps: int) -> Learned:
-    """From solved grey images: the start by least squares, ``P`` on points of stored trajectories, lengths one by one."""
-    (solution,) = solve_lower(problem, NonlinearCG(), radius_per_element(problem, 1e-6), schedule=PATIENT).result
-    taps = torch.linalg.lstsq(patches_of(data, size), solution.flatten().unsqueeze(-1)).solution.view(size, size)
-    start = filtered(data, taps)
-    preconditioner = learn_preconditioner(problem, trajectory(problem, start), size)
-    return Learned(taps, LearnedSolver(preconditioner, learn_lengths(problem, preconditioner, start, solution, steps)))
+def pose(task: Task, regularizer: LinearRegularizer, side: int, patches: int, images: int) -> Case:
+    """Patches of the training photographs to learn from, of the test photographs to be judged by."""
+    if task == "deblur":
+        regularizer = scaled(regularizer, BLUR_WEIGHT)
+    training = regularizer.problem(observations(task, "train", side, patches)).detached()
+    test = double_copy(regularizer).problem(observations(task, "test", side, images).double()).detached()
+    (reference,) = solve_lower(test, NonlinearCG(), radius_per_element(test, 1e-8), schedule=PATIENT).result
+    return Case(task, training, solved_in_parts(training, 1e-3), test, reference)
 
 
-def trajectory(problem: SaddleProblem, start: Tensor) -> list[Tensor]:
-    """Points along solves without a preconditioner."""
-    one = LearnedSolver(ScalarPreconditioner(torch.ones((), dtype=start.dtype)))
-    radius, points = radius_per_element(problem, 1e-6), []
-    for count in (0, 3, 8):
-        schedule = Schedule(max_steps=count, check_every=1)
-        points.append(solve_lower(problem, one, radius, start, schedule).result[0])
-    return points
+def observations(task: Task, split: Literal["train", "test"], side: int, count: int) -> DataTerm:
+    """Seeded observations; another seed for each split."""
+    seed = int(split == "test")
+    clean = draw_patches(embedded_photographs(split), count, side, torch.Generator().manual_seed(seed), 1)
+    return deblurring(clean, seed) if task == "deblur" else denoising(clean, seed)
 
 
-def learn_preconditioner(problem: SaddleProblem, points: list[Tensor], size: int) -> SquaredFilter:
-    """Taps of ``Q`` such that ``P A(x) v`` is close to ``v``, for random ``v`` and the Hessians at points of trajectories."""
-    generator = torch.Generator().manual_seed(0)
-    probes = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in points]
-    curvatures = [problem.potential.curvature(problem.operator.forward(x)) for x in points]
-    images = torch.cat([problem.hessian(d, v) for d, v in zip(curvatures, probes, strict=True)])
-    taps = torch.zeros(size, size, dtype=images.dtype)
-    taps[size // 2, size // 2] = float(step_length(problem)) ** 0.5
+def solved_in_parts(problem: SaddleProblem, tolerance: float, size: int = 32) -> Tensor:
+    """The minimisers, so many images at a time."""
+    parts = []
+    for index in torch.arange(problem.data.start.shape[0]).split(size):
+        part = problem.select(index)
+        parts.append(solve_lower(part, NonlinearCG(), radius_per_element(part, tolerance)).result[0])
+    return torch.cat(parts)
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+def learn(case: Case) -> Learned:
+    """Everything, from the solved training images; relaxation and metric for solves that begin at the learned start."""
+    problem = case.training
+    start = learn_start(problem.data.start, case.solutions, START_SIDE, KINDS)
+    few = problem.select(torch.arange(min(TUNED_ON, case.solutions.shape[0])))
+    begin = start(few.data)
+    relaxed = learn_relaxation(few, begin)
+    warp = learn_warp(few, begin, case.solutions[: begin.shape[0]], relaxed.floor)
+    linear = learn_start(problem.data.start, case.solutions, START_SIDE, 1)
+    return Learned(linear, start, relaxed, replace(relaxed, taps=warp))
+
+
+def learn_start(data: Tensor, solutions: Tensor, side: int, kinds: int) -> FilteredStart:
+    """Filters by least squares, for equally frequent kinds of pixels of grey images; in float64."""
+    active = activity(data.double()).flatten()
+    edges = torch.quantile(active, torch.linspace(0, 1, kinds + 1).double()[1:-1])
+    extended = nnf.pad(data.double(), (side // 2,) * 4, mode="reflect")
+    windows = nnf.unfold(extended, side).transpose(1, 2).reshape(-1, side * side)
+    wanted, kind = solutions.double().flatten(), torch.bucketize(active, edges)
+    taps = [torch.linalg.lstsq(windows[kind == k], wanted[kind == k].unsqueeze(-1)).solution for k in range(kinds)]
+    return FilteredStart(torch.stack(taps).view(kinds, side, side), edges)
+
+
+def learn_relaxation(problem: SaddleProblem, start: Tensor) -> LearnedSolver:
+    """The relaxation with which the training images need the fewest applications."""
+    solvers = [LearnedSolver(relaxation) for relaxation in RELAXATIONS]
+    radius = radius_per_element(problem, 1e-3)
+    work = [float(solve_lower(problem, solver, radius, start, PATIENT).steps.sum()) for solver in solvers]
+    return solvers[min(range(len(solvers)), key=work.__getitem__)]
+
+
+def learn_warp(problem: SaddleProblem, start: Tensor, solution: Tensor, floor: float) -> Tensor:
+    """Taps ``(k, k)`` of ``Q``: what is left of the error, in the energy norm, after a few conjugate gradients is differentiated.
+
+    The systems are ``A(x*) d = A(x*) (start - x*)``, the preconditioner is the one that a solve begins with.
+    """
+    energy = problem.in_units()
+    base = energy.preconditioner(energy.profile.slope_secant_curvature(energy.arguments(start))[1], start)
+    curvature, error = problem.curvature(solution), start - solution
+    taps = torch.zeros(WARP_SIDE, WARP_SIDE, dtype=start.dtype)
+    taps[WARP_SIDE // 2, WARP_SIDE // 2] = 1.0
     taps.requires_grad_()
     optimizer = torch.optim.Adam([taps], lr=0.02)
-    for _ in range(LEARNING_STEPS):
+    for _ in range(WARP_STEPS):
         optimizer.zero_grad()
-        (SquaredFilter(taps, FLOOR).apply(images) - torch.cat(probes)).square().mean().backward()
+        left = conjugate_gradients(lambda v: problem.hessian(curvature, v), Warped(base, taps, floor).apply, error)
+        left.log().mean().backward()
         optimizer.step()
-    return SquaredFilter(taps.detach(), FLOOR)
+    return taps.detach()
 
 
-def learn_lengths(
-    problem: SaddleProblem, preconditioner: Preconditioner, x: Tensor, solution: Tensor, steps: int
-) -> tuple[float, ...]:
-    """Each length brings the training images as close to their solutions as its step can."""
-    lengths = []
-    for _ in range(steps):
-        direction = preconditioner.apply(problem.gradient(x))
-        length = float(((x - solution) * direction).sum() / direction.square().sum())
-        x = x - length * direction
-        lengths.append(length)
-    return tuple(lengths)
+def conjugate_gradients(hessian: Callable[[Tensor], Tensor], metric: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``<x, A x>`` ``(batch,)`` after a few preconditioned steps on ``A x = 0``, with their graph."""
+    residual = -hessian(x)
+    direction = step = metric(residual)
+    energy = inner(residual, step)
+    for _ in range(KRYLOV):
+        image = hessian(direction)
+        alpha = per_sample(safe_divide(energy, inner(direction, image)), x)
+        x, residual = x + alpha * direction, residual - alpha * image
+        step = metric(residual)
+        before, energy = energy, inner(residual, step)
+        direction = step + per_sample(safe_divide(energy, before), x) * direction
+    return inner(x, -residual)
 
 
-def run(case: Case, name: str, solver: LowerSolver, start: Tensor | None, tolerance: float) -> SolverRow:
-    """Solve the test images and look at what came out."""
-    counter = ApplicationCounter()
-    radius = radius_per_element(case.test, tolerance)
-    outcome = solve_lower(case.test.counted(counter), solver, radius, start, PATIENT)
+# --- the limit -------------------------------------------------------------------------------------------------------
+
+
+class InverseMatrices(Preconditioner):
+    """One matrix ``(batch, n, n)`` per image of ``n`` numbers."""
+
+    def __init__(self, matrices: Tensor) -> None:
+        self.matrices = matrices
+
+    def apply(self, v: Tensor) -> Tensor:
+        return (self.matrices @ v.reshape(v.shape[0], -1, 1)).view_as(v)
+
+    def select(self, index: Tensor) -> Preconditioner:
+        return InverseMatrices(self.matrices[index])
+
+
+@dataclass(frozen=True)
+class FixedForm(UnitForm):
+    """The same energy, preconditioned by ``metric`` wherever the solver is."""
+
+    metric: Preconditioner = field(kw_only=True)
+
+    def preconditioner(self, curvature: Tensor, like: Tensor) -> Preconditioner:
+        return self.metric
+
+    def select(self, index: Tensor) -> FixedForm:
+        return replace(super().select(index), metric=self.metric.select(index))  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class ExactMetric(LowerSolver):
+    """The default solver in a metric that nobody has before the problem is solved: what learned ones are measured by."""
+
+    metric: Preconditioner
+
+    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+        level = lower.saddle("ExactMetric")
+        energy = level.problem.in_units()
+        parts = {part.name: getattr(energy, part.name) for part in fields(UnitForm)}
+        return NonlinearCGIteration(level, FixedForm(**parts, metric=self.metric))
+
+
+def exact_metric(problem: SaddleProblem, solution: Tensor) -> Preconditioner:
+    """The inverse Hessian at the minimisers, dense; for small images."""
+    shape, n = solution.shape[1:], solution[0].numel()
+    unit, inverses = torch.eye(n, dtype=solution.dtype).view(n, *shape), []
+    for index in torch.arange(solution.shape[0]).split(1):
+        one = problem.select(index)
+        curvature = one.curvature(solution[index])
+        columns = [
+            one.hessian(curvature.expand(len(part), *curvature.shape[1:]), part).reshape(len(part), n)
+            for part in unit.split(128)
+        ]
+        inverses.append(torch.linalg.inv(torch.cat(columns)))
+    return InverseMatrices(torch.stack(inverses))
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def run(
+    case: Case, name: str, solver: LowerSolver, begin: Callable[[DataTerm], Tensor] | None, tolerance: float
+) -> SolverRow:
+    """Solve the test images and look at what came out; the faster of two times."""
+    radius, seconds = radius_per_element(case.test, tolerance), []
+    for _ in range(2):
+        counter = ApplicationCounter()
+        since = time.perf_counter()
+        start = None if begin is None else begin(case.test.data)
+        outcome = solve_lower(case.test.counted(counter), solver, radius, start, PATIENT)
+        seconds.append(time.perf_counter() - since)
     (x,) = outcome.result
     root = x[0].numel() ** 0.5
     return SolverRow(
-        case.task,
-        name,
-        counter.applications / x.shape[0],
-        float(certified_distance(case.test, x).max()) / root,
-        float((x - case.reference).flatten(1).norm(dim=1).max()) / root,
-        outcome.converged,
+        task=case.task,
+        solver=name,
+        tolerance=tolerance,
+        operator_applications=counter.applications / x.shape[0],
+        seconds=min(seconds),
+        certified_rms=float(certified_distance(case.test, x).max()) / root,
+        difference_rms=float((x - case.reference).flatten(1).norm(dim=1).max()) / root,
+        converged=outcome.converged,
     )
 
 
-def pose(task: str, side: int, images: int, filters: int) -> Case:
-    """Patches of the training photographs to learn from, of the test photographs to be judged by."""
-    regularizer = starting_regularizer(filters, 5, 1)
-    if task == "deblur":
-        regularizer = scaled(regularizer, BLUR_WEIGHT)
-    problems, observed = [], []
-    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-    for seed, split in enumerate(splits):
-        generator = torch.Generator().manual_seed(seed)
-        clean = draw_patches(embedded_photographs(split), images, side, generator, 1)
-        data = deblurring(clean, seed) if task == "deblur" else denoising(clean, seed)
-        problems.append(copy.deepcopy(regularizer).double().problem(data.double()).detached())
-        observed.append(data.observed.double())
-    radius = radius_per_element(problems[1], 1e-9)
-    (reference,) = solve_lower(problems[1], NonlinearCG(), radius, schedule=PATIENT).result
-    return Case(task, problems[0], problems[1], observed[0], observed[1], reference)
+def compare(case: Case, learned: Learned, tolerances: Sequence[float], limit: bool = False) -> list[SolverRow]:
+    """The default solver, cold, and what each learned part makes of it; with ``limit`` also with the best of all metrics."""
+    rows: list[tuple[str, LowerSolver, Callable[[DataTerm], Tensor] | None]] = [
+        ("default", NonlinearCG(), None),
+        ("learned steps", learned.relaxed, None),
+        ("learned steps, metric", learned.warped, None),
+        ("learned start, one filter", NonlinearCG(), learned.linear),
+        ("learned start", NonlinearCG(), learned.start),
+        ("learned start, steps", learned.relaxed, learned.start),
+        ("learned start, steps, metric", learned.warped, learned.start),
+    ]
+    if limit:
+        newton = ExactMetric(exact_metric(case.test, case.reference))
+        rows += [("exact metric", newton, None), ("learned start, exact metric", newton, learned.start)]
+    return [run(case, name, solver, begin, tolerance) for tolerance in tolerances for name, solver, begin in rows]
 
 
-def compare(case: Case, steps: int, tolerance: float) -> list[SolverRow]:
-    """The solvers with and without what was learned."""
-    learned = learn(case.training, case.observed, 7, steps)
-    start = filtered(case.test_observed, learned.start)
-    plain = LearnedSolver(ScalarPreconditioner(torch.ones((), dtype=start.dtype)))
-    steered = LearnedSolver(learned.solver.preconditioner)
-    rows: Sequence[tuple[str, LowerSolver, Tensor | None]] = (
-        ("nothing", plain, None),
-        ("learned start", plain, start),
-        ("learned P", steered, None),
-        ("learned start, P", steered, start),
-        ("learned start, steps, P", learned.solver, start),
-        ("default solver", NonlinearCG(), None),
-        ("default, learned start", NonlinearCG(), start),
-    )
-    return [run(case, name, solver, begin, tolerance) for name, solver, begin in rows]
+def show(rows: Sequence[SolverRow], console: Console) -> None:
+    """One line per solver and task; for each tolerance operator applications per image, and seconds for all images."""
+    tolerances = sorted({row.tolerance for row in rows}, reverse=True)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("task", "solver"):
+        table.add_column(name, no_wrap=True)
+    for tolerance in tolerances:
+        table.add_column(f"{tolerance:.0e}", justify="right")
+        table.add_column("s", justify="right")
+    for task, solver in dict.fromkeys((row.task, row.solver) for row in rows):
+        own = [row for row in rows if (row.task, row.solver) == (task, solver)]
+        cells = [text for row in own for text in (f"{row.operator_applications:.1f}", f"{row.seconds:.2f}")]
+        table.add_row(task, solver, *cells)
+    console.print(table)
+    worst = max(row.certified_rms / row.tolerance for row in rows)
+    console.print(f"certified RMS distance to the minimiser over the tolerance: at most {worst:.4f}")
 
 
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = ArgumentParser(prog="python -m experiments.learned_solver", description="Learn to solve the lower level.")
+    parser.add_argument("--run", type=Path | None, help="run folder of a linear model (default: the packaged denoiser)")
     parser.add_argument("--json", type=Path | None, help="write the rows to this file")
-    parser.add_argument("--side", type=int, default=24, help="pixels per side of the patches")
-    parser.add_argument("--images", type=int, default=8, help="patches to learn from, and as many to test on")
-    parser.add_argument("--filters", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=3, help="learned steps")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="RMS error, grey values")
+    parser.add_argument("--side", type=int, default=32, help="pixels per side of the patches")
+    parser.add_argument("--patches", type=int, default=96, help="patches to learn from")
+    parser.add_argument("--images", type=int, default=8, help="patches of other photographs to test on")
+    parser.add_argument("--limit", action="store_true", help="also with the inverse Hessian at the minimiser: slow")
     options = parser.parse_args(arguments)
-    require_positive(side=options.side, images=options.images, filters=options.filters, steps=options.steps)
+    require_positive(side=options.side, patches=options.patches, images=options.images)
     prepare(threads=1)
+    regularizer = trained_regularizer(options.run)
+    if regularizer.config.channels != 1:
+        raise UserError(f"{options.run}: a model of colour images; this experiment takes grey ones")
     rows: list[SolverRow] = []
-    for task in ("denoise", "deblur"):
-        rows += compare(pose(task, options.side, options.images, options.filters), options.steps, options.tolerance)
-    table = Table("task", "solver", "cost", "certified RMS", "difference RMS", box=SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(
-            row.task,
-            row.solver,
-            f"{row.operator_applications:.1f}",
-            f"{row.certified_rms:.1e}",
-            f"{row.difference_rms:.1e}",
-        )
-    Console().print(table)
+    with progress_bar(Console(stderr=True)) as bar:
+        progress = bar.add_task("", total=3 * len(TASKS))
+        for task in TASKS:
+            bar.update(progress, description=f"{task}: solving training images")
+            case = pose(task, regularizer, options.side, options.patches, options.images)
+            bar.update(progress, description=f"{task}: learning", advance=1)
+            learned = learn(case)
+            bar.update(progress, description=f"{task}: testing", advance=1)
+            rows += compare(case, learned, TOLERANCES, options.limit)
+            bar.advance(progress)
+    show(rows, Console())
     if options.json is not None:
         write_json(options.json, {"rows": [asdict(row) for row in rows]})
 

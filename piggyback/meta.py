@@ -7,6 +7,7 @@ The rules see functions of flat parameter vectors only, so that any hypergradien
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,20 +34,45 @@ class Task:
     query: Level
 
 
+@dataclass
+class Work:
+    """What levels have cost so far: hypergradients, and operator applications (summed over the samples)."""
+
+    hypergradients: int = 0
+    applications: float = 0.0
+
+
 def upper_level(
     method: HypergradientMethod | DirectMethod,
     regularizer: Regularizer,
     data: DataTerm,
     loss: Loss,
     accuracy: Accuracy,
+    work: Work | None = None,
 ) -> Level:
-    """The mean upper loss of these samples and its hypergradient, as a function of the parameters (of a copy)."""
+    """The mean upper loss of these samples and its hypergradient, as a function of the parameters (of a copy).
+
+    The cost of every evaluation is added to ``work``.
+    """
     model, count = copy.deepcopy(regularizer), data.start.shape[0]
 
     def evaluate(parameters: Tensor) -> tuple[float, Tensor]:
         assign(model, parameters)
         found = hypergradient(method, model, data, loss, accuracy)
+        if work is not None:
+            work.hypergradients += 1
+            work.applications += found.applications
         return found.loss / count, found.gradient.to(parameters) / count
+
+    return evaluate
+
+
+def logarithmic(level: Level) -> Level:
+    """``log L``: its gradient does not depend on the units of the loss, so that one rate fits easy and hard tasks."""
+
+    def evaluate(parameters: Tensor) -> tuple[float, Tensor]:
+        value, gradient = level(parameters)
+        return math.log(value), gradient / value
 
     return evaluate
 

@@ -51,6 +51,11 @@ BILEVEL = "tests/test_bilevel.py"
 INTERVAL = "tests/test_loss_interval.py"
 DEMAND = "tests/test_on_demand.py"
 ADAPTIVE = "tests/test_adaptive.py"
+META = "tests/test_meta.py"
+FEW_SHOT = "tests/test_few_shot.py"
+LEARNED = "tests/test_learned_solver.py"
+METHODS = "tests/test_methods.py"
+UNROLLED = "tests/test_unrolled.py"
 RANDOM = (CERTIFICATES, "-k", "fifty_thousand and float64 or filter_banks or around_the_solution")
 SINGLE = (CERTIFICATES, "-k", "fifty_thousand and float32 or held_in_float32")
 BY_HAND = (CERTIFICATES, "-k", "attained or carried or dimension or moves or exact_for")
@@ -608,6 +613,147 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if result.gradient_error <= 3 * wanted:",
         "gradients come back before they are as certain as asked",
         (DEMAND, "-k", "certain_as_asked"),
+    ),
+    # the other hypergradient methods
+    Mutation(
+        "piggyback/meta.py",
+        "in_rates = in_rates - gradient * v",
+        "in_rates = in_rates + gradient * v",
+        "derivative of Meta-SGD in its rates: the sign",
+        (META, "-k", "exact or leave_the"),
+    ),
+    Mutation(
+        "piggyback/meta.py",
+        "v = v - hessian_product(support, point, rates * v)",
+        "v = v - rates * hessian_product(support, point, v)",
+        "Meta-SGD: the Hessian of the wrong side, invisible with one rate for all",
+        (META, "-k", "different_rates"),
+    ),
+    Mutation(
+        "piggyback/meta.py",
+        "torch.cat([factors * v, in_factors])",
+        "torch.cat([v, in_factors])",
+        "L2F: the attenuation is not differentiated through",
+        (META, "-k", "different_rates"),
+    ),
+    Mutation(
+        "piggyback/meta.py",
+        "self.strength * (phi - meta)",
+        "self.strength * phi",
+        "iMAML: the proximal centre",
+        (META, "-k", "proximal"),
+    ),
+    Mutation(
+        "piggyback/meta.py",
+        "return math.log(value), gradient / value",
+        "return math.log(value), gradient",
+        "logarithm of a level without its derivative",
+        (FEW_SHOT, "-k", "logarithmic"),
+    ),
+    Mutation(
+        "experiments/adaptation.py",
+        "self.scale * gradient])",
+        "gradient / self.scale])",
+        "chain rule of the coordinates",
+        (FEW_SHOT, "-k", "coordinates_is"),
+    ),
+    Mutation(
+        "piggyback/solvers/learned.py",
+        "* transfer.conj(), s=size)",
+        "* transfer, s=size)",
+        "warp without its transpose: no longer symmetric",
+        (LEARNED, "-k", "warp"),
+    ),
+    Mutation(
+        "piggyback/solvers/learned.py",
+        "Warped(super().preconditioner(curvature, like), self.taps, self.floor)",
+        "super().preconditioner(curvature, like)",
+        "the learned metric is silently left out",
+        (LEARNED, "-k", "default_values"),
+    ),
+    Mutation(
+        "piggyback/solvers/learned.py",
+        "if not 0 < self.relaxation < 2:",
+        "if not 0 < self.relaxation <= 2:",
+        "a relaxation whose steps need not descend",
+        (LEARNED, "-k", "refused"),
+    ),
+    Mutation(
+        "piggyback/solvers/nonlinear_cg.py",
+        "upper / self.relaxation",
+        "upper * self.relaxation",
+        "relaxation (eq. 21a): the inverse factor",
+        (LEARNED, "-k", "attained"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/penalty.py",
+        "penalty = self.gamma * penalty_unit(problem, loss)",
+        "penalty = self.gamma",
+        "value function: its penalty depends on the scales of the problem",
+        (METHODS, "-k", "unit_of_the_penalty"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/penalty.py",
+        "(self.barrier**2 + 4 * self.slack * excess)",
+        "(self.barrier**2 + 2 * self.slack * excess)",
+        "BVFIM: its multiplier does not solve the barrier problem",
+        (METHODS, "-k", "barrier"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/bda.py",
+        "mix = self.mixing / (state.age + 1)",
+        "mix = self.mixing / (state.age + 1) ** 2",
+        "BDA: the mixing is summable, the upper level is forgotten",
+        (UNROLLED, "-k", "optimistic_solution or formula"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/bome.py",
+        "x = x - (slope + lam * first.gradient)",
+        "x = x - (lam * first.gradient)",
+        "BOME: its follower does not see the upper level",
+        (METHODS, "-k", "bome"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/iaptt.py",
+        "if value > worst:",
+        "if value < worst:",
+        "IAPTT: the truncation is optimistic",
+        (METHODS, "-k", "pessimistic"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/one_step.py",
+        "loss.gradient(x - length * gradient)",
+        "loss.gradient(x)",
+        "one-step: the upper loss at the point before the step",
+        (METHODS, "-k", "after_the_step"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/unrolled.py",
+        "slope = 1 + step * fixed.curvature(p)",
+        "slope = 1 + fixed.curvature(p)",
+        "derivative of the prox in unrolled steps",
+        (UNROLLED, "-k", "prox_has"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/unrolled.py",
+        "return super().max_curvature().detach()",
+        "return super().max_curvature()",
+        "step lengths are differentiated",
+        (UNROLLED, "-k", "few_steps and PDHG"),
+    ),
+    Mutation(
+        "piggyback/terms/masked.py",
+        "(1.0 if bool(self.mask.all()) else 0.0) + ridge",
+        "1.0 + ridge",
+        "missing pixels count as strongly convex",
+        (UNROLLED, "-k", "refuse or data_term"),
+    ),
+    Mutation(
+        "piggyback/terms/masked.py",
+        "return self.resolvent(v + step * self.observed, step)",
+        "return self.resolvent(v + self.observed, step)",
+        "prox of inpainting",
+        (UNROLLED, "-k", "data_term"),
     ),
     # the cone program, against which gradients are checked
     Mutation(

@@ -27,6 +27,7 @@ from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
 from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.gradient import GradientDescent
+from piggyback.solvers.learned import FilteredStart, LearnedSolver
 from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
@@ -258,3 +259,12 @@ def test_potentials(profile: str, dtype: torch.dtype) -> None:
     found += [f.max_curvature(), f.max_third(), f.mixed_lipschitz()]
     assert_on_device(found, dtype)
     assert_on_device(f.bounds(z, z.abs()), dtype)
+
+
+def test_learned_solver_stays_on_the_device(dtype: torch.dtype) -> None:
+    """The learned start and the steps in the learned metric."""
+    problem, _ = problem_on("reflect", PROFILES["logcosh"], 1, dtype)
+    start = FilteredStart(on_device(4, 3, 3, dtype=dtype), on_device(3, dtype=dtype))(problem.data)
+    assert_on_device(start, dtype)
+    level = LowerLevel(problem, start, on_device(2, dtype=dtype))
+    run_steps(LearnedSolver(1.4, on_device(3, 3, dtype=dtype)).bind(level), dtype)

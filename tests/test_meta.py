@@ -59,6 +59,17 @@ def test_second_order_rules_are_exact(rule: MetaRule) -> None:
     assert torch.allclose(gradient, central(rule, meta, task), rtol=1e-5, atol=1e-7)
 
 
+def test_rules_with_different_rates_and_factors_are_exact() -> None:
+    """Away from the start, where rates and attenuations differ: what is learned in them is not a common factor any more."""
+    task = Task(quadratic(1)[0], quadratic(2)[0])
+    theta, some = torch.linspace(-1, 1, 6, dtype=torch.float64), torch.linspace(0.03, 0.2, 6, dtype=torch.float64)
+    for rule, meta in (
+        (MetaSGD(0.1, 3, second_order=True), torch.cat([theta, some])),
+        (L2F((2, 4), 0.1, 3, second_order=True), torch.cat([theta, torch.tensor([0.4, 1.7], dtype=torch.float64)])),
+    ):
+        assert torch.allclose(rule.differentiate(meta, task)[1], central(rule, meta, task), rtol=1e-5, atol=1e-7)
+
+
 def test_first_order_rules_leave_the_hessian_out() -> None:
     """The query gradient at the adapted parameters, to all digits; rates and factors keep their own derivatives."""
     task, theta = Task(quadratic(1)[0], quadratic(2)[0]), torch.linspace(-1, 1, 6, dtype=torch.float64)

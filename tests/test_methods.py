@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.sparse.linalg import aslinearoperator, minres
@@ -23,6 +25,7 @@ from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.lower import solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.terms.quadratic import DenseQuadratic
 from tests.methods import TIGHT, ask, at_solution, constants, error, exact, toy
 from tests.oracles import dense_problems, truth
 from tests.problems import BY_NAME, CATALOGUE, Case, LogRegularizer
@@ -149,6 +152,16 @@ def test_value_function_bias_is_first_order(condition: float) -> None:
     assert scaled[0] == pytest.approx(scaled[1], rel=0.05) and 0.05 < scaled[0] < 50
 
 
+def test_unit_of_the_penalty() -> None:
+    """Both levels times other factors: the same relative error, since the penalty is measured in ``L_l/mu``."""
+    case = toy(6.4)
+    scaled = case.moved(weight=7 * case.weight)
+    assert isinstance(case.data, DenseQuadratic)
+    stiff = replace(scaled, data=DenseQuadratic(7 * case.data.matrix, 7 * case.data.linear), cache={})
+    errors = [error(ask(ValueFunction(gamma=50.0), one, Accuracy(1e-11, 1e-11)), one) for one in (case, stiff)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
 def test_barrier_is_a_barrier() -> None:
     """``x`` is interior and a stationary point of ``l - sigma ln(h* + c - h)``; the bias falls like the root of ``c``."""
     case, errors = toy(6.4), []
@@ -224,6 +237,18 @@ def test_directions_never_count_as_converged() -> None:
         assert bool((ask(method, case, start=at_solution(case)).status == Status.STEP_LIMIT).all())
 
 
+def test_one_step_looks_at_the_upper_loss_after_the_step() -> None:
+    """Far from the minimiser: ``P = a grad l(x - a grad h(x))`` by hand."""
+    case = toy(6.4)
+    length = 1 / constants(case)[1]
+    pair = OneStep().differentiate(case.problem(), case.loss, TIGHT)
+    x = case.data.start - length * case.problem().gradient(case.data.start)
+    assert torch.allclose(pair.x, x, atol=1e-12)
+    assert torch.allclose(
+        pair.adjoint, length * case.loss.gradient(x - length * case.problem().gradient(x)), atol=1e-12
+    )
+
+
 def test_one_step_follows_when_started_warm() -> None:
     """Called again and again with its own ``x``, it becomes the Jacobian-free direction."""
     case, start = toy(6.4), None
@@ -284,9 +309,12 @@ def test_pessimistic_truncation_stops_at_the_worst_iterate() -> None:
     case = toy(6.4)
     with pytest.raises(Refused, match="local minimisers"):
         ask(IAPTT(5, pessimistic=True), case)
-    cut = ask(IAPTT(5, solver=GradientDescent(), pessimistic=True, insist=True), case)
-    losses = [ask(IAPTT(steps, solver=GradientDescent()), case).loss for steps in range(1, 6)]
-    assert cut.loss == pytest.approx(max(losses), rel=1e-12)
+    # from the data the loss falls, so that the first iterate is the worst; from the truth it rises to that of the minimiser
+    for start, worst in ((None, 0), (WarmStart.at(case.target), 4)):
+        cut = ask(IAPTT(5, solver=GradientDescent(), pessimistic=True, insist=True), case, start=start)
+        losses = [ask(IAPTT(steps, solver=GradientDescent()), case, start=start).loss for steps in range(1, 6)]
+        assert losses.index(max(losses)) == worst
+        assert cut.loss == pytest.approx(max(losses), rel=1e-12)
 
 
 def test_what_is_asked_for_and_not_promised_is_refused() -> None:

@@ -2,83 +2,125 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
-from piggyback.batched import per_sample
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import Preconditioner
-from piggyback.problem import SaddleProblem, require_saddle
+from piggyback.problem import UnitForm
 from piggyback.solve import Iteration
 from piggyback.solvers.lower import LowerLevel, LowerSolver
-from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.nonlinear_cg import NonlinearCGIteration
+from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, Primal
 
 
-class SquaredFilter(Preconditioner):
-    """``P = Q^T Q + floor I``, ``Q`` the periodic correlation with ``taps`` ``(k, k)``: positive definite whatever was learned.
+@dataclass(frozen=True, eq=False)
+class FilteredStart:
+    """A start from the data: every pixel of ``data.start`` is filtered by the taps of its kind.
 
-    Raises ``ValueError`` unless ``floor`` is positive.
+    Kinds go by *activity*, the standard deviation of 5x5 means around a pixel, cut at ``edges`` ``(kinds - 1,)`` (grey values);
+    ``taps`` ``(kinds, k, k)`` with odd ``k`` (Romano, Isidoro, Milanfar, RAISR, 2017).  Channels are filtered one by one, images
+    ``(batch, channels, height, width)`` continue by reflection.  Raises ``ValueError`` for other shapes.
     """
 
-    def __init__(self, taps: Tensor, floor: float) -> None:
+    taps: Tensor
+    edges: Tensor
+
+    def __post_init__(self) -> None:
+        kinds, *sides = self.taps.shape
+        if len(sides) != 2 or sides[0] != sides[1] or sides[0] % 2 == 0 or self.edges.shape != (kinds - 1,):
+            raise ValueError(
+                f"a start needs taps (kinds, k, k) with odd k and kinds - 1 edges, got {tuple(self.taps.shape)} and "
+                f"{tuple(self.edges.shape)}"
+            )
+
+    def __call__(self, data: DataTerm) -> Primal:
+        x = data.start
+        grey = x.reshape(-1, 1, x.shape[-2], x.shape[-1])
+        margin = self.taps.shape[-1] // 2
+        filtered = nnf.conv2d(nnf.pad(grey, (margin,) * 4, mode="reflect"), self.taps.to(grey).unsqueeze(1))
+        kind = torch.bucketize(activity(grey), self.edges.to(grey))
+        return filtered.gather(1, kind).view_as(x)
+
+
+def activity(grey: Tensor) -> Tensor:
+    """How much images ``(count, 1, height, width)`` change around a pixel, noise left out: of their 5x5 means, the deviation."""
+    means = _local_mean(grey)
+    return _local_mean((means - _local_mean(means)).square()).sqrt()
+
+
+def _local_mean(v: Tensor) -> Tensor:
+    return nnf.avg_pool2d(nnf.pad(v, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
+
+
+class Warped(Preconditioner):
+    """``Q^T M Q + floor M``: positive definite for every positive definite ``M`` and every ``taps`` ``(k, k)``, ``k`` odd.
+
+    ``Q`` is the periodic correlation of every channel with ``taps`` (WarpGrad, MT-Net: Flennerhag et al. 2020, Lee and Choi
+    2018, here around the solver's own ``M``).  Raises ``ValueError`` for even sides, and unless ``floor`` is positive.
+    """
+
+    def __init__(self, base: Preconditioner, taps: Tensor, floor: float) -> None:
         if not floor > 0:
             raise ValueError(f"a preconditioner needs a positive floor, got {floor}")
+        if taps.dim() != 2 or taps.shape[0] != taps.shape[1] or taps.shape[0] % 2 == 0:
+            raise ValueError(f"a warp needs taps (k, k) with odd k, got {tuple(taps.shape)}")
+        self.base = base
         self.taps = taps
         self.floor = floor
 
     def apply(self, v: Primal) -> Primal:
-        size = (v.shape[-2], v.shape[-1])
-        transfer = torch.fft.rfft2(self.taps, s=size)
-        multiplier = transfer.real.square() + transfer.imag.square() + self.floor
-        return torch.fft.irfft2(torch.fft.rfft2(v) * multiplier, s=size)
+        size, margin = (v.shape[-2], v.shape[-1]), self.taps.shape[0] // 2
+        padded = torch.zeros(size, dtype=v.dtype, device=v.device)
+        padded[: self.taps.shape[0], : self.taps.shape[1]] = self.taps
+        transfer = torch.fft.rfft2(padded.roll((-margin, -margin), dims=(0, 1))).conj()
+        inner = self.base.apply(torch.fft.irfft2(torch.fft.rfft2(v) * transfer, s=size))
+        return torch.fft.irfft2(torch.fft.rfft2(inner) * transfer.conj(), s=size) + self.floor * self.base.apply(v)
 
     def select(self, index: Tensor) -> Preconditioner:
-        return self
+        return Warped(self.base.select(index), self.taps, self.floor)
 
 
 @dataclass(frozen=True)
-class Steered(SaddleProblem):
-    """The same problem, whose solvers are steered by another preconditioner."""
+class WarpedForm(UnitForm):
+    """The same energy, whose solvers are preconditioned by the warp of the default preconditioner."""
 
-    steering: Preconditioner = field(kw_only=True)
+    taps: Tensor = field(kw_only=True)
+    floor: float = field(kw_only=True)
 
     @staticmethod
-    def of(problem: SaddleProblem, steering: Preconditioner) -> Steered:
-        return Steered(problem.data, problem.potential, problem.operator, problem.exact, steering=steering)
+    def of(energy: UnitForm, taps: Tensor, floor: float) -> WarpedForm:
+        parts = {part.name: getattr(energy, part.name) for part in fields(UnitForm)}
+        return WarpedForm(**parts, taps=taps.to(energy.weight), floor=floor)
 
     def preconditioner(self, curvature: Dual, like: Primal) -> Preconditioner:
-        return self.steering
-
-    def select(self, index: Tensor) -> Steered:
-        return Steered.of(super().select(index), self.steering.select(index))
+        return Warped(super().preconditioner(curvature, like), self.taps, self.floor)
 
 
 @dataclass(frozen=True)
 class LearnedSolver(LowerSolver):
-    """``x+ = x - lengths[k] P grad h(x)`` with learned lengths, then conjugate gradients (nonlinear) preconditioned by ``P``.
+    """Nonlinear conjugate gradients with learned steps in a learned metric, and the guarantees of the default solver.
 
-    Learned steps cannot be trusted: where they end with a larger residual than they started with, the start is taken.  From
-    there on the method is the default one with another ``P``, any positive definite one will do (docs/theory.md, eq. 21); the
-    stopping rule is that of all solvers, and certificates look at the returned ``x`` alone.
+    ``relaxation`` multiplies the steps of the majoriser, which decrease the energy for every value in (0, 2) (docs/theory.md,
+    eq. 21a); ``taps``: the preconditioner ``M`` becomes ``Q^T M Q + floor M``, positive definite (None: it stays ``M``).  The
+    stopping rule is that of all solvers, and certificates look at the returned ``x`` alone.  Raises ``ValueError`` for another
+    relaxation.
     """
 
-    preconditioner: Preconditioner
-    lengths: tuple[float, ...] = ()
+    relaxation: float = 1.0
+    taps: Tensor | None = None
+    floor: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.relaxation < 2:
+            raise ValueError(f"a relaxation lies between 0 and 2, got {self.relaxation}")
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        steered = Steered.of(require_saddle(lower.problem, "LearnedSolver"), self.preconditioner)
-        begin = self._advanced(steered, lower.start) if self.lengths else lower.start
-        return NonlinearCG().bind(LowerLevel(steered, begin, lower.radius))
-
-    def _advanced(self, problem: SaddleProblem, start: Primal) -> Primal:
-        """The learned steps, sample by sample only where they helped."""
-        first = gradient = problem.gradient(start)
-        x = start
-        for length in self.lengths:
-            x = x - length * self.preconditioner.apply(gradient)
-            gradient = problem.gradient(x)
-        better = problem.data.dual_norm(gradient) < problem.data.dual_norm(first)
-        return torch.where(per_sample(better, x), x, start)
+        level = lower.saddle("LearnedSolver")
+        energy = level.problem.in_units()
+        steered = energy if self.taps is None else WarpedForm.of(energy, self.taps, self.floor)
+        return NonlinearCGIteration(level, steered, self.relaxation)

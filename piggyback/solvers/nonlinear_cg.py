@@ -65,11 +65,14 @@ class NonlinearCG(LowerSolver):
 
 
 class NonlinearCGIteration(Iteration[NonlinearCGState]):
-    """Nonlinear conjugate gradients on one batch."""
+    """Nonlinear conjugate gradients on one batch; ``relaxation`` in (0, 2) multiplies the steps of the majoriser (eq. 21a)."""
 
-    def __init__(self, lower: LowerLevel[SaddleProblem], energy: UnitForm | None = None) -> None:
+    def __init__(
+        self, lower: LowerLevel[SaddleProblem], energy: UnitForm | None = None, relaxation: float = 1.0
+    ) -> None:
         self.lower = lower
         self.energy = lower.problem.in_units() if energy is None else energy
+        self.relaxation = relaxation  # of steps along the majoriser
 
     def start(self) -> NonlinearCGState:
         x = self.lower.start
@@ -96,7 +99,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         base, slope_along = inner(p, h.data.hessian(p)), inner(state.gradient, p)
         upper, local = base + inner(state.secant, square), base + inner(state.curvature, square)
         trusted = (state.near >= _STREAK) & (state.energy <= _EXCESS * state.record)
-        alpha = safe_divide(-slope_along, torch.where(trusted, local, upper))
+        alpha = safe_divide(-slope_along, torch.where(trusted, local, upper / self.relaxation))
         x = torch.addcmul(state.x, p, per_sample(alpha, p))
         t = torch.addcmul(state.t, q, per_sample(alpha, q))
         slope, secant, curvature = h.profile.slope_secant_curvature(t)
@@ -123,7 +126,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         return (state.x,)
 
     def select(self, index: Tensor) -> NonlinearCGIteration:
-        return NonlinearCGIteration(self.lower.select(index), self.energy.select(index))
+        return NonlinearCGIteration(self.lower.select(index), self.energy.select(index), self.relaxation)
 
 
 def _refreshes(age: int) -> bool:
