@@ -19,7 +19,8 @@ from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import envelope, project
 from piggyback.terms.quadratic import DataTerm
 from regularizers.icnn import NetworkRegularizer
-from regularizers.lifted import ImageLoss, Layout, LiftedEnergy, LiftedPrimalDual, deviation, lifted_problem
+from regularizers.lifted import ImageLoss, Layout, LiftedEnergy, deviation, lifted_problem
+from regularizers.lifted_primal_dual import LiftedPrimalDual
 from tests.networks import hessian, images, network, newton
 
 NETWORKS = {"relu": network((2, 2), activation="relu"), "leaky": network((2, 3), activation="leaky_relu", seed=5)}
