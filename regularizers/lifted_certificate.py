@@ -60,6 +60,7 @@ def gather_lifted_evidence(
     problem: LiftedProblem, loss: Loss, x: Primal, adjoint: Primal
 ) -> tuple[LiftedEvidence, PerSample]:
     """The evidence of a pair and the surrogate of eq. 9; ``problem``, ``x`` and ``adjoint`` in float64."""
+    problem.regularizer.network.constants()  # once: all detached copies share them
     pair = examine_pair(problem, loss, x, adjoint)
     with torch.no_grad():
         fixed = require_lifted(problem.detached(), "the active-set certificate")
