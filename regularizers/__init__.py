@@ -8,6 +8,7 @@ from regularizers.lifted import ImageLoss, LiftedProblem, lifted_problem
 from regularizers.lifted_certificate import LiftedEvidence, lifted_bound
 from regularizers.lifted_piggyback import LiftedPiggyback
 from regularizers.lifted_primal_dual import LiftedPrimalDual
+from regularizers.lifted_regularizer import LiftedConfig, LiftedRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from regularizers.module import ModuleRegularizer
 
@@ -17,10 +18,12 @@ __all__ = [
     "Circular",
     "ConvolutionBank",
     "ImageLoss",
+    "LiftedConfig",
     "LiftedEvidence",
     "LiftedPiggyback",
     "LiftedPrimalDual",
     "LiftedProblem",
+    "LiftedRegularizer",
     "LinearConfig",
     "LinearRegularizer",
     "ModuleRegularizer",

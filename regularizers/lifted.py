@@ -59,14 +59,15 @@ class Layout:
 
 
 class LiftedData(DataTerm):
-    """``g(x) + ridge/2 ||s||^2`` on the flat variable."""
+    """``g(x) + ridge/2 ||s||^2`` on the flat variable; ``hidden``: where solvers start the layers."""
 
-    def __init__(self, base: DataTerm, layout: Layout, ridge: float) -> None:
+    def __init__(self, base: DataTerm, layout: Layout, ridge: float, hidden: Sequence[Tensor]) -> None:
         if not ridge > 0:
             raise ValueError(f"the lifted form needs a positive ridge, got {ridge}")
         self.base = base
         self.layout = layout
         self.ridge = ridge
+        self.hidden = tuple(hidden)
 
     @property
     def strong_convexity(self) -> float:
@@ -78,8 +79,7 @@ class LiftedData(DataTerm):
 
     @property
     def start(self) -> Primal:
-        image = self.base.start
-        return self.layout.join(image, [image.new_zeros(image.shape[0], *shape) for shape in self.layout.hidden])
+        return self.layout.join(self.base.start, self.hidden)
 
     def value(self, x: Primal) -> PerSample:
         image, hidden = self.layout.split(x)
@@ -108,10 +108,10 @@ class LiftedData(DataTerm):
         return (self.base.dual_norm(image).square() + sum(inner(s, s) for s in hidden) / self.ridge).sqrt()
 
     def select(self, index: Tensor) -> LiftedData:
-        return LiftedData(self.base.select(index), self.layout, self.ridge)
+        return LiftedData(self.base.select(index), self.layout, self.ridge, [s[index] for s in self.hidden])
 
     def double(self) -> LiftedData:
-        return LiftedData(self.base.double(), self.layout, self.ridge)
+        return LiftedData(self.base.double(), self.layout, self.ridge, [s.double() for s in self.hidden])
 
 
 class LiftedEnergy(SmoothEnergy):
@@ -270,6 +270,12 @@ class LiftedProblem(SmoothProblem):
     def layout(self) -> Layout:
         return self.data.layout
 
+    def image(self, x: Primal) -> Primal:
+        return self.layout.split(x)[0]
+
+    def of_image(self, loss: Loss) -> Loss:
+        return ImageLoss(loss, self.layout)
+
 
 def lifted_problem(network: NetworkEnergy, data: DataTerm, smoothing: float, ridge: float) -> LiftedProblem:
     """The lifted lower level of a (leaky) ReLU network; its variable is flat.
@@ -278,7 +284,10 @@ def lifted_problem(network: NetworkEnergy, data: DataTerm, smoothing: float, rid
     and unless ``smoothing`` and ``ridge`` are positive.
     """
     layout = Layout.of(network, data.start)
-    return LiftedProblem(LiftedData(data, layout, ridge), LiftedEnergy(network, layout, smoothing))
+    energy = LiftedEnergy(network, layout, smoothing)
+    with torch.no_grad():
+        hidden = [network.activation.value(z) for z in network.pre_activations(data.start)]
+    return LiftedProblem(LiftedData(data, layout, ridge, hidden), energy)
 
 
 def require_lifted(problem: LowerProblem, method: str) -> LiftedProblem:
