@@ -17,8 +17,9 @@ from piggyback.certified import evidence_of, gradient_bound
 from piggyback.losses import Loss
 from piggyback.terms.epigraph import cone, depth, normals, reachable
 from piggyback.types import PerSample, Primal
-from regularizers.lifted import Block, ImageLoss, LiftedEnergy, LiftedProblem, require_lifted
+from regularizers.lifted import Block, LiftedEnergy
 from regularizers.lifted_gains import LiftedGains, row_norms
+from regularizers.lifted_problem import ImageLoss, LiftedProblem, require_lifted
 
 
 @dataclass(frozen=True)

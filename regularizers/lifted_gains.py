@@ -11,7 +11,7 @@ from torch import Tensor
 from piggyback.types import PerSample, Primal, Scalar
 from regularizers.boundaries import BOUNDARIES
 from regularizers.convolution import ConvolutionBank
-from regularizers.lifted import LiftedProblem
+from regularizers.lifted_problem import LiftedProblem
 from regularizers.network_bounds import extension_norm
 from regularizers.network_energy import Layer
 

@@ -17,8 +17,8 @@ from piggyback.solvers.conjugate_gradient import relative_radius
 from piggyback.solvers.lower import LowerLevel, radius_per_element
 from piggyback.terms.epigraph import cone, remainder
 from piggyback.types import PerSample, Primal
-from regularizers.lifted import LiftedProblem, require_lifted
 from regularizers.lifted_primal_dual import BlockSteps, adjoint_step, dual_argument, dual_prox, primal_step
+from regularizers.lifted_problem import LiftedProblem, require_lifted
 
 
 class LiftedPiggybackIteration(Iteration[PiggybackState]):

@@ -13,7 +13,8 @@ from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.terms.epigraph import project
 from piggyback.types import PerSample, Primal, Scalar
-from regularizers.lifted import Block, LiftedEnergy, LiftedProblem, require_lifted
+from regularizers.lifted import Block, LiftedEnergy
+from regularizers.lifted_problem import LiftedProblem, require_lifted
 
 
 @dataclass(frozen=True)

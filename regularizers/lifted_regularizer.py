@@ -8,7 +8,7 @@ import torch
 
 from piggyback.terms.quadratic import DataTerm
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
-from regularizers.lifted import LiftedProblem, lifted_problem
+from regularizers.lifted_problem import LiftedProblem, lifted_problem
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from piggyback.regularizer import Regularizer
 from piggyback.terms.energies import SmoothEnergy
 from piggyback.terms.quadratic import DataTerm
 from regularizers.icnn import NetworkRegularizer
-from regularizers.lifted import LiftedProblem, lifted_problem
+from regularizers.lifted_problem import LiftedProblem, lifted_problem
 from tests.networks import hessian, newton
 
 

@@ -19,8 +19,9 @@ from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import envelope, project
 from piggyback.terms.quadratic import DataTerm
 from regularizers.icnn import NetworkRegularizer
-from regularizers.lifted import ImageLoss, Layout, LiftedEnergy, deviation, lifted_problem
+from regularizers.lifted import Layout, LiftedEnergy
 from regularizers.lifted_primal_dual import LiftedPrimalDual
+from regularizers.lifted_problem import ImageLoss, deviation, lifted_problem
 from tests.networks import hessian, images, network, newton
 
 NETWORKS = {"relu": network((2, 2), activation="relu"), "leaky": network((2, 3), activation="leaky_relu", seed=5)}

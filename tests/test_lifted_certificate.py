@@ -21,9 +21,9 @@ from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import cone, depth, normals, project, reachable
 from regularizers.boundaries import BOUNDARIES
 from regularizers.convolution import ConvolutionBank
-from regularizers.lifted import ImageLoss, LiftedProblem, lifted_problem
 from regularizers.lifted_certificate import LiftedEvidence, _most, lifted_bound
 from regularizers.lifted_gains import LiftedGains, row_norms
+from regularizers.lifted_problem import ImageLoss, LiftedProblem, lifted_problem
 from regularizers.network_energy import Layer, NetworkEnergy
 from tests.lifted_oracle import Lifted, LiftedTruth, lifted_truth, pair_at
 from tests.networks import images, network

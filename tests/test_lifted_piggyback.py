@@ -15,8 +15,9 @@ from piggyback.hypergradient.base import WarmStart
 from piggyback.losses import Loss
 from piggyback.operators import ApplicationCounter
 from piggyback.solve import Schedule, Status
-from regularizers.lifted import ImageLoss, Layout, LiftedProblem
+from regularizers.lifted import Layout
 from regularizers.lifted_piggyback import LiftedPiggyback
+from regularizers.lifted_problem import ImageLoss, LiftedProblem
 from tests.lifted_oracle import Lifted, lifted_truth
 from tests.networks import images, network, newton
 from tests.oracles import DIFFCP
