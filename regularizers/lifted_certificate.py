@@ -15,7 +15,7 @@ from piggyback.certificates.local import GradientBound, adjoint_error
 from piggyback.certificates.smooth import examine_pair
 from piggyback.certified import evidence_of, gradient_bound
 from piggyback.losses import Loss
-from piggyback.terms.epigraph import cone, depth, normals, reachable
+from piggyback.terms.epigraph import cone, depth, normals, projections, reachable
 from piggyback.types import PerSample, Primal
 from regularizers.lifted import Block, LiftedEnergy
 from regularizers.lifted_gains import LiftedGains, row_norms
@@ -152,20 +152,18 @@ def _unit(
 ) -> Units:
     """Bounds over the cones within reach: the costs are convex in ``D*``, so the corners of the hull are enough."""
     (z, s), (u, t), smoothing = point, image, energy.smoothing
-    own, table = cone(z, s, energy.leak), normals(energy.leak, z)
-    here = table[own]
+    own = cone(z, s, energy.leak)
+    here = normals(energy.leak, z)[own]
     floor = per_sample(1 / square.clamp(min=torch.finfo(z.dtype).tiny), z)  # Theta: what the data term curves at least
     upper, jump, cost = here[..., 0] / smoothing, torch.zeros_like(z), torch.zeros_like(z)
-    for index, allowed in enumerate(reached):
-        uu, ut, tt = ((table[index, k] - here[..., k]) / smoothing for k in range(3))
+    for there, allowed in zip(projections(energy.leak), reached, strict=True):
+        uu, ut, tt = ((there[k] - here[..., k]) / smoothing for k in range(3))
         first, second = uu * u + ut * t, ut * u + tt * t
-        there = table[index].tolist()
-        steep = [entry / smoothing for entry in there]
         # (Theta + D*)^{-1} = (D*'s projection)/(Theta + 1/smoothing) + (the rest)/Theta
         along = there[0] * first.square() + 2 * there[1] * first * second + there[2] * second.square()
         across = (first.square() + second.square() - along).clamp(min=0)
         paid = along / (floor + 1 / smoothing) + across / floor
-        upper = torch.where(allowed, upper.clamp(min=steep[0]), upper)
+        upper = torch.where(allowed, upper.clamp(min=there[0] / smoothing), upper)
         jump = torch.where(allowed & opened, torch.maximum(jump, first.abs()), jump)
         cost = torch.where(allowed & opened, torch.maximum(cost, paid), cost)
     away = (depth(own, z, s, energy.leak) - 2 * slack).clamp(min=0)

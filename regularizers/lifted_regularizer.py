@@ -20,7 +20,7 @@ class LiftedConfig:
     """
 
     smoothing: float = 0.1
-    ridge: float = 0.05
+    ridge: float = 0.02
 
     def __post_init__(self) -> None:
         if not (self.smoothing > 0 and self.ridge > 0):

@@ -40,11 +40,15 @@ def cone(u: Tensor, t: Tensor, leak: float) -> Tensor:
     return torch.where(t >= torch.maximum(u, leak * u), 0, below)
 
 
-def normals(leak: float, like: Tensor) -> Tensor:
-    """``I - D Pi`` on the four cones, ``(4, 3)``: the entries ``q_uu, q_ut, q_tt`` of a symmetric projection (eq. N14)."""
+def projections(leak: float) -> list[tuple[float, float, float]]:
+    """``I - D Pi`` on the four cones: the entries ``q_uu, q_ut, q_tt`` of a symmetric projection (eq. N14)."""
     size = 1 + leak**2
-    rows = [[0.0, 0.0, 0.0], [0.5, -0.5, 0.5], [leak**2 / size, -leak / size, 1 / size], [1.0, 0.0, 1.0]]
-    return torch.tensor(rows, dtype=like.dtype, device=like.device)
+    return [(0.0, 0.0, 0.0), (0.5, -0.5, 0.5), (leak**2 / size, -leak / size, 1 / size), (1.0, 0.0, 1.0)]
+
+
+def normals(leak: float, like: Tensor) -> Tensor:
+    """``projections`` as a tensor ``(4, 3)`` to look cones up in."""
+    return torch.tensor(projections(leak), dtype=like.dtype, device=like.device)
 
 
 def remainder(cones: Tensor, u: Tensor, t: Tensor, leak: float) -> tuple[Tensor, Tensor]:
