@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -148,7 +149,7 @@ def test_the_best_of_fractions_bounds_every_affordable_set() -> None:
 
 
 def test_rows_are_measured_in_the_metric_of_the_data(case: Case) -> None:
-    problem = case.regularizer.problem(case.data).detached()
+    problem = case.regularizer.problem(case.data)
     inverse = torch.linalg.inv(case.truth.data)
     exact = torch.einsum("ij,jk,ik->i", case.truth.operator, inverse, case.truth.operator).sqrt()
     first = [(row, torch.full_like(row, problem.data.ridge**-0.5)) for row in row_norms(problem)]
@@ -160,7 +161,7 @@ def test_rows_are_measured_in_the_metric_of_the_data(case: Case) -> None:
 
 def test_gains_are_suprema_over_all_directions(case: Case) -> None:
     problem, energy = case.regularizer.problem(case.data), case.regularizer.problem(case.data).regularizer
-    gains, parameters = LiftedGains(problem.detached()), list(case.regularizer.parameters())
+    gains, parameters = LiftedGains(problem), list(case.regularizer.parameters())
     generator = torch.Generator().manual_seed(5)
     v = torch.randn(case.truth.x.shape, generator=generator, dtype=torch.float64)
     forces = [torch.randn(1, *shape, generator=generator, dtype=torch.float64) for shape in energy.layout.hidden]
@@ -180,7 +181,7 @@ def test_gains_are_suprema_over_all_directions(case: Case) -> None:
     assert float(torch.linalg.matrix_norm(moved, ord=2)) <= float(gains.gain()) * size_in(case.truth.data, v)
 
 
-def flat_row(entry: Tensor, parameters: list[Tensor]) -> Tensor:
+def flat_row(entry: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     if not entry.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
     parts = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
