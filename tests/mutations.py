@@ -647,7 +647,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "reach * ridge**-0.5 + slack)",
         "reach * ridge**0.5 + slack)",
         "lifted form (eq. N15): the second half axis",
-        (LIFTED_CERTIFICATE, "-k", "random_loose or kink"),
+        (LIFTED_CERTIFICATE, "-k", "within_reach"),
     ),
     Mutation(
         "regularizers/lifted_certificate.py",

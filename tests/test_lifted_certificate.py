@@ -327,6 +327,19 @@ def test_the_bound_for_a_wrong_solution_is_nearly_attained() -> None:
     assert error <= bound <= 1.1 * error
 
 
+def test_a_solution_in_another_cone_is_within_reach() -> None:
+    """The data term is nearly all of the Hessian, so that a wrong layer is as far off as its residual says."""
+    regularizer, data = Single(1.3, 1.0, 0.0, 200.0, 0.1, 0.0), flat_data(0.1, 1.7)
+    loss = LinearFunctional(torch.ones(1, 8, dtype=torch.float64))
+    truth = truth_of(regularizer, data, loss)
+    energy = regularizer.problem(data).detached().regularizer
+    for moved in (1.5, 3.0, 10.0):
+        x = truth.x + torch.tensor([[0.0] * 4 + [moved] * 4], dtype=torch.float64)
+        changed = (energy.curvature(x) != energy.curvature(truth.x)).any()
+        evidence, _ = evidence_of(regularizer.problem(data), loss, x, truth.adjoint)
+        assert bool(changed) and isinstance(evidence, LiftedEvidence) and int(evidence.open) == 4
+
+
 @pytest.mark.parametrize("open_units", [1, 4])
 def test_the_coupling_of_units_that_rise_is_nearly_attained(open_units: int) -> None:
     """Computed inside, exact on the right ray, hardly any curvature elsewhere: ``(KP)_U / sqrt(eps)`` is the truth."""
