@@ -63,7 +63,7 @@ class SiteElimination(Preconditioner):
 
 
 def _site_blocks(energy: LiftedEnergy, pieces: Sequence[Tensor], ridge: float) -> tuple[Tensor, Tensor]:
-    """The hidden block of ``A`` at every site, and how the pre-activations of the image enter it, ``(..., n, n)`` both."""
+    """The hidden block of ``A`` at every site (lower triangle), and how pre-activations enter it, ``(..., n, n)`` both."""
     layers = energy.network.layers
     sizes = [shape[-1] for shape in energy.layout.hidden]
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
@@ -78,8 +78,6 @@ def _site_blocks(energy: LiftedEnergy, pieces: Sequence[Tensor], ridge: float) -
             kernel, before = layer.inner[..., 0, 0], places[index - 1]
             weighted = uu.unsqueeze(-1) * kernel
             block[..., before, before] += kernel.T @ weighted
-            crossed = ut.unsqueeze(-1) * kernel
-            block[..., here, before] += crossed
-            block[..., before, here] += crossed.mT
+            block[..., here, before] += ut.unsqueeze(-1) * kernel  # the lower triangle is all that Cholesky looks at
             source[..., here, before] += weighted
     return block, source

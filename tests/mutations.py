@@ -721,8 +721,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/lifted_elimination.py",
-        "block[..., before, here] += crossed.mT",
-        "block[..., before, here] -= crossed.mT",
+        "block[..., here, before] += ut",
+        "block[..., here, before] -= ut",
         "elimination of the hidden layers: a sign",
         (LIFTED, "-k", "eliminating"),
     ),
