@@ -14,6 +14,7 @@ from piggyback.terms.energies import SmoothEnergy
 from piggyback.terms.quadratic import DataTerm
 from regularizers.icnn import NetworkRegularizer
 from regularizers.lifted_problem import LiftedProblem, lifted_problem
+from regularizers.lifted_regularizer import LiftedRegularizer
 from tests.networks import hessian, newton
 
 
@@ -43,7 +44,7 @@ class LiftedTruth:
     gradient: Tensor
 
 
-def lifted_truth(regularizer: Lifted, data: DataTerm, loss: Loss) -> LiftedTruth:
+def lifted_truth(regularizer: Lifted | LiftedRegularizer, data: DataTerm, loss: Loss) -> LiftedTruth:
     """By Newton's method, autograd of the energy's value and dense linear algebra; no derivative by hand is used."""
     problem = regularizer.problem(data)
     energy = problem.regularizer.detached()

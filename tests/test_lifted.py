@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from piggyback import Accuracy, Denoising, ImplicitCG, SquaredError
+from piggyback import Accuracy, Denoising, ImplicitCG, Reconstruction, SquaredError
 from piggyback.batched import conjugate_step
 from piggyback.certified import examine
 from piggyback.operators import ApplicationCounter, ScalarPreconditioner
@@ -17,12 +17,13 @@ from piggyback.solvers.lower import certified_distance, radius_per_element, solv
 from piggyback.solvers.quasi_newton import QuasiNewton
 from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import envelope, project
-from regularizers.icnn import NetworkRegularizer
+from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.lifted import Layout, LiftedEnergy
 from regularizers.lifted_elimination import SiteElimination
 from regularizers.lifted_primal_dual import LiftedPrimalDual
 from regularizers.lifted_problem import ImageLoss, deviation, lifted_problem, require_lifted
-from tests.lifted_oracle import Lifted
+from regularizers.lifted_regularizer import LiftedConfig, LiftedRegularizer
+from tests.lifted_oracle import Lifted, lifted_truth
 from tests.networks import hessian, images, network, newton
 
 NETWORKS = {"relu": network((2, 2), activation="relu"), "leaky": network((2, 3), activation="leaky_relu", seed=5)}
@@ -214,6 +215,27 @@ def test_hypergradients_of_all_parameters(model: NetworkRegularizer) -> None:
 
 def _read(lifted: Lifted, data: Denoising, loss: ImageLoss, pair) -> tuple[object, Tensor]:
     return examine(lifted, data, loss, pair, ApplicationCounter())
+
+
+def test_reconstructions_are_images_with_certified_gradients() -> None:
+    """``Reconstruction`` shows the image of the flat variable only, and its backward pass differentiates through all of it."""
+    config = NetworkConfig(widths=(2, 2), size=3, activation="relu", gradient_weight=0.3, weight=0.1)
+    regularizer = LiftedRegularizer(config, LiftedConfig(0.2, 0.1), torch.Generator().manual_seed(3)).double()
+    data, target = data_of(), images(1, 1, 5, 5, seed=4)
+    layer = Reconstruction(regularizer, tolerance=1e-8)
+    x = layer(data)
+    assert x.shape == data.observed.shape
+    (0.5 * (x - target).square().sum()).backward()
+    truth = lifted_truth(regularizer, data, ImageLoss(SquaredError(target), regularizer.problem(data).layout))
+    exact = regularizer.problem(data).image(truth.x)
+    assert layer.report is not None and layer.report.gradient_error is not None
+    assert float((x.detach() - exact).norm()) <= float(layer.report.distance) < 1e-5
+    found = torch.cat([torch.zeros(0) if p.grad is None else p.grad.flatten() for p in regularizer.parameters()])
+    assert float((found - truth.gradient).norm()) <= layer.report.gradient_error < 0.1 * float(truth.gradient.norm())
+    with pytest.raises(ValueError, match="got softplus"):
+        LiftedRegularizer(NetworkConfig(activation="softplus"))
+    with pytest.raises(ValueError, match="positive smoothing and a positive ridge"):
+        LiftedConfig(smoothing=0.0)
 
 
 def test_inadmissible_lifted_forms_are_refused() -> None:
