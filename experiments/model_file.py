@@ -10,6 +10,7 @@ from experiments.errors import UserError
 from experiments.run_folder import Json, RunFolder
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
+from regularizers.lifted_regularizer import LiftedConfig, LiftedRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 Learned = LinearRegularizer | NetworkRegularizer
@@ -25,6 +26,8 @@ def save_regularizer(run: RunFolder, regularizer: Learned, training: Mapping[str
     }
     if isinstance(regularizer, AdaptiveRegularizer):
         config |= {"regularizer": "adaptive", "weights": asdict(regularizer.network.config)}
+    elif isinstance(regularizer, LiftedRegularizer):
+        config |= {"regularizer": "icnn", "lifted": asdict(regularizer.form)}
     elif isinstance(regularizer, NetworkRegularizer):
         config |= {"regularizer": "icnn"}
     run.save_model(dict(regularizer.state_dict()), config)
@@ -55,7 +58,8 @@ def _constructed(config: Mapping[str, Any]) -> Learned:
     if not isinstance(architecture, dict):
         raise TypeError("no architecture")
     if config.get("regularizer") == "icnn":
-        return NetworkRegularizer(NetworkConfig(**architecture))
+        network, form = NetworkConfig(**architecture), config.get("lifted")
+        return NetworkRegularizer(network) if form is None else LiftedRegularizer(network, LiftedConfig(**form))
     linear = LinearConfig(**architecture)
     if config.get("regularizer") == "linear":
         return LinearRegularizer(linear)

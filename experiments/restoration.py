@@ -47,7 +47,7 @@ def restore(regularizer: Regularizer, data: DataTerm, tolerance: float) -> Resto
     (x,) = outcome.result
     energy = float(certified_energy(problem, x))
     return Restored(
-        pixels=x[0].to(torch.float32),
+        pixels=problem.image(x)[0].to(torch.float32),
         error_bound=energy / data.strong_convexity**0.5,
         data_bound=energy,
         converged=outcome.converged,

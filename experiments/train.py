@@ -34,6 +34,7 @@ from piggyback.solvers.nonlinear_cg import NonlinearCG
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.kernels import measured_plan
+from regularizers.lifted_regularizer import LiftedRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 TEST_SEED = 1
@@ -103,6 +104,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 16], help="icnn: channels of the hidden layers")
     parser.add_argument("--inner", type=int, default=1, help="icnn: side of the kernels between hidden layers")
+    parser.add_argument(
+        "--form",
+        choices=["nested", "lifted"],
+        default="nested",
+        help="icnn: nested softplus network, or ReLU network whose hidden layers are variables (slow: for small sizes)",
+    )
     parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
     parser.add_argument("--patches", type=int, default=128, help="fixed patches of the certified descent")
@@ -148,6 +155,7 @@ class Options:
     size: int
     widths: list[int]
     inner: int
+    form: str
     profile: str
     boundary: str
     patches: int
@@ -255,6 +263,8 @@ def _started(options: Options, degradation: Degradation, samples: Samples) -> Le
     if options.family() == "icnn":
         widths = tuple(options.widths)
         network = NetworkConfig.for_noise(sigma, widths, options.size, options.inner, channels, options.boundary)
+        if options.form == "lifted":
+            return LiftedRegularizer(replace(network, activation="relu"), generator=generator)
         return NetworkRegularizer(network, generator)
     config = LinearConfig.for_noise(sigma, options.filters, options.size, channels, options.profile, options.boundary)
     if isinstance(degradation, Blur):

@@ -269,7 +269,9 @@ class Trainer:
             raise UserError(
                 f"{self.run.checkpoint}: has {parameters.numel()} parameters, this run {oracle.parameters().numel()}"
             )
-        if content["warm_x"].shape != oracle.samples.clean.shape:
+        one = oracle.samples.select(slice(0, 1)).degraded
+        variable = self.regularizer.problem(self.plan.degradation.data_term(one)).data.start.shape[1:]
+        if content["warm_x"].shape != (len(oracle.samples), *variable):
             raise UserError(f"{self.run.checkpoint}: was written by a run with other patches")
         oracle.warm = WarmStart(content["warm_x"].to(device), content["warm_adjoint"].to(device))
         self.work, self.elapsed = float(content["work"]), float(content["seconds"])

@@ -173,8 +173,8 @@ class BilevelOracle(Oracle):
     def _rough_part(self, first: int, tolerance: Accuracy) -> _RoughPart:
         where, counter = slice(first, first + self.settings.batch), ApplicationCounter()
         samples, settings = self.samples.select(where), self.settings
-        loss = settings.loss(samples.clean)
         problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
+        loss = problem.of_image(settings.loss(samples.clean))
         start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
         pair = settings.method_of_estimates.differentiate(problem, loss, tolerance, start)
         with torch.enable_grad():
@@ -186,9 +186,9 @@ class BilevelOracle(Oracle):
     def _part(self, exact: Regularizer, first: int, tolerance: Accuracy) -> CertifiedGradient:
         where, counter = slice(first, first + self.settings.batch), ApplicationCounter()
         samples, settings = self.samples.select(where), self.settings
-        loss = settings.loss(samples.clean)
         data = settings.data_term(samples.degraded)
         problem = self.regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
+        loss = problem.of_image(settings.loss(samples.clean))
         start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
         pair = settings.method.differentiate(problem, loss, tolerance, start)
         return certify(exact, data.double(), loss.double(), pair, settings.certification, counter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import TypeVar
 
 import torch
@@ -26,22 +27,27 @@ from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal
 
 
+@singledispatch
 def evidence_of(problem: LowerProblem, loss: Loss, x: Primal, adjoint: Primal) -> tuple[PairEvidence, PerSample]:
-    """The evidence of a pair and its surrogate (eq. 9), whatever the kind of problem."""
-    if isinstance(problem, SaddleProblem):
-        return gather_evidence(problem, loss, x, adjoint)
-    if isinstance(problem, SmoothProblem):
-        return gather_smooth_evidence(problem, loss, x, adjoint)
+    """The evidence of a pair and its surrogate (eq. 9), whatever the kind of problem.
+
+    A new kind of problem with a certificate of its own registers it: ``evidence_of.register(Kind, gather)``.
+    """
     raise TypeError(f"no certificate is known for a {type(problem).__name__}")
 
 
+evidence_of.register(SaddleProblem, gather_evidence)
+evidence_of.register(SmoothProblem, gather_smooth_evidence)
+
+
+@singledispatch
 def gradient_bound(evidence: PairEvidence) -> GradientBound:
-    """The default bound of each kind of problem: eq. 13 for ``f(K x)``, eq. N10 for a smooth energy."""
-    if isinstance(evidence, Evidence):
-        return local_bound(evidence)
-    if isinstance(evidence, SmoothEvidence):
-        return smooth_bound(evidence)
+    """The default bound of each kind of evidence: eq. 13 for ``f(K x)``, eq. N10 for a smooth energy; others register theirs."""
     raise TypeError(f"no gradient bound is known for {type(evidence).__name__}")
+
+
+gradient_bound.register(Evidence, local_bound)
+gradient_bound.register(SmoothEvidence, smooth_bound)
 
 
 Copied = TypeVar("Copied", bound=Regularizer)

@@ -82,14 +82,15 @@ class _Minimiser(torch.autograd.Function):
         layer.report = Report(distance, outcome.status == Status.CONVERGED, counter.applications)
         ctx.layer, ctx.data, ctx.counter, ctx.report = layer, data, counter, layer.report
         ctx.save_for_backward(x, *parameters)  # autograd then refuses parameters that were changed in between
-        return x
+        return problem.image(x)
 
     @staticmethod
     def backward(ctx, *cotangents: Tensor):
         x, *parameters = ctx.saved_tensors
-        layer, data, loss = ctx.layer, ctx.data, LinearFunctional(cotangents[0].contiguous())
+        layer, data = ctx.layer, ctx.data
         exact = double_copy(layer.regularizer)
         problem = layer.regularizer.problem(data).with_exact(exact.problem(data.double())).counted(ctx.counter)
+        loss = problem.of_image(LinearFunctional(cotangents[0].contiguous()))
         accuracy = Accuracy(layer.tolerance, layer.tolerance)
         pair = layer.method.differentiate(problem, loss, accuracy, WarmStart.at(x))
         part = certify(exact, data.double(), loss.double(), pair, Certification(), ctx.counter)

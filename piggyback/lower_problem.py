@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from piggyback.losses import Loss
 from piggyback.operators import ApplicationCounter, Preconditioner
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal, Scalar
@@ -20,6 +21,14 @@ class LowerProblem(ABC):
 
     data: DataTerm
     """``g``."""
+
+    def image(self, x: Primal) -> Primal:
+        """The image in the primal variable: all of it, unless the problem has hidden variables."""
+        return x
+
+    def of_image(self, loss: Loss) -> Loss:
+        """``loss``, a function of the image, as one of the primal variable."""
+        return loss
 
     @abstractmethod
     def check(self) -> None:

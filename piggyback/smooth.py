@@ -32,7 +32,8 @@ class SmoothProblem(LowerProblem):
         self.data.check()
         self.regularizer.check()
 
-    def _count(self, x: Primal) -> None:
+    def count(self, x: Primal) -> None:
+        """Add one pair per sample of ``x`` to the counter."""
         if self.counter is not None:
             self.counter.halves += 2 * x.shape[0]
 
@@ -41,7 +42,7 @@ class SmoothProblem(LowerProblem):
 
     def energy_and_gradient(self, x: Primal) -> tuple[PerSample, Primal]:
         """``h(x)`` and ``grad h(x)`` from one pass."""
-        self._count(x)
+        self.count(x)
         value, gradient = self.regularizer.value_and_gradient(x)
         return self.data.value(x) + value, self.data.gradient(x) + gradient
 
@@ -57,7 +58,7 @@ class SmoothProblem(LowerProblem):
 
     def bend(self, curvature: Tensor, v: Primal) -> Primal:
         """``D^2 R v``, the part of the regularizer in ``hessian``."""
-        self._count(v)
+        self.count(v)
         return self.regularizer.product(curvature, v)
 
     def hessian(self, curvature: Tensor, v: Primal) -> Primal:

@@ -89,8 +89,8 @@ class StochasticDescent:
     def _part(self, samples: Samples) -> tuple[Tensor, float, float]:
         """Gradient (flat, summed over the samples), loss (summed) and operator applications of one solve."""
         counter, settings = ApplicationCounter(), self.settings
-        loss = settings.loss(samples.clean)
         problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
+        loss = problem.of_image(settings.loss(samples.clean))
         pair = settings.method.differentiate(problem, loss, settings.accuracy)
         gradient = flat_gradient(problem.surrogate(pair.x, pair.adjoint).sum(), self.leaves)
         return gradient, float(loss.value(pair.x).sum()), counter.applications

@@ -4,6 +4,11 @@ from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.boundaries import Boundary, Circular, Reflect, Valid
 from regularizers.convolution import ConvolutionBank
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
+from regularizers.lifted_certificate import LiftedEvidence, lifted_bound
+from regularizers.lifted_piggyback import LiftedPiggyback
+from regularizers.lifted_primal_dual import LiftedPrimalDual
+from regularizers.lifted_problem import ImageLoss, LiftedProblem, lifted_problem
+from regularizers.lifted_regularizer import LiftedConfig, LiftedRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from regularizers.module import ModuleRegularizer
 
@@ -12,6 +17,13 @@ __all__ = [
     "Boundary",
     "Circular",
     "ConvolutionBank",
+    "ImageLoss",
+    "LiftedConfig",
+    "LiftedEvidence",
+    "LiftedPiggyback",
+    "LiftedPrimalDual",
+    "LiftedProblem",
+    "LiftedRegularizer",
     "LinearConfig",
     "LinearRegularizer",
     "ModuleRegularizer",
@@ -20,4 +32,6 @@ __all__ = [
     "Reflect",
     "Valid",
     "WeightConfig",
+    "lifted_bound",
+    "lifted_problem",
 ]

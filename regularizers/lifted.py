@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
 from piggyback.batched import inner, norm
-from piggyback.losses import Loss
-from piggyback.smooth import SmoothProblem
-from piggyback.solve import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.energies import EnergyBounds, SmoothEnergy
-from piggyback.terms.epigraph import envelope, project
+from piggyback.terms.epigraph import cone, envelope, normals, project
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal, Scalar
-from regularizers.network_energy import NetworkEnergy
+from regularizers.network_energy import Layer, NetworkEnergy
 
 Block = tuple[Tensor, Tensor]
 """``(z_l, s_l)``, or the dual pair that belongs to it."""
@@ -47,16 +43,28 @@ class Layout:
         """The inverse of ``split``."""
         return torch.cat([image.flatten(1), *(part.flatten(1) for part in hidden)], dim=1)
 
+    def pack(self, blocks: Sequence[Block]) -> Tensor:
+        """Pairs of all layers as one flat dual variable ``(batch, 2 n_hidden)``."""
+        return torch.cat([part.flatten(1) for block in blocks for part in block], dim=1)
+
+    def unpack(self, y: Tensor) -> list[Block]:
+        """The inverse of ``pack``."""
+        shapes = [shape for shape in self.hidden for _ in range(2)]
+        cut = y.split([prod(shape) for shape in shapes], dim=1)
+        parts = [part.reshape(-1, *shape) for part, shape in zip(cut, shapes, strict=True)]
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
 
 class LiftedData(DataTerm):
-    """``g(x) + ridge/2 ||s||^2`` on the flat variable."""
+    """``g(x) + ridge/2 ||s||^2`` on the flat variable; ``hidden``: where solvers start the layers."""
 
-    def __init__(self, base: DataTerm, layout: Layout, ridge: float) -> None:
+    def __init__(self, base: DataTerm, layout: Layout, ridge: float, hidden: Sequence[Tensor]) -> None:
         if not ridge > 0:
             raise ValueError(f"the lifted form needs a positive ridge, got {ridge}")
         self.base = base
         self.layout = layout
         self.ridge = ridge
+        self.hidden = tuple(hidden)
 
     @property
     def strong_convexity(self) -> float:
@@ -68,8 +76,7 @@ class LiftedData(DataTerm):
 
     @property
     def start(self) -> Primal:
-        image = self.base.start
-        return self.layout.join(image, [image.new_zeros(image.shape[0], *shape) for shape in self.layout.hidden])
+        return self.layout.join(self.base.start, self.hidden)
 
     def value(self, x: Primal) -> PerSample:
         image, hidden = self.layout.split(x)
@@ -93,11 +100,15 @@ class LiftedData(DataTerm):
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
         return self._apply(v, self.base.prox(self.layout.split(v)[0], step), 1 / (1 + step * self.ridge))
 
+    def dual_norm(self, v: Primal) -> PerSample:
+        image, hidden = self.layout.split(v)
+        return (self.base.dual_norm(image).square() + sum(inner(s, s) for s in hidden) / self.ridge).sqrt()
+
     def select(self, index: Tensor) -> LiftedData:
-        return LiftedData(self.base.select(index), self.layout, self.ridge)
+        return LiftedData(self.base.select(index), self.layout, self.ridge, [s[index] for s in self.hidden])
 
     def double(self) -> LiftedData:
-        return LiftedData(self.base.double(), self.layout, self.ridge)
+        return LiftedData(self.base.double(), self.layout, self.ridge, [s.double() for s in self.hidden])
 
 
 class LiftedEnergy(SmoothEnergy):
@@ -122,12 +133,23 @@ class LiftedEnergy(SmoothEnergy):
             last = s
         return found
 
+    def points(self, v: Primal) -> list[Block]:
+        """``forward`` with the offsets: the points ``w`` whose distance to the epigraph counts."""
+        layers = self.network.layers
+        return [(z + layer.offset, s) for (z, s), layer in zip(self.forward(v), layers, strict=True)]
+
+    def duals(self, points: Sequence[Block]) -> list[Block]:
+        """``y = (w - Pi w) / smoothing``."""
+        found = []
+        for z, s in points:
+            first, second = project(z, s, self.leak)
+            found.append(((z - first) / self.smoothing, (s - second) / self.smoothing))
+        return found
+
     def adjoint(self, duals: Sequence[Block]) -> Primal:
-        """Its adjoint."""
-        network, (height, width) = self.network, self.layout.image[-2:]
-        first = duals[0][0]
-        size = (height + 2 * network.margin, width + 2 * network.margin)
-        image = first.new_zeros(first.shape[0], self.layout.image[0], *size)
+        """The adjoint of ``forward``."""
+        network, first = self.network, duals[0][0]
+        image = torch.zeros_like(network.extended(first.new_zeros(first.shape[0], *self.layout.image)))
         hidden = [q for _, q in duals]
         for index, (p, _) in enumerate(duals):
             network.linear_adjoint(index, p, image)
@@ -144,9 +166,55 @@ class LiftedEnergy(SmoothEnergy):
 
     def value(self, x: Primal) -> PerSample:
         total = (self.layout.split(x)[1][-1] @ self.network.output).flatten(1).sum(1)
-        for (z, s), layer in zip(self.forward(x), self.network.layers, strict=True):
-            total = total + envelope(z + layer.offset, s, self.leak, self.smoothing).flatten(1).sum(1)
+        for z, s in self.points(x):
+            total = total + envelope(z, s, self.leak, self.smoothing).flatten(1).sum(1)
         return total
+
+    def value_and_gradient(self, x: Primal) -> tuple[PerSample, Primal]:
+        with torch.no_grad():
+            duals = self.duals(self.points(x))
+            energy = sum((inner(p, p) + inner(q, q) for p, q in duals), torch.zeros_like(norm(x)))
+            value = (self.layout.split(x)[1][-1] @ self.network.output).flatten(1).sum(1) + self.smoothing / 2 * energy
+            return value, self.output(x) + self.adjoint(duals)
+
+    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
+        # linear around the point in the piece that ``curvature`` chooses: on a border autograd might choose another
+        x, direction = x.detach(), direction.detach()
+        total = (self.layout.split(direction)[1][-1] @ self.network.output).flatten(1).sum(1)
+        points = self.points(x)
+        fixed = [(z.detach(), s) for z, s in points]
+        moved = [(z - here, torch.zeros_like(s)) for (z, s), (here, _) in zip(points, fixed, strict=True)]
+        bent = self.bent(self.pieces(fixed), moved)
+        for (p, q), (dp, dq), (z, s) in zip(self.duals(fixed), bent, self.forward(direction), strict=True):
+            total = total + ((p + dp) * z + (q + dq) * s).flatten(1).sum(1)
+        return total
+
+    # --- Hessian products --------------------------------------------------------------------------------------------
+
+    def pieces(self, points: Sequence[Block]) -> list[Tensor]:
+        """``(I - D Pi) / smoothing``, the constant curvature of the cone of every point: ``uu``, ``ut``, ``tt`` stacked first."""
+        table = normals(self.leak, points[0][0]) / self.smoothing
+        return [table.T[:, cone(z, s, self.leak)] for z, s in points]
+
+    def bent(self, pieces: Sequence[Tensor], blocks: Sequence[Block]) -> list[Block]:
+        """``D`` times pairs."""
+        return [(uu * z + ut * s, ut * z + tt * s) for (uu, ut, tt), (z, s) in zip(pieces, blocks, strict=True)]
+
+    def curvature(self, x: Primal) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([part.transpose(0, 1).flatten(1) for part in self.pieces(self.points(x))], dim=1)
+
+    def product(self, curvature: Tensor, v: Primal) -> Primal:
+        with torch.no_grad():
+            return self.adjoint(self.bent(self.split_pieces(curvature), self.forward(v)))
+
+    def split_pieces(self, curvature: Tensor) -> list[Tensor]:
+        """The inverse of what ``curvature`` does to ``pieces``."""
+        hidden = self.layout.hidden
+        parts = curvature.split([3 * prod(shape) for shape in hidden], dim=1)
+        return [part.reshape(-1, 3, *shape).transpose(0, 1) for part, shape in zip(parts, hidden, strict=True)]
+
+    # --- constants ---------------------------------------------------------------------------------------------------
 
     def norm(self, data: LiftedData) -> Scalar:
         """At least ``||smoothing^{-1/2} K diag(mu, ridge)^{-1/2}||``: the norm of the matrix of the norms of its blocks."""
@@ -168,9 +236,14 @@ class LiftedEnergy(SmoothEnergy):
     def bounds(self, x: Primal, radius: PerSample) -> EnergyBounds:
         # the curvature jumps: no Lipschitz constant, but a bound of the curvature itself
         unknown, whole = torch.full_like(radius, torch.inf), self.stiffness(x)
-        _, gradient = self.value_and_gradient(x)
-        lost = norm(gradient) + whole * norm(x)
+        offsets = [layer.offset.square().sum() * prod(shape[:2]) for layer, shape in self._layers()]
+        sizes = norm(x) + torch.stack(offsets).sum().sqrt() * (self.smoothing * whole).rsqrt()
+        dual = norm(self.layout.pack(self.duals(self.points(x))))
+        lost = whole * sizes + (self.smoothing * whole).sqrt() * dual + norm(self.output(x))
         return EnergyBounds(whole * torch.ones_like(radius), unknown, unknown, unknown, unknown, lost)
+
+    def _layers(self) -> zip[tuple[Layer, torch.Size]]:
+        return zip(self.network.layers, self.layout.hidden, strict=True)
 
     def detached(self) -> LiftedEnergy:
         return LiftedEnergy(self.network.detached(), self.layout, self.smoothing)
@@ -180,137 +253,3 @@ class LiftedEnergy(SmoothEnergy):
 
     def check(self) -> None:
         self.network.check_signs()
-
-
-def lifted_problem(network: NetworkEnergy, data: DataTerm, smoothing: float, ridge: float) -> SmoothProblem:
-    """The lifted lower level; its variable is flat, ``Layout.of(network, data.start)`` takes it apart.
-
-    Its image is at most ``deviation`` away from the minimiser of the nested form.  Raises ``ValueError`` for other activations
-    and unless ``smoothing`` and ``ridge`` are positive.
-    """
-    layout = Layout.of(network, data.start)
-    return SmoothProblem(LiftedData(data, layout, ridge), LiftedEnergy(network, layout, smoothing))
-
-
-def deviation(network: NetworkEnergy, data: DataTerm, x: Primal, smoothing: float, ridge: float) -> PerSample:
-    """At least ``||x_lifted - x||`` for the nested minimiser ``x``: of order ``sqrt(smoothing + ridge)`` (eq. N13)."""
-    with torch.no_grad():
-        hidden = [norm(network.activation.value(z)).square() for z in network.pre_activations(x)]
-        shapes = network.shapes(network.extended(x))
-        squares = [q.square().sum() for q in network.constants().channel_ceilings]
-        duals = [2 * square * (shape[0] * shape[1]) for square, shape in zip(squares, shapes, strict=True)]
-        moved = smoothing * torch.stack(duals).sum() + ridge * torch.stack(hidden).sum(0)
-        return (moved / data.strong_convexity).sqrt()
-
-
-class ImageLoss(Loss):
-    """A loss of the image alone, as a function of the flat variable."""
-
-    def __init__(self, loss: Loss, layout: Layout) -> None:
-        self.loss = loss
-        self.layout = layout
-
-    @property
-    def smoothness(self) -> float:
-        return self.loss.smoothness
-
-    def value(self, x: Primal) -> PerSample:
-        return self.loss.value(self.layout.split(x)[0])
-
-    def gradient(self, x: Primal) -> Primal:
-        image, hidden = self.layout.split(x)
-        return self.layout.join(self.loss.gradient(image), [torch.zeros_like(s) for s in hidden])
-
-    def select(self, index: Tensor) -> ImageLoss:
-        return ImageLoss(self.loss.select(index), self.layout)
-
-    def double(self) -> ImageLoss:
-        return ImageLoss(self.loss.double(), self.layout)
-
-
-@dataclass(frozen=True)
-class LiftedState(State):
-    """The primal variable, and the dual variables flat, layer by layer."""
-
-    x: Primal
-    y: Tensor
-    pulled: Primal
-
-
-class LiftedPrimalDual(LowerSolver):
-    """PDHG with one primal step per block, ``tau_x = m/(2 mu)``, ``tau_s = m/(2 ridge)``, ``sigma = m/(2 smoothing)``.
-
-    ``m = 2 / ||smoothing^{-1/2} K diag(mu, ridge)^{-1/2}||``: eq. 6 after scaling image and layers to modulus 1.  No constant is
-    chosen by hand.
-    """
-
-    def bind(self, lower: LowerLevel) -> Iteration:
-        problem = lower.problem
-        if not (isinstance(problem, SmoothProblem) and isinstance(problem.regularizer, LiftedEnergy)):
-            raise ValueError(f"LiftedPrimalDual needs a lifted problem, got a {type(problem).__name__}")
-        return LiftedIteration(replace(lower, problem=problem), problem.regularizer)
-
-
-class LiftedIteration(Iteration[LiftedState]):
-    """The iteration on one batch."""
-
-    def __init__(self, lower: LowerLevel[SmoothProblem], energy: LiftedEnergy) -> None:
-        data = lower.problem.data
-        assert isinstance(data, LiftedData)
-        self.lower = lower
-        self.energy = energy
-        self.data = data
-        self.rate = (2 / energy.norm(data)).to(lower.start)
-        self.output = energy.output(lower.start)
-
-    def _pack(self, blocks: Sequence[Block]) -> Tensor:
-        return torch.cat([part.flatten(1) for block in blocks for part in block], dim=1)
-
-    def _unpack(self, y: Tensor) -> list[Block]:
-        shapes = [shape for shape in self.energy.layout.hidden for _ in range(2)]
-        parts = [
-            part.reshape(-1, *shape)
-            for part, shape in zip(y.split([prod(shape) for shape in shapes], dim=1), shapes, strict=True)
-        ]
-        return list(zip(parts[::2], parts[1::2], strict=True))
-
-    def start(self) -> LiftedState:
-        energy, x = self.energy, self.lower.start
-        blocks = []
-        for (z, s), layer in zip(energy.forward(x), energy.network.layers, strict=True):
-            z = z + layer.offset
-            first, second = project(z, s, energy.leak)
-            blocks.append(((z - first) / energy.smoothing, (s - second) / energy.smoothing))
-        return LiftedState(x, self._pack(blocks), energy.adjoint(blocks))
-
-    def step(self, state: LiftedState) -> LiftedState:
-        energy, m = self.energy, self.rate
-        x = self._primal(state.x, state.pulled + self.output)
-        ahead = energy.forward(x + (x - state.x) / (1 + m))
-        sigma, blocks = m / (2 * energy.smoothing), []
-        for (p, q), (z, s), layer in zip(self._unpack(state.y), ahead, energy.network.layers, strict=True):
-            blocks.append(self._dual(p + sigma * (z + layer.offset), q + sigma * s, sigma))
-        return LiftedState(x, self._pack(blocks), energy.adjoint(blocks))
-
-    def _primal(self, x: Primal, slope: Primal) -> Primal:
-        data, m, layout = self.data, self.rate, self.energy.layout
-        (image, hidden), (down, turns) = layout.split(x), layout.split(slope)
-        tau = m / (2 * data.base.strong_convexity)
-        moved = [(s - m / (2 * data.ridge) * turn) / (1 + m / 2) for s, turn in zip(hidden, turns, strict=True)]
-        return layout.join(data.base.prox(image - tau * down, tau), moved)
-
-    def _dual(self, p: Tensor, q: Tensor, sigma: Tensor) -> Block:
-        """``prox_{sigma f*}``, ``f* = support function + smoothing/2 |.|^2``: by Moreau ``(v - Pi(v)) / (1 + sigma smoothing)``,
-        the epigraph being a cone."""
-        first, second = project(p, q, self.energy.leak)
-        scale = 1 + sigma * self.energy.smoothing
-        return (p - first) / scale, (q - second) / scale
-
-    def error(self, state: LiftedState) -> PerSample:
-        return self.lower.error(self.lower.problem.gradient(state.x))
-
-    def result(self, state: LiftedState) -> tuple[Primal, ...]:
-        return (state.x,)
-
-    def select(self, index: Tensor) -> LiftedIteration:
-        return LiftedIteration(self.lower.select(index), self.energy)

@@ -95,10 +95,13 @@ class NetworkEnergy(SmoothEnergy):
     def linear(self, index: int, image: Tensor, s: Tensor | None) -> Tensor:
         """``W_l s + V_l image`` without the offset, on the sites of layer ``index``."""
         layer = self.layers[index]
-        eaten = sum(inner.margin for inner in self.layers[1 : index + 1])
-        side = image if eaten == 0 else image[..., eaten:-eaten, eaten:-eaten].contiguous()
-        seen = layer.skip.forward(side)
+        seen = layer.skip.forward(self.window(index, image))
         return seen if s is None else seen + layer.through(s)
+
+    def window(self, index: int, image: Tensor) -> Tensor:
+        """The part of the extended image that layer ``index`` sees."""
+        eaten = sum(inner.margin for inner in self.layers[1 : index + 1])
+        return image if eaten == 0 else image[..., eaten:-eaten, eaten:-eaten].contiguous()
 
     def linear_adjoint(self, index: int, p: Tensor, image: Tensor) -> Tensor:
         """``V_l^T p`` added to ``image`` (which is changed)."""

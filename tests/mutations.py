@@ -56,6 +56,9 @@ FEW_SHOT = "tests/test_few_shot.py"
 LEARNED = "tests/test_learned_solver.py"
 METHODS = "tests/test_methods.py"
 UNROLLED = "tests/test_unrolled.py"
+LIFTED = "tests/test_lifted.py"
+LIFTED_CERTIFICATE = "tests/test_lifted_certificate.py"
+LIFTED_PIGGYBACK = ("tests/test_lifted_piggyback.py", "-k", "dense_algebra")
 RANDOM = (CERTIFICATES, "-k", "fifty_thousand and float64 or filter_banks or around_the_solution")
 SINGLE = (CERTIFICATES, "-k", "fifty_thousand and float32 or held_in_float32")
 BY_HAND = (CERTIFICATES, "-k", "attained or carried or dimension or moves or exact_for")
@@ -762,6 +765,112 @@ MUTATIONS: tuple[Mutation, ...] = (
         "cp.logistic(2 * t) - t",
         "constant of log-cosh in its cone form",
         ("tests/test_cone.py", "-k", "equal_dense_newton and dense-logcosh"),
+    ),
+    # the lifted form of networks
+    Mutation(
+        "piggyback/terms/epigraph.py",
+        "(0.5, -0.5, 0.5)",
+        "(1.0, -1.0, 1.0)",
+        "lifted form (eq. N14): the curvature of the right ray",
+        (LIFTED_CERTIFICATE, "-k", "curvature_of_every_cone"),
+    ),
+    Mutation(
+        "piggyback/terms/epigraph.py",
+        "torch.hypot(across * axes[0], along * axes[1])",
+        "torch.minimum(axes[0], axes[1])",
+        "lifted form (eq. N15): the reach of a linear form",
+        (LIFTED_CERTIFICATE, "-k", "never_missed"),
+    ),
+    Mutation(
+        "regularizers/lifted_gains.py",
+        "torch.where(outside, 2.0, 1.0)",
+        "torch.where(outside, 1.0, 1.0)",
+        "lifted form (eq. N15): two taps on one mirrored pixel",
+        (LIFTED_CERTIFICATE, "-k", "metric_of_the_data"),
+    ),
+    Mutation(
+        "regularizers/lifted_certificate.py",
+        "reach * ridge**-0.5 + slack)",
+        "reach * ridge**0.5 + slack)",
+        "lifted form (eq. N15): the second half axis",
+        (LIFTED_CERTIFICATE, "-k", "within_reach"),
+    ),
+    Mutation(
+        "regularizers/lifted_certificate.py",
+        "+ across / floor",
+        "+ 0 * across",
+        "lifted form (eq. N17): units that fall cost nothing",
+        (LIFTED_CERTIFICATE, "-k", "random_loose or rise"),
+    ),
+    Mutation(
+        "regularizers/lifted_certificate.py",
+        "along / (floor + 1 / smoothing)",
+        "0.2 * along * smoothing",
+        "lifted form (eq. N17): units that rise are too cheap",
+        (LIFTED_CERTIFICATE, "-k", "rise"),
+    ),
+    Mutation(
+        "regularizers/lifted_certificate.py",
+        "torch.where(price > 0, share, 1.0)",
+        "share",
+        "lifted form (eq. N18): units on a border are left out",
+        (LIFTED_CERTIFICATE, "-k", "best_of_fractions"),
+    ),
+    Mutation(
+        "regularizers/lifted_certificate.py",
+        "torch.hypot(evidence.force, along_x) * moved",
+        "along_x * moved",
+        "lifted form (eq. N20): forces times the error of the adjoint",
+        (LIFTED_CERTIFICATE, "-k", "wrong_adjoint"),
+    ),
+    Mutation(
+        "regularizers/lifted_certificate.py",
+        "torch.hypot(evidence.bent_force, along_p) * r",
+        "along_p * r",
+        "lifted form (eq. N20): bent forces times the error of the solution",
+        (LIFTED_CERTIFICATE, "-k", "wrong_solution"),
+    ),
+    Mutation(
+        "regularizers/lifted_gains.py",
+        "(sites / self.ridge) ** 0.5",
+        "(sites * self.ridge) ** 0.5",
+        "lifted form (eq. N20): the error of the output weights",
+        (LIFTED_CERTIFICATE, "-k", "output_weights"),
+    ),
+    Mutation(
+        "regularizers/lifted_certificate.py",
+        "return loss.smoothness * problem.data.strong_convexity / seen.strong_convexity",
+        "return 0.0",
+        "lifted form: the curvature of the loss",
+        (LIFTED_CERTIFICATE, "-k", "random_loose"),
+    ),
+    Mutation(
+        "regularizers/lifted_piggyback.py",
+        "z = z + steps.dual * layer.offset",
+        "z = z + 0 * layer.offset",
+        "lifted piggyback: the offsets",
+        LIFTED_PIGGYBACK,
+    ),
+    Mutation(
+        "regularizers/lifted_piggyback.py",
+        "(first / scale, second / scale)",
+        "(first, second / scale)",
+        "lifted piggyback: the derivative of the dual prox",
+        LIFTED_PIGGYBACK,
+    ),
+    Mutation(
+        "regularizers/lifted.py",
+        "(p + dp) * z",
+        "p * z",
+        "lifted form: hypergradients through the curvature",
+        (LIFTED, "-k", "hypergradients"),
+    ),
+    Mutation(
+        "regularizers/lifted_elimination.py",
+        "block[..., here, before] += ut",
+        "block[..., here, before] -= ut",
+        "elimination of the hidden layers: a sign",
+        (LIFTED, "-k", "eliminating"),
     ),
 )
 

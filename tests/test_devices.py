@@ -17,6 +17,7 @@ from piggyback.batched import inner, norm
 from piggyback.certificates.corrected_loss import corrected_loss, plain_loss
 from piggyback.certificates.evidence import gather_evidence
 from piggyback.certificates.local import local_bound
+from piggyback.certificates.smooth import gather_smooth_evidence, smooth_bound
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradient.piggyback import PiggybackIteration
 from piggyback.losses import LinearFunctional, SquaredError
@@ -31,6 +32,7 @@ from piggyback.solvers.learned import FilteredStart, LearnedSolver
 from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
+from piggyback.solvers.quasi_newton import QuasiNewton
 from piggyback.solvers.richardson import Richardson
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
@@ -39,7 +41,12 @@ from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.boundaries import BOUNDARIES
 from regularizers.constraints import zero_mean_basis
 from regularizers.convolution import ConvolutionBank
+from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.kernels import ADJOINT_KERNELS, FORWARD_KERNELS, KernelPlan
+from regularizers.lifted_certificate import gather_lifted_evidence, lifted_bound
+from regularizers.lifted_piggyback import LiftedPiggybackIteration
+from regularizers.lifted_primal_dual import BlockSteps, LiftedPrimalDual
+from regularizers.lifted_problem import lifted_problem, require_lifted
 from regularizers.linear import LinearConfig
 from tests.problems import PROFILES
 
@@ -239,6 +246,55 @@ def test_adaptive_weights(boundary: str, dtype: torch.dtype, no_cached_basis: No
         assert_on_device([units.weight, units.gradient(start, slope), preconditioner.apply(start), curvature], dtype)
         for solver in (NonlinearCG(), PDHG()):
             run_steps(solver.bind(LowerLevel(part, start, radius_per_element(part, 1e-3))), dtype)
+
+
+def network_on(activation: str, inner: int, dtype: torch.dtype) -> NetworkRegularizer:
+    """An input-convex network whose parameters are fake."""
+    model = NetworkRegularizer(NetworkConfig(widths=(4, 3), size=3, inner=inner, activation=activation))
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(on_device(*parameter.shape, dtype=dtype)))
+    return model
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+def test_networks(inner: int, dtype: torch.dtype, no_cached_basis: None) -> None:
+    """The nested form: solver steps, conjugate gradients, certificates."""
+    images = on_device(2, 1, 9, 10, dtype=dtype)
+    problem, loss = network_on("softplus", inner, dtype).problem(Denoising(images)), SquaredError(images)
+    evidence, surrogate = gather_smooth_evidence(problem, loss, images, torch.zeros_like(images))
+    assert_on_device([smooth_bound(evidence), corrected_loss(evidence)])
+    assert_on_device(surrogate, dtype)
+    problem = problem.detached()
+    lower = LowerLevel(problem, images, radius_per_element(problem, 1e-3))
+    system = LinearSystem(problem, problem.curvature(images), images, on_device(2, dtype=dtype))
+    for iteration in (QuasiNewton().bind(lower), ConjugateGradient(system)):
+        run_steps(iteration, dtype)
+        run_steps(iteration.select(torch.zeros(1, dtype=torch.long, device=DEVICE)), dtype)
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_lifted_networks(activation: str, inner: int, dtype: torch.dtype, no_cached_basis: None) -> None:
+    """The lifted form: primal-dual steps, piggyback, eliminated hidden layers, the active-set certificate."""
+    images = on_device(2, 1, 9, 10, dtype=dtype)
+    problem = lifted_problem(network_on(activation, inner, dtype).network(), Denoising(images), 0.1, 0.05)
+    loss, x = problem.of_image(SquaredError(images)), problem.data.start
+    evidence, surrogate = gather_lifted_evidence(problem, loss, x, torch.zeros_like(x))
+    assert_on_device([lifted_bound(evidence), corrected_loss(evidence)])
+    assert_on_device(surrogate, dtype)
+    problem = require_lifted(problem.detached(), "this test")
+    lower = LowerLevel(problem, x, radius_per_element(problem, 1e-3))
+    steps = BlockSteps.balanced(problem)
+    system = LinearSystem(problem, problem.curvature(x), x, on_device(2, dtype=dtype))
+    for iteration in (
+        LiftedPrimalDual().bind(lower),
+        LiftedPrimalDual(BlockSteps.uniform).bind(lower),
+        LiftedPiggybackIteration(lower, loss, steps, 1e-2, torch.zeros_like(x)),
+        ConjugateGradient(system),
+    ):
+        run_steps(iteration, dtype)
+        run_steps(iteration.select(torch.zeros(1, dtype=torch.long, device=DEVICE)), dtype)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -8,18 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from piggyback import Accuracy, Denoising, ImplicitCG, SquaredError
-from piggyback.certified import Certification, certify, examine
-from piggyback.operators import ApplicationCounter
-from piggyback.regularizer import Regularizer
+from piggyback import Accuracy, Denoising, ImplicitCG, Reconstruction, SquaredError
+from piggyback.batched import conjugate_step
+from piggyback.certified import examine
+from piggyback.operators import ApplicationCounter, ScalarPreconditioner
 from piggyback.solve import Schedule
 from piggyback.solvers.lower import certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.quasi_newton import QuasiNewton
 from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import envelope, project
-from piggyback.terms.quadratic import DataTerm
-from regularizers.icnn import NetworkRegularizer
-from regularizers.lifted import ImageLoss, Layout, LiftedEnergy, LiftedPrimalDual, deviation, lifted_problem
+from regularizers.icnn import NetworkConfig, NetworkRegularizer
+from regularizers.lifted import Layout, LiftedEnergy
+from regularizers.lifted_elimination import SiteElimination
+from regularizers.lifted_primal_dual import LiftedPrimalDual
+from regularizers.lifted_problem import ImageLoss, deviation, lifted_problem, require_lifted
+from regularizers.lifted_regularizer import LiftedConfig, LiftedRegularizer
+from tests.lifted_oracle import Lifted, lifted_truth
 from tests.networks import hessian, images, network, newton
 
 NETWORKS = {"relu": network((2, 2), activation="relu"), "leaky": network((2, 3), activation="leaky_relu", seed=5)}
@@ -145,21 +149,37 @@ def test_the_lifted_minimiser_tends_to_the_nested_one(model: NetworkRegularizer,
     assert errors[2] < 0.3 * errors[1] and errors[1] < 0.3 * errors[0]
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_eliminating_the_hidden_layers_is_exact_for_them(channels: int) -> None:
+    """The preconditioned matrix has an eigenvalue 1 for every unit, and conjugate gradients need fewer steps."""
+    model = network((4, 3, 2), activation="leaky_relu", channels=channels, seed=2)
+    data = Denoising(images(2, channels, 5, 5), weight=1.5)
+    problem = lifted_problem(model.network(), data, 0.02, 0.03).detached()
+    x = problem.data.start + 0.1 * images(*problem.data.start.shape, seed=9)
+    curvature = problem.curvature(x)
+    preconditioner = problem.preconditioner(curvature, x)
+    assert isinstance(preconditioner, SiteElimination)
+    eye = torch.eye(x.shape[1], dtype=torch.float64)
+    for index in range(2):
+        chosen = torch.full((eye.shape[0],), index)
+        inverse = preconditioner.select(chosen).apply(eye)
+        matrix = problem.select(chosen).hessian(curvature[chosen], eye)
+        torch.testing.assert_close(inverse, inverse.T, rtol=0, atol=1e-12)
+        values = torch.linalg.eigvals(inverse @ matrix).real
+        units = sum(shape.numel() for shape in require_lifted(problem, "this test").layout.hidden)
+        assert float(values.min()) > 0 and int(((values - 1).abs() < 1e-7).sum()) >= units
+    steps = []
+    for scaling in (preconditioner, ScalarPreconditioner(torch.ones((), dtype=torch.float64))):
+        right = problem.gradient(x)
+        point = torch.zeros_like(x), right, scaling.apply(right), (right * scaling.apply(right)).sum(1)
+        steps.append(0)
+        while steps[-1] < 500 and float((point[1].norm(dim=1) / right.norm(dim=1)).max()) > 1e-8:
+            point = conjugate_step(point, problem.hessian(curvature, point[2]), scaling.apply)
+            steps[-1] += 1
+    assert steps[0] < 0.5 * steps[1]
+
+
 # --- hypergradients ---------------------------------------------------------------------------------------------------
-
-
-class Lifted(Regularizer):
-    """The lifted form as a regularizer of the flat variable."""
-
-    def __init__(self, model: NetworkRegularizer, size: float) -> None:
-        super().__init__()
-        self.model, self.size = model, size
-
-    def problem(self, data: DataTerm):
-        return lifted_problem(self.model.network(), data, self.size, self.size)
-
-    def pull_back(self, bound) -> Tensor:
-        return bound.operator.mean()
 
 
 def test_hypergradients_of_all_parameters(model: NetworkRegularizer) -> None:
@@ -197,18 +217,25 @@ def _read(lifted: Lifted, data: Denoising, loss: ImageLoss, pair) -> tuple[objec
     return examine(lifted, data, loss, pair, ApplicationCounter())
 
 
-def test_the_distance_is_certified_and_the_gradient_is_not() -> None:
-    lifted, data = Lifted(NETWORKS["relu"], 0.05), data_of()
-    problem = lifted.problem(data)
-    exact = newton(problem.regularizer.detached(), problem.data, problem.data.start)
-    layout = Layout.of(lifted.model.network().detached(), data.start)
-    loss = ImageLoss(SquaredError(images(1, 1, 5, 5, seed=4)), layout)
-    for tolerance in (1e-1, 1e-2, 1e-4):
-        pair = ImplicitCG().differentiate(problem, loss, Accuracy(tolerance, tolerance))
-        result = certify(lifted, data, loss, pair, Certification(), ApplicationCounter())
-        assert float((pair.x - exact).norm()) <= float(certified_distance(problem, pair.x))
-        assert abs(float(result.loss.value - loss.value(exact))) <= float(result.loss.radius)
-        assert result.gradient_error == float("inf")  # the curvature jumps: no constant is known
+def test_reconstructions_are_images_with_certified_gradients() -> None:
+    """``Reconstruction`` shows the image of the flat variable only, and its backward pass differentiates through all of it."""
+    config = NetworkConfig(widths=(2, 2), size=3, activation="relu", gradient_weight=0.3, weight=0.1)
+    regularizer = LiftedRegularizer(config, LiftedConfig(0.2, 0.1), torch.Generator().manual_seed(3)).double()
+    data, target = data_of(), images(1, 1, 5, 5, seed=4)
+    layer = Reconstruction(regularizer, tolerance=1e-8)
+    x = layer(data)
+    assert x.shape == data.observed.shape
+    (0.5 * (x - target).square().sum()).backward()
+    truth = lifted_truth(regularizer, data, ImageLoss(SquaredError(target), regularizer.problem(data).layout))
+    exact = regularizer.problem(data).image(truth.x)
+    assert layer.report is not None and layer.report.gradient_error is not None
+    assert float((x.detach() - exact).norm()) <= float(layer.report.distance) < 1e-5
+    found = torch.cat([torch.zeros(0) if p.grad is None else p.grad.flatten() for p in regularizer.parameters()])
+    assert float((found - truth.gradient).norm()) <= layer.report.gradient_error < 0.1 * float(truth.gradient.norm())
+    with pytest.raises(ValueError, match="got softplus"):
+        LiftedRegularizer(NetworkConfig(activation="softplus"))
+    with pytest.raises(ValueError, match="positive smoothing and a positive ridge"):
+        LiftedConfig(smoothing=0.0)
 
 
 def test_inadmissible_lifted_forms_are_refused() -> None:

@@ -14,6 +14,7 @@ from experiments.model_file import load_regularizer
 from experiments.restoration import TOLERANCE
 from experiments.run_folder import RunFolder
 from regularizers.icnn import NetworkRegularizer
+from regularizers.lifted_regularizer import LiftedRegularizer
 from tests.test_command_line import draw
 
 
@@ -47,6 +48,23 @@ def test_a_network_is_trained_saved_and_evaluated(tmp_path: Path) -> None:
     assert (out / "figures" / "filters.png").exists() and (out / "metrics.json").exists()
     with pytest.raises(UserError, match="holds a network"):
         trained_regularizer(out)
+
+
+def test_a_relu_network_is_trained_in_its_lifted_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "report", lambda *_: None)  # tested with the nested form, and slow
+    folders = draw(tmp_path / "train", range(3)), draw(tmp_path / "test", range(10, 11))
+    out, where = tmp_path / "run", ["--train", str(folders[0]), "--test", str(folders[1])]
+    sizes = "--widths 2 2 --size 3 --patches 1 --patch 8 --minibatch 1 --threads 1 --steps 1 --iterations 1".split()
+    command = ["denoise", "--regularizer", "icnn", "--form", "lifted", *where, *sizes, "--out", str(out)]
+    train.main(command)
+    model, config = load_regularizer(RunFolder.open(out))
+    assert isinstance(model, LiftedRegularizer) and model.config.activation == "relu"
+    assert config["regularizer"] == "icnn" and config["lifted"] == {"smoothing": 0.1, "ridge": 0.02}
+    again = [part if part != "1" or command[index - 1] != "--iterations" else "2" for index, part in enumerate(command)]
+    train.main([*again, "--resume"])
+    evaluate.main([str(out), "--images", str(folders[1]), "--threads", "1", "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert 0 < figures["mean"]["error_bound"] < 0.2 and figures["mean"]["psnr"] > 10
 
 
 def test_impossible_widths_are_one_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,9 @@ class PairEvidence:
     """What the certificates of every kind of lower level look at.
 
     ``residuals`` carry the digits, and so do ``gaps = (-grad h(x), grad l(x) - A(x) P)``, the right-hand sides of the Newton
-    corrections (eq. 23).  ``coupling`` bounds what the change of curvature between ``x`` and ``x*`` does to the adjoint.
+    corrections (eq. 23).  ``loss_smoothness``: ``||grad l(x') - grad l(x)||_{H^{-1}}`` is at most this over ``strong_convexity``
+    times ``||x' - x||_H`` (``L_l`` always is such a number).  ``coupling`` bounds what the change of curvature between ``x`` and
+    ``x*`` does to the adjoint.
     ``bend``: ``|<P, (R'' - R_mean) d>| <= bend <d, R_mean d>`` with ``d = x* - x``, ``R''`` the Hessian of ``R`` at ``x`` and
     ``R_mean`` its mean between (eq. 16a); infinite if nothing is known.
     """

@@ -24,6 +24,32 @@ class SmoothEvidence(PairEvidence):
     force: PerSample
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What every certificate of a smooth energy measures of a pair, whatever it knows of the energy.
+
+    ``gaps`` as in ``PairEvidence``; ``bent = D^2 R P``; ``read_off``: the surrogate of eq. 9, differentiable in the parameters.
+    """
+
+    residuals: Residuals
+    gaps: tuple[Primal, Primal]
+    bent: Primal
+    read_off: PerSample
+
+
+def examine_pair(problem: SmoothProblem, loss: Loss, x: Primal, adjoint: Primal) -> Examined:
+    """Residuals at the cost of one gradient and one Hessian product; ``problem``, ``x`` and ``adjoint`` in float64."""
+    x, adjoint = x.detach(), adjoint.detach()
+    read_off = problem.surrogate(x, adjoint)
+    with torch.no_grad():
+        fixed, slope = problem.detached(), loss.gradient(x)
+        gradient, size = fixed.gradient_and_rounding(x)
+        bent = fixed.bend(fixed.curvature(x), adjoint)
+        gap = slope - (fixed.data.hessian(adjoint) + bent)
+        residuals = _residuals(fixed, loss, (x, adjoint), (gradient, gap), slope, size, bent)
+        return Examined(residuals, (-gradient, gap), bent, read_off)
+
+
 def gather_smooth_evidence(
     problem: SmoothProblem, loss: Loss, x: Primal, adjoint: Primal
 ) -> tuple[SmoothEvidence, PerSample]:
@@ -31,27 +57,22 @@ def gather_smooth_evidence(
 
     ``problem``, ``x`` and ``adjoint`` in float64.
     """
-    x, adjoint = x.detach(), adjoint.detach()
-    read_off = problem.surrogate(x, adjoint)
+    pair = examine_pair(problem, loss, x, adjoint)
     with torch.no_grad():
-        fixed = problem.detached()
-        mu, slope, force = fixed.data.strong_convexity, loss.gradient(x), norm(adjoint)
-        gradient, size = fixed.gradient_and_rounding(x)
-        bent = fixed.bend(fixed.curvature(x), adjoint)
-        gap = slope - (fixed.data.hessian(adjoint) + bent)
-        residuals = _residuals(fixed, loss, (x, adjoint), (gradient, gap), slope, size, bent)
-        bounds = fixed.regularizer.bounds(x, residuals.error / mu**0.5)
-        coupling = _couple(bounds, residuals, force, _energy_norm(fixed, adjoint, bent), mu)
+        fixed, force = problem.detached(), norm(adjoint)
+        mu = fixed.data.strong_convexity
+        bounds = fixed.regularizer.bounds(x, pair.residuals.error / mu**0.5)
+        coupling = _couple(bounds, pair.residuals, force, _energy_norm(fixed, adjoint, pair.bent), mu)
         return SmoothEvidence(
-            residuals=residuals,
-            gaps=(-gradient, gap),
+            residuals=pair.residuals,
+            gaps=pair.gaps,
             strong_convexity=mu,
             loss_smoothness=loss.smoothness,
             coupling=coupling,
             bend=torch.full_like(coupling.rate, torch.inf),
             bounds=bounds,
             force=force,
-        ), read_off
+        ), pair.read_off
 
 
 def _energy_norm(problem: SmoothProblem, adjoint: Primal, bent: Primal) -> PerSample:
