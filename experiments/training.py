@@ -68,6 +68,12 @@ class Source:
         return Samples(clean.to(self.device), self.degradation.observe(clean, generator).to(self.device))
 
 
+_AFTER_ADAM = 0.005
+"""Decrease that the first certified step aims at, over the loss, after a stochastic phase."""
+_FIRST_STEP = 3.0
+"""What the first certified step takes, roughly, over the evaluation of its start: strides, and their end."""
+
+
 class Trainer:
     """Runs a plan in a run folder; ``resume`` continues from its checkpoint as if nothing had happened.
 
@@ -124,9 +130,11 @@ class Trainer:
             state, metric = self._restore(checkpoint, oracle)
             if state.reason is not StopReason.RUNNING:
                 return  # nothing is left to do
-        descent = AdaptiveDescent(oracle, DescentSettings(), metric)
+        descent = AdaptiveDescent(oracle, self._descent_settings(), metric)
         while state is None or state.reason is StopReason.RUNNING:
-            state = self._limited(descent.start() if state is None else descent.advance(state))
+            begun = self.seconds()
+            state = descent.start() if state is None else descent.advance(state)
+            state = self._limited(state, self.seconds() - begun)
             self.work += state.work
             self._save(oracle, state, metric)
             yield (
@@ -134,9 +142,14 @@ class Trainer:
                 state.reason,
             )
 
-    def _limited(self, state: DescentState) -> DescentState:
-        """The state, with a reason to stop if the plan gives one."""
-        if state.reason is StopReason.RUNNING and self.seconds() >= self.plan.budget:
+    def _descent_settings(self) -> DescentSettings:
+        """After the stochastic phase little is left to gain: a first step that aims at a tenth of the loss would only be cut."""
+        return DescentSettings(first_decrease=_AFTER_ADAM) if self.taken else DescentSettings()
+
+    def _limited(self, state: DescentState, last: float) -> DescentState:
+        """The state, with a reason to stop if the plan gives one: the next step, taken like the ``last`` one, would be late."""
+        needed = last * (_FIRST_STEP if state.iteration == 0 else 1.0)
+        if state.reason is StopReason.RUNNING and self.seconds() + needed >= self.plan.budget:
             return state.stopped(StopReason.BUDGET)
         if state.reason is StopReason.RUNNING and state.iteration >= self.plan.iterations:
             return state.stopped(StopReason.ITERATIONS)
