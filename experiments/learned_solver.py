@@ -33,7 +33,7 @@ from piggyback.problem import SaddleProblem, UnitForm
 from piggyback.solve import Iteration, Schedule
 from piggyback.solvers.learned import FilteredStart, LearnedSolver, Warped, activity
 from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import NonlinearCG, NonlinearCGIteration
+from piggyback.solvers.nonlinear_cg import RELAXATION, NonlinearCG, NonlinearCGIteration
 from piggyback.terms.quadratic import DataTerm
 from regularizers.linear import LinearRegularizer
 

@@ -93,6 +93,7 @@ class Trainer:
         )
         self.work = 0.0
         self.elapsed = 0.0
+        self.last = 0.0  # seconds of the last certified step
         self.taken = 0
         self.since = time.perf_counter()
 
@@ -134,7 +135,8 @@ class Trainer:
         while state is None or state.reason is StopReason.RUNNING:
             begun = self.seconds()
             state = descent.start() if state is None else descent.advance(state)
-            state = self._limited(state, self.seconds() - begun)
+            self.last = self.seconds() - begun
+            state = self._limited(state)
             self.work += state.work
             self._save(oracle, state, metric)
             yield (
@@ -146,9 +148,9 @@ class Trainer:
         """After the stochastic phase little is left to gain: a first step that aims at a tenth of the loss would only be cut."""
         return DescentSettings(first_decrease=_AFTER_ADAM) if self.taken else DescentSettings()
 
-    def _limited(self, state: DescentState, last: float) -> DescentState:
-        """The state, with a reason to stop if the plan gives one: the next step, taken like the ``last`` one, would be late."""
-        needed = last * (_FIRST_STEP if state.iteration == 0 else 1.0)
+    def _limited(self, state: DescentState) -> DescentState:
+        """The state, with a reason to stop if the plan gives one: a step that takes as long as the last one would be late."""
+        needed = self.last * (_FIRST_STEP if state.iteration == 0 else 1.0)
         if state.reason is StopReason.RUNNING and self.seconds() + needed >= self.plan.budget:
             return state.stopped(StopReason.BUDGET)
         if state.reason is StopReason.RUNNING and state.iteration >= self.plan.iterations:
@@ -256,6 +258,7 @@ class Trainer:
             "taken": self.taken,
             "work": self.work,
             "seconds": self.seconds(),
+            "last": self.last,
         }
 
     def _save(self, oracle: BilevelOracle, state: DescentState, metric: Tensor) -> None:
@@ -288,7 +291,7 @@ class Trainer:
             raise UserError(f"{self.run.checkpoint}: was written by a run with other patches")
         oracle.warm = WarmStart(content["warm_x"].to(device), content["warm_adjoint"].to(device))
         self.work, self.elapsed = float(content["work"]), float(content["seconds"])
-        self.taken = int(content["taken"])
+        self.taken, self.last = int(content["taken"]), float(content["last"])
         return parameters.to(device)
 
     def _save_stochastic(self, descent: StochasticDescent, probe: BilevelOracle, generator: torch.Generator) -> None:
