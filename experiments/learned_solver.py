@@ -33,7 +33,7 @@ from piggyback.problem import SaddleProblem, UnitForm
 from piggyback.solve import Iteration, Schedule
 from piggyback.solvers.learned import FilteredStart, LearnedSolver, Warped, activity
 from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element, solve_lower
-from piggyback.solvers.nonlinear_cg import RELAXATION, NonlinearCG, NonlinearCGIteration
+from piggyback.solvers.nonlinear_cg import NonlinearCG, NonlinearCGIteration
 from piggyback.terms.quadratic import DataTerm
 from regularizers.linear import LinearRegularizer
 
@@ -44,7 +44,7 @@ TOLERANCES = (1e-3, 1e-4, 1e-5)
 PATIENT = Schedule(max_steps=5000, check_every=1)
 START_SIDE, KINDS = 9, 8
 """Filters of the learned start, one for each kind of neighbourhood."""
-RELAXATIONS = (1.0, 1.2, RELAXATION, 1.5, 1.65)
+RELAXATIONS = (1.0, 1.2, 1.4, 1.6)
 WARP_SIDE, WARP_STEPS, KRYLOV = 5, 30, 8
 """Side of the filter of the metric, and steps of Adam for it, each through so many conjugate gradients."""
 TUNED_ON = 16

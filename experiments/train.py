@@ -89,7 +89,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--stochastic",
         type=float,
-        default=0.85,
+        default=0.8,
         help="part of the budget for mini-batches, before the certified descent",
     )
     parser.add_argument("--steps", type=int, default=100_000, help="most steps on mini-batches")

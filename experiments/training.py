@@ -132,10 +132,11 @@ class Trainer:
             if state.reason is not StopReason.RUNNING:
                 return  # nothing is left to do
         descent = AdaptiveDescent(oracle, self._descent_settings(), metric)
+        begun = self.seconds()
         while state is None or state.reason is StopReason.RUNNING:
-            begun = self.seconds()
             state = descent.start() if state is None else descent.advance(state)
-            self.last = self.seconds() - begun
+            now = self.seconds()
+            self.last, begun = now - begun, now  # what was written after the step before is part of it
             state = self._limited(state)
             self.work += state.work
             self._save(oracle, state, metric)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.bilevel import EACH_STEP, BilevelOracle, BilevelSettings, Samples
 from piggyback.certificates.corrected_loss import plain_loss
 from piggyback.certificates.local import GradientBound
 from piggyback.certificates.worst_case import worst_case_bound
@@ -22,6 +22,7 @@ from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.hypergradient.refinement import Refined
 from piggyback.oracle import Evaluation, Oracle
 from piggyback.quasi_newton import Pairs, QuasiNewton
+from regularizers.constraints import zero_mean_basis
 from regularizers.linear import LinearRegularizer
 from tests.learned import exact_level, images, regularizer
 from tests.oracles import exact_loss, truth
@@ -119,6 +120,43 @@ def test_warm_starts_cut_the_work(method: str) -> None:
     assert warm.work < 0.7 * cold.work
     assert warm.lower <= exact_level(model, samples)[0] <= warm.upper
     assert torch.equal(oracle.parameters(), moved)
+
+
+def test_estimates_notice_that_the_parameters_have_moved() -> None:
+    """Where the warm start would do, the pair moves all the same, and the gradient with it."""
+    samples, errors = images(), []
+    for settings in (BilevelSettings(), BilevelSettings(method_of_estimates=EACH_STEP)):
+        model = regularizer()
+        oracle = BilevelOracle(model, samples, settings)
+        before = oracle.evaluate(oracle.parameters(), 0.01)
+        assert oracle.warm is not None
+        x = oracle.warm.x
+        estimate = oracle.estimate(before.parameters + 0.1, 100.0)
+        errors.append(float((estimate.gradient - exact_level(model, samples)[1]).norm()))
+        assert torch.equal(oracle.warm.x, x) == (settings.method_of_estimates is EACH_STEP)
+    assert errors[0] < 0.5 * errors[1]
+
+
+def sign_changes(values: Tensor) -> int:
+    """Of a sequence, zeros left out."""
+    signs = values[values.abs() > 1e-9].sign()
+    return int((signs[1:] != signs[:-1]).sum())
+
+
+def test_the_metric_whitens_photographs() -> None:
+    """The squared number of half waves of a basis filter, over the filter's weight; weights and smoothings without the former."""
+    model = regularizer()
+    with torch.no_grad():
+        model.log_weight[1] -= math.log(4)
+    half_waves = [
+        max(map(sign_changes, taps)) + max(map(sign_changes, taps.T)) for taps in zero_mean_basis(3, torch.float64)
+    ]
+    weight = model.potential().weight.detach()
+    scale = weight.max() / weight
+    coefficients, weights, smoothings = model.metric().split([3 * 8, 3, 3])
+    squares = torch.tensor(half_waves, dtype=torch.float64).square()
+    assert torch.allclose(coefficients.view(3, 8), scale.unsqueeze(1) * squares)
+    assert torch.allclose(weights, scale) and torch.equal(weights, smoothings)
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(2, 1), (2, 2)])

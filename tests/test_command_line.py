@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -96,6 +97,20 @@ def test_accepted_steps_are_certified_decreases(trained: Path) -> None:
     for before, after in pairwise(row for row in rows if row["phase"] == "adaptive"):
         assert float(after["loss_upper"]) < float(before["loss_lower"])
     assert all(float(row["loss_lower"]) <= float(row["loss"]) <= float(row["loss_upper"]) for row in rows)
+
+
+def test_a_step_that_would_come_late_is_not_begun(
+    folders: tuple[Path, Path], tmp_path: Path, unreported: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that ticks when it is looked at: the last row lies within the budget, and says why it is the last."""
+    ticks = itertools.count()
+    monkeypatch.setattr("experiments.training.time.perf_counter", lambda: float(next(ticks)))
+    out = tmp_path / "run"
+    run_training(folders, out, "--stochastic", "0", "--iterations", "100", "--budget", "61")
+    with (out / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert 3 <= len(rows) < 30 and float(rows[-1]["seconds"]) <= 61
+    assert json.loads((out / "config.json").read_text())["training"]["stopped"] == "time budget"
 
 
 @pytest.fixture

@@ -376,6 +376,16 @@ def test_start_at_the_solution_takes_no_step(solver: str) -> None:
     assert outcome.steps.tolist() == [0, 0] and torch.equal(outcome.result[0], start)
 
 
+def test_least_steps_are_taken_whatever_the_start() -> None:
+    """Two steps from a start that would do, no more, and nothing is lost by them."""
+    case = BY_NAME["valid-charbonnier"]
+    start, radius = truth(case).x.view_as(case.target) + 1e-4, radii(case, 1.0)
+    outcome = solve_lower(case.problem(), SOLVERS["nonlinear-cg"], radius, start, Schedule(check_every=1, min_steps=2))
+    idle = solve_lower(case.problem(), SOLVERS["nonlinear-cg"], radius, start, Schedule(check_every=1))
+    assert outcome.steps.tolist() == [2, 2] and idle.steps.tolist() == [0, 0]
+    assert outcome.converged and bool((outcome.error < 0.5 * idle.error).all())
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_zero_residual_is_a_fixed_point(solver: str) -> None:
     """A constant image under zero-mean filters: gradient exactly 0, where careless code divides 0 by 0."""

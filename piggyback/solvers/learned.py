@@ -13,7 +13,7 @@ from piggyback.operators import Preconditioner
 from piggyback.problem import UnitForm
 from piggyback.solve import Iteration
 from piggyback.solvers.lower import LowerLevel, LowerSolver
-from piggyback.solvers.nonlinear_cg import RELAXATION, NonlinearCGIteration
+from piggyback.solvers.nonlinear_cg import NonlinearCGIteration
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, Primal
 
@@ -111,7 +111,7 @@ class LearnedSolver(LowerSolver):
     relaxation.
     """
 
-    relaxation: float = RELAXATION
+    relaxation: float = 1.0
     taps: Tensor | None = None
     floor: float = 1e-2
 

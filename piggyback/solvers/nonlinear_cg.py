@@ -15,8 +15,6 @@ from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import Dual, PerSample, Primal
 
-RELAXATION = 1.35
-"""Of the steps of the majoriser: 5 to 10 per cent fewer steps than 1 on random, starting and trained filter banks."""
 _NEAR = 0.2
 """Largest relative change of the curvature along a step at which the next ones trust the curvature."""
 _STREAK = 2
@@ -55,8 +53,7 @@ class NonlinearCG(LowerSolver):
 
         alpha = -<e, p> / (<p, H p> + sum_i model_i (K p)_i^2),      x+ = x + alpha p
 
-    With ``model = secant`` the model touches ``h`` at ``x`` and lies above it, so ``h`` decreases without a line search, also
-    with ``RELAXATION`` times that step (eq. 21a).
+    With ``model = secant`` the model touches ``h`` at ``x`` and lies above it, so ``h`` decreases without a line search.
     With ``model = f''`` the step is Newton's along the line: longer, and close to the solution the method is then linear
     conjugate gradients.  Each sample uses it while its last steps agreed with the linear prediction of the slope, which
     costs nothing to check, and as long as the residual stays within ``_EXCESS`` of the best.
@@ -71,7 +68,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
     """Nonlinear conjugate gradients on one batch; ``relaxation`` in (0, 2) multiplies the steps of the majoriser (eq. 21a)."""
 
     def __init__(
-        self, lower: LowerLevel[SaddleProblem], energy: UnitForm | None = None, relaxation: float = RELAXATION
+        self, lower: LowerLevel[SaddleProblem], energy: UnitForm | None = None, relaxation: float = 1.0
     ) -> None:
         self.lower = lower
         self.energy = lower.problem.in_units() if energy is None else energy
