@@ -280,9 +280,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--shots", type=int, default=3, help="support patches of a task")
     parser.add_argument("--steps", type=int, default=3, help="steps of an adaptation")
     parser.add_argument("--meta-steps", type=int, default=3, help="tasks that every rule learns from")
-    parser.add_argument("--long-steps", type=int, default=10, help="steps of the long training on the new task")
+    parser.add_argument("--long-steps", type=int, default=8, help="steps of the long training on the new task")
     parser.add_argument("--draws", type=int, default=2, help="draws of the support patches of the new task")
-    parser.add_argument("--side", type=int, default=20, help="pixels per side of the support patches")
+    parser.add_argument("--side", type=int, default=16, help="pixels per side of the support patches")
     parser.add_argument("--images", type=int, default=6, help="query patches, of twice the side")
     return parser
 
