@@ -178,26 +178,30 @@ class Trainer:
         probe = BilevelOracle(averaged, self._probe_samples(), self.settings)
         if checkpoint is not None:
             self._restore_stochastic(checkpoint, descent, probe, generator)
-        steps = 0 if checkpoint is None else plan.report_every  # the start is reported too
-        while checkpoint is None or self._goes_on(descent.taken):
-            steps = min(steps, plan.steps - descent.taken)
+        steps = 0 if checkpoint is None else self._affordable(descent.taken, 0.0)  # the start is reported too
+        while checkpoint is None or steps > 0:
+            begun = self.seconds()
             self.work += sum(descent.step().applications for _ in range(steps))
             self.taken = descent.taken
             current = probe.evaluate(descent.average, 1.0)
-            last, reason = not self._goes_on(descent.taken), StopReason.RUNNING
-            if last and (plan.stochastic == 1 or plan.iterations == 0):
+            pace = (self.seconds() - begun) / max(steps, plan.report_every / 2)  # the probe at the start is no step
+            steps, reason = self._affordable(descent.taken, pace), StopReason.RUNNING
+            if steps == 0 and (plan.stochastic == 1 or plan.iterations == 0):
                 reason = StopReason.ITERATIONS if descent.taken >= plan.steps else StopReason.BUDGET
             self._save_stochastic(descent, probe, generator)
             save_regularizer(self.run, averaged, self.released(reason.value))
             yield self._line(current, descent.taken, "stochastic", plan.rate, 1.0), reason
-            if last:
+            if steps == 0:
                 break
-            steps = plan.report_every
         descent.settle()
 
-    def _goes_on(self, taken: int) -> bool:
-        """Whether the stochastic phase does, after ``taken`` steps."""
-        return taken < self.plan.steps and self.seconds() < self.plan.stochastic * self.plan.budget
+    def _affordable(self, taken: int, pace: float) -> int:
+        """Steps until the next report, of ``pace`` seconds each, that the plan has room for after ``taken`` ones."""
+        room = self.plan.stochastic * self.plan.budget - self.seconds()
+        most = min(self.plan.report_every, self.plan.steps - taken)
+        if room <= 0 or most <= 0:
+            return 0
+        return min(most, int(room / pace)) if pace > 0 else most
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Every parameter with its step size, for a torch optimiser."""
