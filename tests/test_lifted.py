@@ -19,7 +19,7 @@ from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import envelope, project
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.lifted import Layout, LiftedEnergy
-from regularizers.lifted_elimination import SiteElimination, _site_blocks
+from regularizers.lifted_elimination import SiteElimination, _factor, _site_blocks
 from regularizers.lifted_primal_dual import LiftedPrimalDual
 from regularizers.lifted_problem import ImageLoss, deviation, lifted_problem, require_lifted
 from regularizers.lifted_regularizer import LiftedConfig, LiftedRegularizer
@@ -191,7 +191,10 @@ def test_huge_weights_in_single_precision_leave_a_definite_preconditioner() -> N
         apex * level * images(1, 1, *shape).float() for level, shape in zip((0, 1), energy.layout.hidden, strict=True)
     ]
     block, _ = _site_blocks(energy, pieces, 0.001)
-    assert bool((torch.linalg.cholesky_ex(block)[1] > 0).any())  # or this test shows nothing
+    failed = torch.linalg.cholesky_ex(block)[1] > 0
+    assert bool(failed.any())  # or this test shows nothing
+    factor = _factor(block)[failed]
+    torch.testing.assert_close(factor @ factor.mT, torch.diag_embed(block[failed].diagonal(dim1=-2, dim2=-1)))
     scaling = SiteElimination.of(problem.data, energy, pieces, x)
     v = torch.randn(20, x.shape[1], generator=torch.Generator().manual_seed(0))
     assert bool(((v * scaling.select(torch.zeros(20, dtype=torch.long)).apply(v)).sum(1) > 0).all())
