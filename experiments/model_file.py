@@ -45,10 +45,16 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
         regularizer = _constructed(config)
         regularizer.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{run.model}: weights and architecture do not fit ({error})".splitlines()[0]) from error
+        reason = " ".join(str(error).split())  # torch names the tensors on lines of their own
+        raise UserError(f"{run.model}: weights and architecture do not fit ({reason})") from error
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{run.model}: {name} contains NaN or infinite values")
+    if isinstance(regularizer, NetworkRegularizer):
+        try:
+            regularizer.network().detached().check_signs()
+        except ValueError as error:
+            raise UserError(f"{run.model}: {error}") from error
     return regularizer, config
 
 
@@ -59,7 +65,11 @@ def _constructed(config: Mapping[str, Any]) -> Learned:
         raise TypeError("no architecture")
     if config.get("regularizer") == "icnn":
         network, form = NetworkConfig(**architecture), config.get("lifted")
-        return NetworkRegularizer(network) if form is None else LiftedRegularizer(network, LiftedConfig(**form))
+        if form is not None:
+            return LiftedRegularizer(network, LiftedConfig(**form))
+        if network.activation != "softplus":
+            raise ValueError(f"a {network.activation} network needs its lifted form, which the configuration lacks")
+        return NetworkRegularizer(network)
     linear = LinearConfig(**architecture)
     if config.get("regularizer") == "linear":
         return LinearRegularizer(linear)

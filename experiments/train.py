@@ -172,6 +172,8 @@ class Options:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        if self.form == "lifted" and self.regularizer != "icnn":
+            raise UserError(f"--form lifted is a form of networks: it needs --regularizer icnn, not {self.regularizer}")
         if self.sigma is not None and not self.sigma > 0:
             raise UserError(f"--sigma must be positive, got {self.sigma}")
         if not (

@@ -29,8 +29,8 @@ class SmoothProblem(LowerProblem):
     counter: ApplicationCounter | None = None
 
     def check(self) -> None:
+        self.regularizer.check()  # first: the data of a lifted problem start from the layers of the network
         self.data.check()
-        self.regularizer.check()
 
     def count(self, x: Primal) -> None:
         """Add one pair per sample of ``x`` to the counter."""

@@ -71,6 +71,7 @@ class NetworkConfig:
             raise ValueError(f"unknown boundary {self.boundary!r}; choose one of {', '.join(BOUNDARIES)}")
         if not (self.weight > 0 and self.gradient_weight > 0 and self.smoothing > 0):
             raise ValueError(f"need positive weights and smoothing, got {self}")
+        self.phi()  # checks the leak
 
     def phi(self) -> Activation:
         """The activation."""

@@ -178,13 +178,15 @@ class LiftedEnergy(SmoothEnergy):
             return value, self.output(x) + self.adjoint(duals)
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
-        # linear around the point in the piece that ``curvature`` chooses: on a border autograd might choose another
+        # linear around the point in the piece that ``curvature`` chooses: on a border autograd might choose another, and so
+        # might the points of this energy, as products with a graph round differently from those without
         x, direction = x.detach(), direction.detach()
+        pieces = self.pieces(self.detached().points(x))
         total = (self.layout.split(direction)[1][-1] @ self.network.output).flatten(1).sum(1)
         points = self.points(x)
         fixed = [(z.detach(), s) for z, s in points]
         moved = [(z - here, torch.zeros_like(s)) for (z, s), (here, _) in zip(points, fixed, strict=True)]
-        bent = self.bent(self.pieces(fixed), moved)
+        bent = self.bent(pieces, moved)
         for (p, q), (dp, dq), (z, s) in zip(self.duals(fixed), bent, self.forward(direction), strict=True):
             total = total + ((p + dp) * z + (q + dq) * s).flatten(1).sum(1)
         return total

@@ -104,7 +104,7 @@ def lifted_bound(evidence: LiftedEvidence) -> GradientBound:
         second = torch.hypot(evidence.bent_force, along_p) * r
         whole = torch.hypot(first + second + evidence.turned, evidence.output * moved)
         empty = whole.new_zeros(whole.shape[0], 0)
-        return GradientBound(inflate(defined(whole)).float(), empty, empty, empty, torch.zeros_like(whole))
+        return GradientBound(inflate(defined(whole).float()), empty, empty, empty, torch.zeros_like(whole))
 
 
 def _smoothness(problem: LiftedProblem, loss: Loss) -> float:

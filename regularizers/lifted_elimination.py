@@ -29,7 +29,7 @@ class SiteElimination(Preconditioner):
     def of(data: LiftedData, energy: LiftedEnergy, pieces: Sequence[Tensor], like: Primal) -> SiteElimination:
         """The elimination for the curvatures ``pieces``."""
         block, source = _site_blocks(energy, pieces, data.ridge)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(block))  # products are much faster than solves
+        inverse = torch.cholesky_inverse(_factor(block))  # products are much faster than solves
         curved = torch.cat([part[0] for part in pieces], dim=-1)
         freed = ((source @ inverse) * source).sum(-1)  # what the layers, being free, take off the diagonal
         left = (curved - freed).clamp(min=0)
@@ -60,6 +60,13 @@ class SiteElimination(Preconditioner):
     def select(self, index: Tensor) -> SiteElimination:
         pieces = [part[:, index] for part in self.pieces]
         return SiteElimination(self.energy, pieces, self.inverse[index], self.image.select(index))
+
+
+def _factor(block: Tensor) -> Tensor:
+    """Cholesky factors; where single precision has lost definiteness to huge weights, those of the diagonal."""
+    factor, failed = torch.linalg.cholesky_ex(block)
+    diagonal = torch.diag_embed(block.diagonal(dim1=-2, dim2=-1).sqrt())
+    return torch.where((failed > 0)[..., None, None], diagonal, factor)
 
 
 def _site_blocks(energy: LiftedEnergy, pieces: Sequence[Tensor], ridge: float) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,15 +17,15 @@ class LiftedConfig:
     """``smoothing`` of the distance to the epigraphs and ``ridge`` of the hidden layers (docs/theory.md, eq. N11).
 
     They belong to the model: its energy is the minimum of (N11) over the hidden layers, convex whatever they are, and the ReLU
-    network up to ``deviation``.  Raises ``ValueError`` unless both are positive.
+    network up to ``deviation``.  Raises ``ValueError`` unless both are positive and finite.
     """
 
     smoothing: float = 0.1
     ridge: float = 0.02
 
     def __post_init__(self) -> None:
-        if not (self.smoothing > 0 and self.ridge > 0):
-            raise ValueError(f"the lifted form needs a positive smoothing and a positive ridge, got {self}")
+        if not (0 < self.smoothing < math.inf and 0 < self.ridge < math.inf):
+            raise ValueError(f"the lifted form needs a smoothing and a ridge that are positive and finite, got {self}")
 
 
 class LiftedRegularizer(NetworkRegularizer):

@@ -233,14 +233,15 @@ class NetworkEnergy(SmoothEnergy):
         return self.constants().hessian.to(like)
 
     def check_signs(self) -> None:
-        """Raise ``ValueError`` for a negative inner or output weight."""
-        for index, layer in enumerate(self.layers):
-            if layer.inner is not None and not bool((layer.inner >= 0).all()):
-                raise ValueError(
-                    f"layer {index + 1}: inner weights must be non-negative, got {float(layer.inner.min()):.3g}"
-                )
-        if not bool((self.output >= 0).all()):
-            raise ValueError(f"output weights must be non-negative, got {float(self.output.min()):.3g}")
+        """Raise ``ValueError`` for an inner or output weight that is negative, infinite or not a number."""
+        named = [(f"layer {index + 1}: inner", layer.inner) for index, layer in enumerate(self.layers)]
+        for name, weights in [*named, ("output", self.output)]:
+            if weights is None:
+                continue
+            if not bool((weights >= 0).all()):
+                raise ValueError(f"{name} weights must be non-negative, got {float(weights.min()):.3g}")
+            if not bool(weights.isfinite().all()):
+                raise ValueError(f"{name} weights must be finite, got {float(weights.max()):.3g}")
 
     def check(self) -> None:
         self.check_signs()

@@ -872,6 +872,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         "elimination of the hidden layers: a sign",
         (LIFTED, "-k", "eliminating"),
     ),
+    Mutation(
+        "regularizers/lifted_elimination.py",
+        "torch.where((failed > 0)[..., None, None], diagonal, factor)",
+        "torch.where((failed > 1000)[..., None, None], diagonal, factor)",
+        "elimination of the hidden layers: factors that failed",
+        (LIFTED, "-k", "huge"),
+    ),
+    Mutation(
+        "regularizers/lifted.py",
+        "self.pieces(self.detached().points(x))",
+        "self.pieces([(z.detach(), s) for z, s in self.points(x)])",
+        "lifted form: gradient and adjoint residual on different cones of a border",
+        (LIFTED_CERTIFICATE, "-k", "borders"),
+    ),
+    Mutation(
+        "regularizers/lifted_certificate.py",
+        "inflate(defined(whole).float())",
+        "inflate(defined(whole)).float()",
+        "lifted form: the gradient bound is rounded down",
+        (LIFTED_CERTIFICATE, "-k", "rounded_down"),
+    ),
 )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from experiments import evaluate, train
 from experiments.errors import UserError
 from experiments.instances import trained_regularizer
 from experiments.model_file import load_regularizer
 from experiments.restoration import TOLERANCE
-from experiments.run_folder import RunFolder
-from regularizers.icnn import NetworkRegularizer
+from experiments.run_folder import Json, RunFolder
+from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.lifted_regularizer import LiftedRegularizer
 from tests.test_command_line import draw
 
@@ -73,3 +76,35 @@ def test_impossible_widths_are_one_line_errors(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         train.main([*arguments, "--patches", "2", "--out", str(tmp_path / "run"), "--widths", "3"])
     assert "at least two hidden layers" in capsys.readouterr().err
+
+
+def test_the_lifted_form_is_refused_for_other_regularizers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["denoise", "--form", "lifted", "--out", str(tmp_path / "run")])
+    assert "needs --regularizer icnn, not auto" in capsys.readouterr().err
+
+
+def test_models_that_cannot_be_are_one_clear_line(tmp_path: Path) -> None:
+    config = NetworkConfig(widths=(2, 2), size=3, activation="leaky_relu")
+
+    def refusal(name: str, tensors: dict[str, Tensor], change: dict[str, Json], lifted: Json) -> str:
+        run = RunFolder.create(tmp_path / name)
+        state = dict(LiftedRegularizer(config).state_dict()) | tensors
+        architecture: Json = {**asdict(config), **change}
+        run.save_model(state, {"regularizer": "icnn", "architecture": architecture, "training": {}, "lifted": lifted})
+        with pytest.raises(UserError) as caught:
+            load_regularizer(RunFolder.open(tmp_path / name))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    form: Json = {"smoothing": 0.1, "ridge": 0.1}
+    nothing: dict[str, Json] = {}
+    assert "negative" in refusal("signs", {"inner.0": -torch.ones(2, 2, 1, 1)}, nothing, form)
+    assert "layer 2: inner weights must be finite" in refusal(
+        "overflow", {"log_inner.0": torch.full((2, 2, 1, 1), 200.0)}, nothing, form
+    )
+    assert "offset.1 contains NaN" in refusal("nan", {"offset.1": torch.full((2,), torch.nan)}, nothing, form)
+    assert "size mismatch for coefficients.0" in refusal("colour", {}, {"channels": 3}, form)
+    assert "leak must lie in [0, 1), got 1.5" in refusal("leak", {}, {"leak": 1.5}, form)
+    assert "positive and finite" in refusal("smoothing", {}, nothing, {"smoothing": -0.1, "ridge": 0.1})
+    assert "a leaky_relu network needs its lifted form" in refusal("nested", {}, nothing, None)

@@ -127,4 +127,4 @@ def smooth_bound(evidence: SmoothEvidence) -> GradientBound:
         moved = adjoint_error(evidence).double() / evidence.strong_convexity**0.5
         whole = bounds.mixed * moved + bounds.mixed_lipschitz * distance * (evidence.force + moved)
         empty = whole.new_zeros(whole.shape[0], 0)
-        return GradientBound(inflate(defined(whole)).float(), empty, empty, empty, torch.zeros_like(whole))
+        return GradientBound(inflate(defined(whole).float()), empty, empty, empty, torch.zeros_like(whole))
