@@ -15,6 +15,7 @@ from experiments.baselines import tune
 from experiments.blur_kernels import gaussian_kernel, motion_kernel
 from experiments.data import Photograph, draw_patches
 from experiments.degradations import Blur, Degradation, Noise
+from experiments.errors import UserError
 from experiments.instances import scaled
 from piggyback.certified import assign, parameter_vector
 from piggyback.hypergradient.base import Accuracy
@@ -218,6 +219,7 @@ def rescaled(
 
     def restored(factor: float) -> Tensor:
         problem = scaled(regularizer, factor).problem(data).counted(counter)
+        # where an extreme factor is not solved to the end, the search leaves it as it would the solution
         return solve_lower(problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE)).result[0]
 
     factor, _ = tune(restored, clean, FACTORS)
@@ -233,7 +235,13 @@ class Query:
     degradation: Degradation
 
     def psnr(self, regularizer: LinearRegularizer) -> float:
-        """In dB, of the mean squared error over all query images, which are not clipped."""
+        """In dB, of the mean squared error over all query images, which are not clipped.
+
+        Raises ``UserError`` if one was not solved to the tolerance: all rules are judged at the same one.
+        """
         problem = regularizer.problem(self.degradation.data_term(self.observed))
-        (x,) = solve_lower(problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE)).result
+        outcome = solve_lower(problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE))
+        if not outcome.converged:
+            raise UserError(f"the adapted regularizer is not solved to an RMS error of {QUERY_TOLERANCE:g}")
+        (x,) = outcome.result
         return -10 * math.log10(float((x - self.clean).double().square().mean()))

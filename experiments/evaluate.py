@@ -33,7 +33,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Figures of one image: decibels on [0, 1], SSIM, certified ``||x - x*||`` and ``||B (x - x*)||``, pairs, seconds."""
+    """Figures of one image: decibels on [0, 1], SSIM, certified ``||x - x*||`` and ``||B (x - x*)||``, pairs, seconds.
+
+    ``converged``: whether the solve reached its tolerance; the bounds hold in any case.
+    """
 
     name: str
     psnr_noisy: float
@@ -41,6 +44,7 @@ class ImageResult:
     ssim: float
     error_bound: float
     data_bound: float
+    converged: bool
     operator_applications: float
     seconds: float
 
@@ -68,6 +72,7 @@ class Example:
             ssim=ssim(self.estimate, truth),
             error_bound=restored.error_bound,
             data_bound=restored.data_bound,
+            converged=restored.converged,
             operator_applications=restored.operator_applications,
             seconds=restored.seconds,
         )
@@ -115,7 +120,7 @@ def evaluate_images(
 
 
 def mean_of(results: Sequence[ImageResult]) -> dict[str, float]:
-    """The mean of every numerical column."""
+    """The mean of every numerical column (of ``converged``: the part of the images that did)."""
     rows = [asdict(result) for result in results]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "name"}
 
@@ -136,7 +141,13 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
             f"{row['data_bound']:.1e}",
             f"{row['operator_applications']:.0f}", f"{row['seconds']:.2f}",
         )  # fmt: skip
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    missed = [result.name for result in results if not result.converged]
+    if missed:
+        console.print(
+            f"not converged to the tolerance (the error bounds say how far off): {', '.join(missed)}", style="bold"
+        )
 
 
 def build_parser() -> ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -97,6 +98,17 @@ def test_accepted_steps_are_certified_decreases(trained: Path) -> None:
     for before, after in pairwise(row for row in rows if row["phase"] == "adaptive"):
         assert float(after["loss_upper"]) < float(before["loss_lower"])
     assert all(float(row["loss_lower"]) <= float(row["loss"]) <= float(row["loss_upper"]) for row in rows)
+
+
+def test_evaluate_names_images_that_did_not_converge(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bounds hold there too, but nobody should take them for the tolerance."""
+    solved = evaluate.ImageResult("good.png", 20.0, 25.0, 0.8, 1e-3, 1e-3, True, 30.0, 0.1)
+    missed = replace(solved, name="bad.png", error_bound=2e9, converged=False)
+    evaluate.show([solved, missed], evaluate.mean_of([solved, missed]))
+    shown = capsys.readouterr().out
+    assert "not converged" in shown and shown.count("bad.png") == 2 and shown.count("good.png") == 1
+    evaluate.show([solved], evaluate.mean_of([solved]))
+    assert "not converged" not in capsys.readouterr().out
 
 
 def test_a_step_that_would_come_late_is_not_begun(
