@@ -119,10 +119,10 @@ def test_a_step_that_would_come_late_is_not_begun(
     ticks = itertools.count()
     monkeypatch.setattr("experiments.training.time.perf_counter", lambda: float(next(ticks)))
     out = tmp_path / "run"
-    run_training(folders, out, "--stochastic", "0", "--iterations", "100", "--budget", "61")
+    run_training(folders, out, "--stochastic", "0", "--iterations", "100", "--budget", "37")
     with (out / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert 3 <= len(rows) < 30 and float(rows[-1]["seconds"]) <= 61
+    assert 3 <= len(rows) < 30 and float(rows[-1]["seconds"]) <= 37
     assert json.loads((out / "config.json").read_text())["training"]["stopped"] == "time budget"
 
 
