@@ -893,6 +893,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         "lifted form: the gradient bound is rounded down",
         (LIFTED_CERTIFICATE, "-k", "rounded_down"),
     ),
+    Mutation(
+        "piggyback/solve.py",
+        "if taken < schedule.min_steps:",
+        "if taken < 0:",
+        "estimates hand their warm start back",
+        (BILEVEL, "-k", "notice"),
+    ),
+    Mutation(
+        "regularizers/linear.py",
+        "basis_frequencies(self.config.size).to(weight).square()",
+        "basis_frequencies(self.config.size).to(weight)",
+        "metric: the spectrum of photographs without its square",
+        (BILEVEL, "-k", "whitens"),
+    ),
+    Mutation(
+        "piggyback/descent.py",
+        "if not decrease > promised:",
+        "if False:",
+        "strides whose decrease finer estimates took back are certified",
+        (BILEVEL, "-k", "took_back"),
+    ),
+    Mutation(
+        "experiments/training.py",
+        "needed = self.last * (_FIRST_STEP if state.iteration == 0 else 1.0)",
+        "needed = 0.0",
+        "a certified step is begun that ends after the budget",
+        ("tests/test_command_line.py", "-k", "come_late"),
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -259,6 +260,17 @@ def test_estimates_cannot_buy_an_increase() -> None:
         assert state.current.upper < oracle.at(before)[-1].lower
         assert oracle.loss(state.current.parameters) < oracle.loss(before)
     assert state.iteration >= 3
+
+
+def test_strides_whose_decrease_finer_estimates_took_back_are_not_certified() -> None:
+    """Where their end turns out to lie higher than their start, no evaluation is spent on it."""
+    oracle = Flattering()
+    method = AdaptiveDescent(oracle)
+    start = method.start().current
+    spent = len(oracle.history)
+    higher = replace(start, parameters=start.parameters + 0.1, value=start.value + 0.5)
+    trial = method._arrive(start, higher, promised=0.1, accuracy=1.0)
+    assert trial.accepted is None and trial.work == 0 and len(oracle.history) == spent
 
 
 def test_certificates_are_paid_once_in_several_strides() -> None:
