@@ -18,6 +18,11 @@ class Loss(ABC):
     def smoothness(self) -> float:
         """``L_l``: Lipschitz constant of the gradient."""
 
+    @property
+    def curvature_unit(self) -> float:
+        """``L_l``, or 1 for a linear loss: what steps and penalties are measured in."""
+        return self.smoothness if self.smoothness > 0 else 1.0
+
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
         """``l(x)``."""

@@ -9,29 +9,25 @@ from torch import Tensor
 
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
-from piggyback.hypergradient.piggyback import PiggybackState
+from piggyback.hypergradient.piggyback import PairIteration, PiggybackState
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
-from piggyback.solve import Iteration, Schedule, iterate
+from piggyback.solve import Schedule
 from piggyback.solvers.conjugate_gradient import relative_radius
-from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.lower import LowerLevel
 from piggyback.terms.epigraph import cone, remainder
 from piggyback.types import PerSample, Primal
 from regularizers.lifted_primal_dual import BlockSteps, adjoint_step, dual_argument, dual_prox, primal_step
 from regularizers.lifted_problem import LiftedProblem, require_lifted
 
 
-class LiftedPiggybackIteration(Iteration[PiggybackState]):
+class LiftedPiggybackIteration(PairIteration[LiftedProblem, BlockSteps]):
     """Eq. 7 block by block; the derivative of the dual prox is that of the cone which each point lies in (eq. N14)."""
 
     def __init__(
         self, lower: LowerLevel[LiftedProblem], loss: Loss, steps: BlockSteps, tolerance: float, warm: Primal
     ) -> None:
-        self.lower = lower
-        self.loss = loss
-        self.steps = steps
-        self.tolerance = tolerance
-        self.warm = warm
+        super().__init__(lower, loss, steps, tolerance, warm)
         self.output = lower.problem.regularizer.output(lower.start)
 
     def start(self) -> PiggybackState:
@@ -64,21 +60,12 @@ class LiftedPiggybackIteration(Iteration[PiggybackState]):
         pulled, adjoint_pulled = energy.adjoint(energy.layout.unpack(torch.cat([y, adjoint_y]))).chunk(2)
         return PiggybackState(x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled)
 
-    def error(self, state: PiggybackState) -> PerSample:
-        """The larger of the residuals of the two systems with the duals eliminated, over their tolerances."""
+    def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
         problem, (x, adjoint) = self.lower.problem, self.result(state)
         slope = self.loss.gradient(x)
         gap = slope - problem.hessian(problem.curvature(x), adjoint)
         wanted = relative_radius(problem.data, slope, self.tolerance)
-        return torch.maximum(self.lower.error(problem.gradient(x)), problem.data.dual_norm(gap) / wanted)
-
-    def result(self, state: PiggybackState) -> tuple[Primal, Primal]:
-        return state.x, -state.adjoint_x
-
-    def select(self, index: Tensor) -> LiftedPiggybackIteration:
-        return LiftedPiggybackIteration(
-            self.lower.select(index), self.loss.select(index), self.steps, self.tolerance, self.warm[index]
-        )
+        return self.lower.error(problem.gradient(x)), problem.data.dual_norm(gap) / wanted
 
 
 @dataclass(frozen=True)
@@ -107,11 +94,5 @@ class LiftedPiggyback(HypergradientMethod):
     ) -> Sensitivity:
         lifted = require_lifted(problem.detached(), "LiftedPiggyback")
         lifted.check()
-        with torch.no_grad():
-            x = lifted.data.start if start is None else start.x
-            warm = torch.zeros_like(x) if start is None else start.adjoint
-            lower = LowerLevel(lifted, x, radius_per_element(lifted, accuracy.lower))
-            steps = BlockSteps.balanced(lifted)
-            outcome = iterate(LiftedPiggybackIteration(lower, loss, steps, accuracy.adjoint, warm), self.schedule)
-        x, adjoint = outcome.result
-        return Sensitivity(x, adjoint, outcome.status, outcome.status)
+        steps = BlockSteps.balanced(lifted)
+        return LiftedPiggybackIteration.solve(lifted, steps, loss, accuracy, start, self.schedule)

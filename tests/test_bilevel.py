@@ -222,12 +222,11 @@ class Flattering(Oracle):
         return [evaluation for evaluation in self.history if torch.equal(evaluation.parameters, parameters)]
 
 
-def test_misleading_values_cannot_buy_an_increase() -> None:
-    """Only certified ends may decide: the accepted upper end lies below the last lower end of where the step began."""
-    oracle = Flattering()
+def only_true_decreases(oracle: Flattering, steps: int) -> DescentState:
+    """The state after so many steps, three or more of them accepted, each a certified and a true decrease."""
     method = AdaptiveDescent(oracle)
     state = method.start()
-    for _ in range(10):
+    for _ in range(steps):
         before = state.current.parameters
         state = method.advance(state)
         if state.reason is not StopReason.RUNNING:
@@ -235,6 +234,12 @@ def test_misleading_values_cannot_buy_an_increase() -> None:
         assert state.current.upper < oracle.at(before)[-1].lower
         assert oracle.loss(state.current.parameters) < oracle.loss(before)
     assert state.iteration >= 3
+    return state
+
+
+def test_misleading_values_cannot_buy_an_increase() -> None:
+    """Only certified ends may decide: the accepted upper end lies below the last lower end of where the step began."""
+    state = only_true_decreases(Flattering(), 10)
     assert state.accuracy < 0.3  # the intervals had to shrink before anything could be accepted
 
 
@@ -249,17 +254,7 @@ class Boastful(Flattering):
 
 def test_estimates_cannot_buy_an_increase() -> None:
     """Strides that lead uphill are not accepted, however good they looked; single certified steps go on."""
-    oracle = Boastful()
-    method = AdaptiveDescent(oracle)
-    state = method.start()
-    for _ in range(6):
-        before = state.current.parameters
-        state = method.advance(state)
-        if state.reason is not StopReason.RUNNING:
-            break
-        assert state.current.upper < oracle.at(before)[-1].lower
-        assert oracle.loss(state.current.parameters) < oracle.loss(before)
-    assert state.iteration >= 3
+    only_true_decreases(Boastful(), 6)
 
 
 def test_strides_whose_decrease_finer_estimates_took_back_are_not_certified() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from piggyback.hypergradient.base import Accuracy, Direct, DirectMethod, WarmStart
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
-from piggyback.hypergradient.unrolled import UnrolledPotential, differentiated, unroll
+from piggyback.hypergradient.unrolled import differentiable, differentiated, unroll
 from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import State
@@ -67,7 +67,7 @@ class BDA(DirectMethod):
     ) -> Direct:
         problem.check()
         length = step_length(problem.detached())
-        smooth = SaddleProblem(problem.data, UnrolledPotential.of(problem.potential), problem.operator)
+        smooth = differentiable(problem)
         first = problem.data.start if start is None else start.x
         with torch.enable_grad():
             state = unroll(self.step(smooth, loss, length), AggregationState(first, 0), self.steps, self.segment)
@@ -77,7 +77,7 @@ class BDA(DirectMethod):
         self, problem: SaddleProblem, loss: Loss, length: Scalar
     ) -> Callable[[AggregationState], AggregationState]:
         """One step as a function of the state."""
-        upper = 1 / loss.smoothness if loss.smoothness > 0 else 1.0
+        upper = 1 / loss.curvature_unit
 
         def aggregate(state: AggregationState) -> AggregationState:
             mix = self.mixing / (state.age + 1)

@@ -71,7 +71,7 @@ class IAPTT(DirectMethod):
             gradient = flat_gradient(loss.value(x).sum(), [*parameters, z])
         with torch.no_grad():
             gradient, moved = gradient.split([gradient.numel() - z.numel(), z.numel()])
-            learned = begin - moved.view_as(begin) / (loss.smoothness if loss.smoothness > 0 else 1.0)
+            learned = begin - moved.view_as(begin) / loss.curvature_unit
         x = x.detach()
         return Direct(gradient, x, closeness(problem, x, accuracy), WarmStart.at(learned))
 

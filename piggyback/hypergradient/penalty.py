@@ -86,7 +86,7 @@ class _TwoSolves(DirectMethod):
 
 def penalty_unit(problem: SaddleProblem, loss: Loss) -> float:
     """``L_l/mu`` (``1/mu`` for a linear loss): a penalty in this unit has a bias that does not depend on scales."""
-    return (loss.smoothness if loss.smoothness > 0 else 1.0) / problem.data.strong_convexity
+    return loss.curvature_unit / problem.data.strong_convexity
 
 
 def value_difference(problem: SaddleProblem, x: Primal, reference: Primal) -> PerSample:
@@ -183,7 +183,7 @@ class BVFIM(_TwoSolves):
         x, gamma, status = self._interior(problem, loss, radius, z)
         with torch.enable_grad():
             gradient = flat_gradient((gamma * value_difference(problem, x, z)).sum(), parameters)
-        return Direct(gradient, z, torch.maximum(lower.status, status), WarmStart(z, torch.zeros_like(z)))
+        return Direct(gradient, z, torch.maximum(lower.status, status), WarmStart.at(z))
 
     def _interior(
         self, problem: SaddleProblem, loss: Loss, radius: PerSample, z: Primal

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from piggyback.solvers.lower import LowerLevel, radius_per_element
 from piggyback.solvers.pdhg import Steps
 from piggyback.types import Dual, PerSample, Primal
 
+P = TypeVar("P", bound=LowerProblem)
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class PiggybackState(State):
@@ -31,17 +36,45 @@ class PiggybackState(State):
     adjoint_pulled: Primal
 
 
-class PiggybackIteration(Iteration[PiggybackState]):
-    """Both saddle problems side by side (docs/theory.md, eq. 7); ``K`` and ``K^T`` see them in one batched call."""
+class PairIteration(Iteration[PiggybackState], Generic[P, T]):
+    """A saddle problem and its adjoint side by side, by primal-dual ``steps``; the result is ``(x, P)``."""
 
-    def __init__(
-        self, lower: LowerLevel[SaddleProblem], loss: Loss, steps: Steps, tolerance: float, warm: Primal
-    ) -> None:
+    def __init__(self, lower: LowerLevel[P], loss: Loss, steps: T, tolerance: float, warm: Primal) -> None:
         self.lower = lower
         self.loss = loss
         self.steps = steps
         self.tolerance = tolerance
         self.warm = warm
+
+    @abstractmethod
+    def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
+        """Residuals of the two systems with the duals eliminated, over their tolerances."""
+
+    def error(self, state: PiggybackState) -> PerSample:
+        return torch.maximum(*self.errors(state))
+
+    def result(self, state: PiggybackState) -> tuple[Primal, Primal]:
+        return state.x, -state.adjoint_x
+
+    def select(self, index: Tensor) -> PairIteration[P, T]:
+        lower, loss, warm = self.lower.select(index), self.loss.select(index), self.warm[index]
+        return type(self)(lower, loss, self.steps, self.tolerance, warm)
+
+    @classmethod
+    def solve(
+        cls, problem: P, steps: T, loss: Loss, accuracy: Accuracy, start: WarmStart | None, schedule: Schedule
+    ) -> Sensitivity:
+        """The pair to the ``accuracy``, from ``start`` (None: that of the data term)."""
+        begin = WarmStart.at(problem.data.start) if start is None else start
+        with torch.no_grad():
+            lower = LowerLevel(problem, begin.x, radius_per_element(problem, accuracy.lower))
+            outcome = iterate(cls(lower, loss, steps, accuracy.adjoint, begin.adjoint), schedule)
+        x, adjoint = outcome.result
+        return Sensitivity(x, adjoint, outcome.status, outcome.status)
+
+
+class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
+    """Eq. 7 of docs/theory.md; ``K`` and ``K^T`` see both problems in one batched call."""
 
     def start(self) -> PiggybackState:
         problem, x, adjoint_x = self.lower.problem, self.lower.start, -self.warm
@@ -61,24 +94,11 @@ class PiggybackIteration(Iteration[PiggybackState]):
         pulled, adjoint_pulled = problem.operator.adjoint(torch.cat([y, adjoint_y])).chunk(2)
         return PiggybackState(x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled)
 
-    def error(self, state: PiggybackState) -> PerSample:
-        lower, adjoint = self.errors(state)
-        return torch.maximum(lower, adjoint)
-
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
-        """Residuals of the two systems with the duals eliminated, over their tolerances."""
         problem, data = self.lower.problem, self.lower.problem.data
         pair, slope = self.result(state), self.loss.gradient(state.x)
         gradient, gap = problem.residuals(pair, problem.duals(*pair), slope)
         return self.lower.error(gradient), data.dual_norm(gap) / relative_radius(data, slope, self.tolerance)
-
-    def result(self, state: PiggybackState) -> tuple[Primal, Primal]:
-        return state.x, -state.adjoint_x
-
-    def select(self, index: Tensor) -> PiggybackIteration:
-        return PiggybackIteration(
-            self.lower.select(index), self.loss.select(index), self.steps, self.tolerance, self.warm[index]
-        )
 
 
 @dataclass(frozen=True)
@@ -107,11 +127,4 @@ class Piggyback(HypergradientMethod):
     ) -> Sensitivity:
         problem = require_saddle(problem, "Piggyback").detached()
         problem.check()
-        with torch.no_grad():
-            x = problem.data.start if start is None else start.x
-            warm = torch.zeros_like(x) if start is None else start.adjoint
-            lower = LowerLevel(problem, x, radius_per_element(problem, accuracy.lower))
-            steps = Steps.optimal(problem)
-            outcome = iterate(PiggybackIteration(lower, loss, steps, accuracy.adjoint, warm), self.schedule)
-        x, adjoint = outcome.result
-        return Sensitivity(x, adjoint, outcome.status, outcome.status)
+        return PiggybackIteration.solve(problem, Steps.optimal(problem), loss, accuracy, start, self.schedule)

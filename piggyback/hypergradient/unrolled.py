@@ -54,12 +54,17 @@ class UnrolledPotential(Potential):
         return super().max_curvature().detach()
 
 
+def differentiable(problem: SaddleProblem) -> SaddleProblem:
+    """The problem for steps that are differentiated."""
+    return SaddleProblem(problem.data, UnrolledPotential.of(problem.potential), problem.operator)
+
+
 def unrollable(problem: SaddleProblem, solver: LowerSolver) -> SaddleProblem:
-    """The problem for steps that are differentiated.  Raises ``Refused`` for a solver that has no fixed step."""
+    """The problem for differentiated steps of ``solver``.  Raises ``Refused`` for one that has no fixed step."""
     if not isinstance(solver, UNROLLABLE):
         names = ", ".join(kind.__name__ for kind in UNROLLABLE)
         raise Refused(f"{type(solver).__name__} chooses its steps by looking at the iterates; unroll one of {names}")
-    return SaddleProblem(problem.data, UnrolledPotential.of(problem.potential), problem.operator)
+    return differentiable(problem)
 
 
 def advance(step: Callable[[S], S], state: S, steps: int) -> S:
