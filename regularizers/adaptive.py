@@ -114,11 +114,17 @@ class WeightNetwork(nn.Module):
 
 def local_mean(values: Dual, window: int) -> Dual:
     """Mean over ``window`` x ``window`` pixels (those inside the image), twice; ``(batch, height, width, features)``."""
-    planes = values.permute(0, 3, 1, 2)
-    for _ in range(2):  # axis by axis: the cost grows with the window's side, not with its area
-        planes = nnf.avg_pool2d(planes, (window, 1), 1, (window // 2, 0), count_include_pad=False)
-        planes = nnf.avg_pool2d(planes, (1, window), 1, (0, window // 2), count_include_pad=False)
-    return planes.permute(0, 2, 3, 1)
+    rows, columns = (twofold_mean(extent, window).to(values) for extent in values.shape[1:3])
+    down = (rows @ values.flatten(2)).unflatten(2, values.shape[2:])  # products with matrices: far faster than pooling
+    return columns @ down
+
+
+def twofold_mean(extent: int, window: int) -> Tensor:
+    """The matrix ``(extent, extent)``, in float64, that takes the mean over ``window`` pixels of an axis, twice."""
+    position = torch.arange(extent)
+    inside = ((position.unsqueeze(1) - position).abs() <= window // 2).double()
+    mean = inside / inside.sum(1, keepdim=True)
+    return mean @ mean
 
 
 def mean_norm(extent: int, window: int) -> float:

@@ -109,12 +109,13 @@ class DepthwiseSum(AdjointKernel):
         self.count, self.channels, self.size = filters.shape[0], filters.shape[1], filters.shape[-1]
         flipped = filters.flip(2, 3).reshape(self.count * self.channels, 1, self.size, self.size)
         self.filters = flipped.contiguous(memory_format=torch.channels_last)
+        self.ones = filters.new_ones(self.count)
 
     def __call__(self, coefficients: Tensor) -> Tensor:
         planes = coefficients.permute(0, 3, 1, 2)
         full = nnf.conv2d(planes, self.filters, groups=self.count, padding=self.size - 1).permute(0, 2, 3, 1)
         if self.channels == 1:
-            return full.sum(-1).unsqueeze(1)
+            return (full @ self.ones).unsqueeze(1)  # faster than a sum over the last axis
         return full.unflatten(-1, (self.count, self.channels)).sum(-2).permute(0, 3, 1, 2).contiguous()
 
 
