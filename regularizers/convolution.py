@@ -13,6 +13,7 @@ from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary, Reflect
 from regularizers.kernels import KernelPlan, default_plan
+from regularizers.lapped import SCALING, lapped_inverse
 from regularizers.spectrum import FilterSpectrum, squared_modulus
 
 
@@ -175,16 +176,17 @@ class ConvolutionBank(LinearOperator):
     # --- solver support ------------------------------------------------------------------------------------------
 
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
-        size = (like.shape[-2], like.shape[-1])
         filters = self.filters.detach()
-        average = curvature.mean(dim=(1, 2))
-        power = squared_modulus(torch.fft.rfft2(filters, s=size))
-        total = torch.einsum("bf,fchw->bchw", average, power) + symbol
-        # the average over the sites, times how much stiffer than the average a pixel is by its diagonal entry
         squares = self.plan.adjoint(filters.square().mean(dim=1, keepdim=True))
         diagonal = self.boundary.fold(squares(curvature), self.margin) + symbol.mean()
-        scale = (diagonal.mean(dim=(2, 3), keepdim=True) / diagonal).sqrt()
-        return FourierInverse(total.reciprocal(), scale, size)
+        if symbol.dim() == 0:
+            return lapped_inverse(filters, curvature, symbol, diagonal)
+        # the average over the sites, times how much stiffer than the average a pixel is by its diagonal entry
+        size = (like.shape[-2], like.shape[-1])
+        power = squared_modulus(torch.fft.rfft2(filters, s=size))
+        total = torch.einsum("bf,fchw->bchw", curvature.mean(dim=(1, 2)), power) + symbol
+        stiffness = diagonal.pow(2 * SCALING)
+        return FourierInverse(stiffness.mean(dim=(2, 3), keepdim=True) / total, stiffness.rsqrt(), size)
 
     def detached(self) -> ConvolutionBank:
         return self._copy(self.filters.detach(), self.plan)

@@ -102,9 +102,9 @@ def sixty_steps(case: Case) -> Steps60:
         majorised, newton = (((step * model + slope) / slope).abs() <= 1e-6 for model in (upper, local))
         energy = problem.energy(before)
         rose = problem.energy(state.x) > energy + 1e-14 * energy.abs().clamp(min=1)
-        done = problem.gradient(before).flatten(1).norm(dim=1) <= 1e-9 * problem.data.gradient(
-            torch.zeros_like(before)
-        ).flatten(1).norm(dim=1)
+        # the slope is a difference of numbers of this size: below 1e-9 of it, rounding says which model was minimised
+        size = problem.data.gradient(torch.zeros_like(before)).flatten(1).norm(dim=1) * p.flatten(1).norm(dim=1)
+        done = slope.abs() <= 1e-9 * size
         rows.append((majorised | done, newton & ~done, rose & ~done))
     return Steps60(*(torch.stack(column) for column in zip(*rows, strict=True)))
 

@@ -23,7 +23,10 @@ _PENANCE = 4
 """A trusted step that was not near costs a streak longer by this part of the steps so far: failures cannot come in cycles."""
 _EXCESS = 10.0
 """Growth of the energy over its record at which trust is withdrawn."""
-_FIRST_REFRESH = 14
+_FIRST_REFRESH = 3
+"""The preconditioner is rebuilt after 3, 6, 12, 24, ... steps: curvature changes most at the beginning."""
+_FIRST_ACCURATE = 12
+"""From this refresh on ``K x`` is computed anew, for half an application: what the recurrence has lost to rounding is gone."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class NonlinearCG(LowerSolver):
     With ``model = f''`` the step is Newton's along the line: longer, and close to the solution the method is then linear
     conjugate gradients.  Each sample uses it while its last steps agreed with the linear prediction of the slope, which
     costs nothing to check, and as long as the residual stays within ``_EXCESS`` of the best.
-    One step costs one ``K`` and one ``K^T``.  The preconditioner is rebuilt after 14, 28, 56, ... steps.
+    One step costs one ``K`` and one ``K^T``.  The direction is carried over when the preconditioner is rebuilt.
     """
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
@@ -80,17 +83,14 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         slope, secant, curvature = self.energy.profile.slope_secant_curvature(t)
         gradient = self.energy.gradient(x, slope)
         near = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        return self._restarted(x, t, secant, curvature, gradient, near, 0)
-
-    def _restarted(
-        self, x: Primal, t: Dual, secant: Dual, curvature: Dual, gradient: Primal, near: Tensor, age: int
-    ) -> NonlinearCGState:
-        """Steepest descent from ``x`` in the metric of a new preconditioner."""
-        model = torch.where(per_sample(near >= _STREAK, t), curvature, secant)
-        preconditioner = self.energy.preconditioner(model, x)
+        preconditioner = self._metric(x, t, secant, curvature, near)
         step = preconditioner.apply(gradient)
         energy = inner(gradient, step)
-        return NonlinearCGState(x, t, secant, curvature, gradient, -step, energy, energy, near, preconditioner, age)
+        return NonlinearCGState(x, t, secant, curvature, gradient, -step, energy, energy, near, preconditioner, 0)
+
+    def _metric(self, x: Primal, t: Dual, secant: Dual, curvature: Dual, near: Tensor) -> Preconditioner:
+        """The preconditioner for the model that each sample goes by."""
+        return self.energy.preconditioner(torch.where(per_sample(near >= _STREAK, t), curvature, secant), x)
 
     def step(self, state: NonlinearCGState) -> NonlinearCGState:
         h, p = self.energy, state.direction
@@ -101,23 +101,24 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         trusted = (state.near >= _STREAK) & (state.energy <= _EXCESS * state.record)
         alpha = safe_divide(-slope_along, torch.where(trusted, local, upper / self.relaxation))
         x = torch.addcmul(state.x, p, per_sample(alpha, p))
-        t = torch.addcmul(state.t, q, per_sample(alpha, q))
+        age = state.age + 1
+        refresh = _refreshes(age)
+        accurate = refresh and age >= _FIRST_ACCURATE
+        t = h.arguments(x) if accurate else torch.addcmul(state.t, q, per_sample(alpha, q))
         slope, secant, curvature = h.profile.slope_secant_curvature(t)
         gradient = h.gradient(x, slope)
         missed = inner(gradient, p) - slope_along - alpha * local
-        age = state.age + 1
         broken = torch.where(trusted, -(age // _PENANCE), state.near.clamp(max=0))
         near = torch.where(missed.abs() <= _NEAR * slope_along.abs(), state.near + 1, broken)
-        if _refreshes(age):
-            return self._restarted(x, t, secant, curvature, gradient, near, age)
-        step = state.preconditioner.apply(gradient)
+        preconditioner = self._metric(x, t, secant, curvature, near) if refresh else state.preconditioner
+        step = preconditioner.apply(gradient)
         energy = inner(gradient, step)
         beta = safe_divide(energy - inner(state.gradient, step), state.energy).clamp(min=0)
         p = per_sample(beta, p) * p - step
         ascent = per_sample(inner(gradient, p) >= 0, p)
         p = torch.where(ascent, -step, p)
-        record = torch.minimum(state.record, energy)
-        return NonlinearCGState(x, t, secant, curvature, gradient, p, energy, record, near, state.preconditioner, age)
+        record = energy if refresh else torch.minimum(state.record, energy)
+        return NonlinearCGState(x, t, secant, curvature, gradient, p, energy, record, near, preconditioner, age)
 
     def error(self, state: NonlinearCGState) -> PerSample:
         return self.lower.error(state.gradient)
@@ -130,6 +131,6 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
 
 
 def _refreshes(age: int) -> bool:
-    """Whether ``age`` is 14, 28, 56, ..."""
+    """Whether ``age`` is 3, 6, 12, 24, ..."""
     ratio, rest = divmod(age, _FIRST_REFRESH)
     return rest == 0 and ratio > 0 and ratio & (ratio - 1) == 0
