@@ -95,9 +95,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
     def step(self, state: NonlinearCGState) -> NonlinearCGState:
         h, p = self.energy, state.direction
         q = h.operator.forward(p)
-        square = (q * q).mul_(h.weight)
-        base, slope_along = inner(p, h.data.hessian(p)), inner(state.gradient, p)
-        upper, local = base + inner(state.secant, square), base + inner(state.curvature, square)
+        slope_along, upper, local = self._along(state, q)
         trusted = (state.near >= _STREAK) & (state.energy <= _EXCESS * state.record)
         alpha = safe_divide(-slope_along, torch.where(trusted, local, upper / self.relaxation))
         x = torch.addcmul(state.x, p, per_sample(alpha, p))
@@ -105,6 +103,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         refresh = _refreshes(age)
         accurate = refresh and age >= _FIRST_ACCURATE
         t = h.arguments(x) if accurate else torch.addcmul(state.t, q, per_sample(alpha, q))
+        del q  # a refresh needs room
         slope, secant, curvature = h.profile.slope_secant_curvature(t)
         gradient = h.gradient(x, slope)
         missed = inner(gradient, p) - slope_along - alpha * local
@@ -119,6 +118,12 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         p = torch.where(ascent, -step, p)
         record = energy if refresh else torch.minimum(state.record, energy)
         return NonlinearCGState(x, t, secant, curvature, gradient, p, energy, record, near, preconditioner, age)
+
+    def _along(self, state: NonlinearCGState, q: Dual) -> tuple[PerSample, PerSample, PerSample]:
+        """Slope along the direction, whose image is ``q``, and the curvatures there of the majoriser and of ``h``."""
+        p, square = state.direction, (q * q).mul_(self.energy.weight)
+        base = inner(p, self.energy.data.hessian(p))
+        return inner(state.gradient, p), base + inner(state.secant, square), base + inner(state.curvature, square)
 
     def error(self, state: NonlinearCGState) -> PerSample:
         return self.lower.error(state.gradient)
