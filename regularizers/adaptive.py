@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from piggyback.certificates.evidence import defined

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 import torch.nn.functional as nnf
@@ -12,8 +13,8 @@ from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary, Reflect
-from regularizers.kernels import KernelPlan, default_plan
-from regularizers.lapped import SCALING, lapped_inverse
+from regularizers.kernels import AdjointKernel, KernelPlan, default_plan
+from regularizers.lapped import SCALING, LappedSpectra
 from regularizers.spectrum import FilterSpectrum, squared_modulus
 
 
@@ -45,6 +46,7 @@ class ConvolutionBank(LinearOperator):
         self.spectrum = spectrum if spectrum is not None else FilterSpectrum(filters)
         self.size = filters.shape[-1]
         self.margin = self.size // 2
+        self._spectra: LappedSpectra | None = None
 
     def forward(self, x: Primal) -> Dual:
         self._check(x)
@@ -176,17 +178,26 @@ class ConvolutionBank(LinearOperator):
     # --- solver support ------------------------------------------------------------------------------------------
 
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
-        filters = self.filters.detach()
-        squares = self.plan.adjoint(filters.square().mean(dim=1, keepdim=True))
-        diagonal = self.boundary.fold(squares(curvature), self.margin) + symbol.mean()
-        if symbol.dim() == 0:
-            return lapped_inverse(filters, curvature, symbol, diagonal)
-        # the average over the sites, times how much stiffer than the average a pixel is by its diagonal entry
+        diagonal = self.boundary.fold(self._squares(curvature), self.margin) + symbol.mean()
         size = (like.shape[-2], like.shape[-1])
-        power = squared_modulus(torch.fft.rfft2(filters, s=size))
+        if symbol.dim() == 0 and self.boundary.overlaps:
+            return self._lapped(size, curvature).inverse(curvature, symbol, diagonal)
+        # H is a multiplier of the whole image: the average over the sites, times how much stiffer than it a pixel is
+        power = squared_modulus(torch.fft.rfft2(self.filters.detach(), s=size))
         total = torch.einsum("bf,fchw->bchw", curvature.mean(dim=(1, 2)), power) + symbol
         stiffness = diagonal.pow(2 * SCALING)
         return FourierInverse(stiffness.mean(dim=(2, 3), keepdim=True) / total, stiffness.rsqrt(), size)
+
+    @cached_property
+    def _squares(self) -> AdjointKernel:
+        """What makes the diagonal of ``K^T D K`` of a curvature, as the mean over the channels."""
+        return self.plan.adjoint(self.filters.detach().square().mean(dim=1, keepdim=True))
+
+    def _lapped(self, size: tuple[int, int], curvature: Dual) -> LappedSpectra:
+        """For images of ``size``: those of the last size that was asked for are kept."""
+        if self._spectra is None or self._spectra.size != size:
+            self._spectra = LappedSpectra(self.filters.detach(), size, (curvature.shape[1], curvature.shape[2]))
+        return self._spectra
 
     def detached(self) -> ConvolutionBank:
         return self._copy(self.filters.detach(), self.plan)

@@ -77,10 +77,10 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class LappedInverse(Preconditioner):
-    """``M = S (sum_w T_w C diag(inverse_w) C T_w) S`` (docs/theory.md, eq. 22): tapers ``T_w``, cosine transform ``C``.
+    """``M = S (sum_w T_w C diag(inverse_w) C T_w) S`` (docs/theory.md, eq. 21b): tapers ``T_w``, cosine transform ``C``.
 
-    ``scale`` ``(batch, 1, height, width)``: the diagonal of ``S``; ``inverse`` ``(batch, channels, rows, columns, width, width)``:
-    positive, by window and frequency.  Symmetric positive definite, since ``sum_w T_w^2 = I``.
+    ``scale`` ``(batch, 1, height, width)``: the diagonal of ``S``; ``inverse``, positive, by window and frequency:
+    ``(batch, channels, rows, columns, width, width)``.  Symmetric positive definite, since ``sum_w T_w^2 = I``.
     """
 
     rows: Windows
@@ -101,19 +101,34 @@ class LappedInverse(Preconditioner):
         return LappedInverse(self.rows, self.columns, self.scale[index], self.inverse[index])
 
 
-def lapped_inverse(filters: Tensor, curvature: Dual, floor: Scalar, diagonal: Primal) -> LappedInverse:
-    """An approximation of ``(floor I + K^T diag(curvature) K)^{-1}`` for the correlation ``K`` with ``filters``.
+class LappedSpectra:
+    """Windows over images of one ``size`` and the power spectra of ``filters`` in them: all that does not change with curvature.
 
-    ``diagonal`` ``(batch, 1, height, width)``: of that matrix, the mean over the channels.
+    ``sites``: height and width of the dual variable, which lies centrally on the image.
     """
-    rows, columns = (Windows(extent, curvature) for extent in diagonal.shape[2:])
-    down, across = rows.means(curvature.shape[1]), columns.means(curvature.shape[2])
-    mean = across @ (down @ curvature.flatten(2)).unflatten(2, curvature.shape[2:])
-    stiffness = diagonal.pow(2 * SCALING)
-    typical = rows.means(rows.extent) @ stiffness @ columns.means(columns.extent).T
-    planes, reach = filters.flatten(0, 1), filters.shape[-1] - 1
-    correlation = nnf.conv2d(nnf.pad(planes.unsqueeze(0), (reach,) * 4), planes.unsqueeze(1), groups=planes.shape[0])
-    # the mean of |k|^2 at (u, v) and (u, -v); rounding could make it negative
-    power = (rows.lags(reach) @ correlation[0] @ columns.lags(reach).T).clamp(min=0).unflatten(0, filters.shape[:2])
-    spectrum = torch.tensordot(mean, power, dims=1).permute(0, 3, 1, 2, 4, 5)
-    return LappedInverse(rows, columns, stiffness.rsqrt(), typical[..., None, None] / (floor + spectrum))
+
+    def __init__(self, filters: Tensor, size: tuple[int, int], sites: tuple[int, int]) -> None:
+        self.size = size
+        self.rows, self.columns = (Windows(extent, filters) for extent in size)
+        self._site_means = self.rows.means(sites[0]), self.columns.means(sites[1])
+        self._pixel_means = self.rows.means(size[0]), self.columns.means(size[1])
+        planes, reach = filters.flatten(0, 1), filters.shape[-1] - 1
+        correlation = nnf.conv2d(
+            nnf.pad(planes.unsqueeze(0), (reach,) * 4), planes.unsqueeze(1), groups=planes.shape[0]
+        )
+        # the mean of |k|^2 at (u, v) and (u, -v), never negative but for rounding
+        power = (self.rows.lags(reach) @ correlation[0] @ self.columns.lags(reach).T).clamp(min=0)
+        self._power = power.unflatten(0, filters.shape[:2])
+
+    def inverse(self, curvature: Dual, floor: Scalar, diagonal: Primal) -> LappedInverse:
+        """An approximation of ``(floor I + K^T diag(curvature) K)^{-1}`` for the correlation ``K`` with the filters.
+
+        ``diagonal`` ``(batch, 1, height, width)``: of that matrix, the mean over the channels.
+        """
+        down, across = self._site_means
+        mean = across @ (down @ curvature.flatten(2)).unflatten(2, curvature.shape[2:])
+        stiffness = diagonal.pow(2 * SCALING)
+        down, across = self._pixel_means
+        typical = (down @ stiffness @ across.T)[..., None, None]
+        spectrum = torch.tensordot(mean, self._power, dims=1).permute(0, 3, 1, 2, 4, 5)
+        return LappedInverse(self.rows, self.columns, stiffness.rsqrt(), typical / (floor + spectrum))

@@ -60,7 +60,7 @@ class NonlinearCG(LowerSolver):
     With ``model = f''`` the step is Newton's along the line: longer, and close to the solution the method is then linear
     conjugate gradients.  Each sample uses it while its last steps agreed with the linear prediction of the slope, which
     costs nothing to check, and as long as the residual stays within ``_EXCESS`` of the best.
-    One step costs one ``K`` and one ``K^T``.  The direction is carried over when the preconditioner is rebuilt.
+    One step costs one ``K`` and one ``K^T``.  The direction survives the renewals of the preconditioner.
     """
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
@@ -83,14 +83,10 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         slope, secant, curvature = self.energy.profile.slope_secant_curvature(t)
         gradient = self.energy.gradient(x, slope)
         near = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        preconditioner = self._metric(x, t, secant, curvature, near)
+        preconditioner = self.energy.preconditioner(secant, x)
         step = preconditioner.apply(gradient)
         energy = inner(gradient, step)
         return NonlinearCGState(x, t, secant, curvature, gradient, -step, energy, energy, near, preconditioner, 0)
-
-    def _metric(self, x: Primal, t: Dual, secant: Dual, curvature: Dual, near: Tensor) -> Preconditioner:
-        """The preconditioner for the model that each sample goes by."""
-        return self.energy.preconditioner(torch.where(per_sample(near >= _STREAK, t), curvature, secant), x)
 
     def step(self, state: NonlinearCGState) -> NonlinearCGState:
         h, p = self.energy, state.direction
@@ -109,7 +105,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         missed = inner(gradient, p) - slope_along - alpha * local
         broken = torch.where(trusted, -(age // _PENANCE), state.near.clamp(max=0))
         near = torch.where(missed.abs() <= _NEAR * slope_along.abs(), state.near + 1, broken)
-        preconditioner = self._metric(x, t, secant, curvature, near) if refresh else state.preconditioner
+        preconditioner = self._renewed(x, secant, curvature, near) if refresh else state.preconditioner
         step = preconditioner.apply(gradient)
         energy = inner(gradient, step)
         beta = safe_divide(energy - inner(state.gradient, step), state.energy).clamp(min=0)
@@ -124,6 +120,10 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         p, square = state.direction, (q * q).mul_(self.energy.weight)
         base = inner(p, self.energy.data.hessian(p))
         return inner(state.gradient, p), base + inner(state.secant, square), base + inner(state.curvature, square)
+
+    def _renewed(self, x: Primal, secant: Dual, curvature: Dual, near: Tensor) -> Preconditioner:
+        """For the model that each sample goes by."""
+        return self.energy.preconditioner(torch.where(per_sample(near >= _STREAK, secant), curvature, secant), x)
 
     def error(self, state: NonlinearCGState) -> PerSample:
         return self.lower.error(state.gradient)
