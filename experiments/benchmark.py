@@ -1,4 +1,4 @@
-"""Side-by-side measurements of one run: convolution kernels, hypergradients of all kinds, growth.
+"""Side-by-side measurements of one run: convolution kernels, lower-level solvers, hypergradients of all kinds, growth.
 
 python -m experiments.benchmark [--json FILE]
 """
@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from experiments import benchmark_growth, benchmark_hypergradients, benchmark_kernels
+from experiments import benchmark_growth, benchmark_hypergradients, benchmark_kernels, benchmark_solvers
 from experiments.errors import UserError, one_line_errors, require_positive
 from experiments.progress import progress_bar
 from experiments.run_folder import Json, write_json
@@ -22,7 +22,7 @@ from experiments.truth_test import has_cone
 
 WIDTH = 132
 """Columns that the widest table needs."""
-PARTS = ("kernels", "hypergradients", "growth")
+PARTS = ("kernels", "solvers", "hypergradients", "growth")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Options:
     threads: int
     device: Device
     wanted: float
+    solver_side: int
     side: int
     filters: int
     sides: list[int]
@@ -48,7 +49,8 @@ class Options:
             if part not in PARTS:
                 raise UserError(f"--parts: unknown part {part!r}; choose among {', '.join(PARTS)}")
         for name, values, least in (
-            ("sides", self.sides, 16), ("counts", self.counts, 1), ("batches", self.batches, 1),
+            ("sides", self.sides, 16), ("solver-side", [self.solver_side], 8),
+            ("counts", self.counts, 1), ("batches", self.batches, 1),
         ):  # fmt: skip
             if not values or min(values) < least:
                 raise UserError(f"--{name} must list numbers of at least {least}, got {values}")
@@ -63,10 +65,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--json", type=Path | None, help="write the figures to this file")
     parser.add_argument("--repeats", type=int, default=5, help="timings are medians over so many")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto", help="of kernels and growth")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda", "auto"], default="auto", help="of kernels, steps and growth"
+    )
     parser.add_argument(
         "--wanted", type=float, default=0.01, help="relative error that a hypergradient must not exceed"
     )
+    parser.add_argument("--solver-side", type=int, default=64, help="pixels per side in the contest of solvers")
     parser.add_argument("--side", type=int, default=48, help="pixels per side in the contest of hypergradients")
     parser.add_argument("--filters", type=int, default=24, help="7x7 filters there, and where growth starts")
     parser.add_argument("--sides", type=list[int], default=[32, 64, 128], help="image sides of the growth part")
@@ -88,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     content: dict[str, Json] = {}
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)
-        measure = {"kernels": kernels, "hypergradients": hypergradients, "growth": growth}
+        measure = {"kernels": kernels, "solvers": solvers, "hypergradients": hypergradients, "growth": growth}
         for part in options.parts:
             content |= measure[part](options, device, console, lambda text: bar.update(task, description=text))
     if options.json is not None:
@@ -101,6 +106,15 @@ def kernels(options: Options, device: torch.device, console: Console, note: Call
     results = [benchmark_kernels.time_kernels(case, device, 3 * options.repeats) for case in benchmark_kernels.CASES]
     benchmark_kernels.show(results, console)
     return {"kernels": [asdict(result) for result in results]}
+
+
+def solvers(options: Options, device: torch.device, console: Console, note: Callable[[str], None]) -> dict[str, Json]:
+    """The lower-level solvers; their contest on the CPU, where SciPy's are."""
+    found = benchmark_solvers.contest(options.solver_side, note)
+    note("steps")
+    steps = benchmark_solvers.step_costs(options.repeats, device)
+    benchmark_solvers.show(found, steps, console)
+    return {"solvers": [asdict(one) for one in found], "steps": [asdict(one) for one in steps]}
 
 
 def hypergradients(

@@ -154,8 +154,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     # potentials and their prox
     Mutation(
         "piggyback/terms/profiles.py",
-        "_NEWTON_STEPS = 24",
-        "_NEWTON_STEPS = 8",
+        "_NEWTON_STEPS = 5",
+        "_NEWTON_STEPS = 3",
         "prox (eq. 20): stopped before it has converged",
         (PROFILES, "-k", "bracketing"),
     ),

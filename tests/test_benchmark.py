@@ -11,6 +11,7 @@ import torch
 from experiments import benchmark, benchmark_hypergradients
 from experiments.benchmark_growth import LOOSE, TIGHT, Shape, measure
 from experiments.benchmark_hypergradients import UNROLLED, contest, image_instance, implicit, on_demand, unrolled
+from experiments.benchmark_solvers import FLOOR, OURS
 from experiments.memory import PeakMemory, peak_memory
 from experiments.reference import solve_reference
 from piggyback.bilevel import EACH_STEP
@@ -89,9 +90,30 @@ def test_command_line(short_ladders: None, tmp_path: Path, capsys: pytest.Captur
     assert "cvxpylayers" in capsys.readouterr().out
 
 
+def test_solvers_reach_the_same_accuracy_and_ours_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every residual is computed anew; nobody beats linear conjugate gradients that are told the Hessian at the solution."""
+    out = tmp_path / "s.json"
+    benchmark.main(["--parts=[solvers]", "--solver-side", "24", "--repeats", "1", "--json", str(out)])
+    content = json.loads(out.read_text())
+    assert set(content) == {"solvers", "steps"} and len(content["steps"]) == 8
+    for problem in {row["problem"] for row in content["solvers"]}:
+        rows = {row["solver"]: row for row in content["solvers"] if row["problem"] == problem}
+        assert all(row["reached"] for row in rows.values()) and len(rows) == 7
+        others = [row for name, row in rows.items() if name not in (OURS, FLOOR)]
+        for start in ("cold", "warm"):
+            assert rows[FLOOR][start] < rows[OURS][start] < min(row[start] for row in others)
+        assert rows[OURS]["warm"] < rows[OURS]["cold"]
+    assert "one step" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
-    [(["--parts=[speed]"], "speed"), (["--sides=[4]"], "sides"), (["--wanted", "2"], "wanted")],
+    [
+        (["--parts=[speed]"], "speed"),
+        (["--solver-side", "4"], "solver-side"),
+        (["--sides=[4]"], "sides"),
+        (["--wanted", "2"], "wanted"),
+    ],
 )
 def test_bad_input_is_one_clear_line(arguments: list[str], culprit: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -25,7 +25,7 @@ _EXCESS = 10.0
 """Growth of the energy over its record at which trust is withdrawn."""
 _FIRST_REFRESH = 3
 """The preconditioner is rebuilt after 3, 6, 12, 24, ... steps: curvature changes most at the beginning."""
-_FIRST_ACCURATE = 12
+_FIRST_ACCURATE = 24
 """From this refresh on ``K x`` is computed anew, for half an application: what the recurrence has lost to rounding is gone."""
 
 
