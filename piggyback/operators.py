@@ -241,7 +241,6 @@ class CountingOperator(LinearOperator):
         return CountingOperator(self.operator.scaled(factors), self.counter)
 
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
-        self.counter.halves += like.shape[0]  # the diagonal of K^T D K costs a bank what K^T does
         return self.operator.gram_inverse(symbol, curvature, like)
 
     def gram_norm(self, weights: Dual) -> PerSample:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 import torch.nn.functional as nnf
@@ -13,7 +12,7 @@ from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary, Reflect
-from regularizers.kernels import AdjointKernel, KernelPlan, default_plan
+from regularizers.kernels import KernelPlan, default_plan
 from regularizers.lapped import SCALING, LappedSpectra
 from regularizers.spectrum import FilterSpectrum, squared_modulus
 
@@ -178,20 +177,30 @@ class ConvolutionBank(LinearOperator):
     # --- solver support ------------------------------------------------------------------------------------------
 
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
-        diagonal = self.boundary.fold(self._squares(curvature), self.margin) + symbol.mean()
+        average = curvature.mean(dim=(1, 2))
+        diagonal = self._diagonal(curvature, average) + symbol.mean()
         size = (like.shape[-2], like.shape[-1])
         if symbol.dim() == 0 and self.boundary.overlaps:
             return self._lapped(size, curvature).inverse(curvature, symbol, diagonal)
         # H is a multiplier of the whole image: the average over the sites, times how much stiffer than it a pixel is
         power = squared_modulus(torch.fft.rfft2(self.filters.detach(), s=size))
-        total = torch.einsum("bf,fchw->bchw", curvature.mean(dim=(1, 2)), power) + symbol
+        total = torch.einsum("bf,fchw->bchw", average, power) + symbol
         stiffness = diagonal.pow(2 * SCALING)
         return FourierInverse(stiffness.mean(dim=(2, 3), keepdim=True) / total, stiffness.rsqrt(), size)
 
-    @cached_property
-    def _squares(self) -> AdjointKernel:
-        """What makes the diagonal of ``K^T D K`` of a curvature, as the mean over the channels."""
-        return self.plan.adjoint(self.filters.detach().square().mean(dim=1, keepdim=True))
+    def _diagonal(self, curvature: Dual, average: Tensor) -> Primal:
+        """Nearly the diagonal of ``K^T diag(curvature) K``, the mean over the channels, ``(batch, 1, height, width)``.
+
+        Exact if all filters' squares had one shape: they get that of their ``average`` ``(batch, filters)``, so that one plane
+        is convolved instead of one per filter.
+        """
+        squares = self.filters.detach().square().mean(dim=1)
+        energies = squares.flatten(1).sum(1)
+        shapes = torch.einsum("bf,fpq->bpq", average, squares)
+        shapes = (shapes / shapes.sum(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(shapes.dtype).tiny)).flip(1, 2)
+        planes = nnf.pad((curvature @ energies).unsqueeze(0), (self.size - 1,) * 4)
+        spread = nnf.conv2d(planes, shapes.unsqueeze(1), groups=shapes.shape[0])
+        return self.boundary.fold(spread.transpose(0, 1), self.margin)
 
     def _lapped(self, size: tuple[int, int], curvature: Dual) -> LappedSpectra:
         """For images of ``size``: those of the last size that was asked for are kept."""

@@ -23,9 +23,9 @@ _PENANCE = 4
 """A trusted step that was not near costs a streak longer by this part of the steps so far: failures cannot come in cycles."""
 _EXCESS = 10.0
 """Growth of the energy over its record at which trust is withdrawn."""
-_FIRST_REFRESH = 3
-"""The preconditioner is rebuilt after 3, 6, 12, 24, ... steps: curvature changes most at the beginning."""
-_FIRST_ACCURATE = 24
+_FIRST_REFRESH = 4
+"""The preconditioner is rebuilt after 4, 8, 16, 32, ... steps: curvature changes most at the beginning."""
+_FIRST_ACCURATE = 32
 """From this refresh on ``K x`` is computed anew, for half an application: what the recurrence has lost to rounding is gone."""
 
 
@@ -136,6 +136,6 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
 
 
 def _refreshes(age: int) -> bool:
-    """Whether ``age`` is 3, 6, 12, 24, ..."""
+    """Whether ``age`` is 4, 8, 16, 32, ..."""
     ratio, rest = divmod(age, _FIRST_REFRESH)
     return rest == 0 and ratio > 0 and ratio & (ratio - 1) == 0
