@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -202,12 +201,15 @@ def fine_tune(start: Tensor, support: Level, steps: int, rates: Sequence[float])
     Rates that leave the domain (weights that overflow) are left out; raises ``ValueError`` if none is left.
     """
     ends: list[tuple[float, Tensor]] = []
+    failure: ValueError | None = None
     for rate in rates:
-        with suppress(ValueError):
+        try:
             end = follow(support, start, rate, steps).points[-1]
             ends.append((support(end)[0] if len(rates) > 1 else 0.0, end))
+        except ValueError as error:
+            failure = error
     if not ends:
-        raise ValueError(f"gradient steps of the rates {', '.join(map(str, rates))} all leave the domain")
+        raise ValueError(f"gradient steps fail at all rates ({', '.join(map(str, rates))}): {failure}") from failure
     return min(ends, key=lambda end: end[0])[1]
 
 

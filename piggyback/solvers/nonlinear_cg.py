@@ -23,10 +23,13 @@ _PENANCE = 4
 """A trusted step that was not near costs a streak longer by this part of the steps so far: failures cannot come in cycles."""
 _EXCESS = 10.0
 """Growth of the energy over its record at which trust is withdrawn."""
-_FIRST_REFRESH = 4
-"""The preconditioner is rebuilt after 4, 8, 16, 32, ... steps: curvature changes most at the beginning."""
+_SETTLED = 4
+"""Consecutive near steps from which the preconditioner is that of the curvature, which trusted steps go by; where trust comes
+and goes (sharp kinks), that of the majoriser serves both kinds of steps."""
+_EARLY, _PERIOD = (4, 8), 16
+"""The preconditioner is rebuilt after 4, 8, 16, 32, 48, ... steps: curvature changes most at the beginning."""
 _FIRST_ACCURATE = 32
-"""From this refresh on ``K x`` is computed anew, for half an application: what the recurrence has lost to rounding is gone."""
+"""From this renewal on ``K x`` is computed anew, for half an application: what the recurrence has lost to rounding is gone."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         return inner(state.gradient, p), base + inner(state.secant, square), base + inner(state.curvature, square)
 
     def _renewed(self, x: Primal, secant: Dual, curvature: Dual, near: Tensor) -> Preconditioner:
-        """For the model that each sample goes by."""
-        return self.energy.preconditioner(torch.where(per_sample(near >= _STREAK, secant), curvature, secant), x)
+        return self.energy.preconditioner(torch.where(per_sample(near >= _SETTLED, secant), curvature, secant), x)
 
     def error(self, state: NonlinearCGState) -> PerSample:
         return self.lower.error(state.gradient)
@@ -136,6 +138,4 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
 
 
 def _refreshes(age: int) -> bool:
-    """Whether ``age`` is 4, 8, 16, 32, ..."""
-    ratio, rest = divmod(age, _FIRST_REFRESH)
-    return rest == 0 and ratio > 0 and ratio & (ratio - 1) == 0
+    return age in _EARLY or age % _PERIOD == 0
