@@ -56,6 +56,7 @@ FEW_SHOT = "tests/test_few_shot.py"
 LEARNED = "tests/test_learned_solver.py"
 METHODS = "tests/test_methods.py"
 UNROLLED = "tests/test_unrolled.py"
+LAPPED = "tests/test_lapped.py"
 LIFTED = "tests/test_lifted.py"
 LIFTED_CERTIFICATE = "tests/test_lifted_certificate.py"
 LIFTED_PIGGYBACK = ("tests/test_lifted_piggyback.py", "-k", "dense_algebra")
@@ -157,6 +158,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "_NEWTON_STEPS = 5",
         "_NEWTON_STEPS = 3",
         "prox (eq. 20): stopped before it has converged",
+        (PROFILES, "-k", "bracketing"),
+    ),
+    Mutation(
+        "piggyback/terms/profiles.py",
+        "t = torch.minimum(torch.maximum(guess, least), target)",
+        "t = least",
+        "prox (eq. 20): Newton from the bounds, not from the guess",
         (PROFILES, "-k", "bracketing"),
     ),
     Mutation(
@@ -920,6 +928,56 @@ MUTATIONS: tuple[Mutation, ...] = (
         "needed = 0.0",
         "a certified step is begun that ends after the budget",
         ("tests/test_command_line.py", "-k", "come_late"),
+    ),
+    # the windowed preconditioner
+    Mutation(
+        "regularizers/lapped.py",
+        "tapers[-1, self.stride :] = 1",
+        "tapers[0, self.stride :] = 1",
+        "eq. 21b: the squares of the tapers do not sum to one",
+        (LAPPED, "-k", "tight_frame"),
+    ),
+    Mutation(
+        "regularizers/lapped.py",
+        "ends[0] = ends[-1] = math.sqrt(0.5)",
+        "ends[0] = math.sqrt(0.5)",
+        "eq. 21b: the cosine transform is not orthogonal",
+        (LAPPED, "-k", "tight_frame"),
+    ),
+    Mutation(
+        "regularizers/lapped.py",
+        "typical / (floor + spectrum)",
+        "typical / (1 + spectrum)",
+        "eq. 21b: the data term's curvature is taken to be 1",
+        (LAPPED, "-k", "constant_curvature"),
+    ),
+    Mutation(
+        "regularizers/convolution.py",
+        "if self._spectra is None or self._spectra.size != size:",
+        "if self._spectra is None:",
+        "windows of another image size are used",
+        (LAPPED, "-k", "follow_the_size"),
+    ),
+    Mutation(
+        "regularizers/convolution.py",
+        "if symbol.dim() == 0 and self.boundary.overlaps:",
+        "if False:",
+        "the windows are never used",
+        (LAPPED, "-k", "circulant"),
+    ),
+    Mutation(
+        "piggyback/solvers/nonlinear_cg.py",
+        "accurate = refresh and age >= _FIRST_ACCURATE",
+        "accurate = False",
+        "nonlinear CG: K x is never computed anew",
+        (SOLVERS, "-k", "finished_samples"),
+    ),
+    Mutation(
+        "regularizers/adaptive.py",
+        "(position.unsqueeze(1) - position).abs() <= window // 2",
+        "(position.unsqueeze(1) - position).abs() < window // 2",
+        "adaptive weights: windows two pixels too narrow",
+        (ADAPTIVE,),
     ),
 )
 
