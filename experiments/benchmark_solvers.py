@@ -24,12 +24,13 @@ from experiments.instances import denoising, photograph_patches, random_regulari
 from piggyback.batched import inner, norm
 from piggyback.operators import ApplicationCounter
 from piggyback.problem import SaddleProblem
-from piggyback.solve import Iteration, Schedule, iterate
+from piggyback.solve import Iteration, Outcome, Schedule, iterate
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
 from piggyback.solvers.lower import LowerLevel, LowerSolver, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
+from piggyback.terms.quadratic import Denoising
 from regularizers.kernels import median_seconds
 from regularizers.linear import LinearRegularizer
 
@@ -95,9 +96,12 @@ def problems() -> dict[str, LinearRegularizer]:
 
 def ours(solver: LowerSolver, problem: SaddleProblem, start: Tensor) -> Tensor:
     """One of the package's."""
-    radius = torch.full((1,), GRADIENT, dtype=start.dtype)
-    (x,) = solve_lower(problem, solver, radius, start, _EACH).result
+    (x,) = _outcome(problem, solver, start).result
     return x
+
+
+def _outcome(problem: SaddleProblem, solver: LowerSolver, start: Tensor, gradient: float = GRADIENT) -> Outcome:
+    return solve_lower(problem, solver, torch.full((1,), gradient, dtype=start.dtype), start, _EACH)
 
 
 def barzilai_borwein(problem: SaddleProblem, start: Tensor) -> Tensor:
@@ -178,8 +182,7 @@ def contest(side: int, note: Callable[[str], None]) -> list[SolverCost]:
     for label, regularizer in problems().items():
         name = f"{label}, {side}²"
         problem = regularizer.double().problem(data).detached()
-        exact = _solution(problem)
-        neighbour = _solution(moved(regularizer).problem(data).detached())
+        exact, neighbour = (_solution(one) for one in (problem, moved(regularizer).problem(data).detached()))
         starts = data.start, neighbour
         for solver, solve in SOLVERS.items():
             note(f"{name}: {solver}")
@@ -202,8 +205,7 @@ def _cost(name: str, solver: str, solve: Solve, problem: SaddleProblem, starts: 
 
 
 def _solution(problem: SaddleProblem) -> Tensor:
-    radius = torch.full((1,), 1e-6 * GRADIENT, dtype=torch.float64)
-    (x,) = solve_lower(problem, NonlinearCG(), radius).result
+    (x,) = _outcome(problem, NonlinearCG(), problem.data.start, 1e-6 * GRADIENT).result
     return x
 
 
@@ -221,8 +223,7 @@ def moved(regularizer: LinearRegularizer) -> LinearRegularizer:
 
 def _pdhg_steps(problem: SaddleProblem, start: Tensor) -> float:
     """An application each, and one to begin with; looks, which cost PDHG one more, are left out.  Raises if it fails."""
-    radius = torch.full((1,), GRADIENT, dtype=torch.float64)
-    outcome = solve_lower(problem, PDHG(), radius, start, _EACH)
+    outcome = _outcome(problem, PDHG(), start)
     if not outcome.converged:
         raise RuntimeError("PDHG did not converge")
     return float(outcome.steps) + 1
@@ -244,9 +245,8 @@ def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
     """Steps of our solvers in float32, ten into the solve, on patches as in training and on one larger image."""
     found = []
     for batch, side in ((8, 48), (1, 128)):
-        regularizer, clean = trained_regularizer(None).to(device), photograph_patches(batch, side, 1).to(device)
-        data = denoising(clean.cpu(), 0)
-        data = type(data)(data.observed.to(device))
+        regularizer, patches = trained_regularizer(None).to(device), photograph_patches(batch, side, 1)
+        clean, data = patches.to(device), Denoising(denoising(patches, 0).observed.to(device))
         problem = regularizer.problem(data).detached()
         level = LowerLevel(problem, data.start, torch.full((batch,), GRADIENT, device=device))
         system = LinearSystem(problem, problem.curvature(clean), clean, level.radius)

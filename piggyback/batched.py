@@ -32,6 +32,11 @@ def norm(u: Tensor) -> PerSample:
     return inner(u, u).clamp(min=0).sqrt()
 
 
+def separable(rows: Tensor, columns: Tensor, v: Tensor) -> Tensor:
+    """``rows`` times the second axis of ``v`` ``(batch, height, width, channels)`` and ``columns`` times the third."""
+    return columns @ (rows @ v.flatten(2)).unflatten(2, v.shape[2:])
+
+
 def per_sample(scalars: PerSample, like: Tensor) -> Tensor:
     """Reshape ``(batch,)`` so that it multiplies the samples of ``like``."""
     return scalars.reshape(-1, *([1] * (like.dim() - 1)))

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from piggyback.batched import separable
 from piggyback.certificates.evidence import defined
 from piggyback.certificates.local import GradientBound
 from piggyback.problem import SaddleProblem
@@ -113,17 +114,16 @@ class WeightNetwork(nn.Module):
 
 def local_mean(values: Dual, window: int) -> Dual:
     """Mean over ``window`` x ``window`` pixels (those inside the image), twice; ``(batch, height, width, features)``."""
-    rows, columns = (twofold_mean(extent, window).to(values) for extent in values.shape[1:3])
-    down = (rows @ values.flatten(2)).unflatten(2, values.shape[2:])  # products with matrices: far faster than pooling
-    return columns @ down
+    rows, columns = (twofold_mean(extent, window, values) for extent in values.shape[1:3])
+    return separable(rows, columns, values)  # far faster than pooling
 
 
-def twofold_mean(extent: int, window: int) -> Tensor:
-    """The matrix ``(extent, extent)``, in float64, that takes the mean over ``window`` pixels of an axis, twice."""
-    position = torch.arange(extent)
+def twofold_mean(extent: int, window: int, like: Tensor) -> Tensor:
+    """The matrix ``(extent, extent)`` that takes the mean over ``window`` pixels of an axis, twice; computed in float64."""
+    position = torch.arange(extent, device=like.device)
     inside = ((position.unsqueeze(1) - position).abs() <= window // 2).double()
     mean = inside / inside.sum(1, keepdim=True)
-    return mean @ mean
+    return (mean @ mean).to(like)
 
 
 def mean_norm(extent: int, window: int) -> float:

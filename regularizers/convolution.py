@@ -181,7 +181,7 @@ class ConvolutionBank(LinearOperator):
         diagonal = self._diagonal(curvature, average) + symbol.mean()
         size = (like.shape[-2], like.shape[-1])
         if symbol.dim() == 0 and self.boundary.overlaps:
-            return self._lapped(size, curvature).inverse(curvature, symbol, diagonal)
+            return self._lapped(size).inverse(curvature, symbol, diagonal)
         # H is a multiplier of the whole image: the average over the sites, times how much stiffer than it a pixel is
         power = squared_modulus(torch.fft.rfft2(self.filters.detach(), s=size))
         total = torch.einsum("bf,fchw->bchw", average, power) + symbol
@@ -202,10 +202,10 @@ class ConvolutionBank(LinearOperator):
         spread = nnf.conv2d(planes, shapes.unsqueeze(1), groups=shapes.shape[0])
         return self.boundary.fold(spread.transpose(0, 1), self.margin)
 
-    def _lapped(self, size: tuple[int, int], curvature: Dual) -> LappedSpectra:
+    def _lapped(self, size: tuple[int, int]) -> LappedSpectra:
         """For images of ``size``: those of the last size that was asked for are kept."""
         if self._spectra is None or self._spectra.size != size:
-            self._spectra = LappedSpectra(self.filters.detach(), size, (curvature.shape[1], curvature.shape[2]))
+            self._spectra = LappedSpectra(self.filters.detach(), size)
         return self._spectra
 
     def detached(self) -> ConvolutionBank:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from piggyback.batched import separable
 from piggyback.operators import Preconditioner
 from piggyback.types import Dual, Primal, Scalar
 
@@ -49,24 +50,26 @@ class Windows:
     def analyse(self, v: Tensor, axis: int) -> Tensor:
         """The transforms of all windows along ``axis``, whose pixels become windows; the frequencies come last."""
         parts = v.unfold(axis, self.width, self.stride)
-        tapers = self.tapers.view(self.count, *([1] * (parts.dim() - axis - 2)), self.width)
-        return (parts * tapers) @ self.cosines  # DCT-I is its own transpose
+        return (parts * self._tapers_for(parts, axis)) @ self.cosines  # DCT-I is its own transpose
 
     def synthesise(self, w: Tensor, axis: int) -> Tensor:
         """The adjoint of ``analyse``."""
-        tapers = self.tapers.view(self.count, *([1] * (w.dim() - axis - 2)), self.width)
-        halves = (w @ self.cosines).mul_(tapers).unflatten(-1, (2, self.stride)).movedim((-2, -1), (axis + 1, axis + 2))
+        parts = (w @ self.cosines).mul_(self._tapers_for(w, axis))
+        halves = parts.unflatten(-1, (2, self.stride)).movedim((-2, -1), (axis + 1, axis + 2))
         v = w.new_zeros(*w.shape[:axis], self.count + 1, self.stride, *w.shape[axis + 1 : -1])
         v.narrow(axis, 0, self.count).add_(halves.select(axis + 1, 0))
         v.narrow(axis, 1, self.count).add_(halves.select(axis + 1, 1))
         return v.flatten(axis, axis + 1)
 
-    def means(self, sites: int) -> Tensor:
-        """``(count, sites)``: weights of each window's mean over ``sites`` that lie centrally on the axis (sum 1)."""
-        offset = torch.arange(self.width, device=self.tapers.device) - (self.extent - sites) // 2
+    def _tapers_for(self, parts: Tensor, axis: int) -> Tensor:
+        """The tapers, against ``parts`` with the windows on ``axis`` and their pixels or frequencies last."""
+        return self.tapers.view(self.count, *([1] * (parts.dim() - axis - 2)), self.width)
+
+    def means(self) -> Tensor:
+        """``(count, extent)``: the weights of the mean over each window (sum 1); the border stands for what lies beyond it."""
         begin = self.stride * torch.arange(self.count, device=self.tapers.device).unsqueeze(1)
-        nearest = (begin + offset).clamp(0, sites - 1)
-        weights = self.tapers.new_zeros(self.count, sites).scatter_add(1, nearest, self.tapers.square())
+        pixel = (begin + torch.arange(self.width, device=self.tapers.device)).clamp(max=self.extent - 1)
+        weights = self.tapers.new_zeros(self.count, self.extent).scatter_add(1, pixel, self.tapers.square())
         return weights / weights.sum(1, keepdim=True)
 
     def lags(self, reach: int) -> Tensor:
@@ -102,16 +105,12 @@ class LappedInverse(Preconditioner):
 
 
 class LappedSpectra:
-    """Windows over images of one ``size`` and the power spectra of ``filters`` in them: all that does not change with curvature.
+    """Windows over images of one ``size`` and the power spectra of ``filters`` in them: what does not change with curvature."""
 
-    ``sites``: height and width of the dual variable, which lies centrally on the image.
-    """
-
-    def __init__(self, filters: Tensor, size: tuple[int, int], sites: tuple[int, int]) -> None:
+    def __init__(self, filters: Tensor, size: tuple[int, int]) -> None:
         self.size = size
         self.rows, self.columns = (Windows(extent, filters) for extent in size)
-        self._site_means = self.rows.means(sites[0]), self.columns.means(sites[1])
-        self._pixel_means = self.rows.means(size[0]), self.columns.means(size[1])
+        self._means = self.rows.means(), self.columns.means()
         planes, reach = filters.flatten(0, 1), filters.shape[-1] - 1
         correlation = nnf.conv2d(
             nnf.pad(planes.unsqueeze(0), (reach,) * 4), planes.unsqueeze(1), groups=planes.shape[0]
@@ -123,12 +122,12 @@ class LappedSpectra:
     def inverse(self, curvature: Dual, floor: Scalar, diagonal: Primal) -> LappedInverse:
         """An approximation of ``(floor I + K^T diag(curvature) K)^{-1}`` for the correlation ``K`` with the filters.
 
-        ``diagonal`` ``(batch, 1, height, width)``: of that matrix, the mean over the channels.
+        ``curvature`` ``(batch, height, width, filters)``; ``diagonal`` ``(batch, 1, height, width)``: of that matrix,
+        the mean over the channels.
         """
-        down, across = self._site_means
-        mean = across @ (down @ curvature.flatten(2)).unflatten(2, curvature.shape[2:])
+        down, across = self._means
+        mean = separable(down, across, curvature)
         stiffness = diagonal.pow(2 * SCALING)
-        down, across = self._pixel_means
         typical = (down @ stiffness @ across.T)[..., None, None]
         spectrum = torch.tensordot(mean, self._power, dims=1).permute(0, 3, 1, 2, 4, 5)
         return LappedInverse(self.rows, self.columns, stiffness.rsqrt(), typical / (floor + spectrum))

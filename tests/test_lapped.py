@@ -34,9 +34,8 @@ def test_windows_are_a_tight_frame(extent: int) -> None:
     assert torch.allclose(windows.synthesise(w, 2), padded)
     other = seeded(*w.shape)
     assert torch.allclose((other * w).sum(), (windows.synthesise(other, 2) * padded).sum())
-    for sites in (max(1, extent - 6), extent):
-        means = windows.means(sites)
-        assert bool((means >= 0).all()) and torch.allclose(means.sum(1), torch.ones(windows.count).double())
+    means = windows.means()
+    assert bool((means >= 0).all()) and torch.allclose(means.sum(1), torch.ones(windows.count).double())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -46,7 +45,7 @@ def test_constant_curvature_under_one_window_is_inverted_exactly(channels: int) 
     filters[:, 0] = torch.tensor([1.5, 0.5]).reshape(2, 1, 1)
     curvature = torch.tensor([2.0, 3.0], dtype=torch.float64).expand(1, 30, 25, 2)
     diagonal = torch.full((1, 1, 30, 25), 7.0, dtype=torch.float64)
-    inverse = LappedSpectra(filters, (30, 25), (30, 25)).inverse(curvature, torch.tensor(0.5).double(), diagonal)
+    inverse = LappedSpectra(filters, (30, 25)).inverse(curvature, torch.tensor(0.5).double(), diagonal)
     v = seeded(1, channels, 30, 25)
     stiff = 0.5 + 1.5**2 * 2 + 0.5**2 * 3
     factors = torch.tensor([stiff, *[0.5] * (channels - 1)], dtype=torch.float64).reshape(1, -1, 1, 1)
@@ -62,7 +61,7 @@ def test_a_symmetric_filter_is_inverted_exactly_at_mirrors() -> None:
     kernel = kernel + kernel.flip(2)
     kernel = kernel + kernel.flip(3)
     size = (16, 12)
-    spectra = LappedSpectra(kernel, size, size)
+    spectra = LappedSpectra(kernel, size)
     rows, columns = spectra.rows, spectra.columns
     assert rows.count == columns.count == 1
     u, v = 5, 3

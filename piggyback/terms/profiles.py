@@ -143,9 +143,8 @@ class Charbonnier(Profile):
         over = v.abs() - stiffness
         middle = (stiffness / 2).pow(1 / 3)
         beyond = over.clamp(min=0) + stiffness / (2 * (over.abs() + middle).square())
-        return _newton(
-            self, v, stiffness, torch.where(over > 0, beyond, (stiffness / 2 / (over.abs() + middle)).sqrt())
-        )
+        before = (stiffness / 2 / (over.abs() + middle)).sqrt()
+        return _newton(self, v, stiffness, torch.where(over > 0, beyond, before))
 
     def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
         near, far = _reach(t, radius)
