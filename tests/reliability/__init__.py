@@ -1,0 +1,1 @@
+"""What the toolkit survives and what it refuses: the tables behind docs/reliability.md."""
