@@ -277,7 +277,7 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> tuple[DescentState, Tensor]:
         content = checkpoint.state
         oracle.assign(self._common_restored(checkpoint, oracle))
-        state = unpack_state(content["descent"])
+        state = unpack_state(content["descent"], self.samples.clean.device)
         if state.reason in (StopReason.BUDGET, StopReason.ITERATIONS):  # the limits of this run may be other ones
             state = self._limited(state.stopped(StopReason.RUNNING))
         return state, content["metric"].to(self.samples.clean.device)
@@ -333,13 +333,16 @@ def pack_state(state: DescentState) -> dict[str, Any]:
     }
 
 
-def unpack_state(packed: dict[str, Any]) -> DescentState:
-    """The inverse of ``pack_state``."""
+def unpack_state(packed: dict[str, Any], device: torch.device) -> DescentState:
+    """The inverse of ``pack_state``, with its tensors on the ``device``: checkpoints are read to the CPU."""
+    current = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in packed["current"].items()
+    }
     return DescentState(
-        current=Evaluation(**packed["current"]),
+        current=Evaluation(**current),
         accuracy=float(packed["accuracy"]),
         step=float(packed["step"]),
-        pairs=tuple((s, y) for s, y in packed["pairs"]),
+        pairs=tuple((s.to(device), y.to(device)) for s, y in packed["pairs"]),
         iteration=int(packed["iteration"]),
         work=float(packed["work"]),
         reason=StopReason(packed["reason"]),

@@ -15,6 +15,12 @@ _LARGE = 32768
 """Elements of a sample from which one dot product per sample pays."""
 
 
+def require_same_device(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
+    """Raise ``ValueError``, naming both, if ``tensor`` is on another device than ``like``."""
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: on {tensor.device}, but {other} on {like.device}; move one of them")
+
+
 def inner(u: Tensor, v: Tensor) -> PerSample:
     """``<u_b, v_b>`` for every sample ``b``.
 

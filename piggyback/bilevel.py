@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from piggyback.batched import require_same_device
 from piggyback.certified import (
     Certification,
     CertifiedGradient,
@@ -42,6 +43,7 @@ class Samples:
     def __post_init__(self) -> None:
         if self.clean.shape[0] != self.degraded.shape[0]:
             raise ValueError(f"{self.clean.shape[0]} clean images but {self.degraded.shape[0]} degraded ones")
+        require_same_device("clean images", self.clean, "the degraded ones are", self.degraded)
         for name, images in (("clean", self.clean), ("degraded", self.degraded)):
             if not bool(torch.isfinite(images).all()):
                 raise ValueError(f"{name} images contain NaN or infinite values")

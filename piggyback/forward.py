@@ -109,6 +109,7 @@ class Inpainting:
         if mask.dim() > 3:
             raise ValueError(f"one mask serves all samples: shape (channels, height, width), got {tuple(mask.shape)}")
         self.mask = mask
+        self._converted: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     @property
     def norm_bound(self) -> float:
@@ -116,10 +117,17 @@ class Inpainting:
         return float(self.mask.abs().max())
 
     def A(self, x: Primal, /) -> Tensor:
-        return x * self.mask.to(x)
+        return x * self._like(x)
 
     def A_adjoint(self, y: Tensor, /) -> Primal:
-        return y * self.mask.to(y)
+        return y * self._like(y)
+
+    def _like(self, x: Tensor) -> Tensor:
+        """The mask in the dtype and on the device of ``x``; kept for the next call, which would else wait for the copy."""
+        key = (x.dtype, x.device)
+        if key not in self._converted:
+            self._converted[key] = self.mask.to(x)
+        return self._converted[key]
 
 
 def checked_kernel(kernel: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from piggyback.batched import require_same_device
 from piggyback.certified import Certification, CertifiedGradient, certify, double_copy
 from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, WarmStart
 from piggyback.hypergradient.capabilities import Guarantee, Refused
@@ -56,6 +57,9 @@ def hypergradient(
     Raises ``Refused`` (a ``ValueError``) for a lower level that the method cannot take, or if it gives less than ``least``.
     """
     method.capabilities.require(data, least)
+    if start is not None:
+        require_same_device("start", start.x, "the data are", data.start)
+        require_same_device("adjoint of the start", start.adjoint, "the data are", data.start)
     if isinstance(method, DirectMethod):
         return _direct(method, regularizer, data, loss, accuracy, start)
     return _paired(method, regularizer, data, loss, accuracy, start)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from piggyback.batched import inner
+from piggyback.batched import inner, require_same_device
 from piggyback.types import PerSample, Primal
 
 
@@ -57,6 +57,7 @@ class SquaredError(Loss):
     def gradient(self, x: Primal) -> Primal:
         if x.shape != self.truth.shape:  # broadcasting would compare images with the wrong truth
             raise ValueError(f"reconstructions have shape {tuple(x.shape)}, their truth {tuple(self.truth.shape)}")
+        require_same_device("truth", self.truth, "the reconstructions are", x)
         return x - self.truth
 
     def select(self, index: Tensor) -> SquaredError:

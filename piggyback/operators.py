@@ -168,7 +168,10 @@ class DenseOperator(LinearOperator):
 
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
         gram = self._gram(curvature)
-        return DenseInverse(torch.linalg.inv(gram + symbol * torch.eye(gram.shape[-1]).to(gram)))
+        unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        return DenseInverse(
+            torch.linalg.inv_ex(gram + symbol * unit).inverse
+        )  # ``inv`` waits, to see if it is singular
 
     def _gram(self, weights: Dual) -> Tensor:
         return torch.einsum("mi,bm,mj->bij", self.matrix, weights, self.matrix)

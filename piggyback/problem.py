@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner, norm
+from piggyback.batched import inner, norm, require_same_device
 from piggyback.cone import ConeProgram, cone_program
 from piggyback.lifted import lifted_parts
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
+from piggyback.precision import require_full_precision
 from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
@@ -74,8 +75,12 @@ class SaddleProblem(LowerProblem):
     operator: LinearOperator
     exact: SaddleProblem | None = None
 
+    def __post_init__(self) -> None:
+        require_full_precision()
+
     def check(self) -> None:
         """Raise ``ValueError`` for non-finite data or an inadmissible potential (reads values: synchronises)."""
+        require_same_device("data", self.data.start, "the regularizer is", self.potential.weight)
         self.data.check()
         self.potential.check()
         batch, emphasis = self.data.start.shape[0], self.potential.emphasis

@@ -84,6 +84,10 @@ class NetworkEnergy(SmoothEnergy):
 
     # --- the network -----------------------------------------------------------------------------------------------
 
+    @property
+    def device(self) -> torch.device:
+        return self.output.device
+
     def extended(self, x: Primal) -> Tensor:
         """The image with the margin that all layers together need; raises ``ValueError`` for images that are too small."""
         smallest = 2 * self.margin + 2

@@ -57,7 +57,7 @@ class BOME(DirectMethod):
         fixed = problem.detached()
         x = fixed.data.start if start is None else start.x
         radius, length = radius_per_element(fixed, accuracy.lower), step_length(fixed)
-        gradient = torch.zeros(sum(p.numel() for p in parameters)).to(x)
+        gradient = x.new_zeros(sum(p.numel() for p in parameters))
         for _ in range(self.rounds):
             steps = GradientIteration(LowerLevel(fixed, x, radius), length)
             with torch.no_grad():

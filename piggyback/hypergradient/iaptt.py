@@ -78,10 +78,8 @@ class IAPTT(DirectMethod):
 
 def worst_step(iteration: Iteration, loss: Loss, steps: int) -> int:
     """The step, from 1 on, after which the sum of the losses is largest."""
-    state, worst, at = iteration.start(), float("-inf"), 1
-    for taken in range(1, steps + 1):
+    state, values = iteration.start(), []
+    for _ in range(steps):
         state = iteration.step(state)
-        value = float(loss.value(iteration.result(state)[0]).sum())
-        if value > worst:
-            worst, at = value, taken
-    return at
+        values.append(loss.value(iteration.result(state)[0]).sum())
+    return 1 + int(torch.stack(values).nan_to_num(nan=-torch.inf).argmax())  # the first of them; read back once

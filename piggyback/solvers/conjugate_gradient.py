@@ -48,7 +48,8 @@ class LinearSystem:
 def relative_radius(data: DataTerm, right: Primal, tolerance: float | PerSample) -> PerSample:
     """``tolerance ||right||_{H^{-1}}``, and something positive where the right-hand side is zero."""
     size = data.dual_norm(right)
-    return (torch.as_tensor(tolerance).to(size) * size).clamp(min=torch.finfo(right.dtype).tiny)
+    tolerance = tolerance.to(size) if isinstance(tolerance, Tensor) else tolerance
+    return (tolerance * size).clamp(min=torch.finfo(right.dtype).tiny)
 
 
 @dataclass(frozen=True)

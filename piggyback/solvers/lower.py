@@ -9,7 +9,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from piggyback.batched import ROUNDING_TERMS
+from piggyback.batched import ROUNDING_TERMS, require_same_device
 from piggyback.lower_problem import LowerProblem, ProblemT
 from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Outcome, Schedule, iterate
@@ -72,6 +72,8 @@ def solve_lower(
     problem = problem.detached()
     problem.check()
     begin = problem.data.start if start is None else start
+    require_same_device("start", begin, "the data are", problem.data.start)
+    require_same_device("radius", radius, "the data are", problem.data.start)
     with torch.no_grad():
         return iterate(solver.bind(LowerLevel(problem, begin, radius)), schedule or Schedule())
 

@@ -87,6 +87,11 @@ class SmoothEnergy(ABC):
         lost = norm(gradient) + norm(self.product(self.curvature(x), x))
         return EnergyBounds(unknown, unknown, unknown, unknown, unknown, lost)
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the parameters are; None if they do not say."""
+        return None
+
     def stiffness(self, like: Primal) -> Scalar:
         """At least ``||D^2 R||`` everywhere (infinite if nothing is known)."""
         return torch.full((), torch.inf, dtype=like.dtype, device=like.device)
@@ -104,6 +109,10 @@ class ModuleEnergy(SmoothEnergy):
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+
+    @property
+    def device(self) -> torch.device | None:
+        return next((parameter.device for parameter in self.module.parameters()), None)
 
     def value(self, x: Primal) -> PerSample:
         value = self.module(x)

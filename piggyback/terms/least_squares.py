@@ -51,6 +51,7 @@ class LeastSquares(DataTerm):
         pulled = forward.A_adjoint(observed)
         self.centre = torch.as_tensor(centre).to(pulled).expand_as(pulled)
         self.linear = pulled + ridge * self.centre
+        self._read: tuple[Tensor, float] | None = None
 
     @property
     def strong_convexity(self) -> float:
@@ -83,10 +84,18 @@ class LeastSquares(DataTerm):
         return self._inverse(v, 0.0, 1.0)
 
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
-        return self._inverse(v, 1.0, float(step))
+        return self._inverse(v, 1.0, self._number(step))
 
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
         return self.resolvent(v + step * self.linear, step)
+
+    def _number(self, step: float | Scalar) -> float:
+        """The value of ``step``, read once per solve: every step of a primal-dual method asks with the same tensor."""
+        if not isinstance(step, Tensor):
+            return step
+        if self._read is None or self._read[0] is not step:
+            self._read = step, float(step)
+        return self._read[1]
 
     def _inverse(self, v: Primal, shift: float, step: float) -> Primal:
         """``(shift I + step H)^{-1} v`` up to rounding."""

@@ -76,7 +76,8 @@ class DataTerm(ABC):
 
     def symbol(self, like: Primal) -> Tensor:
         """What preconditioners take for ``H``: the number ``mu``, unless ``H`` is diagonal in Fourier space."""
-        return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)
+        # filled on the device: a number that is sent there would make a renewed preconditioner wait
+        return torch.full((), self.strong_convexity, dtype=like.dtype, device=like.device)
 
     def inverse_kernel(self) -> Tensor | None:
         """``(height, width)`` in float64, if ``H^{-1}`` is the periodic convolution of every channel with it."""
@@ -273,17 +274,22 @@ class DenseQuadratic(_SpectrallyBounded):
         return v @ self.matrix
 
     def solve(self, v: Primal) -> Primal:
-        return torch.linalg.solve(self.matrix, v.T).T
+        return _solved(self.matrix, v)
 
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
-        shifted = torch.eye(self.matrix.shape[0]).to(self.matrix) + step * self.matrix
-        return torch.linalg.solve(shifted, v.T).T
+        unit = torch.eye(self.matrix.shape[0], dtype=self.matrix.dtype, device=self.matrix.device)
+        return _solved(unit + step * self.matrix, v)
 
     def select(self, index: Tensor) -> DenseQuadratic:
         return DenseQuadratic(self.matrix, self.linear[index], self._bounds)
 
     def double(self) -> DenseQuadratic:
         return DenseQuadratic(self.matrix.double(), self.linear.double(), self._bounds)
+
+
+def _solved(matrix: Tensor, v: Primal) -> Primal:
+    """``matrix^{-1} v``; the matrix is positive definite, so that whether it is singular need not be read back."""
+    return torch.linalg.solve_ex(matrix, v.T).result.T
 
 
 def _spectrum_bounds(matrix: Tensor) -> tuple[float, float]:
