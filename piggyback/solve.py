@@ -134,7 +134,7 @@ def iterate(iteration: Iteration[S], schedule: Schedule) -> Outcome:
         if taken < schedule.min_steps:
             code = torch.where(code == Status.CONVERGED, int(Status.STEP_LIMIT), code)
         status[active] = code
-        steps[active] = taken
+        steps.index_fill_(0, active, taken)  # assigning a number would send it to the device
         keep = torch.nonzero(code == Status.STEP_LIMIT).flatten()  # the one synchronisation of a look
         if keep.numel() == 0 or taken >= schedule.max_steps:
             return Outcome(best, best_error, status, steps)

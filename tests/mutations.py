@@ -939,8 +939,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/lapped.py",
-        "ends[0] = ends[-1] = math.sqrt(0.5)",
-        "ends[0] = math.sqrt(0.5)",
+        "ends[:1] = ends[-1:] = math.sqrt(0.5)",
+        "ends[:1] = math.sqrt(0.5)",
         "eq. 21b: the cosine transform is not orthogonal",
         (LAPPED, "-k", "tight_frame"),
     ),

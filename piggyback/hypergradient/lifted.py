@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.piggyback import Piggyback
@@ -14,6 +14,13 @@ from piggyback.problem import require_saddle
 @dataclass(frozen=True)
 class Lifted(HypergradientMethod):
     """``method`` on ``problem.lifted()``: the pair is that of the problem itself, and no system with ``B`` is solved."""
+
+    capabilities = replace(
+        Piggyback.capabilities,
+        name="lifted",
+        formula="a method on the problem with the data term in the dual",
+        cost="that of the method",
+    )
 
     method: HypergradientMethod = field(default_factory=Piggyback)
 
