@@ -335,9 +335,8 @@ def pack_state(state: DescentState) -> dict[str, Any]:
 
 def unpack_state(packed: dict[str, Any], device: torch.device) -> DescentState:
     """The inverse of ``pack_state``, with its tensors on the ``device``: checkpoints are read to the CPU."""
-    current = {
-        name: value.to(device) if isinstance(value, Tensor) else value for name, value in packed["current"].items()
-    }
+    current: dict[str, Any] = dict(packed["current"])
+    current |= {name: current[name].to(device) for name in ("parameters", "gradient")}
     return DescentState(
         current=Evaluation(**current),
         accuracy=float(packed["accuracy"]),

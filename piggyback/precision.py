@@ -33,8 +33,8 @@ class _Switch(Protocol):
 def _switches() -> list[_Switch]:
     """The settings of torch 2.9 and later, one per library and operation; none before."""
     backends = (torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn)
-    found = [getattr(backend, name, None) for backend in backends for name in ("conv", "matmul")]
-    return [switch for switch in found if hasattr(switch, "fp32_precision")]
+    found = (getattr(backend, name, None) for backend in backends for name in ("conv", "matmul"))
+    return [switch for switch in found if switch is not None and hasattr(switch, "fp32_precision")]
 
 
 _SWITCHES = _switches()

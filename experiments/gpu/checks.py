@@ -8,6 +8,7 @@ moment loses nothing that was known.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -115,8 +116,19 @@ class Report:
         }
         with self._lock:
             part = self.path.with_name(f"{self.path.name}.part")
-            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
             os.replace(part, self.path)
+
+
+def plain(value: Json) -> Json:
+    """The same with infinities and NaN as words, which JSON has no numbers for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return value
 
 
 class Watchdog:

@@ -57,7 +57,7 @@ def checks(setting: Setting) -> Iterator[Check]:
             yield Check("speed", name, partial(kernels, shape, dtype), 12)
     models: dict[str, Callable[[], Regularizer]] = {"adaptive": training_model, "linear": _linear}
     for name, model in models.items():
-        for side in (24,) if quick else (48, 40):
+        for side in (24,) if quick else (48, 40) if name == "adaptive" else (48,):
             for batch in (4,) if quick else BATCHES:
                 label = f"patch gradients, {name}, {batch} x {side}²"
                 yield Check("speed", label, partial(patch_gradients, model, batch, side), 8)
