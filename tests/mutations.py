@@ -57,6 +57,7 @@ LEARNED = "tests/test_learned_solver.py"
 METHODS = "tests/test_methods.py"
 UNROLLED = "tests/test_unrolled.py"
 LAPPED = "tests/test_lapped.py"
+GPU = "tests/test_gpu_check.py"
 LIFTED = "tests/test_lifted.py"
 LIFTED_CERTIFICATE = "tests/test_lifted_certificate.py"
 LIFTED_PIGGYBACK = ("tests/test_lifted_piggyback.py", "-k", "dense_algebra")
@@ -726,8 +727,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/hypergradient/iaptt.py",
-        "if value > worst:",
-        "if value < worst:",
+        "torch.stack(values).nan_to_num(nan=-torch.inf).argmax()",
+        "torch.stack(values).nan_to_num(nan=torch.inf).argmin()",
         "IAPTT: the truncation is optimistic",
         (METHODS, "-k", "pessimistic"),
     ),
@@ -978,6 +979,90 @@ MUTATIONS: tuple[Mutation, ...] = (
         "(position.unsqueeze(1) - position).abs() < window // 2",
         "adaptive weights: windows two pixels too narrow",
         (ADAPTIVE,),
+    ),
+    Mutation(
+        "piggyback/precision.py",
+        "        torch.backends.cudnn.allow_tf32 = False",
+        "        pass",
+        "TF32 in convolutions of a card",
+        ("tests/test_precision.py",),
+    ),
+    Mutation(
+        "regularizers/convolution.py",
+        "        require_full_precision()",
+        "        pass",
+        "a filter bank under autocast",
+        ("tests/test_precision.py", "-k", "filter"),
+    ),
+    Mutation(
+        "piggyback/terms/quadratic.py",
+        "return torch.full((), self.strong_convexity, dtype=like.dtype, device=like.device)",
+        "return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)",
+        "a renewed preconditioner waits for the device",
+        ("tests/test_devices.py", "-k", "lower_level_steps and NonlinearCG"),
+    ),
+    Mutation(
+        "piggyback/terms/quadratic.py",
+        "return torch.linalg.solve_ex(matrix, v.T).result.T",
+        "return torch.linalg.solve(matrix, v.T).T",
+        "a dense prox waits for the device",
+        (GPU, "-k", "steps_do_not_wait and dense"),
+    ),
+    Mutation(
+        "piggyback/operators.py",
+        "torch.linalg.inv_ex(gram + symbol * unit).inverse",
+        "torch.linalg.inv(gram + symbol * unit)",
+        "a dense preconditioner waits for the device",
+        (GPU, "-k", "steps_do_not_wait and dense"),
+    ),
+    Mutation(
+        "piggyback/terms/least_squares.py",
+        "if self._read is None or self._read[0] is not step:",
+        "if True:",
+        "a prox of least squares reads its step back every time",
+        (GPU, "-k", "steps_do_not_wait and least_squares or steps_do_not_wait and PDHG"),
+    ),
+    Mutation(
+        "piggyback/terms/epigraph.py",
+        "return _table(leak, like.dtype, like.device)",
+        "return torch.tensor(projections(leak), dtype=like.dtype, device=like.device)",
+        "steps of lifted networks send a table to the device",
+        (GPU, "-k", "steps_do_not_wait and lifted"),
+    ),
+    Mutation(
+        "piggyback/solve.py",
+        "steps.index_fill_(0, active, taken)",
+        "steps[active] = taken",
+        "a look sends a number to the device",
+        (GPU, "-k", "look_reads_once"),
+    ),
+    Mutation(
+        "piggyback/problem.py",
+        'require_same_device("data", self.data.start, "the regularizer is", self.potential.weight)',
+        "pass",
+        "data on another device than the regularizer",
+        ("tests/test_other_devices.py",),
+    ),
+    Mutation(
+        "piggyback/losses.py",
+        'require_same_device("truth", self.truth, "the reconstructions are", x)',
+        "pass",
+        "truth on another device",
+        ("tests/test_other_devices.py",),
+    ),
+    Mutation(
+        "experiments/training.py",
+        'pairs=tuple((s.to(device), y.to(device)) for s, y in packed["pairs"])',
+        'pairs=tuple((s, y) for s, y in packed["pairs"])',
+        "quasi-Newton pairs of a resumed run stay on the CPU",
+        ("tests/test_other_devices.py", "-k", "resumed"),
+    ),
+    Mutation(
+        "experiments/gpu/marks.py",
+        "lambda v: v <= RESTORATION_MS",
+        "lambda v: v >= RESTORATION_MS",
+        "the mark of restorations, the wrong way round",
+        (GPU, "-k", "marks_are_judged"),
     ),
 )
 

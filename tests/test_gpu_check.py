@@ -23,8 +23,10 @@ from experiments import gpu_check
 from experiments.gpu import blocks, checks, gradients, marks, right, synchronisations, timing, training
 from experiments.gpu.cases import DEFAULT
 from experiments.gpu.checks import HUNG, Check, Finding, Report, Row, Setting, perform, plain, run_all
-from piggyback import NonlinearCG
-from piggyback.solve import Iteration
+from experiments.gpu.waits import Waits
+from piggyback import Inpainting, NonlinearCG, Schedule, SquaredError
+from piggyback.hypergradient.iaptt import worst_step
+from piggyback.solve import Iteration, iterate
 from piggyback.terms.quadratic import DataTerm
 from regularizers import ConvolutionBank
 
@@ -295,6 +297,40 @@ def test_a_number_sent_by_a_step_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     assert not finding.right and "sends a number" in finding.note
 
 
+@pytest.mark.parametrize("name", synchronisations.iterations())
+def test_steps_do_not_wait(name: str) -> None:
+    finding = synchronisations.between_looks(synchronisations.iterations()[name], CPU)
+    assert finding.right, finding.note
+
+
+def test_a_look_reads_once_and_sends_nothing() -> None:
+    iteration = synchronisations.iterations()["PDHG"](CPU.device)
+    with torch.no_grad(), Waits() as waits:
+        outcome = iterate(iteration, Schedule(check_every=5))
+    looks = 1 + int(outcome.steps.max()) // 5
+    assert looks > 3 and waits.found == ["aten::nonzero reads back"] * looks
+
+
+def test_the_worst_step_is_read_back_once() -> None:
+    iteration = synchronisations.iterations()["accelerated gradient"](CPU.device)
+    loss = SquaredError(DEFAULT.clean(torch.float32, CPU.device))
+    with torch.no_grad(), Waits() as waits:
+        at = worst_step(iteration, loss, 12)
+    assert waits.found == ["aten::_local_scalar_dense reads back"]
+    state, values = iteration.start(), []
+    for _ in range(12):
+        state = iteration.step(state)
+        values.append(float(loss.value(iteration.result(state)[0]).sum()))
+    assert at == 1 + values.index(max(values))
+
+
+def test_a_kept_mask_serves_every_precision() -> None:
+    mask = Inpainting(torch.tensor([[[0.0, 1.0]]]))
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        seen = mask.A(torch.ones(1, 1, 1, 2, dtype=dtype))
+        assert seen.dtype == dtype and seen.flatten().tolist() == [0.0, 1.0]
+
+
 def test_accepted_tensors_of_another_device_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(right, "Samples", lambda clean, degraded: None)
     finding = right.refusals(CPU)
@@ -375,6 +411,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     class Graph:
         after: Any = None
+        captured: Any = None
 
         def replay(self) -> None:
             log.append("replay")

@@ -190,6 +190,8 @@ def perform(check: Check, setting: Setting, seconds: float) -> Row:
         where = traceback.extract_tb(error.__traceback__)[-1]
         outcome = "failed"
         note = f"{type(error).__name__}: {str(error).strip()[:400]} ({Path(where.filename).name}:{where.lineno})"
+        if setting.on_card and isinstance(error, torch.cuda.OutOfMemoryError):
+            torch.cuda.empty_cache()  # the next check shall have all of it
     return Row(check.part, check.name, outcome, round(time.monotonic() - begun, 3), figures, note)
 
 
