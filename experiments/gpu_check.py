@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="small shapes and few repeats: tries the code, not the card"
     )
     parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, default=list(PARTS), help="some parts only")
-    parser.add_argument("--limit", type=seconds, default=LIMIT, metavar="SECONDS", help="of the whole run")
+    parser.add_argument(
+        "--limit", type=seconds, metavar="SECONDS", help=f"of the whole run (default: {LIMIT:.0f} on a card)"
+    )
     return parser
 
 
@@ -116,7 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     head = machine(setting.device)
     print("  ".join(f"{name} {value}" for name, value in head.items()), flush=True)
     report = Report(options.json, {"machine": head, "quick": options.quick, "parts": list(options.only)})
-    run_all(chosen(options.only, setting), setting, report, options.limit, show)
+    limit = options.limit or (LIMIT if setting.on_card else _PATIENCE * LIMIT)
+    run_all(chosen(options.only, setting), setting, report, limit, show)
     report.marks = marks.judged(report.rows, setting)
     report.write("complete")
     for mark in report.marks:

@@ -28,8 +28,6 @@ TRAINING = Accuracy(4e-3, 0.4)
 """Tolerances of the stochastic phase."""
 RESTORED = 2e-3
 """Certified RMS error of a restoration, in grey values."""
-BATCHES = (8, 32, 128, 512)
-SIDES = (128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
@@ -45,23 +43,43 @@ class Shape:
         return f"{self.batch} x {self.side}², {self.filters} filters of {self.size}²"
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What is timed: filter banks and their images, sides and numbers of patches, sides of restored images."""
+
+    shapes: tuple[Shape, ...]
+    patches: tuple[int, ...]
+    batches: tuple[int, ...]
+    sides: tuple[int, ...]
+
+
+ON_CARD = Sizes(
+    (Shape(64, 48), Shape(512, 48), Shape(1, 512), Shape(1, 2048)),
+    (48, 40),
+    (8, 32, 128, 512),
+    (128, 256, 512, 1024, 2048),
+)
+ON_CPU = Sizes((Shape(8, 48), Shape(1, 256)), (48,), (8, 32), (128, 256))
+QUICK = Sizes((Shape(2, 32, 6, 5),), (24,), (4,), (32,))
+"""Tries the code."""
+
+
 def checks(setting: Setting) -> Iterator[Check]:
-    """Smaller shapes where only the code is on trial."""
-    quick = setting.quick
-    shapes = (Shape(2, 32, 6, 5),) if quick else (Shape(64, 48), Shape(512, 48), Shape(1, 512), Shape(1, 2048))
+    """Sizes that suit the device."""
+    sizes = QUICK if setting.quick else ON_CARD if setting.on_card else ON_CPU
     yield Check("speed", "copy bandwidth", bandwidth, 5)
-    for shape in shapes:
+    for shape in sizes.shapes:
         yield Check("speed", f"operator pair, {shape}", partial(operator_pair, shape), 8)
         for dtype in (torch.float32, torch.float64):
             name = f"kernels, {str(dtype).removeprefix('torch.')}, {shape}"
             yield Check("speed", name, partial(kernels, shape, dtype), 12)
     models: dict[str, Callable[[], Regularizer]] = {"adaptive": training_model, "linear": _linear}
     for name, model in models.items():
-        for side in (24,) if quick else (48, 40) if name == "adaptive" else (48,):
-            for batch in (4,) if quick else BATCHES:
+        for side in sizes.patches if name == "adaptive" else sizes.patches[:1]:
+            for batch in sizes.batches:
                 label = f"patch gradients, {name}, {batch} x {side}²"
                 yield Check("speed", label, partial(patch_gradients, model, batch, side), 8)
-    for side in (32,) if quick else SIDES:
+    for side in sizes.sides:
         yield Check("speed", f"certified restoration, {side}²", partial(restoration, side), 20)
 
 
