@@ -213,7 +213,7 @@ def command(budget: float, setting: Setting) -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         slow = _run(Path(folder) / "cpu", "cpu", budget, 100_000, setting)
         fast = _run(Path(folder) / "device", setting.device.type, 1.5 * budget, slow.steps, setting)
-    common = min(slow.steps, fast.steps)
+    common = max(set(slow.losses) & set(fast.losses))  # both report their start
     apart = abs(fast.losses[common] / slow.losses[common] - 1)
     figures: dict[str, Json] = {
         "equal steps": common,
