@@ -8,6 +8,10 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 
+SSIM_WINDOW = 11
+"""Pixels per side of the window of ``ssim``; images must not be smaller."""
+
+
 def psnr(estimate: Tensor, truth: Tensor, clip: bool = True) -> float:
     """``-10 log10`` of the mean squared error, in dB, over all pixels and channels; infinite for equal images.
 
@@ -26,7 +30,7 @@ def ssim(estimate: Tensor, truth: Tensor) -> float:
 
     Gaussian window of 1.5 pixels, population covariance, ``estimate`` clipped to [0, 1], channels averaged.
 
-    Raises ``ValueError`` if the shapes differ or a side is shorter than the window (11 pixels).
+    Raises ``ValueError`` if the shapes differ or a side is shorter than ``SSIM_WINDOW``.
     """
     _same_shape(estimate, truth)
     value = structural_similarity(

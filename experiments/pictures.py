@@ -37,7 +37,9 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFDIR: "a folder",
 }
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is said in one line here
+logging.getLogger("tifffile").addHandler(
+    logging.NullHandler()
+)  # what it says of damaged files is said in one line here
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ def _by_pillow(content: bytes) -> Picture:
         image.load()
         if image.mode == "1":
             return Picture(upright(np.asarray(image), orientation), 1, notes)
-        if image.mode.startswith("I") and image.format == "PNG":
+        if image.mode.startswith("I") and image.format in ("PNG", "PPM"):
             return Picture(upright(np.asarray(image), orientation), 65535, notes)
         if _see_through(image):
             notes += ("transparency ignored",)
@@ -177,7 +179,7 @@ def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _pages(count: int) -> tuple[str, ...]:
-    return () if count == 1 else (f"the first of {count} pages",)
+    return () if count == 1 else (f"read the first of {count} pages",)
 
 
 # --- 16 bits through a decoder of 8 ----------------------------------------------------------------------------------
@@ -246,11 +248,13 @@ def _tiff(content: bytes) -> Picture:
         layout = _layout(page, len(file.pages))
         if page.photometric == _YCBCR and page.compression == 1 and _subsampled(page):
             raise Unsupported("subsampled YCbCr is not supported; convert it to RGB")
+        axes = str(page.axes)
+        if axes not in ("YX", "YXS", "SYX"):
+            raise Unsupported(f"pixels in {len(axes)} dimensions ({axes}) are not an image")
         if layout.bits <= 8 and layout.kind == "u" and not (layout.photometric == _WHITE_IS_ZERO and layout.extra):
-            picture = _by_pillow(content)
-            return replace(picture, notes=layout.notes + tuple(n for n in picture.notes if not n.startswith("the first")))
+            return _by_pillow(content)
         try:
-            samples = _rows_columns_samples(page.asarray(), str(page.axes))
+            samples = _rows_columns_samples(page.asarray(), axes)
         except (ValueError, ImportError) as error:
             if not (isinstance(error, ImportError) or "imagecodecs" in str(error)):
                 raise
@@ -285,11 +289,7 @@ def _rows_columns_samples(pixels: np.ndarray, axes: str) -> np.ndarray:
     """``(height, width, samples)``."""
     if axes == "YX":
         return pixels[..., np.newaxis]
-    if axes == "YXS":
-        return pixels
-    if axes == "SYX":
-        return np.moveaxis(pixels, 0, -1)
-    raise Unsupported(f"pixels in {len(axes)} dimensions ({axes}) are not an image")
+    return np.moveaxis(pixels, 0, -1) if axes == "SYX" else pixels
 
 
 def _compressed(content: bytes, layout: _Layout, compression: str) -> np.ndarray:
@@ -311,7 +311,9 @@ def _compressed(content: bytes, layout: _Layout, compression: str) -> np.ndarray
 def _interpreted(samples: np.ndarray, layout: _Layout) -> Picture:
     """Samples ``(height, width, samples)`` to black 0, white ``scale``."""
     if layout.photometric not in _SAMPLES:
-        raise Unsupported(f"colours of photometric kind {layout.photometric} are not supported; convert it to RGB or grey")
+        raise Unsupported(
+            f"colours of photometric kind {layout.photometric} are not supported; convert it to RGB or grey"
+        )
     if layout.kind == "i" and samples.size and int(samples.min()) < 0:
         raise Unsupported(f"signed pixels from {int(samples.min())}: negative grey values have no meaning here")
     scale, notes = layout.scale, layout.notes
@@ -327,7 +329,9 @@ def _interpreted(samples: np.ndarray, layout: _Layout) -> Picture:
         notes += ("additional channels ignored",)
     if layout.photometric == _WHITE_IS_ZERO:
         if layout.kind != "u":
-            raise Unsupported("white is zero, with signed or floating-point pixels: where black is, the file does not say")
+            raise Unsupported(
+                "white is zero, with signed or floating-point pixels: where black is, the file does not say"
+            )
         colours = scale - colours
     elif layout.photometric == _SEPARATED:
         inks = colours.astype(np.float64) / scale
