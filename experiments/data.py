@@ -154,8 +154,8 @@ def read_image(path: Path, colour: bool) -> Tensor:
     divided by the largest of their type, floating-point images must lie in [0, 1] already.  Transparency is ignored, of several
     pages the first is read.
 
-    Raises ``UserError``, naming the file, for one that cannot be read or is not supported, is smaller than 16 pixels on a side, or
-    holds NaN, infinite or out-of-range values.
+    Raises ``UserError``, naming the file, for one that cannot be read or is not supported, is smaller than 16 pixels on a side,
+    or holds NaN, infinite or out-of-range values.
     """
     return _photograph(path, colour).pixels
 

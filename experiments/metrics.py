@@ -7,7 +7,6 @@ import math
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-
 SSIM_WINDOW = 11
 """Pixels per side of the window of ``ssim``; images must not be smaller."""
 

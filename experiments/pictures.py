@@ -94,7 +94,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def regular_content(path: Path) -> bytes:
-    """The bytes of a file that has an end.  Raises ``UserError``, naming it, for FIFOs, devices, folders, and if it cannot be read."""
+    """The bytes of a file that has an end.  Raises ``UserError``, naming it, for a FIFO, a device, a folder, or no permission."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind != stat.S_IFREG:
