@@ -71,7 +71,7 @@ def build_parser() -> Parser:
         "--solver-side", type=whole(8, SIDE), default=64, help="pixels per side in the contest of solvers"
     )
     parser.add_argument(
-        "--side", type=whole(1, SIDE), default=48, help="pixels per side in the contest of hypergradients"
+        "--side", type=whole(8, SIDE), default=48, help="pixels per side in the contest of hypergradients"
     )
     parser.add_argument(
         "--filters", type=whole(1, FILTERS), default=24, help="7x7 filters there, and where growth starts"
@@ -84,7 +84,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--batches", type=several(whole(1, FILTERS)), default=[4, 16], help="other batch sizes there")
     parser.add_argument(
-        "--cone-sides", type=several(whole(1, 64)), default=[8, 12], help="image sides for cvxpylayers, 3x3 filters"
+        "--cone-sides", type=several(whole(4, 64)), default=[8, 12], help="image sides for cvxpylayers, 3x3 filters"
     )
     return parser
 

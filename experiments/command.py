@@ -63,7 +63,9 @@ def refusals() -> Iterator[None]:
         if "t allocate memory" in str(error) or "not enough memory" in str(error):
             raise UserError("not enough memory; choose smaller sizes") from error
         raise
-    except (ValueError, ArithmeticError) as error:
+    except ArithmeticError as error:
+        raise UserError(f"these settings lead to numbers out of range ({error})") from error
+    except ValueError as error:
         raise UserError(str(error) or type(error).__name__) from error
 
 

@@ -26,7 +26,7 @@ from experiments.lifted_race import (
     pose,
     race,
 )
-from experiments.options import FILTERS, SIDE, SIZE, STEPS, Parser, path, positive, whole
+from experiments.options import FILTERS, SIDE, STEPS, Parser, odd, path, positive, whole
 from experiments.outputs import Output, Outputs
 from experiments.progress import progress_bar
 from experiments.report import save, tidy
@@ -141,11 +141,14 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--widths", type=whole(1, FILTERS), nargs="+", default=[8, 4], help="channels of the hidden layers of the race"
     )
-    parser.add_argument("--size", type=whole(1, SIZE), default=5, help="filters of size x size pixels")
+    parser.add_argument("--size", type=odd(), default=5, help="filters of size x size pixels")
     parser.add_argument("--side", type=whole(1, SIDE), default=24, help="pixels per side of the image")
     parser.add_argument("--limit", type=positive(), default=2.0, help="seconds per method and smoothing")
     parser.add_argument(
-        "--smoothing", type=positive(), default=0.05, help="of the conditioning study; its ridge is the same"
+        "--smoothing",
+        type=positive(least=1e-6, most=1e3),
+        default=0.05,
+        help="of the conditioning study; its ridge is the same",
     )
     parser.add_argument("--steps", type=whole(1, STEPS), default=1000, help="most PDHG steps of the conditioning study")
     parser.add_argument("--json", type=path, help="write the figures to this file")

@@ -16,7 +16,7 @@ from rich.table import Table
 from experiments import method_figures
 from experiments.command import command
 from experiments.comparison import Method, Row, Setting, TrainingRow, measure, methods, settings, train
-from experiments.options import FILTERS, SIDE, SIZE, STEPS, Parser, path, positive, tolerance, whole
+from experiments.options import FILTERS, SIDE, STEPS, Parser, odd, path, positive, tolerance, whole
 from experiments.outputs import Outputs
 from experiments.progress import progress_bar
 from experiments.run_folder import Json
@@ -89,9 +89,9 @@ def build_parser() -> Parser:
     parser.add_argument("--out", type=path, default=Path("runs/methods"), help="folder of the figures")
     parser.add_argument("--side", type=whole(1, SIDE), default=16, help="pixels per side of the image")
     parser.add_argument("--filters", type=whole(1, FILTERS), default=6)
-    parser.add_argument("--size", type=whole(1, SIZE), default=3, help="filters of size x size pixels")
+    parser.add_argument("--size", type=odd(), default=3, help="filters of size x size pixels")
     parser.add_argument(
-        "--examples", type=whole(1, DIGITS), default=120, help="digits to train on, and as many to validate on"
+        "--examples", type=whole(2, DIGITS), default=120, help="digits to train on, and as many to validate on"
     )
     parser.add_argument(
         "--steps", type=whole(1, STEPS), default=150, help="of the unrolled methods, and terms of the Neumann series"

@@ -33,7 +33,7 @@ from experiments.controls import (
 )
 from experiments.data import add_noise
 from experiments.instances import NOISE, photograph_patches, scaled, starting_regularizer, with_potential
-from experiments.options import FILTERS, SIDE, SIZE, THREADS, Parser, path, positive, whole
+from experiments.options import FILTERS, SIDE, THREADS, Parser, odd, path, positive, whole
 from experiments.outputs import Outputs
 from experiments.progress import progress_bar
 from experiments.runtime import prepare
@@ -232,7 +232,7 @@ def build_parser() -> Parser:
     parser.add_argument("--out", type=path, default=Path("runs/tolerances"), help="folder of the figure")
     parser.add_argument("--side", type=whole(1, SIDE), default=32, help="pixels per side of a patch")
     parser.add_argument("--filters", type=whole(1, FILTERS), default=12)
-    parser.add_argument("--size", type=whole(1, SIZE), default=5, help="filters of size x size pixels")
+    parser.add_argument("--size", type=odd(), default=5, help="filters of size x size pixels")
     parser.add_argument("--budget", type=positive(), default=500.0, help="operator applications per image and method")
     parser.add_argument("--threads", type=whole(1, THREADS), default=1)
     return parser

@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments.command import command
 from experiments.data import draw_patches, embedded_photographs
 from experiments.errors import UserError
-from experiments.instances import BLUR_WEIGHT, deblurring, denoising, scaled, trained_regularizer
+from experiments.instances import BLUR_SIDE, BLUR_WEIGHT, deblurring, denoising, scaled, trained_regularizer
 from experiments.options import PATCHES, SIDE, Parser, path, whole
 from experiments.outputs import Outputs
 from experiments.progress import progress_bar
@@ -314,7 +314,7 @@ def build_parser() -> Parser:
     parser = Parser("python -m experiments.learned_solver", "Learn to solve the lower level.")
     parser.add_argument("--run", type=path, help="run folder of a linear model (default: the packaged denoiser)")
     parser.add_argument("--json", type=path, help="write the rows to this file")
-    parser.add_argument("--side", type=whole(1, SIDE), default=32, help="pixels per side of the patches")
+    parser.add_argument("--side", type=whole(BLUR_SIDE, SIDE), default=32, help="pixels per side of the patches")
     parser.add_argument("--patches", type=whole(1, PATCHES), default=96, help="patches to learn from")
     parser.add_argument("--images", type=whole(1, PATCHES), default=8, help="patches of other photographs to test on")
     parser.add_argument("--limit", action="store_true", help="also with the inverse Hessian at the minimiser: slow")

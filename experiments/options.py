@@ -66,6 +66,18 @@ def whole(least: int = 1, most: int = LARGEST) -> Callable[[str], int]:
     return parse
 
 
+def odd(least: int = 3, most: int = SIZE) -> Callable[[str], int]:
+    """Sides of filters, which have a middle pixel."""
+
+    def parse(text: str) -> int:
+        value = whole(least, most)(text)
+        if value % 2 == 0:
+            raise argparse.ArgumentTypeError(f"must be odd, got {_short(text)}")
+        return value
+
+    return parse
+
+
 def positive(most: float = math.inf, least: float = 0.0) -> Callable[[str], float]:
     """Positive finite numbers, from ``least`` to ``most``."""
 

@@ -31,7 +31,7 @@ from experiments.instances import (
     trained_regularizer,
     with_potential,
 )
-from experiments.options import FILTERS, SIDE, SIZE, Parser, path, whole
+from experiments.options import FILTERS, SIDE, Parser, odd, path, whole
 from experiments.outputs import Outputs
 from experiments.progress import progress_bar
 from experiments.reference import Reference, solve_reference
@@ -274,7 +274,7 @@ def build_parser() -> Parser:
     parser.add_argument("--out", type=path, default=Path("runs/truth"), help="folder of the figure")
     parser.add_argument("--side", type=whole(1, SIDE), default=48, help="pixels per side of the patch")
     parser.add_argument("--filters", type=whole(1, FILTERS), default=24, help="of the random regularizers")
-    parser.add_argument("--size", type=whole(1, SIZE), default=7, help="of their filters, in pixels")
+    parser.add_argument("--size", type=odd(), default=7, help="of their filters, in pixels")
     parser.add_argument(
         "--small-side", type=whole(1, SIDE), default=12, help="pixels per side of what cvxpylayers gets"
     )

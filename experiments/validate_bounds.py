@@ -29,7 +29,7 @@ from experiments.instances import (
     starting_regularizer,
     trained_regularizer,
 )
-from experiments.options import FILTERS, PATCHES, SIDE, SIZE, Parser, path, whole
+from experiments.options import FILTERS, PATCHES, SIDE, Parser, odd, path, whole
 from experiments.outputs import Output, Outputs
 from experiments.progress import progress_bar
 from experiments.reference import Reference, solve_reference
@@ -435,7 +435,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--filters", type=whole(1, FILTERS), default=24, help="of the random and of the starting regularizer"
     )
-    parser.add_argument("--size", type=whole(1, SIZE), default=7, help="of their filters, in pixels")
+    parser.add_argument("--size", type=odd(), default=7, help="of their filters, in pixels")
     parser.add_argument("--checks", type=whole(1, 1000), default=2, help="tolerances per method and precision")
     return parser
 
