@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import torch
 
+from experiments import USUAL_HANDLERS
 from experiments.errors import UserError, one_line_errors
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -43,7 +44,8 @@ def command() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     with _stopped_in_one_line(), _unread_in_one_line(), one_line_errors(), refusals():
         yield
-        sys.stdout.flush()  # a full disk or a closed pipe is said here, not by the interpreter on its way out
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk or a closed pipe is said here, not by the interpreter on its way out
 
 
 @contextmanager
@@ -83,8 +85,8 @@ def _stopped_in_one_line() -> Iterator[None]:
     """Signals raise ``Stopped`` in the main thread, unless the program that calls has handlers of its own."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        usual = (signal.SIG_DFL, signal.default_int_handler)
-        before = {number: signal.signal(number, _stop) for number in SIGNALS if signal.getsignal(number) in usual}
+        ours = [number for number in SIGNALS if signal.getsignal(number) in USUAL_HANDLERS]
+        before = {number: signal.signal(number, _stop) for number in ours}
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -194,8 +194,13 @@ def is_stream(path: Path) -> bool:
 def write_to(path: Path, content: bytes) -> None:
     """Write ``content``: into a stream, or in one piece to the file that a link leads to.  Raises ``OSError`` that names it."""
     if is_stream(path):
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
-            stream.write(content)
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
+                stream.write(content)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,8 +214,10 @@ def write_new(path: Path, content: bytes) -> None:
         try:
             file.write(content)
             file.flush()
-        except BaseException:
+        except BaseException as error:
             path.unlink()
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
 
 
