@@ -23,7 +23,9 @@ def _interrupted(kind: type[BaseException], error: BaseException, trace: Traceba
         sys.__excepthook__(kind, error, trace)
 
 
-if sys.argv[:1] == ["-m"]:  # Python is still looking for the command: while modules load, signals end it in one line too
+if sys.argv[:1] == [
+    "-m"
+]:  # Python is still looking for the command: while modules load, signals end it in one line too
     sys.excepthook = _interrupted
     USUAL_HANDLERS.append(_ended)
     for _name in ("SIGTERM", "SIGHUP"):

@@ -103,13 +103,15 @@ def _values(path: Path) -> np.ndarray:
     suffix = path.suffix.lower()
     if suffix != ".npy" and suffix not in TEXT:
         return np.ascontiguousarray(read_picture(path).grey())
-    content = io.BytesIO(regular_content(path))
+    content = regular_content(path)
+    if not content.strip():
+        raise UserError(f"{path}: cannot be read as a blur kernel (it is empty)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an empty table, an imaginary part
+            warnings.simplefilter("error")  # an imaginary part
             if suffix == ".npy":
-                return np.ascontiguousarray(np.load(content, allow_pickle=False), dtype=np.float64)
-            return np.loadtxt(content, delimiter="," if suffix == ".csv" else None, ndmin=2)
+                return np.ascontiguousarray(np.load(io.BytesIO(content), allow_pickle=False), dtype=np.float64)
+            return np.loadtxt(io.BytesIO(content), delimiter="," if suffix == ".csv" else None, ndmin=2)
     except Exception as error:  # readers of damaged files raise anything
         raise UserError(f"{path}: cannot be read as a blur kernel ({error})") from error
 

@@ -117,7 +117,7 @@ class Outputs:
         places = [folder / name for name in distinct_names(names)]
         for place in places:
             if len(os.fsencode(place.name)) > LONGEST_NAME:
-                raise UserError(f"--save {folder}: the name {place.name} is too long")
+                raise UserError(f"--save {shown(folder)}: the name {shown(Path(place.name))} is too long")
             if os.path.lexists(place):
                 raise UserError(f"--save {folder}: {place.name} exists, choose another folder")
             self._take("--save", place)
@@ -127,7 +127,7 @@ class Outputs:
         check_file(option, path, ours)
         for run in self._runs:
             if path.name in RUN_FILES and run.is_dir() and path.parent.is_dir() and path.parent.samefile(run):
-                raise UserError(f"{option} {path}: belongs to the run, choose another name")
+                raise UserError(f"{option} {shown(path)}: belongs to the run, choose another name")
         if option != "--out":
             self._take(option, path)
 
@@ -137,7 +137,7 @@ class Outputs:
             return
         key = unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
         if key in self._taken:
-            raise UserError(f"{option} {path}: is written by {self._taken[key]} already")
+            raise UserError(f"{option} {shown(path)}: is written by {self._taken[key]} already")
         self._taken[key] = option
 
 
@@ -148,24 +148,24 @@ def check_file(option: str, path: Path, ours: Ours) -> None:
     except FileNotFoundError:
         mode = None
     except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}") from error
+        raise UserError(f"{option} {shown(path)}: {error.strerror}") from error
     if is_stream(path):
         if mode is None:
-            raise UserError(f"{option} {path}: no such device")
+            raise UserError(f"{option} {shown(path)}: no such device")
         if not os.access(path, os.W_OK):
-            raise UserError(f"{option} {path}: is write-protected")
+            raise UserError(f"{option} {shown(path)}: is write-protected")
         return
     if mode is not None and stat.S_ISDIR(mode):
-        raise UserError(f"{option} {path}: is a folder, a file is needed")
+        raise UserError(f"{option} {shown(path)}: is a folder, a file is needed")
     if mode is not None and not stat.S_ISREG(mode):
-        raise UserError(f"{option} {path}: is neither a file nor a device that can be written to")
+        raise UserError(f"{option} {shown(path)}: is neither a file nor a device that can be written to")
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
-        raise UserError(f"{option} {path}: the folder {target.parent} does not exist")
+        raise UserError(f"{option} {shown(path)}: the folder {target.parent} does not exist")
     if mode is not None and not os.access(target, os.W_OK):
-        raise UserError(f"{option} {path}: is write-protected")
+        raise UserError(f"{option} {shown(path)}: is write-protected")
     if mode is not None and not _replaceable(target, ours):
-        raise UserError(f"{option} {path}: exists and was not written by this command, choose another name")
+        raise UserError(f"{option} {shown(path)}: exists and was not written by this command, choose another name")
     _try_to_create(option, path, target)
 
 
@@ -176,10 +176,15 @@ def check_folder(option: str, folder: Path) -> None:
         existing = existing.parent
     if not existing.is_dir():
         kind = "leads nowhere" if existing.is_symlink() else "is not a folder"
-        raise UserError(f"{option} {folder}: {existing} {kind}")
+        raise UserError(f"{option} {shown(folder)}: {existing} {kind}")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
-        raise UserError(f"{option} {folder}: the name is too long")
+        raise UserError(f"{option} {shown(folder)}: the name is too long")
     _try_to_create(option, folder, existing / "output")
+
+
+def shown(path: Path) -> str:
+    """The path for a message: names of hundreds of letters are cut."""
+    return str(Path(*(part if len(part) <= 80 else f"{part[:20]}..." for part in path.parts)))
 
 
 def is_stream(path: Path) -> bool:
@@ -262,6 +267,6 @@ def _try_to_create(option: str, path: Path, target: Path) -> None:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{option} {shown(path)}: cannot be written ({error.strerror})") from error
     os.close(descriptor)
     os.unlink(name)

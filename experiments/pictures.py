@@ -57,7 +57,8 @@ class Picture:
 
     def values(self) -> np.ndarray:
         """In float64, full scale 1."""
-        return self.levels.astype(np.float64) / self.scale
+        with np.errstate(invalid="ignore"):  # NaN that signals; what is not finite is refused later
+            return self.levels.astype(np.float64) / self.scale
 
     def grey(self) -> np.ndarray:
         """ITU-R 601 luma in float64; that of 8-bit colours rounded to 8 bits, as Pillow's mode "L" does."""
@@ -223,13 +224,17 @@ def _as_four_bytes(content: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the samples of a TIFF page mean.  ``extra``: kinds of the samples after colour (1, 2: alpha, 1 multiplied in)."""
+    """What the samples of a TIFF page mean.
+
+    ``kind``: "u", "i" or "f"; ``extra``: of the samples after colour (1, 2: alpha, 1 multiplied in); ``size``: height and width.
+    """
 
     photometric: int
     bits: int
     kind: str
     extra: tuple[int, ...]
     orientation: int
+    size: tuple[int, int]
     notes: tuple[str, ...]
 
     @property
@@ -253,13 +258,14 @@ def _tiff(content: bytes) -> Picture:
             raise Unsupported(f"pixels in {len(axes)} dimensions ({axes}) are not an image")
         if layout.bits <= 8 and layout.kind == "u" and not (layout.photometric == _WHITE_IS_ZERO and layout.extra):
             return _by_pillow(content)
+        _check_complete(page, len(content))
         try:
             samples = _rows_columns_samples(page.asarray(), axes)
         except (ValueError, ImportError) as error:
             if not (isinstance(error, ImportError) or "imagecodecs" in str(error)):
                 raise
             samples = _compressed(content, layout, str(getattr(page.compression, "name", page.compression)))
-            layout = replace(layout, orientation=1)  # Pillow has turned it
+            layout = replace(layout, orientation=1, size=samples.shape[:2])  # Pillow has turned it
     return _interpreted(samples, layout)
 
 
@@ -277,7 +283,15 @@ def _layout(page: Any, pages: int) -> _Layout:
     tag = page.tags.get(_ORIENTATION)
     orientation = int(tag.value) if tag is not None and isinstance(tag.value, int) else 1
     bits = page.bitspersample
-    return _Layout(photometric, int(bits), kind, extra, orientation, _pages(pages))
+    size = (int(page.imagelength), int(page.imagewidth))
+    return _Layout(photometric, int(bits), kind, extra, orientation, size, _pages(pages))
+
+
+def _check_complete(page: Any, length: int) -> None:
+    """Raise ``ValueError`` if pixels are missing: tifffile takes them for black."""
+    pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    if not pieces or any(count <= 0 or offset + count > length for offset, count in pieces):
+        raise ValueError("the file is truncated or damaged")
 
 
 def _subsampled(page: Any) -> bool:
@@ -310,6 +324,8 @@ def _compressed(content: bytes, layout: _Layout, compression: str) -> np.ndarray
 
 def _interpreted(samples: np.ndarray, layout: _Layout) -> Picture:
     """Samples ``(height, width, samples)`` to black 0, white ``scale``."""
+    if samples.ndim != 3 or samples.shape[:2] != layout.size:
+        raise ValueError("the file is truncated or damaged")
     if layout.photometric not in _SAMPLES:
         raise Unsupported(
             f"colours of photometric kind {layout.photometric} are not supported; convert it to RGB or grey"

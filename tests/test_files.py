@@ -1,7 +1,11 @@
 """Files of users: what is refused."""
+
 from __future__ import annotations
+
 from pathlib import Path
+
 import pytest
+
 from tests.reliability.base import Refusal, message_of
 from tests.reliability.files import REFUSALS
 

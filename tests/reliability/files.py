@@ -71,16 +71,31 @@ def tiff(pixels: np.ndarray, photometric: str = "minisblack", volumetric: bool =
 
 def deblurring_run(path: Path, **training: Json) -> Path:
     """A run as ``train deblur`` leaves it, but for ``training``."""
-    blur: dict[str, Json] = {"name": "motion", "kernel": motion_kernel(0, 9).tolist(), "ridge": 1e-3, "edges": "circular"}
+    blur: dict[str, Json] = {
+        "name": "motion",
+        "kernel": motion_kernel(0, 9).tolist(),
+        "ridge": 1e-3,
+        "edges": "circular",
+    }
     usual: dict[str, Json] = {"task": "deblur", "sigma": 2.55, "blur": blur}
     regularizer = LinearRegularizer(LinearConfig(filters=HIDDEN, size=FILTER_SIDE), torch.Generator().manual_seed(0))
     save_regularizer(RunFolder.create(path), regularizer, usual | training)
     return path
 
 
+def denoising_run(path: Path) -> Path:
+    """A run as ``train denoise`` leaves it."""
+    return deblurring_run(path, task="denoise")
+
+
 def blurred(path: Path, **blur: Json) -> Path:
     """A deblurring run with something else in its blur."""
-    usual: dict[str, Json] = {"name": "motion", "kernel": motion_kernel(0, 9).tolist(), "ridge": 1e-3, "edges": "circular"}
+    usual: dict[str, Json] = {
+        "name": "motion",
+        "kernel": motion_kernel(0, 9).tolist(),
+        "ridge": 1e-3,
+        "edges": "circular",
+    }
     return deblurring_run(path, blur=usual | blur)
 
 
@@ -216,7 +231,7 @@ IMAGES = [
     unreadable("floating-point grey values from 0 to 255", tiff(UNIT * 255), "look like levels of 255"),
     unreadable("floating-point grey values from 0 to 65535", tiff(UNIT * 65535), "look like levels of 65535"),
     unreadable("floating-point grey values below 0", tiff(UNIT - 0.5), "expected 0 to 1"),
-    unreadable("a TIFF file of negative integers", tiff((GREY.astype(np.int16) - 100)), "signed pixels from -1"),
+    unreadable("a TIFF file of negative integers", tiff(GREY.astype(np.int16) - 100), "signed pixels from -1"),
     unreadable("a TIFF file of complex numbers", tiff(GREY.astype(np.complex64)), "complex"),
     unreadable("a TIFF file in CIELab colours", tiff(COLOURS.astype(np.uint8), "cielab"), "LAB"),
     unreadable("a TIFF file of 16-bit CIELab colours", tiff(COLOURS, "cielab"), "photometric kind 8"),
@@ -268,7 +283,9 @@ KERNELS = [
     no_kernel("a blur kernel with negative entries", "k.npy", lambda p: np.save(p, -np.ones((3, 3))), "non-negative"),
     no_kernel("a blur kernel of zeros", "k.npy", lambda p: np.save(p, np.zeros((3, 3))), "not all of them zero"),
     no_kernel("a blur kernel whose sum overflows", "k.npy", lambda p: np.save(p, np.full((3, 3), 1e308)), "too large"),
-    no_kernel("a blur kernel of complex numbers", "k.npy", lambda p: np.save(p, 1j * np.ones((3, 3))), "cannot be read"),
+    no_kernel(
+        "a blur kernel of complex numbers", "k.npy", lambda p: np.save(p, 1j * np.ones((3, 3))), "cannot be read"
+    ),
     no_kernel("a blur kernel with one axis", "k.npy", lambda p: np.save(p, np.ones(3)), "rows and columns"),
     no_kernel("a blur kernel of 80 terabytes", "k.npy", huge_header, "k.npy: cannot be read"),
     no_kernel("pickled objects as blur kernel", "k.npy", lambda p: np.save(p, np.array([{}])), "cannot be read"),
@@ -380,13 +397,24 @@ RUNS = [
     evaluation("a run that does not exist", lambda f: [f / "absent"], "no such run folder"),
     evaluation("a photograph as run", lambda f: [f / "photos" / "a.png"], "a.png"),
     evaluation("a folder of photographs as run", lambda f: [f / "photos"], "holds no model.safetensors"),
-    evaluation("a denoising run to be compared at deblurring", lambda f: [RUN], "not to deblur", deblurring.main),
-    evaluation("a denoising run to study its ridge", lambda f: [RUN], "not to deblur", ridge_study.main),
-    evaluation("--edges for a denoising run", lambda f: [RUN, "--edges", "valid"], "runs that deblur"),
+    evaluation(
+        "a denoising run to be compared at deblurring",
+        lambda f: [denoising_run(f / "run")],
+        "not to deblur",
+        deblurring.main,
+    ),
+    evaluation(
+        "a denoising run to study its ridge", lambda f: [denoising_run(f / "run")], "not to deblur", ridge_study.main
+    ),
+    evaluation(
+        "--edges for a denoising run", lambda f: [denoising_run(f / "run"), "--edges", "valid"], "runs that deblur"
+    ),
     evaluation("a model of an unknown task", lambda f: [deblurring_run(f / "run", task="colourise")], "unknown task"),
     evaluation("a model without a blur", lambda f: [deblurring_run(f / "run", blur=None)], "which blur"),
     evaluation("a model whose noise is true", lambda f: [deblurring_run(f / "run", sigma=True)], "which noise"),
-    evaluation("a model whose noise has 400 digits", lambda f: [deblurring_run(f / "run", sigma=10**400)], "which noise"),
+    evaluation(
+        "a model whose noise has 400 digits", lambda f: [deblurring_run(f / "run", sigma=10**400)], "which noise"
+    ),
     evaluation("a model whose kernel is ragged", lambda f: [blurred(f / "run", kernel=[[1], [1, 2]])], "which blur"),
     evaluation("a model whose kernel is a word", lambda f: [blurred(f / "run", kernel="motion")], "which blur"),
     evaluation("a model whose kernel has even sides", lambda f: [blurred(f / "run", kernel=[[1.0, 1.0]])], "odd sides"),
@@ -420,7 +448,7 @@ RUNS = [
 
 LINES = [
     line("evaluate without a run", evaluate.main, "", "required: run"),
-    line("evaluate with two runs", evaluate.main, f"{RUN} {RUN}", "unrecognized arguments"),
+    line("evaluate with two runs", evaluate.main, "first second", "unrecognized arguments"),
     line("an option that does not exist", evaluate.main, f"{RUN} --image x", "--image"),
     line("an option without its value", evaluate.main, f"{RUN} --json", "--json: expected one argument"),
     line("a device that does not exist", evaluate.main, f"{RUN} --device tpu", "--device: invalid choice"),
