@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from experiments.errors import UserError
 
@@ -29,7 +29,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ``UserError``, the option first."""
         text = re.sub(r"^argument (\S+): must", r"\1 must", message)
-        raise UserError(re.sub(r"^argument (\S+): ", r"\1: ", text))
+        text = re.sub(r"^argument (\S+): ", r"\1: ", text)
+        raise UserError(text if len(text) <= 240 else f"{text[:120]} ... {text[-100:]}")
+
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse does, but for ``--option=--``, of which some versions of Python make an empty list without a type."""
+        parsed = super().parse_args(args, namespace)
+        for action in self._actions:
+            if getattr(parsed, action.dest, None) == []:
+                self.error(f"argument {'/'.join(action.option_strings) or action.dest}: expected one argument")
+        return parsed
 
 
 class _Help(argparse.HelpFormatter):
