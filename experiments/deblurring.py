@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from experiments.command import command
 from experiments.data import Photograph, draw_patches, image_generator, load_photographs
 from experiments.degradations import EDGES, Blur, edges_named
 from experiments.errors import UserError
-from experiments.evaluate import check_sizes, keeps_colour
+from experiments.evaluate import check_sizes, keeps_colour, tracked
 from experiments.instances import PRETRAINED, blurred_run, linear_run, scaled
 from experiments.metrics import psnr, ssim
 from experiments.options import PATCHES, SIDE, Parser, path, seed, whole
@@ -109,7 +108,7 @@ def measure(
     """Means over the images, from the part of each that was observed, and pictures; the observation itself comes first."""
     scores: dict[str, list[tuple[float, float]]] = {"blurred": []} | {name: [] for name, _, _ in methods}
     pictures = []
-    for index, image in enumerate(track(images, "testing", transient=True, console=Terminal(stderr=True))):
+    for index, image in enumerate(tracked(images, len(images), "testing")):
         observed = blur.observe(image.pixels, image_generator(seed, index))
         truth = blur.visible(image.pixels)
         scores["blurred"].append((psnr(blur.shown(observed), truth), ssim(blur.shown(observed), truth)))

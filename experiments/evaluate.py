@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,17 +106,21 @@ def side_by_side(job: Callable[[Photograph, int], Result], images: Sequence[Phot
 
     Interrupted, it waits for the images in progress and begins no other.
     """
-    console = Terminal(stderr=True)
     if workers == 1:  # in the main thread, which an interrupt reaches at once
-        pairs = track(list(zip(images, range(len(images)), strict=True)), "restoring", transient=True, console=console)
-        return [job(image, index) for image, index in pairs]
+        return [job(image, index) for index, image in enumerate(tracked(images, len(images), "restoring"))]
     with ThreadPoolExecutor(workers) as pool:
         try:
             done = pool.map(job, images, range(len(images)))
-            return list(track(done, "restoring", total=len(images), transient=True, console=console))
+            return list(tracked(done, len(images), "restoring"))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def tracked(items: Iterable[Result], total: int, doing: str) -> Iterable[Result]:
+    """The items, with a progress bar if there is a terminal to show it on."""
+    console = Terminal(stderr=True)
+    return track(items, doing, total=total, transient=True, console=console, disable=not console.is_terminal)
 
 
 def evaluate_images(

@@ -32,7 +32,6 @@ class Parser(argparse.ArgumentParser):
         text = re.sub(r"^argument (\S+): ", r"\1: ", text)
         raise UserError(text if len(text) <= 240 else f"{text[:120]} ... {text[-100:]}")
 
-
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse does, but for ``--option=--``, of which some versions of Python make an empty list without a type."""
         parsed = super().parse_args(args, namespace)

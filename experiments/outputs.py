@@ -237,7 +237,8 @@ def beside(path: Path) -> Path:
 def distinct_names(names: Sequence[str]) -> list[str]:
     """A PNG name for each image, no two equal even where case does not count.
 
-    The stem, unless several images share it: then their whole names, so that none takes the name of another.
+    The stem, unless several images share it: then their whole names, so that none takes the name of another; numbered where
+    that is taken as well.
     """
     stems = [_folded(Path(name).stem) for name in names]
     taken: set[str] = set()
