@@ -12,13 +12,13 @@ USUAL_HANDLERS: list[object] = [signal.SIG_DFL, signal.default_int_handler]
 
 
 def _ended(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+    os.write(2, b"interrupted: nothing was begun\n")
     os._exit(128 + number)
 
 
 def _interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("stopped by SIGINT\n")
+        sys.stderr.write("interrupted: nothing was begun\n")
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -42,7 +42,7 @@ def command() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):  # names and symbols that the encoding of the terminal lacks
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    with _stopped_in_one_line(), _unread_in_one_line(), one_line_errors(), refusals():
+    with _unread_in_one_line(), one_line_errors(), _stopped_in_one_line(), refusals():
         yield
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk or a closed pipe is said here, not by the interpreter on its way out
@@ -91,8 +91,7 @@ def _stopped_in_one_line() -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        name = signal.Signals(number).name
-        _leave(f"stopped by {name}: files written so far are complete, the others were not begun", 128 + number)
+        _leave("interrupted: files written so far are complete, the others were not begun", 128 + number)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -23,6 +23,27 @@ from experiments.pictures import read_picture
 from experiments.terminal import note, printable
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+OTHER_SUFFIXES = frozenset(
+    {
+        ".gif",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tga",
+        ".psd",
+        ".exr",
+        ".hdr",
+        ".npy",
+    }
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+)
+"""Of images that are not read; a folder that holds some is not complete without them, which is said."""
 NAMES_SHOWN = 5
 MINIMUM_SIDE = 16
 TEST_SIDE = 256
@@ -132,10 +153,21 @@ def load_photographs(folder: Path | None, split: Literal["train", "test"], colou
         return embedded_photographs(split, colour)
     photographs = load_folder(folder, colour)
     for text in dict.fromkeys(text for photograph in photographs for text in photograph.notes):
-        names = [photograph.name for photograph in photographs if text in photograph.notes]
+        _say(folder, text, [photograph.name for photograph in photographs if text in photograph.notes])
+    _say(folder, "left out, of a kind that is not read", left_out(folder))
+    return photographs
+
+
+def left_out(folder: Path) -> list[str]:
+    """Names of images of other kinds."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in OTHER_SUFFIXES)
+
+
+def _say(folder: Path, text: str, names: Sequence[str]) -> None:
+    """Of which images; nothing for none."""
+    if names:
         rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         note(f"{folder}: {text}: {', '.join(names[:NAMES_SHOWN])}{rest}")
-    return photographs
 
 
 def split_check(train: Sequence[Photograph], test: Sequence[Photograph]) -> None:

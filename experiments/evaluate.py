@@ -1,6 +1,9 @@
 """Degrade a folder of clean images as a run was trained to undo, restore them with the run, and measure the result.
 
-python -m experiments.evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE
+python -m experiments.evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE --save DIR
+
+Nothing that exists is overwritten, but for FILE if an earlier evaluation wrote it; ``--save`` puts one PNG file per image into a
+folder that is not that of the originals.  Where to write is looked at before the work, and written to before the table is shown.
 """
 
 from __future__ import annotations

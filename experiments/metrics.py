@@ -8,7 +8,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 SSIM_WINDOW = 11
-"""Pixels per side of the window of ``ssim``; images must not be smaller."""
+"""Least side, in pixels, of an image that has a structural similarity."""
 
 
 def psnr(estimate: Tensor, truth: Tensor, clip: bool = True) -> float:
@@ -29,7 +29,7 @@ def ssim(estimate: Tensor, truth: Tensor) -> float:
 
     Gaussian window of 1.5 pixels, population covariance, ``estimate`` clipped to [0, 1], channels averaged.
 
-    Raises ``ValueError`` if the shapes differ or a side is shorter than ``SSIM_WINDOW``.
+    Raises ``ValueError`` if the shapes differ or a side is shorter than the window (11 pixels).
     """
     _same_shape(estimate, truth)
     value = structural_similarity(

@@ -202,10 +202,12 @@ def test_what_is_converted_or_left_out_is_said(tmp_path: Path, capsys: pytest.Ca
     inks.save(tmp_path / "inks.tif")
     for number in range(7):
         Image.fromarray(RGB8).save(tmp_path / f"{number}.bmp")
+    (tmp_path / "raw.CR2").write_bytes(b"")
     found = said(tmp_path, False, capsys)
     assert sorted(line.removeprefix(f"note: {tmp_path}: ") for line in found) == [
         "CMYK converted to RGB without a colour profile: inks.tif",
         "colours converted to grey: 0.bmp, 1.bmp, 2.bmp, 3.bmp, 4.bmp and 5 more",
+        "left out, of a kind that is not read: raw.CR2",
         "read the first of 3 pages: pages.tif",
         "transparency ignored: alpha.png, keyed.png",
     ]
