@@ -12,8 +12,9 @@ import tifffile
 from PIL import Image
 
 from experiments.data import load_photographs, read_image
+from experiments.decoders import upright
 from experiments.errors import UserError
-from experiments.pictures import read_picture, upright
+from experiments.pictures import read_picture
 from tests.image_writers import chunk, lzw_tiff, png
 
 RNG = np.random.default_rng(0)
