@@ -21,6 +21,9 @@ from experiments.decoders import Picture, Unsupported, by_pillow, pages, unpacke
 MAXIMUM_PIXELS = 180_000_000
 """As many as Pillow takes before it suspects a decompression bomb; tifffile does not look."""
 
+MAXIMUM_RATIO = 20_000
+"""Of bytes before and after compression; LZMA takes an image of one grey value to about half of that."""
+
 _ORIENTATION = 274
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATED, _YCBCR = 0, 1, 2, 5, 6
 _SAMPLES = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _SEPARATED: 4}
@@ -97,7 +100,9 @@ def _layout(page: Any, count: int) -> _Layout:
 def _check_complete(page: Any, length: int) -> None:
     """Raise ``ValueError`` if pixels are missing: tifffile takes them for black."""
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    if not pieces or any(count <= 0 or offset + count > length for offset, count in pieces):
+    promised = int(page.imagewidth) * int(page.imagelength) * int(page.samplesperpixel) * int(page.bitspersample) // 8
+    held = sum(count for _, count in pieces) * (1 if page.compression == 1 else MAXIMUM_RATIO)
+    if promised > held or any(count <= 0 or offset + count > length for offset, count in pieces):
         raise ValueError("the file is truncated or damaged")
 
 

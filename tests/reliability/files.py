@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import struct
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,8 @@ from experiments.instances import PRETRAINED
 from experiments.model_file import save_regularizer
 from experiments.run_folder import Json, RunFolder
 from regularizers.linear import LinearConfig, LinearRegularizer
+from tests.hostile import CASES, COMMANDS, HOSTILE
+from tests.image_kinds import KINDS, damaged
 from tests.image_writers import chunk, lzw_tiff, png
 from tests.reliability.base import CommandRefused, Main, Refusal, run_command
 
@@ -491,3 +494,26 @@ LINES = [
 ]
 
 REFUSALS: list[Refusal] = [*IMAGES, *KERNELS, *PLACES, *RUNS, *LINES]
+
+
+def section() -> str:
+    """What else was tried: kinds of files with known values, damaged files, hostile command lines."""
+    kept = refused = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in KINDS:
+            for content in damaged(kind):
+                (Path(folder) / "a.png").write_bytes(content)
+                try:
+                    read_image(Path(folder) / "a.png", colour=False)
+                    kept += 1
+                except UserError:
+                    refused += 1
+    lines = [
+        f"* Image files whose pixels are compared with the values that were written: {len(KINDS)} kinds "
+        f"({'; '.join(KINDS)}), and all 8 orientations in 9 kinds.",
+        f"* Damaged image files: {kept + refused}, of which {refused} are refused by name and {kept} are read, to grey values in "
+        "[0, 1]; no other end.",
+        f"* Hostile command lines: {len(CASES) * len(HOSTILE)} ({len(HOSTILE)} values for each of the {len(CASES)} options and "
+        f"arguments of {len(COMMANDS)} commands); each is refused in one line or means what was typed.",
+    ]
+    return "\n".join(lines) + "\n"
