@@ -26,6 +26,7 @@ MAXIMUM_RATIO = 20_000
 
 _ORIENTATION = 274
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATED, _YCBCR = 0, 1, 2, 5, 6
+_OLD_JPEG = 6
 _SAMPLES = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _SEPARATED: 4}
 logging.getLogger("tifffile").addHandler(
     logging.NullHandler()
@@ -66,9 +67,10 @@ def read_tiff(content: bytes) -> Picture:
         axes = str(page.axes)
         if axes not in ("YX", "YXS", "SYX"):
             raise Unsupported(f"pixels in {len(axes)} dimensions ({axes}) are not an image")
+        if page.compression != _OLD_JPEG:  # whose pixels may lie elsewhere
+            _check_complete(page, len(content))
         if layout.bits <= 8 and layout.kind == "u" and not (layout.photometric == _WHITE_IS_ZERO and layout.extra):
             return by_pillow(content)
-        _check_complete(page, len(content))
         try:
             samples = _rows_columns_samples(page.asarray(), axes)
         except (ValueError, ImportError) as error:
@@ -98,7 +100,7 @@ def _layout(page: Any, count: int) -> _Layout:
 
 
 def _check_complete(page: Any, length: int) -> None:
-    """Raise ``ValueError`` if pixels are missing: tifffile takes them for black."""
+    """Raise ``ValueError`` if pixels are missing: both decoders take them for black."""
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     promised = int(page.imagewidth) * int(page.imagelength) * int(page.samplesperpixel) * int(page.bitspersample) // 8
     held = sum(count for _, count in pieces) * (1 if page.compression == 1 else MAXIMUM_RATIO)
