@@ -38,9 +38,10 @@ def sound(action: argparse.Action, value: str, parsed: object) -> bool:
         return parsed in action.choices
     if isinstance(parsed, Path):
         return parsed == Path(value) and value != "" and "\0" not in value
-    if isinstance(parsed, int | float):
-        sensible = math.isfinite(parsed) and 0 < parsed < options.LARGEST
-        return sensible or (action.dest == "seed" and -(2**63) <= parsed < 2**63) or parsed > 0 == action.required
+    if isinstance(parsed, float):
+        return math.isfinite(parsed) and parsed > 0
+    if isinstance(parsed, int):
+        return 0 < parsed <= options.STEPS or (action.dest == "seed" and -(2**63) <= parsed < 2**63)
     return False
 
 

@@ -216,6 +216,9 @@ def a_socket(path: Path) -> None:
 
 
 WIDE = lzw_tiff(COLOURS).replace(struct.pack("<HHII", 256, 4, 1, 24), struct.pack("<HHII", 256, 4, 1, 2**24))
+TALL = tiff(GREY > 127)
+for tag in (257, 278):  # height, rows per strip
+    TALL = TALL.replace(struct.pack("<HHII", tag, 4, 1, 20), struct.pack("<HHII", tag, 4, 1, 40))
 HEADER_OF_A_BOMB = struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)
 BOMB = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", HEADER_OF_A_BOMB) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 UNIT = np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
@@ -242,6 +245,7 @@ IMAGES = [
     unreadable("floating-point pixels where white is zero", tiff(UNIT, "miniswhite"), "white is zero"),
     unreadable("a PNG file of 900 megapixels in 70 bytes", BOMB, "pixels", "photo.png"),
     unreadable("a TIFF file of 335 megapixels in 4 kilobytes", WIDE, "pixels are more than"),
+    unreadable("a TIFF file that promises more rows than it holds", TALL, "truncated or damaged"),
     folder_of("a folder that does not exist", lambda folder: None, "no such folder"),
     folder_of("a file where a folder of images is needed", lambda f: (f / "photos").write_text(""), "not a folder"),
     folder_of("a folder without images", lambda f: (f / "photos").mkdir(), "holds no PNG"),
