@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from experiments.metrics import psnr, ssim
+from experiments.outputs import MARK, Output, write_to
 
 MAXIMUM_ROWS = 4
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d9730d", "#2e8b57", "#8a8a8a"
@@ -32,7 +35,7 @@ class Comparison:
     truth: Tensor
 
 
-def comparison(rows: Sequence[Comparison], path: Path) -> None:
+def comparison(rows: Sequence[Comparison], path: Path | Output) -> None:
     """Observation, tuned TV, learned and truth side by side with PSNR and SSIM; at most the first four images.
 
     Raises ``ValueError`` if there is no image.
@@ -54,7 +57,7 @@ def comparison(rows: Sequence[Comparison], path: Path) -> None:
     save(figure, path)
 
 
-def filters(bank: Tensor, weights: Tensor, path: Path) -> None:
+def filters(bank: Tensor, weights: Tensor, path: Path | Output) -> None:
     """Filters ``(count, channels, k, k)``, largest weight first; each on its own scale, blue negative, red positive.
 
     Filters of three channels are shown as colours around grey.
@@ -78,7 +81,7 @@ def filters(bank: Tensor, weights: Tensor, path: Path) -> None:
     save(figure, path)
 
 
-def potentials(grid: Tensor, values: Tensor, path: Path) -> None:
+def potentials(grid: Tensor, values: Tensor, path: Path | Output) -> None:
     """Curves ``values (count, n)`` over the filter responses ``grid (n,)``, coloured by their height at the end."""
     z, curves = grid.detach().cpu().numpy(), values.detach().cpu().numpy()
     figure = Figure(figsize=(7, 4.6), layout="constrained")
@@ -95,7 +98,7 @@ def potentials(grid: Tensor, values: Tensor, path: Path) -> None:
     save(figure, path)
 
 
-def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path) -> None:
+def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path | Output) -> None:
     """How a run went, over the column ``iteration``; absent or empty columns leave their curve out.
 
     Columns: ``loss``, ``loss_lower``, ``loss_upper`` (certified interval), ``gradient_error_relative`` (certified),
@@ -195,7 +198,7 @@ def _picture(axis: Axes, pixels: Tensor, title: str) -> None:
         axis.imshow(shown.transpose(1, 2, 0), interpolation="nearest")
     else:
         axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10, parse_math=False)  # a name may hold a $
     axis.set_axis_off()
 
 
@@ -209,7 +212,19 @@ def tidy(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
+def rendered(figure: Figure) -> bytes:
+    """A figure as PNG that says who drew it."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # names in letters that the font lacks
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": MARK})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path | Output) -> None:
+    """Write a figure as PNG.  Raises ``OSError`` that names the file."""
+    if isinstance(path, Output):
+        path.write(rendered(figure))
+    else:
+        write_to(path, rendered(figure))

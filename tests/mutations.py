@@ -64,6 +64,8 @@ LIFTED_PIGGYBACK = ("tests/test_lifted_piggyback.py", "-k", "dense_algebra")
 RANDOM = (CERTIFICATES, "-k", "fifty_thousand and float64 or filter_banks or around_the_solution")
 SINGLE = (CERTIFICATES, "-k", "fifty_thousand and float32 or held_in_float32")
 BY_HAND = (CERTIFICATES, "-k", "attained or carried or dimension or moves or exact_for")
+FILES = "tests/test_files.py"
+PICTURES = "tests/test_pictures.py"
 DEGENERATE = (CERTIFICATES, "-k", "degenerate")
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -1063,6 +1065,84 @@ MUTATIONS: tuple[Mutation, ...] = (
         "lambda v: v >= RESTORATION_MS",
         "the mark of restorations, the wrong way round",
         (GPU, "-k", "marks_are_judged"),
+    ),
+    # files of users
+    Mutation(
+        "experiments/outputs.py",
+        "if os.path.lexists(place):",
+        "if False:",
+        "a saved image replaces a file of the user",
+        (FILES, "-k", "refused_in_one_line"),
+    ),
+    Mutation(
+        "experiments/outputs.py",
+        "if mode is not None and not _replaceable(target, ours):",
+        "if False:",
+        "figures replace a file of the user",
+        (FILES, "-k", "refused_in_one_line"),
+    ),
+    Mutation(
+        "experiments/outputs.py",
+        "if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):",
+        "if False:",
+        "a FIFO becomes a file",
+        (FILES, "-k", "devices or two_outputs"),
+    ),
+    Mutation(
+        "experiments/outputs.py",
+        "    target = Path(os.path.realpath(path))\n    target.parent.mkdir",
+        "    target = path\n    target.parent.mkdir",
+        "a link becomes a file",
+        (FILES, "-k", "links_are_followed"),
+    ),
+    Mutation(
+        "experiments/outputs.py",
+        "while _folded(place) in taken:",
+        "while place in taken:",
+        "outputs whose names differ in case only",
+        (FILES, "-k", "never_clash or every_image"),
+    ),
+    Mutation(
+        "experiments/tiff.py",
+        "colours = scale - colours",
+        "colours = colours + 0",
+        "WhiteIsZero is read as a negative",
+        (PICTURES, "-k", "values_that_were_written"),
+    ),
+    Mutation(
+        "experiments/tiff.py",
+        "2 ** (self.bits - 1) - 1 if",
+        "2**self.bits - 1 if",
+        "signed pixels against the scale of unsigned ones",
+        (PICTURES, "-k", "values_that_were_written"),
+    ),
+    Mutation(
+        "experiments/tiff.py",
+        "if promised > held or any(",
+        "if any(",
+        "missing pixels of TIFF files are black",
+        (FILES, "-k", "promises and rows"),
+    ),
+    Mutation(
+        "experiments/decoders.py",
+        "if orientation in (3, 4, 7, 8):",
+        "if orientation in (3, 4, 5, 8):",
+        "two of the eight orientations are mixed up",
+        (PICTURES, "-k", "upright"),
+    ),
+    Mutation(
+        "experiments/decoders.py",
+        "samples = pairs[..., 0::2] << 8 | pairs[..., 1::2]",
+        "samples = pairs[..., 1::2] << 8 | pairs[..., 0::2]",
+        "bytes of 16-bit grey and alpha swapped",
+        (PICTURES, "-k", "values_that_were_written"),
+    ),
+    Mutation(
+        "experiments/options.py",
+        "if not (value > 0 and math.isfinite(value)):",
+        "if not value > 0:",
+        "infinite options are accepted",
+        ("tests/test_hostile_commands.py", "-k", "sound and (limit or budget)"),
     ),
 )
 
