@@ -93,6 +93,12 @@ class RidgeTerm(DataTerm):
     def dual_norm(self, v: Primal) -> PerSample:
         return self.data.dual_norm(v)
 
+    def check(self) -> None:
+        self.data.check()
+
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        return self.data.unit_roundoff(dtype)
+
     def symbol(self, like: Primal) -> Tensor:
         return self.data.symbol(like)
 

@@ -169,7 +169,7 @@ def _residuals(
     steepness, force, stiffness = norm(slope), norm(adjoint), problem.stiffness()
     lost = problem.magnitude(x, y, stiffness)
     adjoint_lost = steepness + (data.smoothness + 2 * stiffness) * force
-    unit = ROUNDING_TERMS * torch.finfo(x.dtype).eps / data.strong_convexity**0.5
+    unit = ROUNDING_TERMS * data.unit_roundoff(x.dtype) / data.strong_convexity**0.5
     return Residuals(
         error=data.dual_norm(gradient) + unit * lost,
         adjoint=data.dual_norm(gap) + unit * adjoint_lost,

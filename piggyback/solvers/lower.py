@@ -85,7 +85,7 @@ def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
     with torch.no_grad():
         x = x.double()
         gradient, size = problem.gradient_and_rounding(x)
-        lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * size
+        lost = ROUNDING_TERMS * problem.data.unit_roundoff(x.dtype) * size
         return problem.data.dual_norm(gradient) + lost / problem.data.strong_convexity**0.5
 
 
