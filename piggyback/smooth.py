@@ -31,6 +31,7 @@ class SmoothProblem(LowerProblem):
     def check(self) -> None:
         self.regularizer.check()  # first: the data of a lifted problem start from the layers of the network
         self.data.check()
+        self.regularizer.examine(self.data.start)
 
     def count(self, x: Primal) -> None:
         """Add one pair per sample of ``x`` to the counter."""

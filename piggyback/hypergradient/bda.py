@@ -15,6 +15,7 @@ from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import State
 from piggyback.solvers.gradient import step_length
+from piggyback.solvers.lower import checked_start
 from piggyback.types import Primal, Scalar
 
 
@@ -68,7 +69,7 @@ class BDA(DirectMethod):
         problem.check()
         length = step_length(problem.detached())
         smooth = differentiable(problem)
-        first = problem.data.start if start is None else start.x
+        first = checked_start(problem, None if start is None else start.x)
         with torch.enable_grad():
             state = unroll(self.step(smooth, loss, length), AggregationState(first, 0), self.steps, self.segment)
             return differentiated(problem, parameters, loss, accuracy, state.x)

@@ -15,7 +15,7 @@ from piggyback.hypergradient.unrolled import closeness
 from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solvers.gradient import GradientIteration, step_length
-from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.lower import LowerLevel, checked_start, radius_per_element
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BOME(DirectMethod):
     ) -> Direct:
         problem.check()
         fixed = problem.detached()
-        x = fixed.data.start if start is None else start.x
+        x = checked_start(fixed, None if start is None else start.x)
         radius, length = radius_per_element(fixed, accuracy.lower), step_length(fixed)
         gradient = torch.zeros(sum(p.numel() for p in parameters)).to(x)
         for _ in range(self.rounds):

@@ -15,7 +15,7 @@ from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element
+from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class IAPTT(DirectMethod):
                 "and its solver would be stopped where it is worst: pass insist=True to do so nevertheless"
             )
         problem.check()
-        begin = problem.data.start if start is None else start.x
+        begin = checked_start(problem, None if start is None else start.x)
         radius = radius_per_element(problem, accuracy.lower)
         smooth = unrollable(problem, self.solver)
         steps = self.steps

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart, checked_slope
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Iteration, Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.solvers.conjugate_residual import ConjugateResidual
-from piggyback.solvers.lower import LowerSolver, radius_per_element, solve_lower
+from piggyback.solvers.lower import LowerSolver, checked_start, radius_per_element, solve_lower
 from piggyback.solvers.richardson import Richardson
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.types import Primal
@@ -39,6 +39,7 @@ class _Implicit(HypergradientMethod):
         first, previous = (None, None) if start is None else (start.x, start.adjoint)
         lower = solve_lower(problem, self.solver, radius, first, self.lower_schedule)
         (x,) = lower.result
+        previous = None if previous is None else checked_start(problem, previous, "the start of the adjoint")
         system = adjoint_system(problem, loss, x, accuracy.adjoint, previous)
         with torch.no_grad():
             adjoint = iterate(self.adjoint(system), self.adjoint_schedule)
@@ -51,7 +52,7 @@ def adjoint_system(
     """``A(x) P = grad l(x)`` until ``||grad l(x) - A(x) P|| <= tolerance ||grad l(x)||`` in the norm of ``H^{-1}`` (eq. 8)."""
     problem = problem.detached()
     with torch.no_grad():
-        right = loss.gradient(x)
+        right = checked_slope(loss, x)
         curvature = problem.curvature(x)
         return LinearSystem(problem, curvature, right, relative_radius(problem.data, right, tolerance), start)
 

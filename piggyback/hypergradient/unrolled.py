@@ -17,7 +17,7 @@ from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, Schedule, State, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element, solve_lower
+from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.terms.potentials import Potential
@@ -150,7 +150,7 @@ class Unrolled(DirectMethod):
         start: WarmStart | None = None,
     ) -> Direct:
         problem.check()
-        x = problem.data.start if start is None else start.x
+        x = checked_start(problem, None if start is None else start.x)
         lower = LowerLevel(unrollable(problem, self.solver), x, radius_per_element(problem, accuracy.lower))
         with torch.enable_grad():
             x = unrolled_solver(self.solver.bind(lower), self.steps, self.segment)
