@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from piggyback.batched import per_sample
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart, checked_slope
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
@@ -40,10 +41,11 @@ class _Implicit(HypergradientMethod):
         lower = solve_lower(problem, self.solver, radius, first, self.lower_schedule)
         (x,) = lower.result
         previous = None if previous is None else checked_start(problem, previous, "the start of the adjoint")
-        system = adjoint_system(problem, loss, x, accuracy.adjoint, previous)
+        system, unit = adjoint_system(problem, loss, x, accuracy.adjoint, previous).in_units()
         with torch.no_grad():
             adjoint = iterate(self.adjoint(system), self.adjoint_schedule)
-        return Sensitivity(x, adjoint.result[0], lower.status, adjoint.status)
+        found = adjoint.result[0] * per_sample(unit, x)
+        return Sensitivity(x, found, lower.status, adjoint.status)
 
 
 def adjoint_system(

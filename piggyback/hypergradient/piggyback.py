@@ -15,7 +15,7 @@ from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Schedule, State, iterate
-from piggyback.solvers.conjugate_gradient import relative_radius
+from piggyback.solvers.conjugate_gradient import relative_residual
 from piggyback.solvers.lower import LowerLevel, checked_start, radius_per_element
 from piggyback.solvers.pdhg import Steps
 from piggyback.types import Dual, PerSample, Primal
@@ -100,7 +100,7 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
         problem, data = self.lower.problem, self.lower.problem.data
         pair, slope = self.result(state), self.loss.gradient(state.x)
         gradient, gap = problem.residuals(pair, problem.duals(*pair), slope)
-        return self.lower.error(gradient), data.dual_norm(gap) / relative_radius(data, slope, self.tolerance)
+        return self.lower.error(gradient), relative_residual(data, gap, slope, self.tolerance)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from piggyback.batched import per_sample
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.hypergradient.implicit import ImplicitCG
@@ -77,5 +78,5 @@ def correction(
         right = gap.to(problem.data.start.dtype)
         curvature = problem.curvature(x.to(right.dtype))
         radius = relative_radius(problem.data, right, tolerance)
-        system = LinearSystem(problem, curvature, right, radius)
-        return iterate(ConjugateGradient(system), schedule).result[0].to(gap.dtype)
+        system, unit = LinearSystem(problem, curvature, right, radius).in_units()
+        return (iterate(ConjugateGradient(system), schedule).result[0] * per_sample(unit, right)).to(gap.dtype)

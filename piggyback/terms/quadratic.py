@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner
+from piggyback.batched import inner, norm
 from piggyback.forward import checked_kernel
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import first_bad_sample, require_finite, require_images, warn_of_scale
@@ -201,6 +201,7 @@ class Deblurring(_SpectrallyBounded):
         if not self._bounds[0] > 0:
             raise ValueError(f"this blur removes some frequencies: Deblurring needs a positive ridge, got {ridge}")
         self._power = power.to(observed)
+        self._least_power = (power - slack).to(observed)  # at most the eigenvalues of H
         self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
         self.centre = torch.as_tensor(centre, dtype=observed.dtype, device=observed.device).expand_as(observed)
         require_finite("the centre of Deblurring", self.centre)
@@ -236,11 +237,14 @@ class Deblurring(_SpectrallyBounded):
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
         return self._filtered(v, (1 + step * self._power).reciprocal())
 
+    def dual_norm(self, v: Primal) -> PerSample:
+        return inner(v, self._filtered(v, self._least_power.reciprocal())).clamp(min=0).sqrt()
+
     def symbol(self, like: Primal) -> Tensor:
         return self._power
 
     def inverse_kernel(self) -> Tensor | None:
-        return torch.fft.irfft2(self._power.double().reciprocal(), s=self.size)
+        return torch.fft.irfft2(self._least_power.double().reciprocal(), s=self.size)
 
     @property
     def pilot(self) -> Primal:
@@ -300,6 +304,16 @@ class DenseQuadratic(_SpectrallyBounded):
 
     def solve(self, v: Primal) -> Primal:
         return torch.linalg.solve(self.matrix, v.T).T
+
+    def dual_norm(self, v: Primal) -> PerSample:
+        # eq. 25 with the rounding of the residual: |fl(H q) - H q| <= n eps |H| |q|, entry by entry
+        q = self.solve(v)
+        s = v - self.hessian(q)
+        unit = (v.shape[1] + 2) * torch.finfo(v.dtype).eps if v.dtype == torch.float64 else 0.0
+        lost = unit * norm(q.abs() @ self.matrix.abs() + v.abs())
+        mu = self.strong_convexity
+        found = inner(q, v + s) + 2 * norm(q) * lost + (norm(s) + lost).square() / mu
+        return torch.fmin(found.clamp(min=0), inner(v, v) / mu).sqrt()
 
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
         shifted = torch.eye(self.matrix.shape[0]).to(self.matrix) + step * self.matrix
