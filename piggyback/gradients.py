@@ -14,7 +14,7 @@ from piggyback.losses import Loss
 from piggyback.operators import ApplicationCounter
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
-from piggyback.solve import warn_unless_converged
+from piggyback.solve import Status, warn_unless_converged
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Primal
 
@@ -75,8 +75,10 @@ def _paired(
     problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
     pair = method.differentiate(problem, loss, accuracy, start)
     status = torch.maximum(pair.lower_status, pair.adjoint_status)
-    if method.capabilities.guarantee == Guarantee.CERTIFIED:  # others stop where they do by design
-        warn_unless_converged(status, f"hypergradient by {method.capabilities.name}", stacklevel=4)
+    if method.capabilities.guarantee == Guarantee.CERTIFIED:  # others stop where they do by design, and so do truncated series
+        cut = pair.adjoint_status == Status.STEP_LIMIT
+        ended = torch.maximum(pair.lower_status, torch.where(cut, int(Status.CONVERGED), pair.adjoint_status))
+        warn_unless_converged(ended, f"hypergradient by {method.capabilities.name}", stacklevel=4)
     part = certify(exact, data.double(), loss.double(), pair, Certification(), counter)
     return Hypergradient(
         gradient=part.gradient,
