@@ -54,7 +54,7 @@ def hypergradient(
 ) -> Hypergradient:
     """The gradient of ``method``, whichever it is; the gradient of a pair is certified in float64.
 
-    Warns (``NotConverged``) where a method that promises certified gradients did not reach the ``accuracy``; ``status`` says so too.
+    Warns (``NotConverged``) where a method that promises certified gradients did not reach the ``accuracy``; see ``status``.
     Raises ``Refused`` (a ``ValueError``) for a lower level that the method cannot take, or if it gives less than ``least``.
     """
     method.capabilities.require(data, least)
@@ -75,7 +75,9 @@ def _paired(
     problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
     pair = method.differentiate(problem, loss, accuracy, start)
     status = torch.maximum(pair.lower_status, pair.adjoint_status)
-    if method.capabilities.guarantee == Guarantee.CERTIFIED:  # others stop where they do by design, and so do truncated series
+    if (
+        method.capabilities.guarantee == Guarantee.CERTIFIED
+    ):  # others stop where they do by design, and so do truncated series
         cut = pair.adjoint_status == Status.STEP_LIMIT
         ended = torch.maximum(pair.lower_status, torch.where(cut, int(Status.CONVERGED), pair.adjoint_status))
         warn_unless_converged(ended, f"hypergradient by {method.capabilities.name}", stacklevel=4)

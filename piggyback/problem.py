@@ -105,7 +105,9 @@ class SaddleProblem(LowerProblem):
         probe_adjoint(name, exact.forward, exact.adjoint, like, generator)
         reach, stated = norm_estimate(exact.forward, exact.adjoint, like, steps=4), float(exact.norm_bound())
         if reach > stated * (1 + 1e-6):
-            raise ValueError(f"norm_bound() = {stated:.6g} of {name} is too small: it amplifies a vector by {reach:.6g}")
+            raise ValueError(
+                f"norm_bound() = {stated:.6g} of {name} is too small: it amplifies a vector by {reach:.6g}"
+            )
 
     def energy(self, x: Primal) -> PerSample:
         """``h(x)``."""

@@ -61,7 +61,7 @@ def warn_of_scale(images: Tensor) -> None:
     if bool(bright.any()):
         found = float(torch.where(bright, largest, 0.0).max())
         warnings.warn(
-            f"grey values up to {found:.4g}: weights, tolerances and smoothings are for values in [0, 1], divide by 255 (or 65535)",
+            f"grey values up to {found:.4g}: weights, tolerances and smoothings are for [0, 1], divide by 255 (or 65535)",
             UserWarning,
             stacklevel=3,
         )

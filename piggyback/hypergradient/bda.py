@@ -17,6 +17,7 @@ from piggyback.solve import State
 from piggyback.solvers.gradient import step_length
 from piggyback.solvers.lower import checked_start
 from piggyback.types import Primal, Scalar
+from piggyback.values import require_count
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class BDA(DirectMethod):
     segment: int = 0
 
     def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+        require_count("segment", self.segment, least=0)
         if not 0 < self.mixing <= 1:
             raise ValueError(f"the mixing must lie between 0 and 1, got {self.mixing}")
 

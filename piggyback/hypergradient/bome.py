@@ -16,6 +16,7 @@ from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solvers.gradient import GradientIteration, step_length
 from piggyback.solvers.lower import LowerLevel, checked_start, radius_per_element
+from piggyback.values import require_count, require_positive
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class BOME(DirectMethod):
     inner: int = 10
     eta: float = 0.5
     rounds: int = 1
+
+    def __post_init__(self) -> None:
+        require_count("inner", self.inner)
+        require_count("rounds", self.rounds)
+        require_positive("eta", self.eta)
 
     def differentiate(
         self,

@@ -16,6 +16,7 @@ from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element
+from piggyback.values import require_count
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class IAPTT(DirectMethod):
     solver: LowerSolver = field(default_factory=AcceleratedGradient)
     pessimistic: bool = False
     insist: bool = False
+
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
 
     def differentiate(
         self,

@@ -66,7 +66,9 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
     ) -> Sensitivity:
         """The pair to the ``accuracy``, from ``start`` (None: that of the data term)."""
         x = checked_start(problem, None if start is None else start.x)
-        warm = torch.zeros_like(x) if start is None else checked_start(problem, start.adjoint, "the start of the adjoint")
+        warm = (
+            torch.zeros_like(x) if start is None else checked_start(problem, start.adjoint, "the start of the adjoint")
+        )
         with torch.no_grad():
             checked_slope(loss, x)
             lower = LowerLevel(problem, x, radius_per_element(problem, accuracy.lower))

@@ -22,6 +22,7 @@ from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.terms.potentials import Potential
 from piggyback.types import Dual, PerFilter, Primal
+from piggyback.values import require_count
 
 S = TypeVar("S", bound=State)
 
@@ -141,6 +142,10 @@ class Unrolled(DirectMethod):
     solver: LowerSolver = field(default_factory=AcceleratedGradient)
     segment: int = 0
 
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+        require_count("segment", self.segment, least=0)
+
     def differentiate(
         self,
         problem: SaddleProblem,
@@ -179,6 +184,9 @@ class Truncated(DirectMethod):
     window: int = 20
     solver: LowerSolver = field(default_factory=NonlinearCG)
     schedule: Schedule = Schedule(max_steps=2000)
+
+    def __post_init__(self) -> None:
+        require_count("window", self.window)
 
     def differentiate(
         self,

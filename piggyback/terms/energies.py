@@ -185,7 +185,9 @@ def require_convex(energy: SmoothEnergy, like: Primal, name: str) -> None:
     if bool((value[:1] - alone).abs().amax() > slack):
         raise ValueError(f"the energy {name} of an image depends on the rest of the batch: samples must not be mixed")
     if not is_convex_along(energy, first, second, _POINTS):
-        raise ValueError(f"the energy {name} is not convex: its slope decreases along a segment; nothing could be certified")
+        raise ValueError(
+            f"the energy {name} is not convex: its slope decreases along a segment; nothing could be certified"
+        )
 
 
 _SLACK = 1e3

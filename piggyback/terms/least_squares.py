@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ from piggyback.values import require_finite, require_images, warn_of_scale
 class LeastSquares(DataTerm):
     """``H = B^T B + ridge I`` and ``b = B^T d + ridge centre`` (docs/theory.md, section 9).
 
-    ``observed`` ``(batch, ...)`` is ``d``, real or complex (then as pairs of real numbers, ``<u, v> = Re(u^H v)``); ``forward`` is
-    the same for all samples; ``norm`` is at least ``||B||`` (default: its attribute ``norm_bound``, which the operators of
+    ``observed`` ``(batch, ...)`` is ``d``, real or complex (then as pairs of real numbers, ``<u, v> = Re(u^H v)``);
+    ``forward`` is the same for all samples; ``norm`` is at least ``||B||`` (default: its attribute ``norm_bound``, which the operators of
     ``piggyback.forward`` have); ``centre`` broadcasts against the images.  Observations and images need no common shape.
     Without a norm one is *estimated*, for steps only: nothing is certified then.  ``forward`` may be a module, or hold tensors
     of another precision: certificates use a copy in float64, or widen by the rounding of float32 where there can be none.
@@ -180,7 +181,7 @@ class LeastSquares(DataTerm):
         return torch.fmin(found.clamp(min=0), inner(v, v) / self.ridge).sqrt()
 
     def _lost(self, q: Primal, s: Primal) -> PerSample:
-        """What the rounding of ``s``, a vector ``d``, adds to eq. 25: ``2 ||q|| ||d|| + (2 ||s|| ||d|| + ||d||^2)/ridge`` at most."""
+        """What the rounding ``d`` of ``s`` adds to eq. 25: ``2 ||q|| ||d|| + (2 ||s|| ||d|| + ||d||^2)/ridge`` at most."""
         eps = self.unit_roundoff(q.dtype)
         reach, left = norm(q), norm(s)
         d = ROUNDING_TERMS * (eps if math.isfinite(eps) else torch.finfo(q.dtype).eps) * self.smoothness * reach
@@ -223,7 +224,7 @@ _PLATEAU = 8
 
 def _stated_norm(forward: ForwardOperator) -> float | None:
     """``norm_bound`` of an operator, attribute or method; None if it has none."""
-    stated = getattr(source_of(forward), "norm_bound", None)
+    stated: Any = getattr(source_of(forward), "norm_bound", None)
     return None if stated is None else float(stated() if callable(stated) else stated)
 
 

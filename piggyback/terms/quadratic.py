@@ -264,8 +264,9 @@ class Deblurring(_SpectrallyBounded):
 
 def select_centre(given: float | Tensor, whole: Tensor, index: Tensor) -> float | Tensor:
     """The ``given`` centre of the chosen samples, ``whole`` being what it was broadcast to."""
-    own = isinstance(given, Tensor) and given.dim() == whole.dim() and given.shape[0] == whole.shape[0]
-    return given[index] if own else given
+    if isinstance(given, Tensor) and given.dim() == whole.dim() and given.shape[0] == whole.shape[0]:
+        return given[index]
+    return given
 
 
 def _transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
