@@ -6,7 +6,7 @@ import copy
 import weakref
 from dataclasses import dataclass
 from types import CellType, FunctionType, ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ def converted(operator: ForwardOperator, dtype: torch.dtype) -> ForwardOperator 
     kinds = {False: dtype, True: torch.complex128 if dtype == torch.float64 else torch.complex64}
     memo: dict[int, object] = {id(t): (t if live else t.detach()).to(kinds[t.is_complex()]) for t in tensors}
     try:
-        found = copy.deepcopy(operator, memo)
+        found = copy.deepcopy(operator, cast("dict[int, Any]", memo))
     except (TypeError, RuntimeError, AttributeError, ValueError):
         return None
     if not live:

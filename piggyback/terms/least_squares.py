@@ -31,10 +31,10 @@ class LeastSquares(DataTerm):
     """``H = B^T B + ridge I`` and ``b = B^T d + ridge centre`` (docs/theory.md, section 9).
 
     ``observed`` ``(batch, ...)`` is ``d``, real or complex (then as pairs of real numbers, ``<u, v> = Re(u^H v)``);
-    ``forward`` is the same for all samples; ``norm`` is at least ``||B||`` (default: its attribute ``norm_bound``, which the operators of
-    ``piggyback.forward`` have); ``centre`` broadcasts against the images.  Observations and images need no common shape.
-    Without a norm one is *estimated*, for steps only: nothing is certified then.  ``forward`` may be a module, or hold tensors
-    of another precision: certificates use a copy in float64, or widen by the rounding of float32 where there can be none.
+    ``forward`` is the same for all samples; ``norm`` is at least ``||B||`` (default: its attribute ``norm_bound``, which the
+    operators of ``piggyback.forward`` have); ``centre`` broadcasts against the images.  Observations and images need no common
+    shape.  Without a norm one is *estimated*, for steps only: nothing is certified then.  ``forward`` may be a module, or hold
+    tensors of another precision: certificates use a copy in float64, or widen by the rounding of float32 where there is none.
 
     ``dual_norm`` is at least ``||v||_{H^{-1}}`` (eq. 25), and a few per cent too large.  ``solve``, ``resolvent`` and ``prox``
     are conjugate gradients up to rounding; the last two read the value of ``step`` for that.  Primal-dual methods do better
@@ -83,13 +83,13 @@ class LeastSquares(DataTerm):
         super().check()
         if not isinstance(self.forward, OWN):
             exact, like = self._exact()
+            found = examine(exact, like)
             image = exact.A(like)
             if image.shape[1:] != self.observed.shape[1:]:
                 raise ValueError(
                     f"A makes {tuple(image.shape[1:])} of images {tuple(like.shape[1:])}, observed were "
                     f"{tuple(self.observed.shape[1:])}"
                 )
-            found = examine(exact, like)
             if not self.estimated:
                 require_norm(type(source_of(self.forward)).__name__, self.norm, found)
         elif self.norm <= _IMAGE_LIKE:
@@ -225,7 +225,8 @@ _PLATEAU = 8
 def _stated_norm(forward: ForwardOperator) -> float | None:
     """``norm_bound`` of an operator, attribute or method; None if it has none."""
     stated: Any = getattr(source_of(forward), "norm_bound", None)
-    return None if stated is None else float(stated() if callable(stated) else stated)
+    value: Any = stated() if callable(stated) else stated
+    return None if value is None else float(value)
 
 
 def _search(

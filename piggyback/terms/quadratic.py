@@ -284,6 +284,7 @@ class DenseQuadratic(_SpectrallyBounded):
     """
 
     def __init__(self, hessian: Tensor, linear: Primal, bounds: tuple[float, float] | None = None) -> None:
+        require_finite("the matrix of DenseQuadratic", hessian)
         if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
             raise ValueError("DenseQuadratic needs a symmetric matrix")
         self._bounds = _spectrum_bounds(hessian) if bounds is None else bounds
