@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,9 +64,10 @@ def check_adjoint(operator: object, like: Primal, probes: int = 4, seed: int = 0
 def maps_of(operator: object) -> tuple[Map, Map]:
     """``A`` and ``A_adjoint`` of a forward operator, ``forward`` and ``adjoint`` of a linear operator ``K``."""
     for names in (("A", "A_adjoint"), ("forward", "adjoint")):
-        forward, adjoint = (getattr(operator, name, None) for name in names)
+        forward: Any = getattr(operator, names[0], None)
+        adjoint: Any = getattr(operator, names[1], None)
         if callable(forward) and callable(adjoint):
-            return forward, adjoint
+            return cast(Map, forward), cast(Map, adjoint)
     raise ValueError(f"{type(operator).__name__} has neither A and A_adjoint nor forward and adjoint")
 
 

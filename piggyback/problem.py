@@ -103,6 +103,10 @@ class SaddleProblem(LowerProblem):
         exact, like = operator.double(), self.data.start[:1].detach().double()
         name, generator = type(operator).__name__, torch.Generator().manual_seed(0)
         probe_adjoint(name, exact.forward, exact.adjoint, like, generator)
+        for apply, argument in ((exact.forward, like), (exact.adjoint, exact.forward(like).clone())):
+            first = apply(argument)
+            if first.data_ptr() == apply(argument.clone()).data_ptr() != argument.data_ptr():
+                raise ValueError(f"{name} returns the same memory at every call: return new tensors")
         reach, stated = norm_estimate(exact.forward, exact.adjoint, like, steps=4), float(exact.norm_bound())
         if reach > stated * (1 + 1e-6):
             raise ValueError(

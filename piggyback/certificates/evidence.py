@@ -165,6 +165,8 @@ _SMALLEST, _LARGEST = 1e-12, 1e12
 
 def _kind_of_sums(arrays: tuple[Tensor, ...]) -> torch.dtype:
     """Single precision if the largest entries of every sample suit it (the zero array does), else double (synchronises)."""
+    if arrays[0].numel() == 0:
+        return torch.float32
     peaks = torch.stack([array.abs().flatten(1).amax(1) for array in arrays if array.numel() > 0])
     suits = (peaks == 0) | ((peaks >= _SMALLEST) & (peaks <= _LARGEST))
     return torch.float32 if bool(suits.all()) else torch.float64

@@ -170,7 +170,7 @@ def require_convex(energy: SmoothEnergy, like: Primal, name: str) -> None:
 
     A test, not a proof: segments of three lengths about the first image of ``like``, and one from black to it (seeded).
     """
-    image = like[:1].detach()
+    image = like.detach().sum(dim=0, keepdim=True) if like.shape[0] == 0 else like[:1].detach()
     shape, generator = (len(_SPREADS), *image.shape[1:]), torch.Generator().manual_seed(0)
     spread = torch.tensor(_SPREADS, dtype=image.dtype).reshape(-1, *([1] * (image.dim() - 1))).to(image)
     ends = [spread * torch.randn(shape, generator=generator, dtype=torch.float64).to(image) for _ in range(2)]

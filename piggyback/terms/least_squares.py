@@ -128,8 +128,12 @@ class LeastSquares(DataTerm):
 
     @property
     def pilot(self) -> Primal:
-        continued = getattr(self.forward, "pilot", None)
-        return self.start if continued is None else continued(self.observed)
+        continued = getattr(source_of(self.forward), "pilot", None)
+        if continued is None:
+            return self.start
+        pairs = isinstance(self.forward, Adapted) and self.forward.pairs
+        observed = torch.view_as_complex(self.observed.contiguous()) if pairs else self.observed
+        return continued(observed).to(self.observed.dtype)
 
     def value(self, x: Primal) -> PerSample:
         residual, away = self.forward.A(x) - self.observed, x - self.centre
@@ -188,9 +192,9 @@ class LeastSquares(DataTerm):
         return 2 * reach * d + (2 * left * d + d.square()) / self.ridge
 
     def symbol(self, like: Primal) -> Tensor:
-        known = getattr(self.forward, "symbol", None)
+        known = getattr(source_of(self.forward), "symbol", None)
         if known is not None:
-            return known(like) + self.ridge
+            return known(like).to(like.dtype) + self.ridge
         if isinstance(self.forward, OWN) or like.dim() != 4:
             return super().symbol(like)
         if self._symbol is None:

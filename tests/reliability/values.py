@@ -295,6 +295,10 @@ def dense(operator: DenseOperator) -> SaddleProblem:
     return SaddleProblem(data, Potential(Huber(), ones, ones), operator)
 
 
+def lower() -> SaddleProblem:
+    return model().problem(Denoising(images()))
+
+
 def solved(problem: SaddleProblem, radius: float = 0.1, start: Tensor | None = None) -> object:
     like = problem.data.start
     return solve_lower(problem, NonlinearCG(), torch.full((like.shape[0],), radius, dtype=like.dtype), start)
@@ -367,7 +371,7 @@ def _operators() -> list[_Quick]:
         ),
         _Quick(
             "observations of another size than A makes",
-            lambda: restored(SuperSampled()),
+            lambda: restored(Cropped()),
             "observed were",
         ),
         _Quick("a norm smaller than the operator", lambda: restored(Blur(), norm=0.5), "norm = 0.5 is too small"),
@@ -400,16 +404,14 @@ def _operators() -> list[_Quick]:
     ]
 
 
-class SuperSampled(Blur):
-    """Observations of any size go back to images of twice the side."""
+class Cropped(Blur):
+    """Sees the corner of an image only, whatever it is shown when it goes back."""
 
     def A(self, x: Tensor) -> Tensor:
-        return x[..., ::2, ::2][..., :4, :4]
+        return x[..., :4, :4]
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        x = y.new_zeros(*y.shape[:2], 2 * y.shape[2], 2 * y.shape[3])
-        x[..., :8:2, :8:2] = y[..., :4, :4]
-        return x
+        return nnf.pad(y[..., :4, :4], (0, SIDE - 4, 0, SIDE - 4))
 
 
 def _data() -> list[_Quick]:
@@ -456,12 +458,12 @@ def _data() -> list[_Quick]:
         ),
         _Quick(
             "a start that is NaN",
-            lambda: solved(model().problem(Denoising(images())), start=spoilt(images())),
+            lambda: solved(lower(), start=spoilt(images())),
             "the start: sample 1",
         ),
         _Quick(
             "a start of another shape",
-            lambda: solved(model().problem(Denoising(images())), start=images()[:1]),
+            lambda: solved(lower(), start=images()[:1]),
             "the start has shape",
         ),
         _Quick(
@@ -486,7 +488,7 @@ def _data() -> list[_Quick]:
         ),
         _Quick("NaN in an offset of a network", lambda: reconstruct(images(), network("offset")), "layer 1: offset"),
         _Quick(
-            "NaN in a row of a dense operator",
+            "NaN in a dense operator",
             lambda: solved(dense(DenseOperator(spoilt(matrix())))),
             "row 2 of the operator",
         ),
@@ -541,27 +543,24 @@ def _with_running_mean(value: float) -> Energy:
 
 
 def _settings() -> list[_Quick]:
-    problem = model().problem(Denoising(images()))
     return [
         _Quick(
             "a negative tolerance",
             lambda: Reconstruction(model(), -1e-3)(Denoising(images())),
-            "the tolerance must be positive",
+            "the tolerance must",
         ),
-        _Quick("a tolerance of 0", lambda: reconstruct(images(), model(), 0.0), "the tolerance must be positive"),
-        _Quick(
-            "a tolerance that is NaN", lambda: reconstruct(images(), model(), NAN), "the tolerance must be positive"
-        ),
+        _Quick("a tolerance of 0", lambda: reconstruct(images(), model(), 0.0), "the tolerance must"),
+        _Quick("a tolerance that is NaN", lambda: reconstruct(images(), model(), NAN), "the tolerance must"),
         _Quick(
             "a tolerance that is infinite",
             lambda: reconstruct(images(), model(), math.inf),
-            "the tolerance must be positive",
+            "the tolerance must",
         ),
-        _Quick("a radius of 0", lambda: solved(problem, 0.0), "the radius must be positive"),
-        _Quick("a radius that is NaN", lambda: solved(problem, NAN), "the radius must be positive"),
+        _Quick("a radius of 0", lambda: solved(lower(), 0.0), "the radius must be positive"),
+        _Quick("a radius that is NaN", lambda: solved(lower(), NAN), "the radius must be positive"),
         _Quick(
             "one radius for two samples",
-            lambda: solve_lower(problem, NonlinearCG(), torch.ones(1).double()),
+            lambda: solve_lower(lower(), NonlinearCG(), torch.ones(1)),
             "one number per sample",
         ),
         _Quick("an infinite accuracy", lambda: Accuracy(math.inf, 0.1), "accuracies must be positive and finite"),
