@@ -47,7 +47,7 @@ from regularizers.convolution import ConvolutionBank
 from tests.oracles import truth
 from tests.problems import BY_NAME, Case
 from tests.reliability.base import Refusal, message_of
-from tests.reliability.values import REFUSALS, Blur, Energy, generator, images, kernel, model, square
+from tests.reliability.values import REFUSALS, Blur, Energy, generator, images, kernel, model, section, square
 
 DOUBLE = torch.float64
 SHAPE = (8, 7)
@@ -718,3 +718,11 @@ def test_primal_dual_solver_behind_a_module() -> None:
     distance = (outcome.result[0] - tight.result[0]).flatten(1).norm(dim=1)
     assert (distance <= certified_distance(problem, outcome.result[0]) + 1e-8).all()
     assert double_copy(model()).problem(data.double()).data.unit_roundoff(DOUBLE) == 2.0**-52
+
+
+def test_how_small_an_error_of_an_adjoint_is_noticed() -> None:
+    """All of 1e-3 are refused in either precision, none that is right is, and 1e-8 is never taken for exact."""
+    rows = {line.split("|")[1].strip(): [int(n) for n in line.split("|")[2:7]] for line in section().splitlines()[6:]}
+    assert rows["0.1"][0] == rows["0.001"][0] == rows["0.1"][3] == rows["0.001"][3] == 50
+    assert rows["0"] == [0, 0, 50, 0, 50]
+    assert rows["1e-08"][:3] == [0, 50, 0] and rows["1e-10"][:3] == [0, 50, 0]

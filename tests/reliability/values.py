@@ -599,3 +599,50 @@ def _settings() -> list[_Quick]:
 
 
 REFUSALS: list[Refusal] = [row.row() for row in (*_operators(), *_data(), *_energies(), *_settings())]
+
+
+def _perturbed(size: float, dtype: torch.dtype, seed: int) -> str:
+    """What ``check_adjoint`` says of a random matrix with 12 rows whose adjoint is off by ``size``, relative to its norm."""
+    draw = generator(seed)
+    matrix = torch.randn(12, 9, generator=draw, dtype=torch.float64)
+    error = torch.randn(12, 9, generator=draw, dtype=torch.float64)
+    wrong = (matrix + size * error * matrix.norm() / error.norm()).to(dtype)
+    right = matrix.to(dtype)
+
+    class Pair:
+        def A(self, x: Tensor) -> Tensor:
+            if x.dtype != dtype:
+                raise RuntimeError("another precision")
+            return x @ right.T
+
+        def A_adjoint(self, y: Tensor) -> Tensor:
+            return y @ wrong
+
+    try:
+        report = check_adjoint(Pair(), torch.zeros(1, 9))
+    except ValueError:
+        return "refused"
+    return "double" if report.dtype == torch.float64 else "single"
+
+
+_SIZES = (1e-1, 1e-3, 1e-4, 1e-8, 1e-10, 0.0)
+_TRIED = 50
+
+
+def section() -> str:
+    """How small an error of an adjoint is noticed: counts over random matrices, in markdown."""
+    lines = [
+        "### Adjoints that are nearly right",
+        "",
+        f"`check_adjoint` (four pairs of random vectors) on {_TRIED} random matrices of 12 x 9 entries for each size of the error of "
+        "`A_adjoint`, relative to the norm of `A`. *single*: let through, with the rounding of float32 in every bound.",
+        "",
+        "| relative error | float64: refused | single | double | float32: refused | single |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for size in _SIZES:
+        found = [[_perturbed(size, dtype, seed) for seed in range(_TRIED)] for dtype in (torch.float64, torch.float32)]
+        counts = [found[0].count(kind) for kind in ("refused", "single", "double")]
+        counts += [found[1].count(kind) for kind in ("refused", "single")]
+        lines.append(f"| {size:g} | " + " | ".join(str(count) for count in counts) + " |")
+    return "\n".join(lines) + "\n"
