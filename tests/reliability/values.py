@@ -634,8 +634,8 @@ def section() -> str:
     lines = [
         "### Adjoints that are nearly right",
         "",
-        f"`check_adjoint` (four pairs of random vectors) on {_TRIED} random matrices of 12 x 9 entries for each size of the error of "
-        "`A_adjoint`, relative to the norm of `A`. *single*: let through, with the rounding of float32 in every bound.",
+        f"`check_adjoint` (four pairs of random vectors) on {_TRIED} random matrices of 12 x 9 entries for each size of the "
+        "error of `A_adjoint`, relative to the norm of `A`. *single*: let through, with the rounding of float32 in every bound.",
         "",
         "| relative error | float64: refused | single | double | float32: refused | single |",
         "| --- | --- | --- | --- | --- | --- |",
