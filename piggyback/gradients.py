@@ -58,6 +58,7 @@ def hypergradient(
     Raises ``Refused`` (a ``ValueError``) for a lower level that the method cannot take, or if it gives less than ``least``.
     """
     method.capabilities.require(data, least)
+    loss.check()
     if isinstance(method, DirectMethod):
         return _direct(method, regularizer, data, loss, accuracy, start)
     return _paired(method, regularizer, data, loss, accuracy, start)

@@ -25,6 +25,10 @@ class Loss(ABC):
         """``L_l``, or 1 for a linear loss: what steps and penalties are measured in."""
         return self.smoothness if self.smoothness > 0 else 1.0
 
+    def check(self) -> None:
+        """Raise ``ValueError`` for numbers that are not finite (reads values: synchronises)."""
+        return None
+
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
         """``l(x)``."""
@@ -45,7 +49,7 @@ class Loss(ABC):
 class SquaredError(Loss):
     """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x``, converted to its precision.
 
-    Raises ``ValueError`` for another shape, and for a truth that is not finite or not of float32 or float64.
+    Raises ``ValueError`` for another shape, for a truth that is not of float32 or float64, and in ``check`` if it is not finite.
     """
 
     @property
@@ -54,8 +58,10 @@ class SquaredError(Loss):
 
     def __init__(self, truth: Primal) -> None:
         require_images("the truth", truth)
-        require_finite("the truth", truth)
         self.truth = truth
+
+    def check(self) -> None:
+        require_finite("the truth", self.truth)
 
     def value(self, x: Primal) -> PerSample:
         difference = self.gradient(x)
@@ -73,7 +79,7 @@ class SquaredError(Loss):
         return self._with(self.truth.double())
 
     def _with(self, truth: Primal) -> SquaredError:
-        changed = copy.copy(self)  # looked at once
+        changed = copy.copy(self)
         changed.truth = truth
         return changed
 

@@ -75,13 +75,15 @@ class SaddleProblem(LowerProblem):
     """One problem per sample of a batch; they share the operator and, but for its emphasis, the potential (eqs. 1-3).
 
     ``exact``: the same problem computed in float64 from the parameters.  Converting the numbers of a single-precision problem
-    gives another problem, with another solution: their distance is the floor of any refinement.
+    gives another problem, with another solution: their distance is the floor of any refinement.  ``sums``: the precision in
+    which certificates add non-negative terms (``kind_of_sums``).
     """
 
     data: DataTerm
     potential: Potential
     operator: LinearOperator
     exact: SaddleProblem | None = None
+    sums: torch.dtype = torch.float32
 
     def check(self) -> None:
         """Raise ``ValueError`` for non-finite data or an inadmissible potential (reads values: synchronises)."""

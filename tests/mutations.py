@@ -1025,7 +1025,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/certificates/evidence.py",
-        "return torch.float32 if bool(suits.all()) else torch.float64",
+        "return torch.float32 if bool(_suits(values).all()) else torch.float64",
         "return torch.float32",
         "squares of small numbers vanish: bounds of 0",
         (VALUES, "-k", "homogeneous"),

@@ -132,7 +132,7 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         # the shift is taken out before the digits are: z - shift may be small where z is not
         z = z - fixed.potential.shift
         mu = fixed.data.strong_convexity
-        kind = _kind_of_sums((x, adjoint, slope, z, image, y, u))
+        kind = problem.sums
         operator, potential = _in_kind(fixed, kind)
         z, image, y, u = (v.to(kind) for v in (z, image, y, u))
         radius = _row_norms(fixed.data, operator, z) * per_sample(residuals.error.to(kind), z)
@@ -163,13 +163,24 @@ _SMALLEST, _LARGEST = 1e-12, 1e12
 """Squares of numbers in between, and of their products with ordinary constants, are in the range of single precision."""
 
 
-def _kind_of_sums(arrays: tuple[Tensor, ...]) -> torch.dtype:
-    """Single precision if the largest entries of every sample suit it (the zero array does), else double (synchronises)."""
-    if arrays[0].numel() == 0:
+def kind_of_sums(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Primal) -> torch.dtype:
+    """Single precision if the numbers that certificates square suit it (zero does), else double (synchronises).
+
+    The largest entries of ``x``, ``P`` and the slope of the loss in every sample, and the constants that make the rest of them.
+    """
+    if x.numel() == 0:
         return torch.float32
-    peaks = torch.stack([array.abs().flatten(1).amax(1) for array in arrays if array.numel() > 0])
-    suits = (peaks == 0) | ((peaks >= _SMALLEST) & (peaks <= _LARGEST))
-    return torch.float32 if bool(suits.all()) else torch.float64
+    with torch.no_grad():
+        potential, reach = problem.potential, problem.operator.norm_bound().reshape(1)
+        arrays = (x, adjoint, loss.gradient(x))
+        peaks = [array.abs().flatten(1).amax(1).double() for array in arrays]
+        peaks += [v.detach().double().flatten() for v in (potential.weight, potential.max_curvature(), reach)]
+        values = torch.cat(peaks)
+        return torch.float32 if bool(_suits(values).all()) else torch.float64
+
+
+def _suits(values: Tensor) -> Tensor:
+    return (values == 0) | ((values >= _SMALLEST) & (values <= _LARGEST))
 
 
 def _in_kind(problem: SaddleProblem, kind: torch.dtype) -> tuple[LinearOperator, Potential]:

@@ -36,6 +36,7 @@ class _Implicit(HypergradientMethod):
     def differentiate(
         self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
+        loss.check()
         radius = radius_per_element(problem, accuracy.lower)
         first, previous = (None, None) if start is None else (start.x, start.adjoint)
         lower = solve_lower(problem, self.solver, radius, first, self.lower_schedule)

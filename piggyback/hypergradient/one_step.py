@@ -41,6 +41,7 @@ class JacobianFree(HypergradientMethod):
     def differentiate(
         self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
+        loss.check()
         radius = radius_per_element(problem, accuracy.lower)
         outcome = solve_lower(problem, self.solver, radius, None if start is None else start.x, self.schedule)
         (x,) = outcome.result
@@ -75,6 +76,7 @@ class OneStep(HypergradientMethod):
     ) -> Sensitivity:
         problem = problem.detached()
         problem.check()
+        loss.check()
         with torch.no_grad():
             before, length = checked_start(problem, None if start is None else start.x), step_length(problem)
             x = before - length * problem.gradient(before)

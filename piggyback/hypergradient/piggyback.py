@@ -65,6 +65,7 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
         cls, problem: P, steps: T, loss: Loss, accuracy: Accuracy, start: WarmStart | None, schedule: Schedule
     ) -> Sensitivity:
         """The pair to the ``accuracy``, from ``start`` (None: that of the data term)."""
+        loss.check()
         x = checked_start(problem, None if start is None else start.x)
         warm = (
             torch.zeros_like(x) if start is None else checked_start(problem, start.adjoint, "the start of the adjoint")
