@@ -34,8 +34,10 @@ def inner(u: Tensor, v: Tensor) -> PerSample:
 
 
 def norm(u: Tensor) -> PerSample:
-    """``||u_b||_2`` for every sample ``b``."""
-    return inner(u, u).clamp(min=0).sqrt()
+    """``||u_b||_2`` for every sample ``b``; summed in float64, for certificates take norms of large arrays in float32."""
+    if u.dtype == torch.float64:
+        return inner(u, u).clamp(min=0).sqrt()
+    return torch.linalg.vector_norm(u.flatten(1), dim=1, dtype=torch.float64).to(u.dtype)
 
 
 def separable(rows: Tensor, columns: Tensor, v: Tensor) -> Tensor:

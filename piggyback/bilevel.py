@@ -31,6 +31,7 @@ from piggyback.regularizer import Regularizer
 from piggyback.solve import Schedule
 from piggyback.terms.quadratic import DataTerm, Denoising
 from piggyback.types import Primal
+from piggyback.values import require_count, require_positive
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class BilevelSettings:
     loss: Callable[[Primal], Loss] = SquaredError
     batch: int = 8
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive("adjoint_of_estimates", self.adjoint_of_estimates)
+        require_count("batch", self.batch)
+        require_count("workers", self.workers)
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class OnDemand:
 
         Raises ``ValueError`` for a ``relative_error`` that is not positive.
         """
-        if not relative_error > 0:
-            raise ValueError(f"the relative error must be positive, got {relative_error}")
+        if not 0 < relative_error < math.inf:
+            raise ValueError(f"the relative error must be positive and finite, got {relative_error}")
         return self._reach(
             regularizer,
             data,

@@ -38,6 +38,7 @@ class SmoothProblem(LowerProblem):
             raise ValueError(f"data: on {self.data.start.device}, but the regularizer is on {device}; move one of them")
         self.regularizer.check()  # first: the data of a lifted problem start from the layers of the network
         self.data.check()
+        self.regularizer.examine(self.data.start)
 
     def count(self, x: Primal) -> None:
         """Add one pair per sample of ``x`` to the counter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm, Denoising
 from piggyback.types import Primal
+from piggyback.values import require_count
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class StochasticSettings:
     batch: int = 4
     workers: int = 1
     averaging: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch", "workers"):
+            require_count(name, getattr(self, name))
+        if not 0 <= self.averaging < math.inf:
+            raise ValueError(f"averaging must be non-negative and finite, got {self.averaging}")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class ConvolutionBank(LinearOperator):
     Raises ``ValueError`` for even or non-square filters, and for images smaller than a filter or of other channels.
     """
 
+    trusted = True
+
     def __init__(
         self,
         filters: Tensor,
@@ -48,6 +50,11 @@ class ConvolutionBank(LinearOperator):
         self.size = filters.shape[-1]
         self.margin = self.size // 2
         self._spectra: LappedSpectra | None = None
+
+    def check(self) -> None:
+        finite = torch.isfinite(self.filters).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            raise ValueError(f"filter {int((~finite).nonzero()[0])} of the operator has NaN or infinite entries")
 
     def forward(self, x: Primal) -> Dual:
         self._check(x)

@@ -63,6 +63,8 @@ class NetworkEnergy(SmoothEnergy):
     in the parameter it is computed from (1: they are the parameters).  ``phi`` must be smooth for everything but ``value``.
     """
 
+    structural = True
+
     def __init__(
         self,
         layers: tuple[Layer, ...],
@@ -246,6 +248,10 @@ class NetworkEnergy(SmoothEnergy):
                 raise ValueError(f"{name} weights must be non-negative, got {float(weights.min()):.3g}")
             if not bool(weights.isfinite().all()):
                 raise ValueError(f"{name} weights must be finite, got {float(weights.max()):.3g}")
+        for index, layer in enumerate(self.layers):
+            for name, values in (("filters", layer.skip.filters), ("offset", layer.offset)):
+                if not bool(values.isfinite().all()):
+                    raise ValueError(f"layer {index + 1}: {name} must be finite")
 
     def check(self) -> None:
         self.check_signs()

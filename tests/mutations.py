@@ -59,6 +59,7 @@ UNROLLED = "tests/test_unrolled.py"
 LAPPED = "tests/test_lapped.py"
 GPU = "tests/test_gpu_check.py"
 LIFTED = "tests/test_lifted.py"
+VALUES = "tests/test_values.py"
 LIFTED_CERTIFICATE = "tests/test_lifted_certificate.py"
 LIFTED_PIGGYBACK = ("tests/test_lifted_piggyback.py", "-k", "dense_algebra")
 RANDOM = (CERTIFICATES, "-k", "fifty_thousand and float64 or filter_banks or around_the_solution")
@@ -324,8 +325,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     # the local bound
     Mutation(
         "piggyback/certificates/local.py",
-        "return evidence.loss_smoothness * r / mu + evidence.coupling.change(r)",
-        "return evidence.coupling.change(r)",
+        "defined(evidence.loss_smoothness * r / mu + evidence.coupling.change(r))",
+        "defined(evidence.coupling.change(r))",
         "adjoint error (eq. 12): the gradient of the loss moves too",
         RANDOM,
     ),
@@ -736,8 +737,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/hypergradient/one_step.py",
-        "loss.gradient(x - length * gradient)",
-        "loss.gradient(x)",
+        "checked_slope(loss, x - length * gradient)",
+        "checked_slope(loss, x)",
         "one-step: the upper loss at the point before the step",
         (METHODS, "-k", "after_the_step"),
     ),
@@ -1143,6 +1144,77 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if not value > 0:",
         "infinite options are accepted",
         ("tests/test_hostile_commands.py", "-k", "sound and (limit or budget)"),
+    ),
+    # values
+    Mutation(
+        "piggyback/adjointness.py",
+        "SINGLE = 64 * torch.finfo(torch.float32).eps",
+        "SINGLE = 1e-2",
+        "adjoint test: a missing row of a large operator passes",
+        (VALUES, "-k", "missing_row"),
+    ),
+    Mutation(
+        "piggyback/adjointness.py",
+        "double = working == torch.float64 and float(mismatch[worst]) <= DOUBLE",
+        "double = working == torch.float64",
+        "operators that compute in single precision are taken for exact",
+        (VALUES, "-k", "tiny_factor or behind_any"),
+    ),
+    Mutation(
+        "piggyback/adjointness.py",
+        "one, other = inner(image, y), inner(x, pulled)",
+        "one, other = inner(image, y).sum(0, keepdim=True), inner(x, pulled).sum(0, keepdim=True)",
+        "adjoint test: summed over the batch, which hides samples that are mixed",
+        (VALUES, "-k", "mixes"),
+    ),
+    Mutation(
+        "piggyback/adapted.py",
+        "return shapes, tuple(torch.stack(sums).tolist()) if sums else (), numbers, modes",
+        "return shapes, (), numbers, modes",
+        "an operator whose tensors have changed is not looked at again",
+        (VALUES, "-k", "every_state"),
+    ),
+    Mutation(
+        "piggyback/terms/least_squares.py",
+        "found = inner(q, v + s) + inner(s, s) / self.ridge",
+        "found = inner(q, v + s)",
+        "dual norm (eq. 25) without its residual: from below",
+        (VALUES, "-k", "however_loose"),
+    ),
+    Mutation(
+        "piggyback/terms/quadratic.py",
+        "found = inner(q, v + s) + 2 * norm(q) * lost + (norm(s) + lost).square() / mu",
+        "found = inner(q, v)",
+        "dense dual norm without the rounding of the solve",
+        (VALUES, "-k", "rounding_of_the_solve"),
+    ),
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "return torch.float32 if bool(_suits(values).all()) else torch.float64",
+        "return torch.float32",
+        "squares of small numbers vanish: bounds of 0",
+        (VALUES, "-k", "homogeneous"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/implicit.py",
+        "found = adjoint.result[0] * per_sample(unit, x)",
+        "found = adjoint.result[0]",
+        "adjoints left in the units they were solved in",
+        (VALUES, "-k", "homogeneous"),
+    ),
+    Mutation(
+        "piggyback/solve.py",
+        "hopeful = (self.reference > _FAR) & (self.reference > self.first / _FAR)",
+        "hopeful = self.reference < 0",
+        "residuals that rise before they fall are taken for a floor",
+        (VALUES, "-k", "taken_for_a_floor"),
+    ),
+    Mutation(
+        "piggyback/problem.py",
+        "return z.sub_(self.shift) if is_trusted(self.operator) else z - self.shift",
+        "return z.sub_(self.shift)",
+        "what a user's operator returned is overwritten",
+        (VALUES, "-k", "nothing_is_written"),
     ),
 )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm, per_sample
-from piggyback.certificates.evidence import Evidence, PairEvidence, inflate, saddle_evidence
+from piggyback.certificates.evidence import Evidence, PairEvidence, defined, inflate, saddle_evidence
 from piggyback.types import Dual, PerSample
 
 
@@ -35,23 +35,23 @@ def local_bound(evidence: PairEvidence) -> GradientBound:
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
         return GradientBound(
-            operator=inflate(_operator_bound(evidence, adjoint)),
-            weight=inflate(_weight_bound(evidence, adjoint)),
-            smoothing=inflate(_smoothing_bound(evidence, adjoint)),
-            shift=inflate(_shift_bound(evidence, adjoint)),
-            emphasis=inflate(_emphasis_bound(evidence, adjoint)),
+            operator=inflate(defined(_operator_bound(evidence, adjoint))),
+            weight=inflate(defined(_weight_bound(evidence, adjoint))),
+            smoothing=inflate(defined(_smoothing_bound(evidence, adjoint))),
+            shift=inflate(defined(_shift_bound(evidence, adjoint))),
+            emphasis=inflate(defined(_emphasis_bound(evidence, adjoint))),
         )
 
 
 def adjoint_error(evidence: PairEvidence) -> PerSample:
     """Bound of ``||P* - P||_{A*}`` (eq. 12)."""
-    return inflate(evidence.residuals.adjoint.float() + adjoint_move(evidence))
+    return inflate(evidence.adjoint_residual + adjoint_move(evidence))
 
 
 def adjoint_move(evidence: PairEvidence) -> PerSample:
     """What the error of ``x`` contributes to ``adjoint_error``; the residual of ``P`` is the rest."""
     r, mu = evidence.error, evidence.strong_convexity
-    return evidence.loss_smoothness * r / mu + evidence.coupling.change(r)
+    return defined(evidence.loss_smoothness * r / mu + evidence.coupling.change(r))
 
 
 def _operator_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:

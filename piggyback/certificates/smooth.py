@@ -102,7 +102,7 @@ def _residuals(
 ) -> Residuals:
     (x, adjoint), (gradient, gap), data = pair, gaps, problem.data
     value, steepness, force = loss.value(x), norm(slope), norm(adjoint)
-    unit = ROUNDING_TERMS * torch.finfo(x.dtype).eps / data.strong_convexity**0.5
+    unit = ROUNDING_TERMS * data.unit_roundoff(x.dtype) / data.strong_convexity**0.5
     stiffness = problem.stiffness()
     # where nothing bounds the Hessian, the rounding of the product is modelled by its size
     applied = torch.where(torch.isfinite(stiffness), 2 * stiffness * force, norm(bent))

@@ -26,7 +26,7 @@ def _bound(evidence: Evidence) -> GradientBound:
     distance = evidence.error / mu**0.5
     curvature, third = potential.max_curvature(), potential.max_third()
     bend = third.max() * reach * distance * evidence.image.abs().flatten(1).amax(1)
-    adjoint = (evidence.loss_smoothness * distance + reach * bend) / mu + evidence.residuals.adjoint.float() / mu**0.5
+    adjoint = (evidence.loss_smoothness * distance + reach * bend) / mu + evidence.adjoint_residual / mu**0.5
     y_change = curvature.max() * reach * distance
     u_change = curvature.max() * reach * adjoint + bend
     filters = operator.gain() * (

@@ -15,7 +15,8 @@ from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element
+from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element
+from piggyback.values import require_count
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class IAPTT(DirectMethod):
     pessimistic: bool = False
     insist: bool = False
 
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+
     def differentiate(
         self,
         problem: SaddleProblem,
@@ -58,7 +62,7 @@ class IAPTT(DirectMethod):
                 "and its solver would be stopped where it is worst: pass insist=True to do so nevertheless"
             )
         problem.check()
-        begin = problem.data.start if start is None else start.x
+        begin = checked_start(problem, None if start is None else start.x)
         radius = radius_per_element(problem, accuracy.lower)
         smooth = unrollable(problem, self.solver)
         steps = self.steps
