@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ class GradientBound:
     smoothing: Tensor
     shift: Tensor
     emphasis: PerSample
+
+    def select(self, index: Tensor) -> GradientBound:
+        """The bounds of the chosen samples."""
+        return GradientBound(*(getattr(self, part.name)[index] for part in fields(self)))
 
 
 def local_bound(evidence: PairEvidence) -> GradientBound:
@@ -132,12 +136,13 @@ def _shift_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
 
 
 def _emphasis_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
-    """Eq. 15b: ``||K P* o f'(z*) - K P o f'(z)||`` over all entries together, pulled back to the factors' parameters."""
+    """Eq. 15b: the two parts of ``K P* o f'(z*) - K P o f'(z)``, pulled back to the parameters behind the factors."""
     emphasis = evidence.potential.emphasis
     if emphasis is None:
         return torch.zeros_like(adjoint)
-    upper, away = evidence.bounds.upper, per_sample(adjoint / evidence.strong_convexity**0.5, evidence.image)
-    along = (evidence.y * evidence.inverse_root).abs().flatten(1).amax(1) * adjoint
+    upper = evidence.bounds.upper
+    away = per_sample(adjoint / evidence.strong_convexity**0.5, evidence.image)
+    along = evidence.y.abs() * evidence.inverse_root
     reach = evidence.image.abs() + evidence.operator.row_norms(upper) * away
-    change = (reach * upper.sqrt()).flatten(1).amax(1) * evidence.error
-    return emphasis.pull_back(along + change, upper)
+    change = reach * upper.sqrt()
+    return emphasis.pull_back(along) * adjoint + emphasis.pull_back(change) * evidence.error

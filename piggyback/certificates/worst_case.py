@@ -41,7 +41,7 @@ def _bound(evidence: Evidence) -> GradientBound:
     factors = torch.zeros_like(distance)
     if potential.emphasis is not None:
         field = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
-        factors = potential.emphasis.pull_back(field, evidence.image)
+        factors = field * potential.emphasis.pull_back(torch.ones_like(evidence.image))
     return GradientBound(*(inflate(defined(part)) for part in (filters, weight, smoothing, shift, factors)))
 
 
