@@ -150,10 +150,7 @@ class NetworkPullBack(PullBack):
         steep = 1 - (1 + sizes).square().reciprocal() + _DERIVATIVE_ROUNDING  # rho'^2
         energy = (1 + self.bank.window_energy(self.observed) / self.config.contrast**2).float()
         spread = [squares, *(local_mean(squares, window, transposed=True) for window in windows)]
-        weights = [
-            ((part @ matrix.square().T) * steep).sum(-1)
-            for part, matrix in zip(spread, mixing, strict=True)
-        ]
+        weights = [((part @ matrix.square().T) * steep).sum(-1) for part, matrix in zip(spread, mixing, strict=True)]
         # a sum of operators: M M^T <= sum_j M_j M_j^T / c_j with sum_j c_j = 1; the best c_j go with ||M_j||
         parts = torch.stack([(weight * energy).sum((1, 2)).sqrt() for weight in weights])
         shares = parts / parts.sum(0).clamp(min=torch.finfo(parts.dtype).tiny)

@@ -302,9 +302,13 @@ def test_norm_over_a_field_bounds_the_weighted_jacobian(windows: tuple[int, ...]
                 for weights in (field, below):
                     exact = torch.linalg.matrix_norm(matrix.T * weights.flatten(), ord=2)
                     assert float(exact) <= float(pull_back.norm(field))
-                ratios.append(float(pull_back.norm(field)) / float(torch.linalg.matrix_norm(matrix.T * field.flatten(), ord=2)))
+                ratios.append(
+                    float(pull_back.norm(field)) / float(torch.linalg.matrix_norm(matrix.T * field.flatten(), ord=2))
+                )
     ratios = torch.tensor(ratios)
-    print(f"norm over a field / exact: {float(ratios.nanmedian()):.2f} in the median, {float(ratios[ratios.isfinite()].max()):.2f}")
+    print(
+        f"norm over a field / exact: {float(ratios.nanmedian()):.2f} in the median, {float(ratios[ratios.isfinite()].max()):.2f}"
+    )
 
 
 def test_norm_over_a_field_is_attained() -> None:
@@ -323,6 +327,23 @@ def test_norm_over_a_field_is_attained() -> None:
         field[entry] = 0.7
         exact = 0.7 * float(matrix[entry].norm())
         assert exact <= float(pull_back.norm(field.view(1, 6, 5, 2))) <= 1.01 * exact
+
+
+@pytest.mark.parametrize("site", [(0, 0), (0, 3), (4, 4)])
+def test_norm_over_a_field_is_attained_through_the_means(site: tuple[int, int]) -> None:
+    """A constant image: all windows look alike and the means lose nothing, at corners, borders and inside."""
+    config = WeightConfig(features=1, size=3, windows=(3,))
+    model = AdaptiveRegularizer(LinearConfig(filters=1, size=3), config).double()
+    with torch.no_grad():
+        model.network.offset.fill_(0.7)
+        model.network.mixing[1].fill_(0.9)
+    observed = torch.full((1, 1, 9, 8), 0.4, dtype=torch.float64)
+    matrix, pull_back = jacobian(model, observed), model.network(observed).jacobian
+    assert pull_back is not None
+    field = torch.zeros(1, 9, 8, 1, dtype=torch.float64)
+    field[0, site[0], site[1], 0] = 2.0
+    exact = 2.0 * float(matrix[site[0] * 8 + site[1]].norm())
+    assert exact <= float(pull_back.norm(field)) <= 1.01 * exact
 
 
 @pytest.mark.parametrize(("extent", "window"), [(9, 1), (9, 3), (16, 5), (5, 13), (12, 7)])
