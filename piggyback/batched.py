@@ -32,6 +32,16 @@ def norm(u: Tensor) -> PerSample:
     return inner(u, u).clamp(min=0).sqrt()
 
 
+def unit_of(u: Tensor) -> PerSample:
+    """The power of two just above the largest entry of each sample, 1 where all are zero: what to divide by before squaring.
+
+    Squares of single-precision numbers below 1e-19 or above 1e19 leave the range; a power of two costs no digit.
+    """
+    largest = u.detach().abs().flatten(1).amax(1).double()
+    exponent = torch.frexp(largest).exponent.clamp(min=-120, max=120)
+    return torch.where((largest > 0) & largest.isfinite(), torch.ldexp(torch.ones_like(largest), exponent), 1.0)
+
+
 def separable(rows: Tensor, columns: Tensor, v: Tensor) -> Tensor:
     """``rows`` times the second axis of ``v`` ``(batch, height, width, channels)`` and ``columns`` times the third."""
     return columns @ (rows @ v.flatten(2)).unflatten(2, v.shape[2:])

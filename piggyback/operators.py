@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from piggyback.batched import norm
+from piggyback.batched import norm, per_sample, unit_of
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 
 
@@ -180,10 +180,12 @@ class DenseOperator(LinearOperator):
         return torch.linalg.matrix_norm(gram, ord=2) + 8 * sum(self.matrix.shape) * torch.finfo(gram.dtype).eps * trace
 
     def adjoint_gain(self, v: Dual) -> PerSample:
-        return norm(v)  # K_t = t, and sup over ||t||_F = 1 of ||t^T v|| is ||v||
+        unit = unit_of(v).to(v)
+        return norm(v / per_sample(unit, v)) * unit  # K_t = t, and sup over ||t||_F = 1 of ||t^T v|| is ||v||
 
     def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
-        return curvature.amax(dim=-1).sqrt() * norm(v).to(curvature)
+        unit = unit_of(v).to(v)
+        return curvature.amax(dim=-1).sqrt() * (norm(v / per_sample(unit, v)) * unit).to(curvature)
 
     def gain(self) -> float:
         return 1.0

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from piggyback.batched import ROUNDING_TERMS, norm
+from piggyback.batched import ROUNDING_TERMS, norm, per_sample, unit_of
 from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary, Reflect
@@ -137,12 +137,14 @@ class ConvolutionBank(LinearOperator):
     def adjoint_gain(self, v: Dual) -> PerSample:
         # ||sum_i t_i * v_i||^2 = int |sum_i t_i^ v_i^|^2 <= int (sum_i |t_i^|^2) (sum_i |v_i^|^2): the Toeplitz matrix of the
         # summed autocorrelations, of which only the part on admissible directions counts
+        unit = unit_of(v).to(v)
+        v = v / per_sample(unit, v)
         gram = self._toeplitz(self._autocorrelation(v).double())  # k^2 x k^2: float64 costs nothing
         if self.zero_mean:
             center = torch.eye(gram.shape[-1]).to(gram) - 1 / gram.shape[-1]
             gram = center @ gram @ center
         largest = largest_eigenvalue_bound(gram) + _slack(norm(v).square()) * self.size**2
-        return self._rounded_up(largest.sqrt() * self.boundary.norm)
+        return self._rounded_up(largest.sqrt() * self.boundary.norm) * unit
 
     def _autocorrelation(self, v: Dual) -> Tensor:
         """``sum_i <v_i, shifted v_i>`` for all shifts within the filter's support, ``(batch, 2k - 1, 2k - 1)``."""
@@ -163,9 +165,10 @@ class ConvolutionBank(LinearOperator):
 
     def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
         """Trace bound: largest, over the filters, of the curvature-weighted local energy of ``v``."""
-        energy = self.window_energy(v).to(curvature)
+        unit = unit_of(v).to(v)
+        energy = self.window_energy(v / per_sample(unit, v)).to(curvature)
         weighted = (curvature * energy.unsqueeze(-1)).sum(2).sum(1)  # axis by axis: short sums, small rounding
-        return weighted.amax(1).sqrt()
+        return weighted.amax(1).sqrt() * unit.to(curvature)
 
     def window_energy(self, v: Primal) -> Tensor:
         """At least the energy of ``v`` in the window of each site, all channels, ``(batch, height', width')``.

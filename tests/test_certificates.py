@@ -530,3 +530,26 @@ def test_bound_at_the_exact_pair_is_rounding(case: Case) -> None:
     found = claims(case, exact.x, exact.adjoint)
     assert float((found["local operator"].bound / exact.gradient.operator.norm(dim=1)).max()) <= 1e-6
     assert float((found["distance"].bound / exact.x.norm(dim=1)).max()) <= 1e-8
+
+
+SCALES = [1e-24, 1e-12, 1e12, 1e24]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_bounds_are_homogeneous_in_the_loss(scale: float) -> None:
+    """A loss of another scale has another adjoint and another gradient, and nothing else changes: no bound is 0, none infinite."""
+    case = BY_NAME["dense-charbonnier"]
+    exact = truth(case)
+    shape = case.target.shape
+    generator = torch.Generator().manual_seed(8)
+    x = exact.x + 1e-3 * torch.randn(exact.x.shape, generator=generator, dtype=torch.float64)
+    slope = torch.randn(shape, generator=generator, dtype=torch.float64)
+    adjoint = torch.randn(shape, generator=generator, dtype=torch.float64)
+    bounds = []
+    for factor in (1.0, scale):
+        evidence, _ = gather_evidence(case.problem(), LinearFunctional(factor * slope), x.view(shape), factor * adjoint)
+        bounds.append((local_bound(evidence), worst_case_bound(evidence), evidence.unit))
+    for plain, scaled in zip(bounds[0][:2], bounds[1][:2], strict=True):
+        for name in ("operator", "weight", "smoothing", "shift"):
+            ratio = getattr(scaled, name).double() / (scale * getattr(plain, name).double())
+            assert bool(((ratio - 1).abs() <= 1e-4).all()), f"{name}: {ratio}"

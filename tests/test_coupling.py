@@ -153,7 +153,7 @@ def test_rate_satisfies_its_inequality(case: Case, level: float) -> None:
     """``K^T diag(steep) K <= rate (H + K^T diag(lower) K)`` by eigenvalues; not wider than recorded."""
     dense = at_radius(case, level)
     left, right = dense.sides()
-    rate = dense.evidence.coupling.rate.double()
+    rate = (dense.evidence.coupling.rate / dense.evidence.unit).double()  # in the units of the stored fields
     gap = rate.reshape(-1, 1, 1) * right - left
     assert bool((torch.linalg.eigvalsh(gap)[:, 0] >= -ROUNDING * largest(left)).all())
     found = rate / dense.least().clamp(min=1e-30)
@@ -207,6 +207,8 @@ def test_change_of_curvature_is_bounded_coefficient_by_coefficient(case: Case) -
     size = (change * (adjoint @ dense[0].matrix.T)).abs()
     coupling, moved = evidence.coupling, ((exact - x) @ dense[0].matrix.T).abs()
     jump, steep, apart = (part.flatten(1) for part in (coupling.jump.double(), coupling.steep.double(), coupling.apart))
+    unit = evidence.unit.double().unsqueeze(1)
+    jump, steep = jump * unit, steep * unit
     assert bool((size <= jump * (1 + ROUNDING) + 1e-12).all())
     assert bool((size <= steep * moved * (1 + ROUNDING) + 1e-12)[~apart].all())
     assert bool((steep[apart] == 0).all())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +37,10 @@ class Coupling(CouplingRate):
     jump: Dual
     steep: Dual
     apart: Dual
+
+    def times(self, unit: PerSample) -> Coupling:
+        """The numbers of each sample times ``unit``, for an adjoint that is so much larger; the fields stay as they are."""
+        return replace(self, rate=self.rate * unit, whole=self.whole * unit, rest=self.rest * unit)
 
 
 def couple(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
+from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample, unit_of
 from piggyback.certificates.coupling import Coupling, CouplingRate, couple
 from piggyback.losses import Loss
 from piggyback.operators import LinearOperator
@@ -76,6 +76,8 @@ class Evidence(PairEvidence):
     ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach, and ``coupling``, which sums up the bounds.
     ``inverse_root = (lower + s)^{-1/2}`` with ``K^T diag(s) K <= mu I``: however flat the potential, the data term curves a
     little (eq. 10b).  ``x`` and ``adjoint`` keep all their digits: their grey value may hide their texture.
+    ``unit`` ``(batch,)``: all that is linear in ``P`` (``adjoint``, ``image``, ``u``, ``jump`` and ``steep`` of ``coupling``) is
+    stored divided by it, since squares of very small or large numbers leave the range of single precision.
     """
 
     coupling: Coupling
@@ -89,6 +91,7 @@ class Evidence(PairEvidence):
     u: Dual
     bounds: CurvatureBounds
     inverse_root: Dual
+    unit: PerSample
 
 
 def saddle_evidence(evidence: PairEvidence, certificate: str) -> Evidence:
@@ -130,7 +133,8 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         operator, potential = fixed.operator.single(), fixed.potential.centred().single()
         z = z - fixed.potential.shift
         mu = fixed.data.strong_convexity
-        dual = norm(y)
+        dual, unit = norm(y), unit_of(image)
+        image, u = image / per_sample(unit, image), u / per_sample(unit, u)
         z, image, y, u = (v.float() for v in (z, image, y, u))
         radius = _row_norms(fixed.data, operator, z) * per_sample(residuals.error.float(), z)
         bounds = potential.bounds(z, radius)
@@ -145,15 +149,16 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
             strong_convexity=mu,
             loss_smoothness=loss.smoothness,
             x=x,
-            adjoint=adjoint,
+            adjoint=adjoint / per_sample(unit, adjoint),
             z=z,
             image=image,
             y=y,
             u=u,
             bounds=bounds,
             inverse_root=inverse_root,
-            coupling=couple(operator, bounds, radius, image, mu, inverse_root),
-            bend=_bend(potential, radius, image),
+            coupling=couple(operator, bounds, radius, image, mu, inverse_root).times(unit.to(image)),
+            bend=_bend(potential, radius, image) * unit.to(image),
+            unit=unit.to(image),
         )
     return evidence, read_off.value
 
@@ -209,7 +214,7 @@ def _lent(potential: Potential, operator: LinearOperator, modulus: float) -> Per
 def _rounding(
     problem: SaddleProblem, x: Primal, dual: PerSample, bounds: CurvatureBounds, inverse_root: Dual
 ) -> PerSample:
-    """What rounding adds to ``||grad h(x)||_{H^{-1}}`` as a bound of ``||x - x*||_H``, with the curvature that is there (eq. 10c).
+    """What rounding adds to ``||grad h(x)||_{H^{-1}}`` in a bound of ``||x - x*||_H``, knowing the curvature (eq. 10c).
 
     ``dual = ||f'(K x)||``; ``bounds`` hold on intervals around ``K x`` that are wider than its rounding.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from piggyback.batched import norm, per_sample
-from piggyback.certificates.evidence import Evidence, PairEvidence, inflate, saddle_evidence
+from piggyback.batched import norm, per_sample, unit_of
+from piggyback.certificates.evidence import Evidence, PairEvidence, defined, inflate, saddle_evidence
 from piggyback.types import Dual, PerSample
 
 
@@ -30,21 +31,27 @@ class GradientBound:
 
     def select(self, index: Tensor) -> GradientBound:
         """The bounds of the chosen samples."""
-        return GradientBound(*(getattr(self, part.name)[index] for part in fields(self)))
+        return self.converted(lambda part: part[index])
+
+    def converted(self, change: Callable[[Tensor], Tensor]) -> GradientBound:
+        """The same bounds, every group changed alike."""
+        return GradientBound(*(change(getattr(self, part.name)) for part in fields(self)))
 
 
 def local_bound(evidence: PairEvidence) -> GradientBound:
     """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15b), per sample and group."""
     evidence = saddle_evidence(evidence, "local_bound")
     with torch.no_grad():
-        adjoint = adjoint_error(evidence)
-        return GradientBound(
-            operator=inflate(_operator_bound(evidence, adjoint)),
-            weight=inflate(_weight_bound(evidence, adjoint)),
-            smoothing=inflate(_smoothing_bound(evidence, adjoint)),
-            shift=inflate(_shift_bound(evidence, adjoint)),
-            emphasis=inflate(_emphasis_bound(evidence, adjoint)),
+        unit = evidence.unit
+        adjoint = adjoint_error(evidence) / unit
+        bound = GradientBound(
+            operator=_operator_bound(evidence, adjoint),
+            weight=_weight_bound(evidence, adjoint),
+            smoothing=_smoothing_bound(evidence, adjoint),
+            shift=_shift_bound(evidence, adjoint),
+            emphasis=_emphasis_bound(evidence, adjoint),
         )
+        return bound.converted(lambda part: inflate(defined(part * per_sample(unit, part))))
 
 
 def adjoint_error(evidence: PairEvidence) -> PerSample:
@@ -91,7 +98,8 @@ def _over_sites(v: Dual) -> Tensor:
 
 def _coefficient_norm(v: Dual) -> Tensor:
     """Euclidean norm over the sites: ``(batch, coefficients)``."""
-    return _over_sites(v.square()).sqrt()
+    unit = unit_of(v).to(v)
+    return _over_sites((v / per_sample(unit, v)).square()).sqrt() * unit.unsqueeze(-1)
 
 
 def _away(evidence: Evidence, adjoint: PerSample) -> Tensor:

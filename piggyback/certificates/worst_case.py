@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from piggyback.batched import norm
+from piggyback.batched import norm, per_sample
 from piggyback.certificates.evidence import Evidence, PairEvidence, defined, inflate, saddle_evidence
 from piggyback.certificates.local import GradientBound
 from piggyback.types import PerSample
@@ -21,12 +21,13 @@ def worst_case_bound(evidence: PairEvidence) -> GradientBound:
 
 
 def _bound(evidence: Evidence) -> GradientBound:
-    potential, operator = evidence.potential, evidence.operator
+    potential, operator, unit = evidence.potential, evidence.operator, evidence.unit
     mu, reach = evidence.strong_convexity, operator.norm_bound()
     distance = evidence.error / mu**0.5
     curvature, third = potential.max_curvature(), potential.max_third()
     bend = third.max() * reach * distance * evidence.image.abs().flatten(1).amax(1)
-    adjoint = (evidence.loss_smoothness * distance + reach * bend) / mu + evidence.residuals.adjoint.float() / mu**0.5
+    adjoint = (evidence.loss_smoothness * distance / unit + reach * bend) / mu
+    adjoint = adjoint + evidence.residuals.adjoint.float() / unit / mu**0.5
     y_change = curvature.max() * reach * distance
     u_change = curvature.max() * reach * adjoint + bend
     filters = operator.gain() * (
@@ -42,7 +43,8 @@ def _bound(evidence: Evidence) -> GradientBound:
     if potential.emphasis is not None:
         field = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
         factors = field * potential.emphasis.pull_back(torch.ones_like(evidence.image))
-    return GradientBound(*(inflate(defined(part)) for part in (filters, weight, smoothing, shift, factors)))
+    bound = GradientBound(filters, weight, smoothing, shift, factors)
+    return bound.converted(lambda part: inflate(defined(part * per_sample(unit, part))))
 
 
 def _product(a: PerSample, a_change: PerSample, b: PerSample, b_change: PerSample) -> PerSample:
