@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.local import adjoint_move
@@ -25,12 +26,15 @@ from piggyback.types import PerSample
 class Assessment:
     """The error of a given gradient ``G``, from a refined one ``G+`` (docs/theory.md, eq. 24).
 
-    ``estimate = ||G+ - G||``; the true error lies between ``lower = estimate - gradient_error(G+)`` and
-    ``bound = estimate + gradient_error(G+)``.
+    ``given``: ``G`` (flat, summed over the samples); ``estimate = ||G+ - G||``; the true error lies between
+    ``lower = estimate - gradient_error(G+)`` and ``bound = estimate + gradient_error(G+)``.  ``met``: whether the bound of ``G+``
+    is the wanted ``fraction`` of the estimate; if not, ``bound`` holds all the same and says less.
     """
 
+    given: Tensor
     estimate: float
     refined: CertifiedGradient
+    met: bool
 
     @property
     def bound(self) -> float:
@@ -100,7 +104,8 @@ class OnDemand:
             counter,
             lambda result: fraction * float((result.gradient - given).norm()),
         )
-        return Assessment(float((refined.gradient - given).norm()), refined)
+        estimate = float((refined.gradient - given).norm())
+        return Assessment(given, estimate, refined, refined.gradient_error <= fraction * estimate)
 
     def _reach(
         self,

@@ -591,8 +591,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/adaptive.py",
-        "together = sum(weight / share for weight, share in zip(weights, shares, strict=True))",
-        "together = sum(weights)",
+        "together = torch.stack([weight / share for weight, share in zip(weights, shares, strict=True)]).sum(0)",
+        "together = torch.stack(weights).sum(0)",
         "gain (eq. 15c): several means, each with its share",
         (ADAPTIVE, "-k", "over_a_field or gain"),
     ),

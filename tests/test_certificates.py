@@ -537,7 +537,7 @@ SCALES = [1e-24, 1e-12, 1e12, 1e24]
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_bounds_are_homogeneous_in_the_loss(scale: float) -> None:
-    """A loss of another scale has another adjoint and another gradient, and nothing else changes: no bound is 0, none infinite."""
+    """Another scale of the loss is another scale of adjoint, gradient and bounds, and nothing else: none is 0 or infinite."""
     case = BY_NAME["dense-charbonnier"]
     exact = truth(case)
     shape = case.target.shape
