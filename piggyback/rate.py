@@ -16,7 +16,7 @@ from piggyback.stochastic import StochasticDescent
 
 @dataclass(frozen=True)
 class Lap:
-    """What one rate did: the loss of the average on the probe (infinite if it left the domain), and what that cost.
+    """What one rate did: the loss of the average on the probe (infinite if it is not known), and what that cost.
 
     ``certified``: whether the loss came with an interval that lies below that of the start.
     """
@@ -69,7 +69,8 @@ class RateRace:
         best = 0 if lap(0) <= lap(1) else 1
         direction = 1 if best == 1 else -1
         for _ in range(self.most - 2):
-            if lap(best + direction) >= lap(best):
+            lost = math.isinf(lap(best))  # then smaller rates are the only way out
+            if lap(best + direction) >= lap(best) and not lost:
                 break
             best += direction
         return best
@@ -110,5 +111,6 @@ def _lap(
         end = probe(descent.average)
     except ValueError:  # the parameters left the domain: weights that overflow, filters that are not finite
         return Lap(rate * factor, math.inf, False, work)
-    loss = end.value if math.isfinite(end.value) else math.inf
-    return Lap(rate * factor, loss, end.upper < start.lower, work + end.work)
+    # a solve that got nowhere may report any loss; its interval says so
+    known = end.converged and end.value_error <= start.value
+    return Lap(rate * factor, end.value if known else math.inf, end.upper < start.lower, work + end.work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -120,7 +120,7 @@ def assess(
     )
 
 
-def _total(parts) -> Tensor:
+def _total(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0)
 
 
@@ -154,7 +154,7 @@ def _with_exact_adjoint(problem: LowerProblem, loss: Loss, pair: Sensitivity) ->
     return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, ADJOINT_REFINED))
 
 
-def _each_gradient(regularizer: Regularizer, data: DataTerm, pair: Sensitivity, leaves: list[Tensor]) -> Tensor:
+def _each_gradient(regularizer: Regularizer, data: DataTerm, pair: Sensitivity, leaves: Sequence[Tensor]) -> Tensor:
     """The gradient of every sample, ``(batch, parameters)``, in the working precision: its spread is the noise."""
     rows = []
     for index in torch.arange(pair.x.shape[0], device=pair.x.device).split(1):
