@@ -6,6 +6,7 @@ A primal-dual method then needs ``B`` and ``B^T`` and solves no system.  The dua
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.terms.least_squares import LeastSquares
-from piggyback.terms.potentials import Emphasis, Potential
+from piggyback.terms.potentials import Emphasis, Potential, PullBack
 from piggyback.terms.profiles import Profile, ProfileBounds
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
@@ -48,7 +49,23 @@ def _stacked(emphasis: Emphasis, rows: int, shape: torch.Size) -> Emphasis:
     """1 on the rows of the data, then the factors."""
     factors = emphasis.factors.expand(-1, *shape).flatten(1)
     one = torch.ones_like(factors[:, :1]).expand(-1, rows)
-    return Emphasis(torch.cat([one, factors], dim=1), max(1.0, emphasis.ceiling), emphasis.gain)
+    jacobian = None if emphasis.jacobian is None else _StackedPullBack(emphasis.jacobian, rows, shape)
+    return Emphasis(torch.cat([one, factors], dim=1), max(1.0, emphasis.ceiling), jacobian)
+
+
+@dataclass(frozen=True)
+class _StackedPullBack(PullBack):
+    """Nothing stands behind the factors of the ``rows`` of the data; behind the others what stood there before."""
+
+    inner: PullBack
+    rows: int
+    shape: torch.Size
+
+    def norm(self, field: Dual) -> PerSample:
+        return self.inner.norm(field[:, self.rows :].unflatten(1, self.shape))
+
+    def select(self, index: Tensor) -> PullBack:
+        return replace(self, inner=self.inner.select(index))
 
 
 class RidgeTerm(DataTerm):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.local import adjoint_move
@@ -19,18 +20,22 @@ from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm
+from piggyback.types import PerSample
 
 
 @dataclass(frozen=True)
 class Assessment:
     """The error of a given gradient ``G``, from a refined one ``G+`` (docs/theory.md, eq. 24).
 
-    ``estimate = ||G+ - G||``; the true error lies between ``lower = estimate - gradient_error(G+)`` and
-    ``bound = estimate + gradient_error(G+)``.
+    ``given``: ``G`` (flat, summed over the samples); ``estimate = ||G+ - G||``; the true error lies between
+    ``lower = estimate - gradient_error(G+)`` and ``bound = estimate + gradient_error(G+)``.  ``met``: whether the bound of ``G+``
+    is the wanted ``fraction`` of the estimate; if not, ``bound`` holds all the same and says less.
     """
 
+    given: Tensor
     estimate: float
     refined: CertifiedGradient
+    met: bool
 
     @property
     def bound(self) -> float:
@@ -54,7 +59,7 @@ class OnDemand:
     method: HypergradientMethod = field(default_factory=ImplicitCG)
     accuracy: Accuracy = Accuracy(lower=1e-5, adjoint=0.1)
     certification: Certification = field(default_factory=Certification)
-    margin: float = 0.85
+    margin: float = 1.0
     rounds: int = 8
 
     def differentiate(
@@ -100,7 +105,8 @@ class OnDemand:
             counter,
             lambda result: fraction * float((result.gradient - given).norm()),
         )
-        return Assessment(float((refined.gradient - given).norm()), refined)
+        estimate = float((refined.gradient - given).norm())
+        return Assessment(given, estimate, refined, refined.gradient_error <= fraction * estimate)
 
     def _reach(
         self,
@@ -129,30 +135,42 @@ class OnDemand:
                 break
             if failures == _PATIENCE:
                 break
-            factor = self.margin * wanted / result.gradient_error
+            factor = _shrinkage(exact, result, self.margin * wanted)
             # x also enters the bound on its own (T2 and T3 of eq. 13): if (12) did not help, it shrinks with the whole
-            ceiling = factor if failures else math.inf
+            ceiling = factor if failures else torch.full_like(factor, torch.inf)
             pair = _corrected(problem, exact_loss, pair, evidence, factor, ceiling)
         assert best is not None
         return replace(best, applications=counter.applications)
 
 
-def _corrected(
-    problem: LowerProblem, loss: Loss, pair: Sensitivity, evidence: PairEvidence, wanted: float, ceiling: float
-) -> Sensitivity:
-    """``x`` and ``P`` corrected so far that their parts of the bound fit into ``wanted`` times its size.
+def _shrinkage(exact: Regularizer, result: CertifiedGradient, wanted: float) -> PerSample:
+    """What the error of each sample has to be multiplied by, so that all of them contribute equally and ``wanted`` in all.
 
-    The error of ``x`` shrinks by the factor ``ceiling`` at least.
+    A decade costs every sample the same number of steps, so equal contributions are the cheapest.
+    """
+    batch = result.bound.operator.shape[0]
+    samples = torch.arange(batch, device=result.bound.operator.device).split(1)
+    shares = torch.stack([exact.pull_back(result.bound.select(sample)) for sample in samples])
+    return wanted / batch / shares.double().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def _corrected(
+    problem: LowerProblem, loss: Loss, pair: Sensitivity, evidence: PairEvidence, wanted: PerSample, ceiling: PerSample
+) -> Sensitivity:
+    """``x`` and ``P`` corrected so far that their parts of the bound (12) fit into ``wanted`` times its size.
+
+    The error of ``x`` shrinks by the factor ``ceiling`` at least.  Both ``(batch,)``.
     """
     exact = problem.double()
     primal = adjoint_move(evidence).double()
     share = 0.5 * wanted * (primal + evidence.residuals.adjoint)
-    gap, tolerance = evidence.gaps[1], (share / primal).clamp(min=_FINEST, max=max(ceiling, _FINEST))
+    gap = evidence.gaps[1]
+    tolerance = torch.minimum((share / primal).clamp(min=_FINEST_STEP), ceiling.clamp(min=_FINEST_STEP))
     if bool((tolerance < 1).any()):
         pair = replace(pair, x=pair.x + correction(problem, pair.x, evidence.gaps[0], tolerance))
         gap = adjoint_gap(exact, loss, pair)
     size = exact.data.dual_norm(gap)
-    tolerance = (share / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(min=_FINEST)
+    tolerance = (share / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(min=_FINEST_SOLVE)
     return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, tolerance))
 
 
@@ -160,5 +178,7 @@ _PROGRESS = 0.8
 """Factor that the bound must fall by in a round."""
 _PATIENCE = 2
 """Rounds in a row without progress after which rounding is blamed."""
-_FINEST = 1e-3
-"""The most that one correction is asked for: beyond it single precision and the next linearisation have the say."""
+_FINEST_STEP = 1e-3
+"""The most that one Newton correction of ``x`` is asked for: beyond it the next linearisation has the say."""
+_FINEST_SOLVE = 3e-5
+"""The most that one correction of ``P`` is asked for: the system is linear, so only single precision has the say."""

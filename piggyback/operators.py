@@ -204,7 +204,7 @@ class DenseOperator(LinearOperator):
         return norm(v)  # K_t = t, and sup over ||t||_F = 1 of ||t^T v|| is ||v||
 
     def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
-        return curvature.amax(dim=-1).sqrt() * norm(v)
+        return curvature.amax(dim=-1).sqrt() * norm(v).to(curvature)
 
     def gain(self) -> float:
         return 1.0

@@ -78,10 +78,10 @@ class StochasticDescent:
         self.average = self.parameters()
         self.taken = 0
 
-    def step(self) -> StochasticStep:
-        """Draw a mini-batch, differentiate, let the optimiser move, and average."""
+    def step(self, samples: Samples | None = None) -> StochasticStep:
+        """Draw a mini-batch (or take ``samples``), differentiate, let the optimiser move, and average."""
         settings = self.settings
-        samples = self.draw(settings.samples)
+        samples = self.draw(settings.samples) if samples is None else samples
         count = len(samples)
         parts = [samples.select(slice(first, first + settings.batch)) for first in range(0, count, settings.batch)]
         solved = in_order(self._part, parts, settings.workers)
@@ -106,6 +106,11 @@ class StochasticDescent:
     def parameters(self) -> Tensor:
         """A flat copy of the current parameters (not of the average)."""
         return parameter_vector(self.regularizer)
+
+    def scale_rate(self, factor: float) -> None:
+        """Multiply the step sizes of all parameters."""
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
 
     def settle(self) -> None:
         """Write the average into the regularizer."""

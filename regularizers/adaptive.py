@@ -7,8 +7,7 @@ convex in ``x``, and nothing of what is proved for fixed weights changes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from piggyback.batched import separable
 from piggyback.certificates.evidence import defined
 from piggyback.certificates.local import GradientBound
 from piggyback.problem import SaddleProblem
-from piggyback.terms.potentials import Emphasis, Potential
+from piggyback.terms.potentials import Emphasis, Potential, PullBack
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerSample, Primal, Scalar
 from regularizers.boundaries import Reflect
@@ -77,8 +76,15 @@ class WeightNetwork(nn.Module):
         logarithm = reach * torch.tanh((self._mixed(features) + self.level) / reach)
         # the rounding of the exponential must not lift a factor over the ceiling
         ceiling = math.exp(reach) * (1 + 1e-5)
-        mixing = self.mixing.detach().clone()  # the parameters may move before a certificate asks
-        return Emphasis(logarithm.exp(), ceiling, partial(self._gain, bank, observed, features, mixing))
+        jacobian = NetworkPullBack(
+            config=self.config,
+            bank=bank.detached(),
+            observed=observed.detach(),
+            features=[part.detach() for part in features],
+            logarithm=logarithm.detach(),
+            mixing=self.mixing.detach().clone(),  # the parameters may move before a certificate asks
+        )
+        return Emphasis(logarithm.exp(), ceiling, jacobian)
 
     def _bank(self) -> ConvolutionBank:
         return ConvolutionBank(zero_mean_filters(self.coefficients), Reflect(), zero_mean=True)
@@ -95,26 +101,85 @@ class WeightNetwork(nn.Module):
             mixed = mixed + part @ matrix
         return mixed
 
+
+@dataclass(frozen=True)
+class NetworkPullBack(PullBack):
+    """The Jacobian ``J`` of ``log m`` in the parameters of a ``WeightNetwork`` at one batch of observations (eq. 15c).
+
+    ``features``: ``a`` and its local means; ``logarithm``: ``log m``; ``mixing``: ``V``; all as in ``WeightNetwork``.
+    """
+
+    config: WeightConfig
+    bank: ConvolutionBank
+    observed: Primal
+    features: list[Dual]
+    logarithm: Dual
+    mixing: Tensor
+
     @torch.no_grad()
-    def _gain(self, bank: ConvolutionBank, observed: Primal, features: list[Dual], mixing: Tensor) -> PerSample:
-        """At least the norm of the derivative of ``log m`` in all parameters (docs/theory.md, eq. 15c)."""
-        flat = torch.cat([part.flatten(1, 2) for part in features], dim=-1)
-        flat = torch.cat([flat, torch.ones_like(flat[..., :1])], dim=-1).double()
-        outer = largest_eigenvalue_bound(flat.mT @ flat)
-        sites = flat.shape[1]
-        seen = bank.forward_gain(observed, torch.ones_like(features[0])).double() / self.config.contrast
-        onward = torch.linalg.matrix_norm(mixing.double(), ord=2)
-        onward = onward[0] + sum(
-            norm * mean_norm(observed.shape[-2], window) * mean_norm(observed.shape[-1], window)
-            for norm, window in zip(onward[1:], self.config.windows, strict=True)
+    def norm(self, field: Dual) -> PerSample:
+        # sums of non-negative terms throughout: single precision is enough.  tanh' = 1 - tanh^2 <= 1
+        slope = 1 - (self.logarithm / self.config.reach).float().square() + _DERIVATIVE_ROUNDING
+        squares = (field.float() * slope.clamp(max=1)).square()
+        features = [part.float() for part in self.features]
+        bound = torch.hypot(self._through_mixing(squares, features), self._through_features(squares, features[0]))
+        return defined(bound * (1 + 5e-4)).to(field.dtype)  # features that overflow: no bound
+
+    def select(self, index: Tensor) -> NetworkPullBack:
+        return replace(
+            self,
+            observed=self.observed[index],
+            features=[part[index] for part in self.features],
+            logarithm=self.logarithm[index],
         )
-        gain = (outer + onward.square() * (seen.square() + sites)).sqrt().to(observed.dtype) * (1 + 1e-4)
-        return defined(gain)  # features that overflow: no bound
+
+    def _through_mixing(self, squares: Dual, features: list[Dual]) -> PerSample:
+        """The rows of ``J`` for ``V`` and the level: filter by filter ``||Phi^T diag(g)||``, one filter after the other."""
+        energy = 1 + sum(part.square().sum(-1) for part in features)
+        trace = torch.einsum("bhwf,bhw->bf", squares, energy).amax(1)
+        # where all filters share one field the Gram matrix knows better than its trace
+        seen = torch.cat([part.flatten(1, 2) for part in features], dim=-1)
+        seen = torch.cat([seen, torch.ones_like(seen[..., :1])], dim=-1)
+        weighted = seen * squares.amax(-1).flatten(1).unsqueeze(-1)
+        gram = (weighted.mT @ seen).double()
+        return torch.minimum(trace, largest_eigenvalue_bound(gram).to(trace)).sqrt()
+
+    def _through_features(self, squares: Dual, sizes: Dual) -> PerSample:
+        """The rows of ``J`` for ``U`` and the offset: the smaller of a weighted Gram matrix and of a product of norms."""
+        windows, mixing = self.config.windows, self.mixing.float()
+        steep = 1 - (1 + sizes).square().reciprocal() + _DERIVATIVE_ROUNDING  # rho'^2
+        energy = (1 + self.bank.window_energy(self.observed) / self.config.contrast**2).float()
+        spread = [squares, *(local_mean(squares, window, transposed=True) for window in windows)]
+        weights = [((part @ matrix.square().T) * steep).sum(-1) for part, matrix in zip(spread, mixing, strict=True)]
+        # a sum of operators: M M^T <= sum_j M_j M_j^T / c_j with sum_j c_j = 1; the best c_j go with ||M_j||
+        parts = torch.stack([(weight * energy).sum((1, 2)).sqrt() for weight in weights])
+        shares = parts / parts.sum(0).clamp(min=torch.finfo(parts.dtype).tiny)
+        shares = shares.clamp(min=torch.finfo(parts.dtype).eps).unsqueeze(-1).unsqueeze(-1)
+        together = torch.stack([weight / share for weight, share in zip(weights, shares, strict=True)]).sum(0)
+        gram = self.bank.window_gram(self.observed / self.config.contrast, together)
+        height, width = self.observed.shape[-2:]
+        onward = torch.linalg.matrix_norm(self.mixing.double(), ord=2)
+        onward = onward[0] + sum(
+            size * mean_norm(height, window) * mean_norm(width, window)
+            for size, window in zip(onward[1:], windows, strict=True)
+        )
+        largest = squares.flatten(1).amax(1).sqrt()
+        moved = (steep * energy.unsqueeze(-1)).sum((1, 2)).amax(1).sqrt()
+        return torch.minimum(gram, largest * onward.to(largest) * moved)
 
 
-def local_mean(values: Dual, window: int) -> Dual:
-    """Mean over ``window`` x ``window`` pixels (those inside the image), twice; ``(batch, height, width, features)``."""
+_DERIVATIVE_ROUNDING = 1e-6
+"""What ``1 - t`` may have lost in single precision, for numbers ``t`` in [0, 1]."""
+
+
+def local_mean(values: Dual, window: int, transposed: bool = False) -> Dual:
+    """Mean over ``window`` x ``window`` pixels (those inside the image), twice; ``(batch, height, width, features)``.
+
+    ``transposed``: every value spread over the pixels in whose mean it has a part, which is not the same at borders.
+    """
     rows, columns = (twofold_mean(extent, window, values) for extent in values.shape[1:3])
+    if transposed:
+        rows, columns = rows.mT, columns.mT
     return separable(rows, columns, values)  # far faster than pooling
 
 

@@ -172,16 +172,42 @@ class ConvolutionBank(LinearOperator):
 
     def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
         """Trace bound: largest, over the filters, of the curvature-weighted local energy of ``v``."""
+        energy = self.window_energy(v).to(curvature)
+        weighted = (curvature * energy.unsqueeze(-1)).sum(2).sum(1)  # axis by axis: short sums, small rounding
+        return weighted.amax(1).sqrt()
+
+    def window_energy(self, v: Primal) -> Tensor:
+        """At least the energy of ``v`` in the window of each site, all channels, ``(batch, height', width')``.
+
+        About the window's mean if all filters have zero mean.  In the dtype of ``v``: the grey value is taken out before
+        digits are, so ask with all the digits that there are.
+        """
         k = self.size
         if self.zero_mean:
             v = v - v.mean(dim=(2, 3), keepdim=True)
         extended = self.boundary.extend(v, self.margin)
         energy = k * k * nnf.avg_pool2d(extended.square(), k, stride=1).sum(1)
+        if not self.zero_mean:
+            return energy
+        mean = nnf.avg_pool2d(extended, k, stride=1)
+        return (energy - k * k * mean.square().sum(1)).clamp(min=0) + _slack(energy)
+
+    def window_gram(self, v: Primal, weights: Tensor) -> PerSample:
+        """At least the norm of ``h -> sum_p sqrt(weights_p) (window_p, 1) h_p`` over ``||h|| <= 1``, per sample.
+
+        ``window_p``: what the filters see of ``v`` at site ``p``, about its mean if they all have zero mean; ``weights``
+        ``(batch, height', width')``, not negative.
+        """
+        k = self.size
         if self.zero_mean:
-            mean = nnf.avg_pool2d(extended, k, stride=1)
-            energy = (energy - k * k * mean.square().sum(1)).clamp(min=0) + _slack(energy)
-        weighted = (curvature * energy.unsqueeze(-1)).sum(2).sum(1)  # axis by axis: short sums, small rounding
-        return weighted.amax(1).sqrt()
+            v = v - v.mean(dim=(2, 3), keepdim=True)
+        seen = nnf.unfold(self.boundary.extend(v, self.margin), k).to(weights)
+        if self.zero_mean:
+            parts = seen.unflatten(1, (v.shape[1], k * k))
+            seen = (parts - parts.mean(2, keepdim=True)).flatten(1, 2)
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+        scaled = (seen * weights.flatten(1).sqrt().unsqueeze(1)).double()
+        return self._rounded_up(largest_eigenvalue_bound(scaled @ scaled.mT).sqrt()).to(weights)
 
     # --- solver support ------------------------------------------------------------------------------------------
 

@@ -267,8 +267,8 @@ def test_adaptive_weights(boundary: str, dtype: torch.dtype, no_cached_basis: No
             setattr(module, name, torch.nn.Parameter(on_device(*parameter.shape, dtype=dtype)))
     images = on_device(2, 3, 9, 10, dtype=dtype)
     emphasis = model.network(images)
-    assert emphasis.gain is not None
-    assert_on_device([emphasis.factors, emphasis.gain()], dtype)
+    assert emphasis.jacobian is not None
+    assert_on_device([emphasis.factors, emphasis.jacobian.norm(emphasis.factors)], dtype)
     problem = model.problem(Denoising(images))
     evidence, surrogate = gather_evidence(problem, SquaredError(images), images, torch.zeros_like(images))
     assert_on_device([local_bound(evidence), worst_case_bound(evidence), corrected_loss(evidence)])

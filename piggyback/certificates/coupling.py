@@ -42,7 +42,7 @@ class Coupling(CouplingRate):
 def couple(
     operator: LinearOperator, bounds: CurvatureBounds, radius: Dual, image: Dual, modulus: float, inverse_root: Dual
 ) -> Coupling:
-    """``bounds`` hold within ``radius``; ``image = K P``; ``inverse_root = (lower + mu/||K||^2)^{-1/2}`` (eq. 10b)."""
+    """``bounds`` hold within ``radius``; ``image = K P``; ``inverse_root`` that of (10b)."""
     size = image.abs()
     jump = bounds.jump * size
     # alone, a coefficient costs steepness * radius * row in the rate, or jump * ||K|| apart from it: take the cheaper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from piggyback.operators import LinearOperator
 from piggyback.problem import SaddleProblem
 from piggyback.terms.potentials import CurvatureBounds, Potential
 from piggyback.terms.quadratic import DataTerm
-from piggyback.types import Dual, PerSample, Primal
+from piggyback.types import Dual, PerFilter, PerSample, Primal
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Evidence(PairEvidence):
     final inflation by its rounding) is enough, unless their squares leave its range: ``x``, ``P``, ``z = K x - shift``
     (and ``potential`` without it), ``image = K P``, ``y = f'(z)``, ``u = D K P``,
     ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach, and ``coupling``, which sums up the bounds.
-    ``inverse_root = (lower + mu/||K||^2)^{-1/2}``: however flat the potential, the data term curves a little (eq. 10b).
+    ``inverse_root = (lower + s)^{-1/2}`` with ``K^T diag(s) K <= mu I``: however flat the potential, the data term curves a
+    little (eq. 10b).  ``x`` and ``adjoint`` keep all their digits: their grey value may hide their texture.
     """
 
     coupling: Coupling
@@ -128,16 +129,19 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         u = fixed.potential.curvature(z) * image
         slope = loss.gradient(x)
         gradient, gap = fixed.residuals((x, adjoint), (y, u), slope)
-        residuals = _residuals(fixed, loss, (x, adjoint), y, slope, (gradient, gap))
+        measured = fixed.data.dual_norm(gradient)
+        residuals = _residuals(fixed, loss, (x, adjoint), y, slope, (gradient, gap), measured)
         # the shift is taken out before the digits are: z - shift may be small where z is not
         z = z - fixed.potential.shift
         mu = fixed.data.strong_convexity
-        kind = problem.sums
+        kind, dual = problem.sums, norm(y)
         operator, potential = _in_kind(fixed, kind)
         z, image, y, u = (v.to(kind) for v in (z, image, y, u))
         radius = _row_norms(fixed.data, operator, z) * per_sample(residuals.error.to(kind), z)
         bounds = potential.bounds(z, radius)
-        inverse_root = (bounds.lower + mu / operator.norm_bound().square()).rsqrt_()
+        inverse_root = (bounds.lower + _lent(potential, operator, mu)).rsqrt_()
+        finer = measured + _rounding(fixed, x, dual, bounds, inverse_root)
+        residuals = replace(residuals, error=torch.minimum(residuals.error, finer))
         evidence = Evidence(
             residuals=residuals,
             gaps=(-gradient, gap),
@@ -145,8 +149,8 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
             potential=potential,
             strong_convexity=mu,
             loss_smoothness=loss.smoothness,
-            x=x.to(kind),
-            adjoint=adjoint.to(kind),
+            x=x,
+            adjoint=adjoint,
             z=z,
             image=image,
             y=y,
@@ -199,8 +203,15 @@ def _row_norms(data: DataTerm, operator: LinearOperator, z: Dual) -> Tensor:
 
 
 def _residuals(
-    problem: SaddleProblem, loss: Loss, pair: tuple[Primal, Primal], y: Dual, slope: Primal, gaps: tuple[Primal, Primal]
+    problem: SaddleProblem,
+    loss: Loss,
+    pair: tuple[Primal, Primal],
+    y: Dual,
+    slope: Primal,
+    gaps: tuple[Primal, Primal],
+    measured: PerSample,
 ) -> Residuals:
+    """``measured``: ``||grad h(x)||_{H^{-1}}`` as computed."""
     (x, adjoint), (gradient, gap), data = pair, gaps, problem.data
     value = loss.value(x)
     steepness, force, stiffness = norm(slope), norm(adjoint), problem.stiffness()
@@ -208,7 +219,7 @@ def _residuals(
     adjoint_lost = steepness + (data.smoothness + 2 * stiffness) * force
     unit = ROUNDING_TERMS * data.unit_roundoff(x.dtype) / data.strong_convexity**0.5
     return Residuals(
-        error=data.dual_norm(gradient) + unit * lost,
+        error=measured + unit * lost,
         adjoint=data.dual_norm(gap) + unit * adjoint_lost,
         value=value,
         correction=inner(adjoint, gradient),
@@ -216,6 +227,32 @@ def _residuals(
         size=value.abs() + steepness * norm(x),
         correction_size=force * (norm(gradient) + lost),
     )
+
+
+def _lent(potential: Potential, operator: LinearOperator, modulus: float) -> PerFilter:
+    """Curvatures ``s`` with ``K^T diag(s) K <= modulus I`` (eq. 10b): what the data term has to give to flat coefficients.
+
+    Half of them alike, half in proportion to the largest curvatures of the potential: a stiff coefficient has a large slope
+    where it is flat, and needs more.
+    """
+    largest = potential.max_curvature()
+    alike = torch.ones_like(largest) / operator.norm_bound().square()
+    stiff = largest / operator.norm_bound(largest).square()
+    together = alike + stiff
+    return together * (modulus / operator.norm_bound(together).square())
+
+
+def _rounding(
+    problem: SaddleProblem, x: Primal, dual: PerSample, bounds: CurvatureBounds, inverse_root: Dual
+) -> PerSample:
+    """What rounding adds to ``||grad h(x)||_{H^{-1}}`` in a bound of ``||x - x*||_H``, knowing the curvature (eq. 10c).
+
+    ``dual = ||f'(K x)||``; ``bounds`` hold on intervals around ``K x`` that are wider than its rounding.
+    """
+    data, operator = problem.data, problem.operator
+    summed = data.smoothness * (norm(x) + norm(data.start)) + operator.norm_bound() * dual
+    moved = inflate(norm(bounds.upper * inverse_root * operator.row_norms(bounds.upper))).to(x.dtype)
+    return ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed / data.strong_convexity**0.5 + moved * norm(x))
 
 
 _LEAST = 1e-2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -28,19 +29,28 @@ class GradientBound:
     shift: Tensor
     emphasis: PerSample
 
+    def select(self, index: Tensor) -> GradientBound:
+        """The bounds of the chosen samples."""
+        return self.converted(lambda part: part[index])
+
+    def converted(self, change: Callable[[Tensor], Tensor]) -> GradientBound:
+        """The same bounds, every group changed alike."""
+        return GradientBound(*(change(getattr(self, part.name)) for part in fields(self)))
+
 
 def local_bound(evidence: PairEvidence) -> GradientBound:
     """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15b), per sample and group."""
     evidence = saddle_evidence(evidence, "local_bound")
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
-        return GradientBound(
-            operator=inflate(defined(_operator_bound(evidence, adjoint))),
-            weight=inflate(defined(_weight_bound(evidence, adjoint))),
-            smoothing=inflate(defined(_smoothing_bound(evidence, adjoint))),
-            shift=inflate(defined(_shift_bound(evidence, adjoint))),
-            emphasis=inflate(defined(_emphasis_bound(evidence, adjoint))),
+        bound = GradientBound(
+            operator=_operator_bound(evidence, adjoint),
+            weight=_weight_bound(evidence, adjoint),
+            smoothing=_smoothing_bound(evidence, adjoint),
+            shift=_shift_bound(evidence, adjoint),
+            emphasis=_emphasis_bound(evidence, adjoint),
         )
+        return bound.converted(lambda part: inflate(defined(part)))
 
 
 def adjoint_error(evidence: PairEvidence) -> PerSample:
@@ -132,12 +142,13 @@ def _shift_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
 
 
 def _emphasis_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
-    """Eq. 15b: ``||K P* o f'(z*) - K P o f'(z)||`` over all entries together, pulled back to the factors' parameters."""
+    """Eq. 15b: the two parts of ``K P* o f'(z*) - K P o f'(z)``, pulled back to the parameters behind the factors."""
     emphasis = evidence.potential.emphasis
     if emphasis is None:
         return torch.zeros_like(adjoint)
-    upper, away = evidence.bounds.upper, per_sample(adjoint / evidence.strong_convexity**0.5, evidence.image)
-    along = (evidence.y * evidence.inverse_root).abs().flatten(1).amax(1) * adjoint
+    upper = evidence.bounds.upper
+    away = per_sample(adjoint / evidence.strong_convexity**0.5, evidence.image)
+    along = evidence.y.abs() * evidence.inverse_root
     reach = evidence.image.abs() + evidence.operator.row_norms(upper) * away
-    change = (reach * upper.sqrt()).flatten(1).amax(1) * evidence.error
-    return emphasis.pull_back(along + change, upper)
+    change = reach * upper.sqrt()
+    return emphasis.pull_back(along) * adjoint + emphasis.pull_back(change) * evidence.error

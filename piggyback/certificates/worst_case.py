@@ -41,8 +41,9 @@ def _bound(evidence: Evidence) -> GradientBound:
     factors = torch.zeros_like(distance)
     if potential.emphasis is not None:
         field = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
-        factors = potential.emphasis.pull_back(field, evidence.image)
-    return GradientBound(*(inflate(defined(part)) for part in (filters, weight, smoothing, shift, factors)))
+        factors = field * potential.emphasis.pull_back(torch.ones_like(evidence.image))
+    bound = GradientBound(filters, weight, smoothing, shift, factors)
+    return bound.converted(lambda part: inflate(defined(part)))
 
 
 def _product(a: PerSample, a_change: PerSample, b: PerSample, b_change: PerSample) -> PerSample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,19 +32,36 @@ class CurvatureBounds:
     mixed_slope: Dual
 
 
+class PullBack(ABC):
+    """How errors in the logarithms of the factors become errors in the parameters that the factors are computed from.
+
+    With ``J`` the derivative of ``log factors`` in those parameters, one per sample.
+    """
+
+    @abstractmethod
+    def norm(self, field: Dual) -> PerSample:
+        """At least ``||J^T diag(g)||`` for every ``g`` with ``|g| <= field``, per sample.
+
+        ``field`` ``(batch, *sites, coefficients)``, not negative; the result has its dtype.
+        """
+
+    @abstractmethod
+    def select(self, index: Tensor) -> PullBack:
+        """That of the chosen samples."""
+
+
 @dataclass(frozen=True)
 class Emphasis:
     """Positive ``factors`` of the weights (``m`` of docs/theory.md, eq. 3), batch first, broadcasting against the dual variable.
 
     ``ceiling``: a number that no factor exceeds, whatever the parameters and the sample (the factors of one sample must not
-    enter the constants of another).  ``gain()`` ``(batch,)``: at least the norm of the derivative of ``log factors`` with
-    respect to the parameters they are computed from, worked out when a certificate asks; None if they are given numbers, and
-    ``log factors`` the parameters.
+    enter the constants of another).  ``jacobian``: what is known of the derivative of ``log factors`` in the parameters that
+    they are computed from; None if they are given numbers, and ``log factors`` the parameters.
     """
 
     factors: Dual
     ceiling: float
-    gain: Callable[[], PerSample] | None = None
+    jacobian: PullBack | None = None
 
     def check(self) -> None:
         """Raise ``ValueError`` unless all factors lie in ``(0, ceiling]`` (synchronises)."""
@@ -51,25 +69,24 @@ class Emphasis:
             low, high = float(self.factors.min()), float(self.factors.max())
             raise ValueError(f"factors of the weights must lie in (0, {self.ceiling:g}], got {low:.3g} to {high:.3g}")
 
-    def pull_back(self, field: PerSample, like: Dual) -> PerSample:
-        """Bound of the error in the parameters from that over the entries of the dual variable (eq. 15b).
+    def pull_back(self, field: Dual) -> PerSample:
+        """At least the norm of ``s -> J^T (g s)`` for every ``|g| <= field`` (eq. 15b).
 
-        A factor that serves ``n`` entries collects their ``n`` errors, at most ``sqrt(n)`` times their norm.
+        A given factor that serves ``n`` entries collects their ``n`` errors, at most ``sqrt(n)`` times their norm.
         """
-        shared = (like[0].numel() / self.factors[0].numel()) ** 0.5
-        return field * shared if self.gain is None else field * shared * self.gain()
+        if self.jacobian is not None:
+            return self.jacobian.norm(field)
+        shared = (field[0].numel() / self.factors[0].numel()) ** 0.5
+        return field.flatten(1).amax(1) * shared
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> Emphasis:
         """The same factors, detached and in another form."""
-        return Emphasis(change(self.factors.detach()), self.ceiling, self._gain_through(change))
+        return Emphasis(change(self.factors.detach()), self.ceiling, self.jacobian)
 
     def select(self, index: Tensor) -> Emphasis:
         """The factors of the chosen samples."""
-        return Emphasis(self.factors[index], self.ceiling, self._gain_through(lambda gain: gain[index]))
-
-    def _gain_through(self, change: Callable[[Tensor], Tensor]) -> Callable[[], PerSample] | None:
-        gain = self.gain
-        return None if gain is None else lambda: change(gain())
+        jacobian = None if self.jacobian is None else self.jacobian.select(index)
+        return Emphasis(self.factors[index], self.ceiling, jacobian)
 
 
 class Potential:
