@@ -102,13 +102,17 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Be the only writer.  Raises ``UserError`` if there is another one; dead ones do not count."""
-        lock = FileLock(self.lock)
+        lock, fresh = FileLock(self.lock), not self.lock.exists()
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"{self.path}: another process writes this run; wait for its end, or stop it") from error
         try:
             yield
+        except UserError:
+            if fresh:  # nothing was written, so nothing stays; whoever waits for the lock notices that it is gone
+                self.lock.unlink(missing_ok=True)
+            raise
         finally:
             lock.release()
 

@@ -102,7 +102,7 @@ def save(run: RunFolder, state: RunState) -> None:
 
 
 def restored(checkpoint: Checkpoint, where: str, device: torch.device) -> RunState:
-    """The inverse, with tensors on ``device``.  Raises ``UserError``, naming ``where``, if the checkpoint is of something else."""
+    """The inverse, with tensors on ``device``.  Raises ``UserError``, naming ``where``, if it is of something else."""
     content = checkpoint.state
     try:
         return RunState(

@@ -55,14 +55,17 @@ def _needs(options: Options, channels: int, test: Sequence[Photograph]) -> dict[
     return {
         "the patches (--patches, --patch)": _PATCH_ARRAYS * FLOAT * options.patches * area,
         "a mini-batch (--minibatch, --patch)": 2 * FLOAT * options.minibatch * area,
-        "the solves (--batch, --threads, --filters or --widths)": _SOLVE_ARRAYS
+        "filter responses of patches (--filters or --widths, --batch, --threads, --patch)": _SOLVE_ARRAYS
         * DOUBLE
         * at_once
         * responses
         * options.patch**2,
         "the model (--filters or --widths, --size, --inner)": _MODEL_ARRAYS * FLOAT * _parameters(options, channels),
         "the basis of the filters (--size)": DOUBLE * options.size**4,
-        "the test images (--test, --threads)": _SOLVE_ARRAYS * DOUBLE * tested * responses,
+        "filter responses of test images (--filters or --widths, --threads)": _SOLVE_ARRAYS
+        * DOUBLE
+        * tested
+        * responses,
     }
 
 

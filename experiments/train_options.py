@@ -29,6 +29,7 @@ RANGES = {
     "sigma": (1e-2, 1e3),
     "ridge": (1e-9, 1e3),
     "tolerance": (1e-7, 1.0),
+    "rate": (1e-12, 1e6),
     "seed": (-(2**63), 2**63 - 2),
     "blur_seed": (-(2**63), 2**63 - 1),
 }
@@ -42,6 +43,16 @@ def folder(text: str) -> Path:
     if not text:
         raise ValueError("an empty name")
     return Path(text)
+
+
+def number(text: str) -> float:
+    """As Python reads it; what is no number, or none that makes sense, is refused later with the name of the option."""
+    return float(text)
+
+
+def whole(text: str) -> int:
+    """The same for numbers without a fraction."""
+    return int(text)
 
 
 def build_parser() -> ArgumentParser:
@@ -65,19 +76,19 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--train", type=folder, help="folder of training images (default: embedded photographs)")
     parser.add_argument("--test", type=folder, help="folder of test images, never trained on (default: embedded)")
     parser.add_argument(
-        "--sigma", type=float | None, help="noise, in grey levels of 255 (default: 25 for denoise, 2.55 for deblur)"
+        "--sigma", type=number, help="noise, in grey levels of 255 (default: 25 for denoise, 2.55 for deblur)"
     )
     parser.add_argument(
         "--blur", default="gaussian", help="gaussian (9x9), uniform (9x9), motion (15x15), or a file: image, .npy, text"
     )
-    parser.add_argument("--blur-std", type=float, default=1.5, help="of the Gaussian blur, in pixels")
-    parser.add_argument("--blur-seed", type=int, default=0, help="of the motion blur")
-    parser.add_argument("--ridge", type=float, default=1e-3, help="of the deblurring data term")
+    parser.add_argument("--blur-std", type=number, default=1.5, help="of the Gaussian blur, in pixels")
+    parser.add_argument("--blur-seed", type=whole, default=0, help="of the motion blur")
+    parser.add_argument("--ridge", type=number, default=1e-3, help="of the deblurring data term")
     parser.add_argument(
         "--edges", choices=list(EDGES), default="circular", help="what training patches are beyond their border"
     )
     parser.add_argument("--out", type=folder, help="run folder (default: runs/denoise or runs/deblur)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole, default=0)
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -85,25 +96,25 @@ def build_parser() -> ArgumentParser:
         "--threads, --device and --report-every may be given anew, and folders that have moved",
     )
     parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
-    parser.add_argument("--budget", type=float, default=150.0, help="seconds of training proper")
+    parser.add_argument("--budget", type=number, default=150.0, help="seconds of training proper")
     parser.add_argument(
         "--stochastic",
-        type=float,
+        type=number,
         default=0.8,
         help="part of the budget for mini-batches, before the certified descent",
     )
-    parser.add_argument("--steps", type=int, default=100_000, help="most steps on mini-batches")
-    parser.add_argument("--iterations", type=int, default=100_000, help="most steps of the certified descent")
-    parser.add_argument("--minibatch", type=int, default=8, help="fresh patches per step")
-    parser.add_argument("--rate", type=float, default=8e-3, help="step size of the steps on mini-batches")
+    parser.add_argument("--steps", type=whole, default=100_000, help="most steps on mini-batches")
+    parser.add_argument("--iterations", type=whole, default=100_000, help="most steps of the certified descent")
+    parser.add_argument("--minibatch", type=whole, default=8, help="fresh patches per step")
+    parser.add_argument("--rate", type=number, default=8e-3, help="step size of the steps on mini-batches")
     parser.add_argument(
-        "--report-every", type=int, default=50, help="steps on mini-batches between reports and checkpoints"
+        "--report-every", type=whole, default=50, help="steps on mini-batches between reports and checkpoints"
     )
     parser.add_argument("--colour", action="store_true", help="keep colour (default: convert to grey)")
-    parser.add_argument("--filters", type=int, default=32)
-    parser.add_argument("--size", type=int, default=7, help="filters of size x size pixels")
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 16], help="icnn: channels of the hidden layers")
-    parser.add_argument("--inner", type=int, default=1, help="icnn: side of the kernels between hidden layers")
+    parser.add_argument("--filters", type=whole, default=32)
+    parser.add_argument("--size", type=whole, default=7, help="filters of size x size pixels")
+    parser.add_argument("--widths", type=whole, nargs="+", default=[32, 16], help="icnn: channels of the hidden layers")
+    parser.add_argument("--inner", type=whole, default=1, help="icnn: side of the kernels between hidden layers")
     parser.add_argument(
         "--form",
         choices=["nested", "lifted"],
@@ -112,15 +123,15 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--profile", choices=["logcosh", "charbonnier", "huber"], default="logcosh")
     parser.add_argument("--boundary", choices=["reflect", "circular", "valid"], default="reflect")
-    parser.add_argument("--patches", type=int, default=128, help="fixed patches of the certified descent")
-    parser.add_argument("--patch", type=int, default=48, help="side of a patch in pixels")
-    parser.add_argument("--batch", type=int, default=4, help="patches per batched solve")
+    parser.add_argument("--patches", type=whole, default=128, help="fixed patches of the certified descent")
+    parser.add_argument("--patch", type=whole, default=48, help="side of a patch in pixels")
+    parser.add_argument("--batch", type=whole, default=4, help="patches per batched solve")
     parser.add_argument(
         "--measure-kernels", action="store_true", help="time the convolution kernels for this patch size first"
     )
-    parser.add_argument("--threads", type=int, default=available_cores(), help="CPU threads, one solve each")
+    parser.add_argument("--threads", type=whole, default=available_cores(), help="CPU threads, one solve each")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-3, help="coarsest RMS error of x, in grey values of [0, 1]"
+        "--tolerance", type=number, default=1e-3, help="coarsest RMS error of x, in grey values of [0, 1]"
     )
     return parser
 
