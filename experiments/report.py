@@ -53,7 +53,8 @@ def comparison(rows: Sequence[Comparison], path: Path) -> None:
     )
     axes = figure.subplots(len(shown), 4, squeeze=False, height_ratios=heights)
     for row, line in zip(shown, axes, strict=True):
-        _picture(line[0], row.noisy, f"{row.name}: observed  {_quality(row.noisy, row.truth, clip=False)}")
+        name = row.name.encode(errors="replace").decode()
+        _picture(line[0], row.noisy, f"{name}: observed  {_quality(row.noisy, row.truth, clip=False)}")
         if row.tv is None:
             _missing(line[1], "tuned TV: not solved")
         else:
@@ -204,7 +205,7 @@ def _picture(axis: Axes, pixels: Tensor, title: str) -> None:
         axis.imshow(shown.transpose(1, 2, 0), interpolation="nearest")
     else:
         axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10, parse_math=False)
     axis.set_axis_off()
 
 

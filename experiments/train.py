@@ -26,7 +26,8 @@ from experiments.runtime import choose_device, prepare
 from experiments.start_checks import as_tested, check_disk, check_memory, check_patches, check_test_images
 from experiments.start_regularizer import new_regularizer
 from experiments.train_options import CommandLine, Options
-from experiments.training import Source, Trainer, TrainingPlan
+from experiments.training import Trainer
+from experiments.training_plan import Source, TrainingPlan
 from piggyback.bilevel import Samples
 
 

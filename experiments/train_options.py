@@ -14,7 +14,7 @@ from experiments.blur_kernels import blur_kernel
 from experiments.degradations import EDGES, Blur, Degradation, Noise, edges_named
 from experiments.errors import UserError
 from experiments.runtime import Device, available_cores
-from experiments.training import TrainingPlan
+from experiments.training_plan import TrainingPlan
 from piggyback.hypergradient.base import Accuracy
 
 ADJOINT_TOLERANCE = 0.1
@@ -38,10 +38,10 @@ COUNTABLE = 2**62
 """Larger numbers are no counts of anything."""
 
 
-def folder(text: str) -> Path:
+def folder(text: str | Path) -> Path:
     """A path as it is given, whatever it looks like: ``#scans``, ``null`` and ``~`` are names too."""
-    if not text:
-        raise ValueError("an empty name")
+    if not str(text) or "\0" in str(text):
+        raise ValueError("no name of a file")
     return Path(text)
 
 
@@ -171,7 +171,7 @@ class CommandLine:
     def folder(self) -> Path:
         """The run folder.  Raises ``UserError`` for a resumed run without a name."""
         if self.out is not None:
-            return self.out
+            return _encodable(self.out)
         if "task" not in self.given:
             raise UserError("which run? give --out, or the task: denoise or deblur (--help lists the options)")
         return Path("runs") / self.given["task"]
@@ -232,12 +232,14 @@ class Options:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UserError(f"{flag(name)} must lie between {least} and {most}, got {value}")
-        if not (
-            0 <= self.stochastic <= 1 and self.steps >= 0 and self.iterations >= 0 and self.steps + self.iterations > 0
-        ):
+        if not (0 <= self.stochastic <= 1 and self.steps >= 0 and self.iterations >= 0 and self._has_work()):
             raise UserError(
-                "nothing to do: --stochastic must lie in [0, 1], --steps and --iterations be non-negative, not both 0"
+                "nothing to do: --stochastic must lie in [0, 1], --steps and --iterations be non-negative, and one phase have "
+                "some of both"
             )
+
+    def _has_work(self) -> bool:
+        return (self.stochastic > 0 and self.steps > 0) or (self.stochastic < 1 and self.iterations > 0)
 
     def noise(self) -> float:
         """In grey levels of 255."""
@@ -278,6 +280,15 @@ class Options:
             rate=self.rate,
             report_every=self.report_every,
         )
+
+
+def _encodable(path: Path) -> Path:
+    """Raises ``UserError`` for a name that is no Unicode: the event files of TensorBoard cannot have one."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--out {str(path)!r}: a run folder needs a name in Unicode") from error
+    return path
 
 
 def flag(name: str) -> str:

@@ -6,69 +6,23 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.data import Photograph, draw_patches
-from experiments.degradations import Degradation
 from experiments.history import HistoryRow
 from experiments.model_file import Learned, save_regularizer
 from experiments.progress import TrainingProgress
 from experiments.run_folder import Json, RunFolder
 from experiments.run_state import DIVERGED, RUNNING, AdaptivePart, Part, RunState, Spent, StochasticPart, save
+from experiments.training_plan import Source, TrainingPlan
 from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.certified import assign
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
-from piggyback.hypergradient.base import Accuracy
 from piggyback.oracle import Evaluation
 from piggyback.stochastic import StochasticDescent, StochasticSettings
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What to train on and for how long.
-
-    ``degradation``: what is to be undone.  Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of the budget,
-    on ``minibatch`` fresh patches each, with step size ``rate`` (times the regularizer's relative rates).  Adaptive phase: at
-    most ``iterations`` certified steps on ``patches`` fixed ones.  All patches have ``patch`` x ``patch`` pixels; ``budget``
-    seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side; ``report_every`` stochastic steps
-    between reports and checkpoints.
-    """
-
-    degradation: Degradation
-    seed: int
-    patches: int
-    patch: int
-    minibatch: int
-    steps: int
-    stochastic: float
-    iterations: int
-    budget: float
-    batch: int
-    workers: int
-    accuracy: Accuracy
-    rate: float
-    report_every: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where training samples come from: random crops of photographs, and what ``degradation`` makes of them."""
-
-    photographs: list[Photograph]
-    degradation: Degradation
-    patch: int
-    channels: int
-    device: torch.device
-
-    def draw(self, count: int, generator: torch.Generator) -> Samples:
-        """``count`` fresh patches and their observations."""
-        clean = draw_patches(self.photographs, count, self.patch, generator, self.channels)
-        return Samples(clean.to(self.device), self.degradation.observe(clean, generator).to(self.device))
-
 
 _AFTER_ADAM = 0.005
 """Decrease that the first certified step aims at, over the loss, after a stochastic phase."""

@@ -924,7 +924,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "experiments/training.py",
-        "needed = self.last * (_FIRST_STEP if state.iteration == 0 else 1.0)",
+        "needed = self.spent.last * (_FIRST_STEP if state.iteration == 0 else 1.0)",
         "needed = 0.0",
         "a certified step is begun that ends after the budget",
         ("tests/test_command_line.py", "-k", "come_late"),

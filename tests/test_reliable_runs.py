@@ -26,14 +26,8 @@ from experiments.sealed import model_bytes
 from experiments.training import Trainer
 from tests.reliability import runs
 from tests.reliability.base import CommandRefused, Refusal, message_of, run_command
-from tests.run_faults import TinyRun, cheap_reports, contents, draw, results
+from tests.run_faults import FAMILIES, TinyRun, cheap_reports, contents, draw, results
 
-FAMILIES = {
-    "linear": ("denoise", "--regularizer", "linear", "--filters", "2"),
-    "adaptive": ("denoise", "--regularizer", "adaptive", "--filters", "2"),
-    "icnn": ("denoise", "--regularizer", "icnn", "--widths", "2", "2"),
-    "deblur": ("deblur", "--filters", "2", "--blur-std", "0.7", "--patch", "12"),
-}
 LIMITS = ("--steps", "2", "--iterations", "2")
 SIDE = 24
 """Of pictures that a blur of 9x9 pixels leaves enough of."""

@@ -295,8 +295,10 @@ def _nan_picture(folder: Path) -> None:
     Image.fromarray(np.full((20, 20), np.nan, np.float32)).save(folder / "nan" / "n.tif")
 
 
-def _large_training_images(folder: Path) -> None:
-    draw(folder / "train", range(2), 40)
+def _with_large_filters(folder: Path) -> None:
+    """Filters that fit patches of larger training images."""
+    act = _begun("--size", "17", "--patch", "18", prepare=lambda here: draw(here / "train", range(2), 40))
+    act(folder)
 
 
 def _file(name: str) -> Callable[[Path], object]:
@@ -375,7 +377,7 @@ BEGUN = [
     _row("--train: a picture of NaN", "n.tif", _begun("--train", "{}/nan", prepare=_nan_picture)),
     _row("--train: a name without letters", "--train", _begun("--train", "")),
     _row("--test: the training images", "0.png", _begun("--test", "{}/train")),
-    _row("--test: pictures smaller than the filters", "test image 10.png: ", _begun("--size", "17", "--patch", "18", prepare=_large_training_images)),
+    _row("--test: pictures smaller than the filters", "test image 10.png: ", _with_large_filters),
     _row("--test: pictures of which a blur leaves too little", "structural similarity", _begun("--patch", "12", task="deblur")),
     _row("--patch smaller than the blur", "blur", _begun("--patch", "8", task="deblur")),
     _row("--out: a file", "notes.txt: not a folder", _begun("--out", "{}/notes.txt", prepare=_file("notes.txt"))),
