@@ -23,8 +23,8 @@ from piggyback.hypergradient.base import Accuracy
 FLOAT, DOUBLE = 4, 8
 _PATCH_ARRAYS = 6
 """Images, observations, warm starts and adjoints of all patches, and the two that a checkpoint copies."""
-_SOLVE_ARRAYS = 4
-"""Filter responses that a solve or its certificate holds at the same time, at least."""
+SOLVE_ARRAYS, TEST_ARRAYS = 15, 7
+"""Filter responses in double precision that a certified gradient, and a restoration, hold at the same time, at least."""
 _MODEL_ARRAYS = 8
 """Parameters, gradient, Adam's two, average, and what is released and saved of them, at least."""
 _FREE_ON_DISK = 1 << 20
@@ -34,8 +34,9 @@ ANY = 1e3
 
 def check_memory(options: Options, device: torch.device, channels: int, test: Sequence[Photograph]) -> None:
     """Raise ``UserError`` with the estimate if what the run holds at least is more than there is; nothing is allocated."""
-    needs = _needs(options, channels, test)
-    total, there = sum(needs.values()), available_memory(device)
+    needs, phases = _needs(options, channels), _needs_of_phases(options, test)
+    total, there = sum(needs.values()) + max(phases.values()), available_memory(device)
+    needs |= phases
     if total > there:
         most = max(needs, key=needs.__getitem__)
         raise UserError(
@@ -44,28 +45,28 @@ def check_memory(options: Options, device: torch.device, channels: int, test: Se
         )
 
 
-def _needs(options: Options, channels: int, test: Sequence[Photograph]) -> dict[str, int]:
+def _needs(options: Options, channels: int) -> dict[str, int]:
     """Bytes at least, by the options that they grow with."""
     area = channels * options.patch**2
+    return {
+        "the patches (--patches, --patch)": _PATCH_ARRAYS * FLOAT * options.patches * area,
+        "a mini-batch (--minibatch, --patch)": 2 * FLOAT * options.minibatch * area,
+        "the model (--filters or --widths, --size, --inner)": _MODEL_ARRAYS * FLOAT * _parameters(options, channels),
+        "the basis of the filters (--size)": DOUBLE * options.size**4,
+    }
+
+
+def _needs_of_phases(options: Options, test: Sequence[Photograph]) -> dict[str, int]:
+    """The same of training and of testing, one after the other."""
     responses = sum(options.widths) if options.family() == "icnn" else options.filters
     drawn = max(options.patches, options.minibatch)
     at_once = min(options.threads * options.batch, drawn)
     largest = max((image.pixels[0].numel() for image in test), default=0)
-    tested = min(options.threads, len(test)) * largest
+    solved = DOUBLE * at_once * responses * options.patch**2
+    tested = DOUBLE * min(options.threads, len(test)) * responses * largest
     return {
-        "the patches (--patches, --patch)": _PATCH_ARRAYS * FLOAT * options.patches * area,
-        "a mini-batch (--minibatch, --patch)": 2 * FLOAT * options.minibatch * area,
-        "filter responses of patches (--filters or --widths, --batch, --threads, --patch)": _SOLVE_ARRAYS
-        * DOUBLE
-        * at_once
-        * responses
-        * options.patch**2,
-        "the model (--filters or --widths, --size, --inner)": _MODEL_ARRAYS * FLOAT * _parameters(options, channels),
-        "the basis of the filters (--size)": DOUBLE * options.size**4,
-        "filter responses of test images (--filters or --widths, --threads)": _SOLVE_ARRAYS
-        * DOUBLE
-        * tested
-        * responses,
+        "filter responses of patches (--filters or --widths, --batch, --threads, --patch)": SOLVE_ARRAYS * solved,
+        "filter responses of test images (--filters or --widths, --threads)": TEST_ARRAYS * tested,
     }
 
 

@@ -143,7 +143,7 @@ def carry_out(run: RunFolder, job: Job, state: RunState | None) -> None:
 def what_is_kept(folder: Path, command: CommandLine) -> str:
     """For the user who stopped a run: where it stands and how it goes on."""
     run = RunFolder(folder)
-    again = f"--out {shlex.quote(str(folder))} --resume goes on"
+    again = f"python -m experiments.train --resume --out {shlex.quote(str(folder))} goes on"
     if run.checkpoint.exists():
         return f"{folder} keeps the model and the checkpoint of its last report; {again}"
     if run.was_begun():

@@ -240,9 +240,13 @@ class Trainer:
                 descent.average, descent.optimizer.state_dict(), generator.get_state(), best, best_loss
             )
             row = self._line(current, descent.taken, "stochastic", plan.rate, 1.0)
-            before = self._reached(row, stopped, descent.parameters(), descent.average, probe, part)
+            worse = before is not None and current.value > self.rows[0].loss
+            kept = (
+                best if worse else descent.average
+            )  # the average is the better guess unless it is worse than no training
+            before = self._reached(row, stopped, descent.parameters(), kept, probe, part)
             yield before
-        descent.settle()
+        assign(self.regularizer, before.released)
 
     def _walked(self, descent: StochasticDescent, probe: BilevelOracle, steps: int) -> Evaluation:
         """Take the steps and evaluate the average.  Raises ``Divergence`` where they lead to nothing that can be solved."""
@@ -257,8 +261,8 @@ class Trainer:
             if steps == 0:
                 raise
             raise Divergence from error
-        if steps > 0 and not current.value <= _DIVERGED * self.rows[0].loss:
-            raise Divergence
+        if steps > 0 and not -self.rows[0].loss <= current.value <= _DIVERGED * self.rows[0].loss:
+            raise Divergence  # far below zero: where nothing is solved, the correction of the loss is all there is
         return current
 
     def _stochastic_descent(self, generator: torch.Generator) -> StochasticDescent:

@@ -20,10 +20,19 @@ from safetensors.torch import save
 from experiments import train
 from experiments.atomic import leftovers
 from experiments.errors import UserError
-from experiments.model_file import load_regularizer
+from experiments.memory import peak_memory
+from experiments.model_file import Learned, load_regularizer
+from experiments.restoration import restore
 from experiments.run_folder import RunFolder
 from experiments.sealed import model_bytes
+from experiments.start_checks import SOLVE_ARRAYS, TEST_ARRAYS
 from experiments.training import Trainer
+from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.hypergradient.base import Accuracy
+from piggyback.terms.quadratic import Denoising
+from regularizers.adaptive import AdaptiveRegularizer
+from regularizers.icnn import NetworkConfig, NetworkRegularizer
+from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.reliability import runs
 from tests.reliability.base import CommandRefused, Refusal, message_of, run_command
 from tests.run_faults import FAMILIES, TinyRun, cheap_reports, contents, draw, results
@@ -245,7 +254,7 @@ def test_signals_end_in_one_line(
     if moment == "the images":
         assert "nothing was written" in last and not out.exists()
         return
-    assert "--resume goes on" in last and str(out) in last
+    assert f"python -m experiments.train --resume --out {out} goes on" in last
     run_command(train.main, "--resume", "--out", out)
     TinyRun(base).train(tmp_path / "whole", "--threads", "2")
     assert results(out) == results(tmp_path / "whole")
@@ -336,12 +345,49 @@ def test_a_diverging_run_keeps_its_best_model(base: Path, tmp_path: Path, family
     model, _ = load_regularizer(RunFolder.open(out))
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     losses = [float(row["loss"]) for row in RunFolder(out).read_history()]
-    assert losses and max(losses) <= 10 * losses[0]
+    assert losses and max(losses) <= 10 * losses[0] and min(losses) >= 0
     metrics = json.loads((out / "metrics.json").read_text())["mean"]
     assert metrics["psnr"] > metrics["psnr_noisy"] - 1
     before = results(out)
     run_command(train.main, "--resume", "--out", out)
     assert results(out) == before
+
+
+def test_a_model_that_training_made_worse_is_not_kept(base: Path, tmp_path: Path) -> None:
+    """The step size flattens everything without diverging: of all that was reported, the start was best."""
+    out, alone = tmp_path / "run", tmp_path / "alone"
+    TinyRun(base, limits=("--steps", "10", "--iterations", "0")).train(out, "--rate", "0.5", "--report-every", "2")
+    losses = [float(row["loss"]) for row in RunFolder(out).read_history()]
+    assert len(losses) == 6 and min(losses[1:]) > losses[0]
+    TinyRun(base, limits=("--steps", "1", "--iterations", "0")).train(alone, "--budget", "1e-9", "--rate", "0.5")
+    start, kept = (load_regularizer(RunFolder.open(path))[0].state_dict() for path in (alone, out))
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [
+        LinearRegularizer(LinearConfig(filters=16)),
+        AdaptiveRegularizer(LinearConfig(filters=16)),
+        NetworkRegularizer(NetworkConfig(widths=(16, 8))),
+    ],
+    ids=["linear", "adaptive", "icnn"],
+)
+def test_memory_is_estimated_from_below(regularizer: Learned) -> None:
+    """What is refused cannot fit: the estimate counts fewer filter responses than there are, and not far fewer."""
+    widths = getattr(regularizer.config, "widths", None)
+    responses = sum(widths) if widths else 16
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    tested = peak_memory(lambda: restore(regularizer, Denoising(image), 1e-2))
+    patches = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    settings = BilevelSettings(accuracy=Accuracy(1e-2, 0.1), batch=4)
+    oracle = BilevelOracle(regularizer, Samples(patches, patches + 0.1), settings)
+    solved = peak_memory(lambda: oracle.evaluate(oracle.parameters(), 1.0))
+    assert TEST_ARRAYS <= tested / (8 * responses * 64**2) <= 4 * TEST_ARRAYS
+    assert SOLVE_ARRAYS <= solved / (8 * responses * 4 * 32**2) <= 4 * SOLVE_ARRAYS
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
