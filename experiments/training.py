@@ -240,10 +240,9 @@ class Trainer:
                 descent.average, descent.optimizer.state_dict(), generator.get_state(), best, best_loss
             )
             row = self._line(current, descent.taken, "stochastic", plan.rate, 1.0)
+            # the average is the better guess, unless it is worse than no training
             worse = before is not None and current.value > self.rows[0].loss
-            kept = (
-                best if worse else descent.average
-            )  # the average is the better guess unless it is worse than no training
+            kept = best if worse else descent.average
             before = self._reached(row, stopped, descent.parameters(), kept, probe, part)
             yield before
         assign(self.regularizer, before.released)
