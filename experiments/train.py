@@ -117,7 +117,10 @@ def prepared(kept: RunOptions, train: list[Photograph], test: list[Photograph], 
     check_disk(folder, options, channels)
     plan = options.plan(options.degradation(kept.kernel))
     source = Source(train, plan.degradation, plan.patch, channels, device)
-    samples = source.draw(plan.patches, torch.Generator().manual_seed(plan.seed))
+    try:
+        samples = source.draw(plan.patches, torch.Generator().manual_seed(plan.seed))
+    except UserError as error:
+        raise UserError(f"--patch {plan.patch}: {error}") from error
     regularizer, kernels = new_regularizer(options, plan.degradation, samples, kept.kernels)
     check_patches(regularizer, plan.degradation, samples, options)
     check_test_images(regularizer, as_tested(plan.degradation), test, options)
