@@ -1,13 +1,20 @@
-"""The columns of history.csv."""
+"""The rows that a training run reports, and the two tables made of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+Cell = float | int | str
+TIME = ("iteration", "phase", "seconds")
+"""Columns of timing.csv."""
 
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One line of history.csv.  ``loss`` is the mean of ``||x - clean||^2 / 2`` per patch; tolerances are in grey values
+    """One reported iteration.  ``loss`` is the mean of ``||x - clean||^2 / 2`` per patch; tolerances are in grey values
     (lower) and relative (adjoint); ``phase`` is "stochastic" (a row every few steps: the loss of the average on some of the
     fixed patches) or "adaptive" (each row is one accepted step, the first row the start); ``operator_applications`` is
     cumulative, ``seconds`` of training proper too."""
@@ -25,3 +32,22 @@ class HistoryRow:
     step: float
     operator_applications: float
     seconds: float
+
+
+HISTORY = tuple(field.name for field in fields(HistoryRow) if field.name != "seconds")
+"""Columns of history.csv: all that a second run of the same options repeats, hence without the time."""
+
+
+def table(rows: Sequence[HistoryRow], columns: Sequence[str]) -> bytes:
+    """A CSV file with these columns; floats in the shortest form that reads back to the same number."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = asdict(row)
+        writer.writerow([_text(cells[name]) for name in columns])
+    return buffer.getvalue().encode()
+
+
+def _text(value: Cell) -> str:
+    return str(value) if isinstance(value, str | int) else repr(float(value))

@@ -20,17 +20,21 @@ from torch import Tensor
 from experiments.metrics import psnr, ssim
 from experiments.outputs import MARK, Output, write_to
 
-MAXIMUM_ROWS = 4
+MAXIMUM_ROWS, MAXIMUM_HEIGHT = 4, 4.0
+"""Images in a comparison, and height over width of the room for one: longer ones are shown smaller, not left out."""
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d9730d", "#2e8b57", "#8a8a8a"
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One image in four versions, each ``(channels, height, width)``; PSNR and SSIM are computed from them."""
+    """One image in four versions, each ``(channels, height, width)``; PSNR and SSIM are computed from them.
+
+    ``tv`` is None where total variation could not be solved.
+    """
 
     name: str
     noisy: Tensor
-    tv: Tensor
+    tv: Tensor | None
     learned: Tensor
     truth: Tensor
 
@@ -43,15 +47,19 @@ def comparison(rows: Sequence[Comparison], path: Path | Output) -> None:
     if not rows:
         raise ValueError("a comparison needs at least one image")
     shown = rows[:MAXIMUM_ROWS]
-    heights = [row.truth.shape[-2] / row.truth.shape[-1] for row in shown]
+    heights = [min(row.truth.shape[-2] / row.truth.shape[-1], MAXIMUM_HEIGHT) for row in shown]
     figure = Figure(
         figsize=(12.4, sum(3.0 * height + 0.42 for height in heights)),
         layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0),
     )
     axes = figure.subplots(len(shown), 4, squeeze=False, height_ratios=heights)
     for row, line in zip(shown, axes, strict=True):
-        _picture(line[0], row.noisy, f"{row.name}: observed  {_quality(row.noisy, row.truth, clip=False)}")
-        _picture(line[1], row.tv, f"tuned TV  {_quality(row.tv, row.truth)}")
+        name = row.name.encode(errors="replace").decode()
+        _picture(line[0], row.noisy, f"{name}: observed  {_quality(row.noisy, row.truth, clip=False)}")
+        if row.tv is None:
+            _missing(line[1], "tuned TV: not solved")
+        else:
+            _picture(line[1], row.tv, f"tuned TV  {_quality(row.tv, row.truth)}")
         _picture(line[2], row.learned, f"learned  {_quality(row.learned, row.truth)}")
         _picture(line[3], row.truth, "truth")
     save(figure, path)
@@ -199,6 +207,11 @@ def _picture(axis: Axes, pixels: Tensor, title: str) -> None:
     else:
         axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_title(title, fontsize=10, parse_math=False)  # a name may hold a $
+    axis.set_axis_off()
+
+
+def _missing(axis: Axes, title: str) -> None:
+    axis.set_title(title, fontsize=10, parse_math=False)
     axis.set_axis_off()
 
 
