@@ -16,8 +16,10 @@ TIME = ("iteration", "phase", "seconds")
 class HistoryRow:
     """One reported iteration.  ``loss`` is the mean of ``||x - clean||^2 / 2`` per patch; tolerances are in grey values
     (lower) and relative (adjoint); ``phase`` is "stochastic" (a row every few steps: the loss of the average on some of the
-    fixed patches) or "adaptive" (each row is one accepted step, the first row the start); ``operator_applications`` is
-    cumulative, ``seconds`` of training proper too."""
+    fixed patches) or "adaptive" (each row is one accepted step, the first row the start); ``psnr`` is that of the loss.
+    ``gradient_error_relative``: certified, of all fixed patches ("adaptive") or of the mini-batch that was assessed last, whose
+    noise (standard deviation of its gradient, relative too) is beside it; ``gradient_norm`` of the same gradient.  Tolerances and
+    step size are those of the next step.  ``operator_applications`` is cumulative, ``seconds`` of training proper too."""
 
     iteration: int
     phase: str
@@ -25,8 +27,10 @@ class HistoryRow:
     loss: float
     loss_lower: float
     loss_upper: float
+    psnr: float
     gradient_norm: float
     gradient_error_relative: float
+    gradient_noise_relative: float
     lower_tolerance: float
     adjoint_tolerance: float
     step: float

@@ -109,9 +109,9 @@ def potentials(grid: Tensor, values: Tensor, path: Path | Output) -> None:
 def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path | Output) -> None:
     """How a run went, over the column ``iteration``; absent or empty columns leave their curve out.
 
-    Columns: ``loss``, ``loss_lower``, ``loss_upper`` (certified interval), ``gradient_error_relative`` (certified),
-    ``lower_tolerance``, ``adjoint_tolerance``, ``step``, ``operator_applications`` (cumulative), and ``phase``,
-    whose value "stochastic" is shaded.
+    Columns: ``loss``, ``loss_lower``, ``loss_upper`` (certified interval), ``psnr``, ``gradient_error_relative`` (certified where
+    it is below 1; other values certify nothing and are left out), ``gradient_noise_relative``, ``lower_tolerance``,
+    ``adjoint_tolerance``, ``step``, ``operator_applications`` (cumulative), and ``phase``, whose value "stochastic" is shaded.
 
     Raises ``ValueError`` if there is no row.
     """
@@ -121,10 +121,10 @@ def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path 
     figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True)
     _loss_panel(axes[0, 0], table)
-    width = table["loss_upper"] - table["loss_lower"]
-    _panel(axes[0, 1], table["iteration"], "width of the certified loss interval", [("", width, BLUE)])
-    error = table["gradient_error_relative"]
-    _panel(axes[0, 2], table["iteration"], "certified relative hypergradient error", [("", error, ORANGE)])
+    _panel(axes[0, 1], table["iteration"], "PSNR of the probe, dB", [("", table["psnr"], BLUE)], logarithmic=False)
+    error = np.where(table["gradient_error_relative"] < 1, table["gradient_error_relative"], np.nan)
+    quality = [("certified error", error, ORANGE), ("mini-batch noise", table["gradient_noise_relative"], GREY)]
+    _panel(axes[0, 2], table["iteration"], "hypergradient, relative to its norm", quality)
     tolerances = [("image", table["lower_tolerance"], BLUE), ("adjoint", table["adjoint_tolerance"], ORANGE)]
     _panel(axes[1, 0], table["iteration"], "tolerances", tolerances)
     _panel(axes[1, 1], table["iteration"], "step size", [("", table["step"], GREEN)])
@@ -141,7 +141,9 @@ _COLUMNS = (
     "loss",
     "loss_lower",
     "loss_upper",
+    "psnr",
     "gradient_error_relative",
+    "gradient_noise_relative",
     "lower_tolerance",
     "adjoint_tolerance",
     "step",
@@ -165,17 +167,19 @@ def _loss_panel(axis: Axes, table: Mapping[str, np.ndarray]) -> None:
     tidy(axis)
 
 
-def _panel(axis: Axes, x: np.ndarray, title: str, curves: Sequence[tuple[str, np.ndarray, str]]) -> None:
-    """Curves ``(label, values, colour)`` on a logarithmic axis; values that are not positive are left out."""
+def _panel(
+    axis: Axes, x: np.ndarray, title: str, curves: Sequence[tuple[str, np.ndarray, str]], logarithmic: bool = True
+) -> None:
+    """Curves ``(label, values, colour)``; values that are not positive are left out."""
     drawn = False
     for label, values, colour in curves:
         positive = np.where(np.isfinite(values) & (values > 0), values, np.nan)
         if np.isfinite(positive).any():
             axis.plot(x, positive, color=colour, linewidth=1.2, marker=".", markersize=3, label=label)
             drawn = True
-    if drawn:
+    if drawn and logarithmic:
         axis.set_yscale("log")
-    else:
+    elif not drawn:
         axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", color=GREY)
         axis.set_yticks([])
     if drawn and len(curves) > 1:

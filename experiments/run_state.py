@@ -34,13 +34,19 @@ class Spent:
 
 @dataclass(frozen=True, eq=False)
 class StochasticPart:
-    """Where the phase on mini-batches goes on; ``best``: the reported average with the least loss, ``best_loss``."""
+    """Where the phase on mini-batches goes on; ``best``: the reported average with the least loss, ``best_loss``.
+
+    ``control``: tolerances, step size and what they rest on (``piggyback.driven.Control``), by name;
+    ``races``: whether the next steps begin with a race for the step size.
+    """
 
     average: Tensor
     optimizer: dict[str, Any]
     generator: Tensor
     best: Tensor
     best_loss: float
+    control: dict[str, Any]
+    races: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,11 @@ from experiments.training_plan import TrainingPlan
 from piggyback.hypergradient.base import Accuracy
 
 ADJOINT_TOLERANCE = 0.1
+CERTIFIED = 1e-3
+"""RMS error of x that the certified descent and the probes begin with."""
+START_ACCURACY, COARSEST_ADJOINT = Accuracy(4e-3, 0.4), 0.8
+START_RATE = 8e-3
+"""Where the search for tolerances and step size begins; nothing depends on it but the first steps."""
 LIMITS = ("budget", "stochastic", "steps", "iterations", "threads", "device", "report_every")
 """What a resumed run may be given anew: how long, on what, and how often to report; none of it says what is learned."""
 PLACES = ("train", "test")
@@ -48,6 +53,15 @@ def folder(text: str | Path) -> Path:
 def number(text: str) -> float:
     """As Python reads it; what is no number, or none that makes sense, is refused later with the name of the option."""
     return float(text)
+
+
+AUTO = "auto"
+"""Found by the run itself."""
+
+
+def number_or_auto(text: str) -> float | str:
+    """A number, or the word ``auto``."""
+    return AUTO if text == AUTO else float(text)
 
 
 def whole(text: str) -> int:
@@ -100,13 +114,18 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--stochastic",
         type=number,
-        default=0.8,
-        help="part of the budget for mini-batches, before the certified descent",
+        default=1.0,
+        help="part of the budget for mini-batches; the rest is for a descent on fixed patches whose every step is certified",
     )
     parser.add_argument("--steps", type=whole, default=100_000, help="most steps on mini-batches")
     parser.add_argument("--iterations", type=whole, default=100_000, help="most steps of the certified descent")
     parser.add_argument("--minibatch", type=whole, default=8, help="fresh patches per step")
-    parser.add_argument("--rate", type=number, default=8e-3, help="step size of the steps on mini-batches")
+    parser.add_argument(
+        "--rate",
+        type=number_or_auto,
+        default=AUTO,
+        help="step size of the steps on mini-batches; auto: found by a short race at the start",
+    )
     parser.add_argument(
         "--report-every", type=whole, default=50, help="steps on mini-batches between reports and checkpoints"
     )
@@ -131,7 +150,10 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--threads", type=whole, default=available_cores(), help="CPU threads, one solve each")
     parser.add_argument(
-        "--tolerance", type=number, default=1e-3, help="coarsest RMS error of x, in grey values of [0, 1]"
+        "--tolerance",
+        type=number_or_auto,
+        default=AUTO,
+        help="coarsest RMS error of x, in grey values of [0, 1]; auto: what certificates and noise allow",
     )
     return parser
 
@@ -201,7 +223,7 @@ class Options:
     steps: int
     iterations: int
     minibatch: int
-    rate: float
+    rate: float | str
     report_every: int
     colour: bool
     filters: int
@@ -216,11 +238,11 @@ class Options:
     batch: int
     measure_kernels: bool
     threads: int
-    tolerance: float
+    tolerance: float | str
 
     def __post_init__(self) -> None:
         for name in POSITIVE:
-            if not getattr(self, name) > 0:
+            if getattr(self, name) != AUTO and not getattr(self, name) > 0:
                 raise UserError(f"{flag(name)} must be positive, got {getattr(self, name)}")
         for field in fields(self):
             _check_size(field.name, getattr(self, field.name))
@@ -230,7 +252,7 @@ class Options:
             raise UserError(f"--sigma must be positive, got {self.sigma}")
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
+            if value is not None and value != AUTO and not least <= value <= most:
                 raise UserError(f"{flag(name)} must lie between {least} and {most}, got {value}")
         if not (0 <= self.stochastic <= 1 and self.steps >= 0 and self.iterations >= 0 and self._has_work()):
             raise UserError(
@@ -263,6 +285,13 @@ class Options:
             return Noise(self.noise() / 255)
         return Blur(kernel, self.noise() / 255, self.ridge, edges_named(self.edges), self.blur)
 
+    def stochastic_accuracy(self) -> Accuracy:
+        """Of the first steps on mini-batches, or of all of them."""
+        if isinstance(self.tolerance, str):
+            return START_ACCURACY
+        ratio = START_ACCURACY.adjoint / START_ACCURACY.lower
+        return Accuracy(self.tolerance, min(ratio * self.tolerance, COARSEST_ADJOINT))
+
     def plan(self, degradation: Degradation) -> TrainingPlan:
         return TrainingPlan(
             degradation=degradation,
@@ -276,8 +305,11 @@ class Options:
             budget=self.budget,
             batch=self.batch,
             workers=self.threads,
-            accuracy=Accuracy(self.tolerance, ADJOINT_TOLERANCE),
-            rate=self.rate,
+            accuracy=Accuracy(CERTIFIED if isinstance(self.tolerance, str) else self.tolerance, ADJOINT_TOLERANCE),
+            stochastic_accuracy=self.stochastic_accuracy(),
+            driven=isinstance(self.tolerance, str),
+            rate=START_RATE if isinstance(self.rate, str) else self.rate,
+            raced=isinstance(self.rate, str),
             report_every=self.report_every,
         )
 

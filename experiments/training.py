@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,13 @@ from experiments.progress import TrainingProgress
 from experiments.run_folder import Json, RunFolder
 from experiments.run_state import DIVERGED, RUNNING, AdaptivePart, Part, RunState, Spent, StochasticPart, save
 from experiments.training_plan import Source, TrainingPlan
-from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.bilevel import EACH_STEP, BilevelOracle, BilevelSettings, Samples
 from piggyback.certified import assign
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
+from piggyback.driven import Control, DrivenDescent
+from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.oracle import Evaluation
+from piggyback.rate import RateRace
 from piggyback.stochastic import StochasticDescent, StochasticSettings
 
 _AFTER_ADAM = 0.005
@@ -32,6 +35,13 @@ _FIRST_STEP = 3.0
 
 _DIVERGED = 10.0
 """Times the loss of the start: what has grown so far will not come back."""
+
+
+RACE = RateRace()
+_ROOM = 10.0
+"""Times the steps of one lap that a run should have before it: a race takes three to six laps, and keeps one."""
+_STEPS_IN_A_PROBE = 5.0
+"""What the first evaluation of the probe takes, roughly, over a step on a mini-batch."""
 
 
 class Divergence(Exception):
@@ -144,24 +154,51 @@ class Trainer:
         spent = replace(self.spent, seconds=row.seconds)
         return RunState(self.options, self.rows, stopped, spent, parameters, released, oracle.warm, part)
 
-    def _line(self, current: Evaluation, iteration: int, phase: str, step: float, accuracy: float) -> HistoryRow:
-        tolerance = self.plan.accuracy.scaled(accuracy)
-        samples = self._probe_samples() if phase == "stochastic" else self.samples
+    def _certified_line(self, current: Evaluation, iteration: int, state: DescentState) -> HistoryRow:
+        """A row of the certified descent: everything is of all fixed patches."""
+        tolerance = self.plan.accuracy.scaled(state.accuracy)
         return HistoryRow(
             iteration=iteration,
-            phase=phase,
-            samples=len(samples),
+            phase="adaptive",
+            samples=len(self.samples),
             loss=current.value,
             loss_lower=current.lower,
             loss_upper=current.upper,
+            psnr=self._psnr(current.value),
             gradient_norm=float(current.gradient.norm()),
             gradient_error_relative=current.relative_gradient_error,
+            gradient_noise_relative=math.nan,  # the same patches in every step
             lower_tolerance=tolerance.lower,
             adjoint_tolerance=tolerance.adjoint,
-            step=step,
+            step=state.step,
             operator_applications=self.spent.work,
             seconds=self.seconds(),
         )
+
+    def _stochastic_line(self, current: Evaluation, iteration: int, control: Control) -> HistoryRow:
+        """A row of the phase on mini-batches: the loss is of the probe, the gradient of the last assessed mini-batch."""
+        return HistoryRow(
+            iteration=iteration,
+            phase="stochastic",
+            samples=len(self._probe_samples()),
+            loss=current.value,
+            loss_lower=current.lower,
+            loss_upper=current.upper,
+            psnr=self._psnr(current.value),
+            gradient_norm=control.size,
+            gradient_error_relative=control.error,
+            gradient_noise_relative=control.noise,
+            lower_tolerance=control.lower,
+            adjoint_tolerance=control.adjoint,
+            step=control.rate,
+            operator_applications=self.spent.work,
+            seconds=self.seconds(),
+        )
+
+    def _psnr(self, loss: float) -> float:
+        """Of the mean square error that ``loss``, half the squared error of a patch, stands for; in decibels."""
+        error = 2 * loss / self.samples.clean[0].numel()
+        return -10 * math.log10(error) if error > 0 else math.nan
 
     # --- the adaptive phase --------------------------------------------------------------------------------------
 
@@ -183,7 +220,7 @@ class Trainer:
             self.spent = replace(self.spent, last=now - begun, work=self.spent.work + state.work)
             begun = now
             state = self._limited(state)
-            row = self._line(state.current, self.spent.taken + state.iteration, "adaptive", state.step, state.accuracy)
+            row = self._certified_line(state.current, self.spent.taken + state.iteration, state)
             point = state.current.parameters
             yield self._reached(row, state.reason.value, point, point, oracle, AdaptivePart(state, metric))
 
@@ -210,26 +247,30 @@ class Trainer:
 
     def _stochastic(self, before: RunState | None) -> Iterator[RunState]:
         plan, generator = self.plan, torch.Generator().manual_seed(self.plan.seed + 1)
-        descent = self._stochastic_descent(generator)
+        driven = self._driven_descent(generator)
+        descent = driven.descent
         probe = BilevelOracle(copy.deepcopy(self.regularizer), self._probe_samples(), self.settings)
-        best, best_loss, steps = descent.average, math.inf, 0  # the start is reported too
+        best, best_loss, steps, races = descent.average, math.inf, 0, False  # the start is reported too
         if before is not None and isinstance(before.part, StochasticPart):
             part, probe.warm = before.part, before.warm
             descent.continue_from(before.parameters, part.average, self.spent.taken)
             descent.optimizer.load_state_dict(part.optimizer)
             generator.set_state(part.generator)
-            best, best_loss = part.best, part.best_loss
+            driven.resume(Control(**part.control))
+            best, best_loss, races = part.best, part.best_loss, part.races
             steps = self._affordable(descent.taken, 0.0)
         while before is None or steps > 0:
             begun = self.seconds()
             try:
-                current = self._walked(descent, probe, steps)
+                current = self._walked(driven, probe, steps, races)
             except Divergence:
                 assert before is not None  # the start is not left by steps
                 spent = replace(before.spent, seconds=self.seconds())
                 yield replace(before, stopped=DIVERGED, released=best, spent=spent)
                 return
-            pace = (self.seconds() - begun) / max(steps, plan.report_every / 2)  # the probe at the start is no step
+            elapsed = self.seconds() - begun
+            races = before is None and plan.raced and self._room_for_a_race(elapsed)
+            pace = elapsed / max(steps, plan.report_every / 2)  # the probe at the start is no step
             steps, stopped = self._affordable(descent.taken, pace), RUNNING
             if steps == 0 and (plan.stochastic == 1 or plan.iterations == 0):
                 last = StopReason.ITERATIONS if descent.taken >= plan.steps else StopReason.BUDGET
@@ -237,9 +278,15 @@ class Trainer:
             if current.value < best_loss:
                 best, best_loss = descent.average, current.value
             part = StochasticPart(
-                descent.average, descent.optimizer.state_dict(), generator.get_state(), best, best_loss
+                average=descent.average,
+                optimizer=descent.optimizer.state_dict(),
+                generator=generator.get_state(),
+                best=best,
+                best_loss=best_loss,
+                control=asdict(driven.control),
+                races=races,
             )
-            row = self._line(current, descent.taken, "stochastic", plan.rate, 1.0)
+            row = self._stochastic_line(current, descent.taken, driven.control)
             # the average is the better guess, unless it is worse than no training
             worse = before is not None and current.value > self.rows[0].loss
             kept = best if worse else descent.average
@@ -247,36 +294,57 @@ class Trainer:
             yield before
         assign(self.regularizer, before.released)
 
-    def _walked(self, descent: StochasticDescent, probe: BilevelOracle, steps: int) -> Evaluation:
-        """Take the steps and evaluate the average.  Raises ``Divergence`` where they lead to nothing that can be solved."""
+    def _walked(self, driven: DrivenDescent, probe: BilevelOracle, steps: int, races: bool) -> Evaluation:
+        """Take the steps, the first ones in a race if one is due, and evaluate the average.
+
+        Raises ``Divergence`` where they lead to nothing that can be solved.
+        """
+        descent = driven.descent
         try:
+            if races:
+                laps = driven.race(RACE, lambda parameters: probe.evaluate(parameters, 1.0))
+                steps -= RACE.laps
+                work = self.spent.work + sum(lap.applications for lap in laps)
+                self.spent = replace(self.spent, taken=descent.taken, work=work)
             for _ in range(steps):
-                step = descent.step()
+                step = driven.step()
                 if not math.isfinite(step.loss):
                     raise Divergence
                 self.spent = replace(self.spent, taken=descent.taken, work=self.spent.work + step.applications)
             current = probe.evaluate(descent.average, 1.0)
         except ValueError as error:  # weights that overflow are refused by what would compute with them
-            if steps == 0:
+            if descent.taken == 0:
                 raise
             raise Divergence from error
-        if steps > 0 and not -self.rows[0].loss <= current.value <= _DIVERGED * self.rows[0].loss:
+        if descent.taken > 0 and not -self.rows[0].loss <= current.value <= _DIVERGED * self.rows[0].loss:
             raise Divergence  # far below zero: where nothing is solved, the correction of the loss is all there is
         return current
 
-    def _stochastic_descent(self, generator: torch.Generator) -> StochasticDescent:
-        plan = self.plan
-        return StochasticDescent(
+    def _driven_descent(self, generator: torch.Generator) -> DrivenDescent:
+        plan, accuracy = self.plan, self.plan.stochastic_accuracy
+        # each look at the residuals waits for the device; on a CPU it costs less than the steps that it may save
+        method = EACH_STEP if self.samples.clean.device.type == "cpu" else ImplicitCG()
+        descent = StochasticDescent(
             self.regularizer,
             lambda count: self.source.draw(count, generator),
             torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99)),
             StochasticSettings(
+                accuracy=accuracy,
+                method=method,
                 data_term=plan.degradation.data_term,
                 samples=plan.minibatch,
                 batch=plan.batch,
                 workers=plan.workers,
             ),
         )
+        control = Control(accuracy.lower, accuracy.adjoint, plan.rate)
+        return DrivenDescent(descent, control, fixed=not plan.driven)
+
+    def _room_for_a_race(self, probed: float) -> bool:
+        """Whether the plan has room for a race and much more; ``probed``: seconds that the first evaluation of the probe took."""
+        step = probed / _STEPS_IN_A_PROBE
+        room = self.plan.stochastic * self.plan.budget - self.seconds()
+        return min(self.plan.steps, room / step) >= _ROOM * RACE.laps and self.plan.report_every >= RACE.laps
 
     def _affordable(self, taken: int, pace: float) -> int:
         """Steps until the next report, of ``pace`` seconds each, that the plan has room for after ``taken`` ones."""

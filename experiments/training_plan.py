@@ -16,11 +16,14 @@ from piggyback.hypergradient.base import Accuracy
 class TrainingPlan:
     """What to train on and for how long.
 
-    ``degradation``: what is to be undone.  Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of the budget,
-    on ``minibatch`` fresh patches each, with step size ``rate`` (times the regularizer's relative rates).  Adaptive phase: at
-    most ``iterations`` certified steps on ``patches`` fixed ones.  All patches have ``patch`` x ``patch`` pixels; ``budget``
-    seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side; ``report_every`` stochastic steps
-    between reports and checkpoints.
+    ``degradation``: what is to be undone.  All patches have ``patch`` x ``patch`` pixels; ``budget``: seconds of training proper;
+    ``batch`` patches per solve, ``workers`` solves side by side.
+
+    Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of the budget, on ``minibatch`` fresh patches each.
+    Their step size is ``rate`` times the regularizer's relative rates (``raced``: that is only where a race for a better one
+    begins), their accuracy ``stochastic_accuracy`` (``driven``: only at first).  ``report_every`` steps between reports.
+
+    Adaptive phase: at most ``iterations`` certified steps on ``patches`` fixed ones, at ``accuracy`` or finer.
     """
 
     degradation: Degradation
@@ -35,7 +38,10 @@ class TrainingPlan:
     batch: int
     workers: int
     accuracy: Accuracy
+    stochastic_accuracy: Accuracy
+    driven: bool
     rate: float
+    raced: bool
     report_every: int
 
 

@@ -30,7 +30,8 @@ class GradientQuality:
     certifies it).  Estimates: ``error`` of that distance; ``error_lower`` and ``error_adjoint``, what the tolerances of ``x``
     and of ``P`` contribute to it; ``noise``, the standard deviation that the choice of the samples gives to the mean.
     ``refined``: a gradient of the mini-batch within ``bound - error`` of the exact one, flat, and ``size`` its norm.
-    ``applications``: operator applications, those of the computed gradient excluded.
+    ``loss``: the mean loss at the computed reconstructions.  ``applications``: operator applications of the computed gradient,
+    ``extra``: those of its assessment.
     """
 
     refined: Tensor
@@ -40,7 +41,9 @@ class GradientQuality:
     error_adjoint: float
     noise: float
     size: float
+    loss: float
     applications: float
+    extra: float
 
     @property
     def relative_bound(self) -> float:
@@ -73,7 +76,9 @@ class _Part:
     refined: Tensor
     uncertainty: float
     each: Tensor
+    loss: float
     applications: float
+    extra: float
 
 
 ADJOINT_REFINED = 0.1
@@ -116,7 +121,9 @@ def assess(
         error_adjoint=float((middle - computed).norm()),
         noise=float((spread / count).sqrt()),
         size=float(refined.norm()),
+        loss=sum(part.loss for part in found) / count,
         applications=sum(part.applications for part in found),
+        extra=sum(part.extra for part in found),
     )
 
 
@@ -136,14 +143,16 @@ def _assess_part(
     computed = flat_gradient(problem.surrogate(pair.x, pair.adjoint).sum(), leaves)
     spent = counter.applications
     close = _with_exact_adjoint(problem, loss, pair)
-    verdict = on_demand.assess(regularizer, data, setting.loss(samples.clean), close)
+    verdict = on_demand.assess(regularizer, data, loss, close)
     return _Part(
         computed=computed.double(),
         at_exact_adjoint=verdict.given,
         refined=verdict.refined.gradient,
         uncertainty=verdict.refined.gradient_error,
         each=_each_gradient(regularizer, data, pair, leaves),
-        applications=counter.applications - spent + verdict.refined.applications,
+        loss=float(loss.value(pair.x).sum()),
+        applications=spent,
+        extra=counter.applications - spent + verdict.refined.applications,
     )
 
 

@@ -1118,9 +1118,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/test_other_devices.py",),
     ),
     Mutation(
-        "experiments/training.py",
-        'pairs=tuple((s.to(device), y.to(device)) for s, y in packed["pairs"])',
-        'pairs=tuple((s, y) for s, y in packed["pairs"])',
+        "experiments/run_state.py",
+        "return _unpacked(_on(packed, device))",
+        "return _unpacked(packed)",
         "quasi-Newton pairs of a resumed run stay on the CPU",
         ("tests/test_other_devices.py", "-k", "resumed"),
     ),

@@ -35,7 +35,7 @@ def test_a_resumed_descent_is_on_the_device_of_its_run() -> None:
     vector = torch.ones(4)
     here = Evaluation(vector, 1.0, 0.1, 2 * vector, 0.1, 3.0, True)
     descent = DescentState(here, 1.0, 0.5, ((vector, vector),), 7, 3.0, StopReason.RUNNING)
-    row = HistoryRow(7, "adaptive", 1, 1.0, 0.9, 1.1, 2.0, 0.1, 1e-3, 0.1, 0.5, 3.0, 1.0)
+    row = HistoryRow(7, "adaptive", 1, 1.0, 0.9, 1.1, 25.0, 2.0, 0.1, 0.9, 1e-3, 0.1, 0.5, 3.0, 1.0)
     warm = WarmStart(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
     state = RunState({}, (row,), "running", Spent(), vector, vector, warm, AdaptivePart(descent, vector))
     kept = Kept()

@@ -24,7 +24,9 @@ CONFIG = {"regularizer": "linear", "filters": 2, "sigma": 25 / 255}
 
 def row(iteration: int) -> HistoryRow:
     step = math.nan if iteration % 2 else 0.1
-    return HistoryRow(iteration, "adaptive", 8, 1 / (3 + iteration), 0.1, 0.2, 1.0, 0.5, 1e-3, 0.1, step, 12.5, 0.25)
+    return HistoryRow(
+        iteration, "adaptive", 8, 1 / (3 + iteration), 0.1, 0.2, 25.0, 1.0, 0.5, 0.9, 1e-3, 0.1, step, 12.5, 0.25
+    )
 
 
 def test_model_round_trip(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_two_tolerances_are_told_apart() -> None:
 
 
 def quality(error_lower: float, error_adjoint: float, noise: float) -> GradientQuality:
-    return GradientQuality(torch.ones(2), 2.0, 1.0, error_lower, error_adjoint, noise, math.sqrt(2), 10.0)
+    return GradientQuality(torch.ones(2), 2.0, 1.0, error_lower, error_adjoint, noise, math.sqrt(2), 3.0, 8.0, 10.0)
 
 
 def test_tolerances_follow_errors_and_noise() -> None:
