@@ -85,7 +85,7 @@ class DrivenDescent:
     def _assess(self) -> GradientQuality:
         settings = self.descent.settings
         problem = MinibatchProblem(settings.method, settings.data_term, settings.loss, settings.batch, settings.workers)
-        samples = self.descent.draw(settings.samples)
+        samples = self.descent.draw(max(settings.samples, 2))  # one alone has no noise to be seen
         return assess(self.descent.regularizer, samples, problem, self.control.accuracy)
 
     def _after(self, quality: GradientQuality) -> Control:
