@@ -40,7 +40,7 @@ class PlainTruth:
 
 
 def orthonormal(size: int) -> Tensor:
-    """Products of cosines, slow ones first, without the constant, ``(size^2 - 1, size, size)``: the basis of zero-mean filters."""
+    """Products of cosines, slow ones first, without the constant, ``(size^2 - 1, size, size)``: zero-mean filters."""
     waves = torch.arange(size, dtype=torch.float64)
     table = torch.cos(math.pi * waves.unsqueeze(1) * (waves + 0.5) / size)
     table = table / table.norm(dim=1, keepdim=True)
