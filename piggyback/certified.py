@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -24,6 +23,7 @@ from piggyback.regularizer import Regularizer
 from piggyback.smooth import SmoothProblem
 from piggyback.solve import Status
 from piggyback.terms.quadratic import DataTerm
+from piggyback.twins import doubled, snapshot, twin
 from piggyback.types import PerSample, Primal
 
 
@@ -140,8 +140,11 @@ def converged(pair: Sensitivity) -> bool:
 
 
 def double_copy(regularizer: Copied) -> Copied:
-    """The regularizer with the same parameter values in float64."""
-    return copy.deepcopy(regularizer).double()
+    """The regularizer with the same parameter values in float64: leaves, whether or not the originals are frozen."""
+    copied = twin(regularizer, lambda v: doubled(snapshot(v)))
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return copied
 
 
 def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:

@@ -10,8 +10,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor
+from torch import Tensor, nn
 
+from piggyback.twins import doubled, twin
 from piggyback.types import Primal
 
 
@@ -31,17 +32,19 @@ class ForwardOperator(Protocol):
 class ValidBlur:
     """Convolution with ``kernel`` ``(k, l)`` wherever it fits into the image: nothing is assumed beyond the border.
 
-    Observations are smaller than images by ``k - 1`` and ``l - 1`` pixels; odd sides.  Raises ``ValueError`` for other kernels.
+    Observations are smaller than images by ``k - 1`` and ``l - 1`` pixels; odd sides.  Differentiable in the kernel, of which
+    every call takes the present values.  Raises ``ValueError`` for other kernels.
     """
 
     def __init__(self, kernel: Tensor) -> None:
         self.kernel = checked_kernel(kernel)
+        self._version = 0
         self._transforms: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
     @property
     def norm_bound(self) -> float:
         """At least ``||B||``: Young's inequality, ``||kernel||_1`` (nearly attained by a blur of a large image)."""
-        return float(self.kernel.double().abs().sum()) * (1 + 1e-12)
+        return float(self.kernel.detach().double().abs().sum()) * (1 + 1e-12)
 
     def A(self, x: Primal, /) -> Tensor:
         if any(n < k for n, k in zip(x.shape[-2:], self.kernel.shape, strict=True)):
@@ -71,10 +74,19 @@ class ValidBlur:
 
     def _transform(self, like: Tensor) -> Tensor:
         """Of the kernel with its first entry at the origin, on the grid of ``like``; kept for the next call."""
-        key = (like.shape[-2:], like.dtype, like.device)
-        if key not in self._transforms:
-            self._transforms[key] = torch.fft.rfft2(self.kernel.to(like), s=like.shape[-2:])
-        return self._transforms[key]
+        kernel, size = self.kernel, like.shape[-2:]
+        live = kernel.requires_grad and torch.is_grad_enabled()
+        if live or kernel.is_inference():  # a graph serves one backward pass; inference tensors do not count their changes
+            return torch.fft.rfft2(kernel.to(like), s=size)
+        if kernel._version != self._version:
+            self._version, self._transforms = kernel._version, {}
+        key = (size, like.dtype, like.device)
+        found = self._transforms.get(key)
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                found = torch.fft.rfft2(kernel.detach().to(like.device, like.dtype), s=size)
+            self._transforms[key] = found
+        return found
 
 
 class SuperResolution:
@@ -101,19 +113,22 @@ class SuperResolution:
 
 
 class Inpainting:
-    """Multiplication by a ``mask`` that broadcasts against the images: 1 where a pixel was seen, 0 where it was not."""
+    """Multiplication by a ``mask`` that broadcasts against the images: 1 where a pixel was seen, 0 where it was not.
+
+    Differentiable in the mask.  Raises ``ValueError`` for non-finite entries, and for a mask per sample.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         if not bool(torch.isfinite(mask).all()):
             raise ValueError("the mask has NaN or infinite entries")
         if mask.dim() > 3:
             raise ValueError(f"one mask serves all samples: shape (channels, height, width), got {tuple(mask.shape)}")
-        self.mask = mask
+        self.mask = mask if mask.is_floating_point() else mask.to(torch.get_default_dtype())
 
     @property
     def norm_bound(self) -> float:
         """``||B||`` exactly."""
-        return float(self.mask.abs().max())
+        return float(self.mask.detach().abs().max())
 
     def A(self, x: Primal, /) -> Tensor:
         return x * self.mask.to(x)
@@ -121,11 +136,30 @@ class Inpainting:
     def A_adjoint(self, y: Tensor, /) -> Primal:
         return y * self.mask.to(y)
 
+    def pilot(self, y: Tensor, /) -> Primal:
+        """What was seen, zero elsewhere."""
+        return self.A_adjoint(y)
+
+
+def in_double(operator: ForwardOperator) -> ForwardOperator:
+    """The operator with its weights in float64, still connected to them, where it is a module; others as they are."""
+    if isinstance(operator, nn.Module):
+        return twin(operator, doubled)  # type: ignore[return-value]
+    return operator
+
+
+def operator_tensors(operator: ForwardOperator) -> dict[str, Tensor]:
+    """What the operator holds, by name: parameters and buffers of a module, attributes of another object."""
+    found = {name: value for name, value in vars(operator).items() if isinstance(value, Tensor)}
+    if isinstance(operator, nn.Module):
+        found |= dict(operator.named_parameters()) | dict(operator.named_buffers())
+    return found
+
 
 def checked_kernel(kernel: Tensor) -> Tensor:
-    """The kernel without a graph.  Raises ``ValueError`` unless it is two-dimensional, with odd sides and finite entries."""
+    """The kernel.  Raises ``ValueError`` unless it is two-dimensional, with odd sides and finite entries."""
     if kernel.dim() != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"a blur kernel needs two odd sides, got shape {tuple(kernel.shape)}")
     if not bool(torch.isfinite(kernel).all()):
         raise ValueError("the blur kernel has NaN or infinite entries")
-    return kernel.detach()
+    return kernel

@@ -27,6 +27,10 @@ class Status(IntEnum):
     """The iterates became infinite or NaN; the best finite iterate is returned."""
 
 
+class NotConverged(UserWarning):
+    """A solve ended before its tolerance; the result comes with its status and certified distance."""
+
+
 @dataclass(frozen=True)
 class State:
     """Base of all solver states: frozen dataclasses whose tensors have the batch as first axis."""

@@ -88,6 +88,11 @@ class LiftedData(DataTerm):
     def gradient(self, x: Primal) -> Primal:
         return self._apply(x, self.base.gradient(self.layout.split(x)[0]), self.ridge)
 
+    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
+        (image, hidden), (along, moved) = self.layout.split(x), self.layout.split(direction)
+        layers = sum(inner(s, t) for s, t in zip(hidden, moved, strict=True))
+        return self.base.slope_along(image, along) + self.ridge * layers
+
     def hessian(self, v: Primal) -> Primal:
         return self._apply(v, self.base.hessian(self.layout.split(v)[0]), self.ridge)
 
@@ -109,6 +114,9 @@ class LiftedData(DataTerm):
 
     def double(self) -> LiftedData:
         return LiftedData(self.base.double(), self.layout, self.ridge, [s.double() for s in self.hidden])
+
+    def detached(self) -> LiftedData:
+        return LiftedData(self.base.detached(), self.layout, self.ridge, [s.detach() for s in self.hidden])
 
 
 class LiftedEnergy(SmoothEnergy):

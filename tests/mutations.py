@@ -754,8 +754,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/terms/masked.py",
-        "(1.0 if bool(self.mask.all()) else 0.0) + ridge",
-        "1.0 + ridge",
+        "(1.0 if bool(self.mask.all()) else 0.0) + number(ridge)",
+        "1.0 + number(ridge)",
         "missing pixels count as strongly convex",
         (UNROLLED, "-k", "refuse or data_term"),
     ),

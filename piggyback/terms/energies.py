@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.batched import inner, norm
+from piggyback.twins import doubled, snapshot, twin
 from piggyback.types import PerSample, Primal, Scalar
 
 
@@ -113,10 +113,10 @@ class ModuleEnergy(SmoothEnergy):
         return value
 
     def detached(self) -> ModuleEnergy:
-        return ModuleEnergy(copy.deepcopy(self.module).requires_grad_(False))
+        return ModuleEnergy(twin(self.module, snapshot))
 
     def double(self) -> ModuleEnergy:
-        return ModuleEnergy(copy.deepcopy(self.module).double().requires_grad_(False))
+        return ModuleEnergy(twin(self.module, lambda v: doubled(snapshot(v))))
 
     def check(self) -> None:
         for name, parameter in self.module.named_parameters():

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import conjugate_step, inner
-from piggyback.forward import ForwardOperator
-from piggyback.terms.quadratic import DataTerm
+from piggyback.forward import ForwardOperator, in_double, operator_tensors
+from piggyback.terms.quadratic import DataTerm, number, one_value
 from piggyback.types import PerSample, Primal, Scalar
 
 
@@ -20,7 +20,9 @@ class LeastSquares(DataTerm):
 
     ``observed`` ``(batch, ...)`` is ``d``; ``forward`` is the same for all samples and keeps the dtype and device of its
     argument; ``norm`` is at least ``||B||`` (default: its attribute ``norm_bound``, which the operators of
-    ``piggyback.forward`` have); ``centre`` broadcasts against the images.  Observations and images need no common shape.
+    ``piggyback.forward`` have); ``ridge``: a number or a tensor of one value; ``centre`` broadcasts against the images.
+    Observations and images need no common shape.  Differentiable in all that ``A`` is computed from, observation, ridge and
+    centre, not in ``norm`` (which only the solvers use, and ``pilot`` where the operator brings none).
 
     ``dual_norm`` is at least ``||v||_{H^{-1}}`` (eq. 25), and a few per cent too large.  ``solve``, ``resolvent`` and ``prox``
     are conjugate gradients, as many steps as reach rounding by Chebyshev's bound (eq. 26); the last two read the value of
@@ -33,32 +35,37 @@ class LeastSquares(DataTerm):
         self,
         observed: Tensor,
         forward: ForwardOperator,
-        ridge: float = 0.01,
+        ridge: float | Tensor = 0.01,
         norm: float | None = None,
         centre: float | Tensor = 0.0,
     ) -> None:
         if not isinstance(forward, ForwardOperator):
             raise ValueError(f"a forward operator needs A and A_adjoint, {type(forward).__name__} lacks one")
+        self._given_norm = norm
         norm = getattr(forward, "norm_bound", None) if norm is None else norm
+        norm = norm if norm is None else number(norm)
         if norm is None or not (math.isfinite(norm) and norm >= 0):
             raise ValueError(f"say how large the forward operator can be: norm >= ||B||, got {norm}")
-        if not (math.isfinite(ridge) and ridge > 0):
-            raise ValueError(f"LeastSquares needs a positive ridge, got {ridge}")
+        ridge = one_value("ridge", ridge)
+        modulus = number(ridge)
+        if not (math.isfinite(modulus) and modulus > 0):
+            raise ValueError(f"LeastSquares needs a positive ridge, got {modulus}")
         self.observed = observed
         self.forward = forward
         self.ridge = ridge
         self.norm = float(norm)
+        self._modulus = modulus
         pulled = forward.A_adjoint(observed)
         self.centre = torch.as_tensor(centre).to(pulled).expand_as(pulled)
         self.linear = pulled + ridge * self.centre
 
     @property
     def strong_convexity(self) -> float:
-        return self.ridge
+        return self._modulus
 
     @property
     def smoothness(self) -> float:
-        return (self.norm**2 + self.ridge) * (1 + 1e-12)
+        return (self.norm**2 + self._modulus) * (1 + 1e-12)
 
     @property
     def start(self) -> Primal:
@@ -67,7 +74,7 @@ class LeastSquares(DataTerm):
     @property
     def pilot(self) -> Primal:
         continued = getattr(self.forward, "pilot", None)
-        return self.start if continued is None else continued(self.observed)
+        return self.linear / (self.norm**2 + self.ridge) if continued is None else continued(self.observed)
 
     def value(self, x: Primal) -> PerSample:
         residual, away = self.forward.A(x) - self.observed, x - self.centre
@@ -75,6 +82,11 @@ class LeastSquares(DataTerm):
 
     def gradient(self, x: Primal) -> Primal:
         return self.forward.A_adjoint(self.forward.A(x) - self.observed) + self.ridge * (x - self.centre)
+
+    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
+        # A alone: it has to be differentiable in what it is computed from, its adjoint need not be
+        residual = self.forward.A(x) - self.observed
+        return inner(self.forward.A(direction), residual) + self.ridge * inner(direction, x - self.centre)
 
     def hessian(self, v: Primal) -> Primal:
         return self.forward.A_adjoint(self.forward.A(v)) + self.ridge * v
@@ -101,8 +113,8 @@ class LeastSquares(DataTerm):
         steps = _steps_to(condition, _SLACK / condition**0.5)
         q = _search(v, self.hessian, metric, steps if symbol.dim() == 0 else min(steps, _PRECONDITIONED_STEPS))
         s = v - self.hessian(q)  # the true residual: the one that conjugate gradients carry along drifts
-        found = inner(q, v + s) + inner(s, s) / self.ridge
-        return torch.minimum(found, inner(v, v) / self.ridge).clamp(min=0).sqrt()
+        found = inner(q, v + s) + inner(s, s) / self._modulus
+        return torch.minimum(found, inner(v, v) / self._modulus).clamp(min=0).sqrt()
 
     def symbol(self, like: Primal) -> Tensor:
         symbol = getattr(self.forward, "symbol", None)
@@ -117,7 +129,17 @@ class LeastSquares(DataTerm):
         return chosen
 
     def double(self) -> LeastSquares:
-        return LeastSquares(self.observed.double(), self.forward, self.ridge, self.norm, self.centre.double())
+        forward = in_double(self.forward)
+        return LeastSquares(self.observed.double(), forward, self.ridge, self._given_norm, self.centre.double())
+
+    def renewed(self) -> LeastSquares:
+        return LeastSquares(self.observed, self.forward, self.ridge, self._given_norm, self.centre)
+
+    def inputs(self) -> dict[str, Tensor]:
+        named = {"observation": self.observed, "centre": self.centre}
+        if isinstance(self.ridge, Tensor):
+            named["ridge"] = self.ridge
+        return named | operator_tensors(self.forward)
 
 
 _SLACK = 0.3
