@@ -76,7 +76,9 @@ class ValidBlur:
         """Of the kernel with its first entry at the origin, on the grid of ``like``; kept for the next call."""
         kernel, size = self.kernel, like.shape[-2:]
         live = kernel.requires_grad and torch.is_grad_enabled()
-        if live or kernel.is_inference():  # a graph serves one backward pass; inference tensors do not count their changes
+        if (
+            live or kernel.is_inference()
+        ):  # a graph serves one backward pass; inference tensors do not count their changes
             return torch.fft.rfft2(kernel.to(like), s=size)
         if kernel._version != self._version:
             self._version, self._transforms = kernel._version, {}

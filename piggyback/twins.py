@@ -20,7 +20,7 @@ def twin(module: Module, change: Change) -> Module:
     not be leaves.  Results of ``change`` may keep their graph, so that gradients reach the originals.  Weights and submodules
     that are shared stay shared.
 
-    A deep copy cannot take weights with a graph, and ``functional_call`` writes into the module, which other threads may be using.
+    A deep copy cannot take weights with a graph, and ``functional_call`` writes into the module, which others may be using.
     """
     return _twin(module, change, {}, {})
 

@@ -19,6 +19,8 @@ class ModuleRegularizer(Regularizer):
     which a subclass of ``SmoothEnergy`` may know (``regularizers.icnn``).  Convexity is the caller's promise.
     """
 
+    sees_data = False
+
     def __init__(self, energy: nn.Module) -> None:
         super().__init__()
         self.energy = energy

@@ -23,7 +23,9 @@ class MaskedDenoising(DataTerm):
 
     def __init__(self, observed: Primal, mask: Primal, ridge: float | Tensor = 0.0) -> None:
         if mask.requires_grad:
-            raise ValueError("a mask of zeros and ones has no gradient: LeastSquares with Inpainting(mask) differentiates in one")
+            raise ValueError(
+                "a mask of zeros and ones has no gradient: LeastSquares with Inpainting(mask) differentiates in one"
+            )
         if mask.shape != observed.shape or not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("a mask needs the shape of the images, and zeros and ones only")
         ridge = one_value("ridge", ridge)

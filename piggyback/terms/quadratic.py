@@ -181,7 +181,9 @@ def _broadcasting(weight: Tensor, observed: Primal) -> Tensor:
     """A weight that multiplies observations without changing their shape, in their dtype."""
     if weight.numel() == 1:
         weight = weight.reshape(())
-    elif weight.dim() != observed.dim() or any(w not in (1, n) for w, n in zip(weight.shape, observed.shape, strict=True)):
+    elif weight.dim() != observed.dim() or any(
+        w not in (1, n) for w, n in zip(weight.shape, observed.shape, strict=True)
+    ):
         raise ValueError(
             f"a weight of shape {tuple(weight.shape)} does not fit observations {tuple(observed.shape)}: give one value, one "
             "per sample (batch, 1, ...) or one per pixel"
@@ -272,7 +274,9 @@ class Deblurring(_SpectrallyBounded):
         slack = 64 * torch.finfo(power.dtype).eps * highest  # the rounding of the transfer function
         self._bounds = lowest - slack, highest + slack
         if not self._bounds[0] > 0:
-            raise ValueError(f"this blur removes some frequencies: Deblurring needs a positive ridge, got {number(ridge)}")
+            raise ValueError(
+                f"this blur removes some frequencies: Deblurring needs a positive ridge, got {number(ridge)}"
+            )
         self._power = power.to(observed)
         self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
         self.centre = torch.as_tensor(centre).to(observed).expand_as(observed)
@@ -296,7 +300,9 @@ class Deblurring(_SpectrallyBounded):
         return self._back(self.blur(x) - self.observed) + self.ridge * (x - self.centre)
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
-        return inner(self.blur(direction), self.blur(x) - self.observed) + self.ridge * inner(direction, x - self.centre)
+        return inner(self.blur(direction), self.blur(x) - self.observed) + self.ridge * inner(
+            direction, x - self.centre
+        )
 
     def hessian(self, v: Primal) -> Primal:
         return self._filtered(v, self._power)
