@@ -74,7 +74,15 @@ class LeastSquares(DataTerm):
     @property
     def pilot(self) -> Primal:
         continued = getattr(self.forward, "pilot", None)
-        return self.linear / (self.norm**2 + self.ridge) if continued is None else continued(self.observed)
+        return self._live_linear() / (self.norm**2 + self.ridge) if continued is None else continued(self.observed)
+
+    def _live_linear(self) -> Primal:
+        """``b``; where ``A`` has a graph, ``B^T d`` is the reverse mode of ``A``, as its own adjoint need not be differentiable."""
+        if not torch.is_grad_enabled() or not self.forward.A(self.centre[:1].detach()).requires_grad:
+            return self.linear
+        x = torch.zeros_like(self.centre).requires_grad_()
+        (pulled,) = torch.autograd.grad(self.forward.A(x), x, self.observed, create_graph=True)
+        return pulled + self.ridge * self.centre
 
     def value(self, x: Primal) -> PerSample:
         residual, away = self.forward.A(x) - self.observed, x - self.centre
