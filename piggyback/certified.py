@@ -141,7 +141,7 @@ def converged(pair: Sensitivity) -> bool:
 
 def double_copy(regularizer: Copied) -> Copied:
     """The regularizer with the same parameter values in float64: leaves, whether or not the originals are frozen."""
-    copied = twin(regularizer, lambda v: doubled(snapshot(v)))
+    copied = twin(regularizer, lambda v: snapshot(doubled(v)))
     for parameter in copied.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return copied

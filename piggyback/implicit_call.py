@@ -18,6 +18,7 @@ from piggyback.certificates.inputs import Moved, input_errors
 from piggyback.certificates.local import GradientBound
 from piggyback.certified import evidence_of, gradient_bound
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.layer_inputs import as_declared
 from piggyback.losses import LinearFunctional
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter
@@ -198,6 +199,8 @@ class Call:
         whole = 0.0
         if live:
             whole = _product(float(self.regularizer.pull_back(_scaled(bound, share))) * scale.numel(), float(largest))
+        if live and not as_declared(self.regularizer):
+            whole = math.inf
         lost = bool(broken.any())
         self.report.groups = _scaled(bound, scale)
         self.rounding.begin(math.inf if lost or math.isnan(whole) else whole)

@@ -18,7 +18,6 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -64,9 +63,11 @@ class Reconstruction:
         Warns with ``NotConverged``.  Raises ``ValueError`` for inadmissible data, and ``RuntimeError`` inside transforms of
         ``torch.func`` and for second derivatives.
         """
-        if "torch._dynamo" in sys.modules:  # something may be compiling: the solver runs outside of its graphs
-            return _uncompiled()(self, data)[0]
-        return self.with_report(data)[0]
+        if "torch._dynamo" not in sys.modules:
+            return self.with_report(data)[0]
+        if "run" not in _UNCOMPILED:  # something may be compiling: the solver runs outside of its graphs
+            _UNCOMPILED["run"] = torch.compiler.disable(Reconstruction.with_report)
+        return _UNCOMPILED["run"](self, data)[0]
 
     def with_report(self, data: DataTerm) -> tuple[Primal, Report]:
         """The reconstruction, and the report of this call, which its ``backward`` completes."""
@@ -127,9 +128,8 @@ def reconstruct(
     return Reconstruction(regularizer, tolerance, method if method is not None else ImplicitCG())(Denoising(noisy))
 
 
-@cache
-def _uncompiled() -> Callable[[Reconstruction, DataTerm], tuple[Primal, Report]]:
-    return torch.compiler.disable(Reconstruction.with_report)  # type: ignore[return-value]
+_UNCOMPILED: dict[str, Callable[..., tuple[Primal, Report]]] = {}
+"""``Reconstruction.with_report`` as compilers must leave it, once it is needed: making it imports the compiler."""
 
 
 class _Implicit(torch.autograd.Function):

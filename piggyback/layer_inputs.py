@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -35,7 +35,7 @@ def check_inputs(regularizer: Regularizer, data: DataTerm) -> None:
         )
     for name, value in regularizer.named_parameters():
         _check_weight(name, value, start)
-    _refuse_tangents({"the observation": start} | dict(regularizer.named_parameters()))
+    _refuse_tangents(data.inputs() | dict(regularizer.named_parameters()))
 
 
 def _check_weight(name: str, value: Tensor, start: Primal) -> None:
@@ -73,6 +73,13 @@ def live_inputs(data: DataTerm, image: Primal) -> tuple[str, ...]:
     if connected and not weights:
         names.append("operator")  # it closes over something
     return tuple(names)
+
+
+def as_declared(regularizer: Regularizer) -> bool:
+    """Whether the parameters are those that ``pull_back`` bounds: none tied, none computed from others by a parametrization."""
+    modules = list(regularizer.modules())
+    names = sum(1 for _ in regularizer.named_parameters(remove_duplicate=False))
+    return names == len(list(regularizer.parameters())) and not any(map(nn.utils.parametrize.is_parametrized, modules))
 
 
 def watched(regularizer: Regularizer, data: DataTerm) -> tuple[Tensor, ...]:

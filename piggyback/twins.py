@@ -57,5 +57,6 @@ def doubled(v: Tensor) -> Tensor:
 
 
 def snapshot(v: Tensor) -> Tensor:
-    """A copy of ``v`` without a graph, which nothing done to ``v`` later can reach."""
-    return v.detach().clone()
+    """A copy of ``v`` without a graph, which nothing done to ``v`` later can reach; fit for autograd in every mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return v.detach().clone()
