@@ -1,4 +1,4 @@
-"""Bounds of the gradients in what a data term is made of: observation, weight, ridge, centre (docs/theory.md, section 5.7)."""
+"""Bounds of the gradients in what a data term is made of: observation, weight, ridge, centre, kernel, mask (docs/theory.md, section 5.7)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.certificates.evidence import PairEvidence, defined
 from piggyback.certificates.local import adjoint_error
+from piggyback.forward import Inpainting, ValidBlur
 from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.masked import MaskedDenoising
 from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising
@@ -36,7 +37,7 @@ class Moved:
         return Moved(x, adjoint, error, moved, torch.finfo(dtype).eps)
 
     def product(self, first: PerSample, second: PerSample, gains: tuple[float, float]) -> PerSample:
-        """Bound of ``|<a*, b*> - <a, b>|`` with ``first = ||a||``, ``second = ||b||`` (eq. 29).
+        """Bound of ``|<a*, b*> - <a, b>|`` with ``first = ||a||``, ``second = ||b||`` (eq. 30).
 
         ``a`` moves by at most ``gains[0]`` times the error of ``P``, ``b`` by ``gains[1]`` times that of ``x``.
         """
@@ -74,14 +75,22 @@ def _(data: Denoising, moved: Moved) -> dict[str, PerSample]:
 
 @input_errors.register
 def _(data: Deblurring, moved: Moved) -> dict[str, PerSample]:
-    seen = norm(data.blur(moved.adjoint))
-    return {"observation": moved.safe(moved.adjoint_error, seen)} | _of_ridge(data, data.ridge, data.centre, moved)
+    seen, residual = data.blur(moved.adjoint), data.blur(moved.x) - data.observed
+    bounds = _of_operator(moved, seen, residual, data.strong_convexity)
+    taps = bounds.pop("operator") * data.kernel.numel() ** 0.5
+    return bounds | {"kernel": taps} | _of_ridge(data, data.ridge, data.centre, moved)
 
 
 @input_errors.register
 def _(data: LeastSquares, moved: Moved) -> dict[str, PerSample]:
-    seen = norm(data.forward.A(moved.adjoint))
-    return {"observation": moved.safe(moved.adjoint_error, seen)} | _of_ridge(data, data.ridge, data.centre, moved)
+    seen, residual = data.forward.A(moved.adjoint), data.forward.A(moved.x) - data.observed
+    bounds = _of_operator(moved, seen, residual, data.strong_convexity)
+    unit = bounds.pop("operator")
+    if isinstance(data.forward, ValidBlur):
+        bounds["kernel"] = unit * data.forward.kernel.numel() ** 0.5
+    if isinstance(data.forward, Inpainting):
+        bounds["mask"] = unit
+    return bounds | _of_ridge(data, data.ridge, data.centre, moved)
 
 
 @input_errors.register
@@ -90,6 +99,17 @@ def _(data: MaskedDenoising, moved: Moved) -> dict[str, PerSample]:
     bounds = _of_ridge(data, data.ridge, torch.zeros_like(moved.x), moved)
     del bounds["centre"]
     return {"observation": moved.safe(moved.adjoint_error, seen)} | bounds
+
+
+def _of_operator(moved: Moved, seen: Tensor, residual: Tensor, modulus: float) -> dict[str, PerSample]:
+    """Of the observation, and of ``B`` along a direction ``B_t`` of norm 1, from ``seen = B P`` and ``residual = B x - d``."""
+    root, size = modulus**-0.5, norm(moved.x)
+    force, image, gap = norm(moved.adjoint), norm(seen), norm(residual)
+    turned = moved.product(force, gap, (root, 1.0)) + moved.product(image, size, (1.0, root))
+    return {
+        "observation": moved.safe(moved.adjoint_error, image),
+        "operator": moved.safe(turned, force * gap + image * size),
+    }
 
 
 def _of_ridge(data: DataTerm, ridge: float | Tensor, centre: Tensor, moved: Moved) -> dict[str, PerSample]:

@@ -77,7 +77,7 @@ class LeastSquares(DataTerm):
         return self._live_linear() / (self.norm**2 + self.ridge) if continued is None else continued(self.observed)
 
     def _live_linear(self) -> Primal:
-        """``b``; where ``A`` has a graph, ``B^T d`` is the reverse mode of ``A``, as its own adjoint need not be differentiable."""
+        """``b``; where ``A`` has a graph, ``B^T d`` is the reverse mode of ``A``: ``A_adjoint`` need not be differentiable."""
         if not torch.is_grad_enabled() or not self.forward.A(self.centre[:1].detach()).requires_grad:
             return self.linear
         x = torch.zeros_like(self.centre).requires_grad_()
