@@ -30,7 +30,7 @@ from piggyback.oracle import Evaluation, Oracle
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
 from piggyback.smooth import SmoothProblem
-from piggyback.solve import Outcome, Schedule, Status
+from piggyback.solve import NotConverged, Outcome, Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.lower import certified_distance, certified_energy, solve_lower
@@ -91,6 +91,7 @@ __all__ = [
     "ModuleEnergy",
     "Neumann",
     "NonlinearCG",
+    "NotConverged",
     "OnDemand",
     "OneStep",
     "Oracle",

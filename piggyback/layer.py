@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class Reconstruction:
         if "torch._dynamo" not in sys.modules:
             return self.with_report(data)[0]
         if "run" not in _UNCOMPILED:  # something may be compiling: the solver runs outside of its graphs
-            _UNCOMPILED["run"] = torch.compiler.disable(Reconstruction.with_report)
+            _UNCOMPILED["run"] = cast(_Run, torch.compiler.disable(Reconstruction.with_report))
         return _UNCOMPILED["run"](self, data)[0]
 
     def with_report(self, data: DataTerm) -> tuple[Primal, Report]:
@@ -128,7 +129,9 @@ def reconstruct(
     return Reconstruction(regularizer, tolerance, method if method is not None else ImplicitCG())(Denoising(noisy))
 
 
-_UNCOMPILED: dict[str, Callable[..., tuple[Primal, Report]]] = {}
+_Run = Callable[[Reconstruction, DataTerm], tuple[Primal, Report]]
+
+_UNCOMPILED: dict[str, _Run] = {}
 """``Reconstruction.with_report`` as compilers must leave it, once it is needed: making it imports the compiler."""
 
 

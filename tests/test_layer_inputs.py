@@ -67,7 +67,7 @@ class Net(nn.Module):
         return self.after(layer(Denoising(torch.tanh(self.before(y)))))
 
 
-@pytest.mark.parametrize("kind", REGULARIZERS)
+@pytest.mark.parametrize("kind", ["linear", "adaptive", "icnn", "module"])
 def test_derivatives_in_weights_that_are_no_leaves(kind: str) -> None:
     """``functional_call`` with other weights, functions of the leaves: gradients at those weights, of the networks around too."""
     net = Net(REGULARIZERS[kind]())
@@ -82,7 +82,7 @@ def test_derivatives_in_weights_that_are_no_leaves(kind: str) -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
-@pytest.mark.parametrize("kind", REGULARIZERS)
+@pytest.mark.parametrize("kind", ["linear", "adaptive", "icnn", "module"])
 def test_chained_layers(kind: str) -> None:
     """The second layer denoises what the first one returns; both have the same regularizer."""
     regularizer = REGULARIZERS[kind]()
@@ -112,10 +112,10 @@ def test_other_methods_move_the_pair(method: HypergradientMethod) -> None:
     for tolerance, chosen in [(1e-12, ImplicitCG()), (1e-3, method), (1e-3, ImplicitCG())]:
         leaves = [v.clone().requires_grad_() for v in case.values.values()]
         x = Reconstruction(regularizer, tolerance, chosen)(case.build(*leaves))
-        (x - 0.3).square().sum().backward()
+        x.backward(image(1))
         gradients.append(torch.cat([v.grad.flatten() for v in leaves if v.grad is not None]))
     exact, better, plain = gradients
-    assert float((better - exact).norm()) <= 0.05 * float(exact.norm())
+    assert float((better - exact).norm()) <= 1e-4 * float(exact.norm())
     if isinstance(method, Refined):
         assert float((better - exact).norm()) < 0.2 * float((plain - exact).norm())
 
@@ -145,6 +145,13 @@ def test_bound_of_the_observation_is_attained() -> None:
     bound = input_errors(data, Moved.of(evidence, image(), adjoint, DOUBLE))["observation"]
     error = (4.0 * (adjoint - cotangent / 4.0)).flatten(1).norm(dim=1)
     assert bool((error <= bound).all()) and bool((bound <= 1.001 * error).all())
+
+
+def test_product_of_two_errors() -> None:
+    """Eq. 30 in one dimension, both factors off to the same side: equality, only with the product of the errors."""
+    one = torch.ones(1, dtype=DOUBLE)
+    moved = Moved(one, one, error=0.5 * one, adjoint_error=0.25 * one, unit=0.0)
+    assert float(moved.product(2 * one, 3 * one, (1.0, 1.0))) == pytest.approx(2.25 * 3.5 - 2 * 3, rel=1e-12)
 
 
 def test_report_names_what_is_not_certified() -> None:
@@ -305,7 +312,7 @@ def test_modules_made_on_the_meta_device() -> None:
     """And what is made afterwards is not on it: bases of filters are kept."""
     with torch.device("meta"):
         regularizer = LinearRegularizer(LinearConfig(filters=4, size=11))
-        NetworkRegularizer(), AdaptiveRegularizer()
+        assert all(p.is_meta for p in [*NetworkRegularizer().parameters(), *AdaptiveRegularizer().parameters()])
     assert regularizer.coefficients.is_meta
     assert (
         reconstruct(image(shape=(1, 1, 14, 14)).float(), LinearRegularizer(LinearConfig(filters=4, size=11))).shape[0]
@@ -327,6 +334,7 @@ def test_autocast_changes_nothing(kind: str) -> None:
         assert first.dtype == torch.float32 and torch.equal(first, second)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about the gradients that it looks at
 def test_compiled_module() -> None:
     """``torch.compile`` around a module with a layer: what it computes without."""
     net = Net(linear(), 1e-8)
@@ -412,11 +420,9 @@ def test_kernels_that_learn() -> None:
             optimizer.zero_grad()
             layer(data).square().sum().backward()
             optimizer.step()
-        assert torch.allclose(layer(data), layer(data.renewed()), rtol=0, atol=1e-9)
-        anew = Denoising(image(), weight) if learned is weight else None
-        if anew is not None:
-            assert torch.allclose(layer(data), layer(anew), rtol=0, atol=1e-9)
-    assert blur.norm_bound == pytest.approx(float(kernel.abs().sum()), rel=1e-9)
+        fresh = Denoising(image(), weight) if learned is weight else data.renewed()
+        assert torch.allclose(layer(data), layer(fresh), rtol=0, atol=1e-9)
+    assert blur.norm_bound == pytest.approx(float(kernel.detach().abs().sum()), rel=1e-9)
 
 
 def test_many_threads_share_one_layer() -> None:

@@ -1,4 +1,4 @@
-"""Bounds of the gradients in what a data term is made of: observation, weight, ridge, centre, kernel, mask (docs/theory.md, section 5.7)."""
+"""Bounds of the gradients in what a data term is made of, from observation to kernel (docs/theory.md, section 5.7)."""
 
 from __future__ import annotations
 

@@ -76,8 +76,8 @@ def section() -> str:
     rows = [f"| {claim} | {count} |" for claim, count in sorted(counts.items())]
     return "\n".join(
         [
-            "Certified numbers of the layer at tolerances of 0.1 to 0.001 against calls at 1e-12, for every data term and random",
-            f"observations and cotangents: {len(checks())} checks, {broken} violated.",
+            "Certified numbers of the layer at tolerances of 0.1 to 0.001 against calls at 1e-12, for every data term and",
+            f"random observations and cotangents: {len(checks())} checks, {broken} violated.",
             "",
             "| certified | checks |",
             "| --- | --- |",
