@@ -120,7 +120,7 @@ class Call:
         twinned, exact_data = twin(regularizer, rounding.watching), data.double()
         exact = twinned.problem(exact_data)
         with torch.no_grad():
-            problem = regularizer.problem(data.renewed()).detached()
+            problem = regularizer.problem(data).detached()
             x, converged = _solution(problem.counted(counter), settings)
             distance = x.new_zeros(0, dtype=torch.float64)
             if x.shape[0] > 0:

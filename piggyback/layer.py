@@ -26,7 +26,7 @@ from torch import Tensor
 from piggyback.hypergradient.base import HypergradientMethod
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.implicit_call import Call, Report, Rounding, Settings
-from piggyback.layer_inputs import check_inputs, live_inputs, watched
+from piggyback.layer_inputs import check_call, check_inputs, live_inputs, watched
 from piggyback.regularizer import Regularizer
 from piggyback.solvers.lower import LowerSolver
 from piggyback.solvers.suited import SuitedSolver
@@ -73,8 +73,10 @@ class Reconstruction:
     def with_report(self, data: DataTerm) -> tuple[Primal, Report]:
         """The reconstruction, and the report of this call, which its ``backward`` completes."""
         self._check()
-        check_inputs(self.regularizer, data)
+        check_call(data)
         with torch.autocast(data.start.device.type, enabled=False):
+            data = data.renewed()  # it may have been made under autocast, or of values that have moved since
+            check_inputs(self.regularizer, data)
             if torch.is_grad_enabled():
                 x, report = self._differentiable(data)
             else:

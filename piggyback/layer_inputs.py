@@ -14,8 +14,8 @@ from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Primal
 
 
-def check_inputs(regularizer: Regularizer, data: DataTerm) -> None:
-    """Raise ``ValueError`` for data and weights that do not go together, naming both, and ``RuntimeError`` in transforms."""
+def check_call(data: DataTerm) -> None:
+    """Raise ``RuntimeError`` in transforms of ``torch.func``, and ``ValueError`` for what is no data term or has no values."""
     if peek_interpreter_stack() is not None:
         raise RuntimeError(
             "a Reconstruction cannot be transformed by torch.func (grad, vmap, jvp): use backward() or torch.autograd.grad, and "
@@ -28,6 +28,10 @@ def check_inputs(regularizer: Regularizer, data: DataTerm) -> None:
             raise ValueError(
                 f"{name} is on the meta device and has no values: a Reconstruction cannot solve without them"
             )
+
+
+def check_inputs(regularizer: Regularizer, data: DataTerm) -> None:
+    """Raise ``ValueError`` for data and weights that do not go together, naming both, ``RuntimeError`` for tangents."""
     start = data.start
     if start.dtype not in (torch.float32, torch.float64):
         raise ValueError(

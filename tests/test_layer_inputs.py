@@ -31,7 +31,19 @@ from regularizers.icnn import NetworkRegularizer
 from regularizers.lifted_regularizer import LiftedRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from regularizers.module import ModuleRegularizer
-from tests.layer_cases import DOUBLE, INPUTS, KERNEL, REGULARIZERS, SLOW, Ridges, adaptive, image, linear, value
+from tests.layer_cases import (
+    DOUBLE,
+    INPUTS,
+    KERNEL,
+    REGULARIZERS,
+    SLOW,
+    LearnedBlur,
+    Ridges,
+    adaptive,
+    image,
+    linear,
+    value,
+)
 from tests.reliability.base import Refusal, message_of
 from tests.reliability.layer import REFUSALS, checks, section
 
@@ -332,6 +344,16 @@ def test_autocast_changes_nothing(kind: str) -> None:
         found.append([x.detach(), *(p.grad for p in regularizer.parameters())])
     for first, second in zip(*found, strict=True):
         assert first.dtype == torch.float32 and torch.equal(first, second)
+
+
+def test_data_terms_made_under_autocast() -> None:
+    """A module as operator computes in bfloat16 there; the layer does not."""
+    regularizer, taps, found = linear().float(), torch.tensor([0.2, 0.5, 0.4]), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            data = LeastSquares(image(3, (2, 1, 6, 6)).float(), LearnedBlur(taps), 0.2)
+            found.append(Reconstruction(regularizer, 1e-4)(data).detach())
+    assert found[1].dtype == torch.float32 and torch.equal(found[0], found[1])
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about the gradients that it looks at
