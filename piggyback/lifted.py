@@ -79,7 +79,7 @@ class RidgeTerm(DataTerm):
 
     @property
     def strong_convexity(self) -> float:
-        return self.data.ridge
+        return self.data.strong_convexity
 
     @property
     def smoothness(self) -> float:
