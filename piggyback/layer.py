@@ -13,7 +13,6 @@ the pair before autograd computes them again.  What waits for ``backward`` is th
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from piggyback.solvers.lower import LowerSolver
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.quadratic import DataTerm, Denoising
 from piggyback.types import Primal
+from piggyback.values import require_positive
 
 
 @dataclass
@@ -102,8 +102,7 @@ class Reconstruction:
             raise ValueError(
                 f"a Reconstruction needs a Regularizer, got {kind}: wrap other modules in ModuleRegularizer"
             )
-        if not (isinstance(self.tolerance, (int, float)) and 0 < self.tolerance < math.inf):
-            raise ValueError(f"the tolerance of a Reconstruction must be positive and finite, got {self.tolerance}")
+        require_positive("the tolerance", self.tolerance)
         if not isinstance(self.method, HypergradientMethod):
             kind = type(self.method).__name__
             raise ValueError(
