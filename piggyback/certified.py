@@ -146,10 +146,10 @@ def converged(pair: Sensitivity) -> bool:
 
 
 def double_copy(regularizer: Copied) -> Copied:
-    """The regularizer with the same parameter values in float64: leaves, whether or not the originals are frozen."""
+    """The regularizer with the same parameter values in float64, as leaves; frozen ones stay frozen."""
     copied = twin(regularizer, lambda v: snapshot(doubled(v)))
-    for parameter in copied.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+    for parameter, original in zip(copied.parameters(), regularizer.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
     return copied
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from piggyback.batched import multiplied_spectrum
 from piggyback.twins import snapshot
 from piggyback.types import Primal
 
@@ -78,8 +79,7 @@ class ValidBlur:
 
     def _periodic(self, x: Tensor, conjugate: bool) -> Tensor:
         transform = self._transform(x)
-        multiplier = transform.conj() if conjugate else transform
-        return torch.fft.irfft2(torch.fft.rfft2(x) * multiplier, s=x.shape[-2:])
+        return multiplied_spectrum(x, transform.conj() if conjugate else transform)
 
     def _transform(self, like: Tensor) -> Tensor:
         """Of the kernel with its first entry at the origin, on the grid of ``like``; kept for the next call unless it learns."""

@@ -125,6 +125,9 @@ class RidgeTerm(DataTerm):
     def double(self) -> RidgeTerm:
         return RidgeTerm(self.data.double())
 
+    def detached(self) -> RidgeTerm:
+        return RidgeTerm(self.data.detached())
+
 
 class StackedProfile(Profile):
     """``t^2 / 2`` for the first ``rows`` entries of the last axis, ``profile`` for the others."""

@@ -1253,7 +1253,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/terms/least_squares.py",
-        "found = inner(q, v + s) + inner(s, s) / self.ridge",
+        "found = inner(q, v + s) + inner(s, s) / self._modulus",
         "found = inner(q, v + s)",
         "dual norm (eq. 25) without its residual: from below",
         (VALUES, "-k", "however_loose"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from piggyback.adapted import (
     require_norm,
     source_of,
 )
-from piggyback.batched import ROUNDING_TERMS, conjugate_step, inner, norm, per_sample
+from piggyback.batched import ROUNDING_TERMS, conjugate_step, inner, multiplied_spectrum, norm, per_sample
 from piggyback.forward import ForwardOperator, Inpainting, ValidBlur, operator_tensors
 from piggyback.precision import without_autocast
 from piggyback.terms.quadratic import DataTerm, kept_centre, number, one_value, select_centre
@@ -193,8 +194,12 @@ class LeastSquares(DataTerm):
         return self._read[1]
 
     def _inverse(self, v: Primal, shift: float, step: float) -> Primal:
-        """``(shift I + step H)^{-1} v`` up to rounding."""
+        """``(shift I + step H)^{-1} v`` up to rounding.
+
+        Few steps are taken without a look at the residual: solvers, whose steps must not wait for the device, come here.
+        """
         condition = (shift + step * self.smoothness) / (shift + step * self.strong_convexity)
+        most = _steps_to(condition, torch.finfo(v.dtype).eps)
         wanted = (torch.finfo(v.dtype).eps ** 2 / condition) * inner(v, v)
 
         def close(point: Point) -> Tensor:
@@ -203,7 +208,7 @@ class LeastSquares(DataTerm):
         def apply(p: Primal) -> Primal:
             return torch.add(shift * p, self.hessian(p), alpha=step)
 
-        return _search(v, apply, _plain, close, _steps_to(condition, torch.finfo(v.dtype).eps))
+        return _unwatched(v, apply, most) if most <= _UNWATCHED else _search(v, apply, _plain, close, most)
 
     def dual_norm(self, v: Primal) -> PerSample:
         symbol = self.symbol(v)
@@ -274,6 +279,8 @@ _IMAGE_LIKE = 1.001
 """Operators of our own with a norm up to here make images of images, in the same grey values."""
 _BLOCK = 4
 """Steps of a search between two looks at the residual."""
+_UNWATCHED = 64
+"""Steps of a search that are cheaper than waiting for the device."""
 _PLATEAU = 8
 """Looks without a smaller residual after which rounding has the say."""
 
@@ -311,12 +318,20 @@ def _search(
     return point[0]
 
 
+def _unwatched(right: Primal, apply: Callable[[Primal], Primal], steps: int) -> Primal:
+    """So many ``steps`` of conjugate gradients, from zero, on ``apply(x) = right``."""
+    point: Point = (torch.zeros_like(right), right, right, inner(right, right))
+    for _ in range(steps):
+        point = conjugate_step(point, apply(point[2]), _plain)
+    return point[0]
+
+
 def _plain(v: Primal) -> Primal:
     return v
 
 
 def _multiplier(symbol: Tensor) -> Callable[[Primal], Primal]:
-    return lambda v: torch.fft.irfft2(torch.fft.rfft2(v) / symbol, s=v.shape[-2:])
+    return partial(multiplied_spectrum, multiplier=symbol.reciprocal())
 
 
 def _steps_to(condition: float, error: float) -> int:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner, norm
+from piggyback.batched import inner, multiplied_spectrum, norm
 from piggyback.forward import checked_kernel, kept
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import first_bad_sample, require_finite, require_images, warn_of_scale
@@ -313,7 +313,7 @@ class Deblurring(_SpectrallyBounded):
         return self._filtered(residual, self._transfer.conj())
 
     def _filtered(self, x: Primal, multiplier: Tensor) -> Primal:
-        return torch.fft.irfft2(torch.fft.rfft2(x) * multiplier, s=self.size)
+        return multiplied_spectrum(x, multiplier)
 
     def value(self, x: Primal) -> PerSample:
         residual, away = self.blur(x) - self.observed, x - self.centre
