@@ -22,7 +22,8 @@ from piggyback.hypergradient.penalty import BVFIM, ValueFunction
 from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.hypergradient.refinement import Refined
 from piggyback.hypergradient.unrolled import Truncated, Unrolled
-from piggyback.layer import Reconstruction, Report, reconstruct
+from piggyback.implicit_call import Report
+from piggyback.layer import Reconstruction, reconstruct
 from piggyback.losses import Loss, SquaredError
 from piggyback.on_demand import Assessment, OnDemand
 from piggyback.operators import DenseOperator, LinearOperator

@@ -6,7 +6,7 @@ import copy
 import weakref
 from dataclasses import dataclass
 from types import CellType, FunctionType, ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,14 @@ class Adapted:
         given = self._given(y)
         pulled = self.operator.A_adjoint(torch.view_as_complex(given.contiguous()) if self.pairs else given)
         return (pulled.real if pulled.is_complex() else pulled).to(y.dtype)
+
+    def continued(self, y: Tensor) -> Primal | None:
+        """What the operator's own ``pilot`` makes of an observation; None if it has none."""
+        pilot: Any = getattr(self.operator, "pilot", None)
+        if pilot is None:
+            return None
+        given = self._given(y)
+        return pilot(torch.view_as_complex(given.contiguous()) if self.pairs else given).to(y.dtype)
 
     def _given(self, v: Tensor) -> Tensor:
         return v if self.through is None else v.to(self.through)
@@ -110,9 +118,12 @@ def converted(operator: ForwardOperator, dtype: torch.dtype) -> ForwardOperator 
     if not live and held is not None and held[0]() is operator and held[1] == mark:
         return held[2]
     kinds = {False: dtype, True: torch.complex128 if dtype == torch.float64 else torch.complex64}
-    memo: dict[int, object] = {id(t): (t if live else t.detach()).to(kinds[t.is_complex()]) for t in tensors}
     try:
-        found = copy.deepcopy(operator, cast("dict[int, Any]", memo))
+        if live:
+            found = copy.deepcopy(operator, {id(t): t.to(kinds[t.is_complex()]) for t in tensors})
+        else:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                found = copy.deepcopy(operator, {id(t): t.detach().to(kinds[t.is_complex()]) for t in tensors})
     except (TypeError, RuntimeError, AttributeError, ValueError):
         return None
     if not live:
@@ -258,9 +269,9 @@ def measured_symbol(operator: ForwardOperator, like: Primal) -> Tensor:
     points = like.new_zeros(_POSITIONS, *like.shape[1:])
     for index, (row, column) in enumerate(zip(rows, columns, strict=True)):
         points[index, :, row, column] = 1.0
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
         seen = operator.A_adjoint(operator.A(points)).detach().mean(dim=1)
         centred = torch.stack([r.roll((-i, -j), (0, 1)) for r, i, j in zip(seen, rows, columns, strict=True)])
         spectra = torch.fft.rfft2(centred).real
-    mean, spread = spectra.mean(dim=0), spectra.std(dim=0)
-    return (mean.clamp(min=0) + spread).nan_to_num(nan=1.0, posinf=1.0)
+        mean, spread = spectra.mean(dim=0), spectra.std(dim=0)
+        return (mean.clamp(min=0) + spread).nan_to_num(nan=1.0, posinf=1.0)

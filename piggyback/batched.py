@@ -50,6 +50,13 @@ def per_sample(scalars: PerSample, like: Tensor) -> Tensor:
     return scalars.reshape(-1, *([1] * (like.dim() - 1)))
 
 
+def multiplied_spectrum(v: Tensor, multiplier: Tensor) -> Tensor:
+    """``v`` ``(batch, channels, height, width)`` after a multiplication by ``(height, width/2 + 1)`` on its frequencies."""
+    if v.shape[0] == 0:  # which some transforms refuse; the product keeps the graph
+        return v * multiplier.real.sum()
+    return torch.fft.irfft2(torch.fft.rfft2(v) * multiplier, s=v.shape[-2:])
+
+
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, and 0 where the denominator is 0 (a sample that is already solved exactly)."""
     zero = denominator == 0

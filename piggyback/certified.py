@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
@@ -24,6 +23,7 @@ from piggyback.regularizer import Regularizer
 from piggyback.smooth import SmoothProblem
 from piggyback.solve import Status
 from piggyback.terms.quadratic import DataTerm
+from piggyback.twins import doubled, snapshot, twin
 from piggyback.types import PerSample, Primal
 
 
@@ -38,6 +38,13 @@ def evidence_of(problem: LowerProblem, loss: Loss, x: Primal, adjoint: Primal) -
 
 evidence_of.register(SaddleProblem, gather_evidence)
 evidence_of.register(SmoothProblem, gather_smooth_evidence)
+
+
+def evidence_at(problem: LowerProblem, loss: Loss, pair: Sensitivity) -> tuple[PairEvidence, PerSample]:
+    """``evidence_of`` a pair, with sums in the precision that its numbers need; all in float64 (synchronises)."""
+    if isinstance(problem, SaddleProblem):
+        problem = replace(problem, sums=kind_of_sums(problem, loss, pair.x, pair.adjoint))
+    return evidence_of(problem, loss, pair.x, pair.adjoint)
 
 
 @singledispatch
@@ -90,10 +97,7 @@ def examine(
     """The evidence of a pair, and the gradient read off it (flat, summed over the samples); all in float64."""
     parameters = list(exact.parameters())
     with torch.enable_grad():
-        problem = exact.problem(data).counted(counter)
-        if isinstance(problem, SaddleProblem):
-            problem = replace(problem, sums=kind_of_sums(problem, loss, pair.x, pair.adjoint))
-        evidence, read_off = evidence_of(problem, loss, pair.x, pair.adjoint)
+        evidence, read_off = evidence_at(exact.problem(data).counted(counter), loss, pair)
         return evidence, flat_gradient(read_off.sum(), parameters)
 
 
@@ -142,8 +146,11 @@ def converged(pair: Sensitivity) -> bool:
 
 
 def double_copy(regularizer: Copied) -> Copied:
-    """The regularizer with the same parameter values in float64."""
-    return copy.deepcopy(regularizer).double()
+    """The regularizer with the same parameter values in float64, as leaves; frozen ones stay frozen."""
+    copied = twin(regularizer, lambda v: snapshot(doubled(v)))
+    for parameter, original in zip(copied.parameters(), regularizer.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
+    return copied
 
 
 def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:

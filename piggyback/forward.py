@@ -6,12 +6,15 @@ The names are those of deepinv's physics, whose linear operators fit as they are
 
 from __future__ import annotations
 
+import copy
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor
+from torch import Tensor, nn
 
+from piggyback.batched import multiplied_spectrum
+from piggyback.twins import snapshot
 from piggyback.types import Primal
 
 
@@ -31,7 +34,9 @@ class ForwardOperator(Protocol):
 class ValidBlur:
     """Convolution with ``kernel`` ``(k, l)`` wherever it fits into the image: nothing is assumed beyond the border.
 
-    Observations are smaller than images by ``k - 1`` and ``l - 1`` pixels; odd sides.  Raises ``ValueError`` for other kernels.
+    Observations are smaller than images by ``k - 1`` and ``l - 1`` pixels; odd sides.  Differentiable in the kernel: a leaf that
+    requires a gradient is taken at its present values in every call, any other kernel is copied.  Raises ``ValueError`` for other
+    kernels.
     """
 
     def __init__(self, kernel: Tensor) -> None:
@@ -41,7 +46,7 @@ class ValidBlur:
     @property
     def norm_bound(self) -> float:
         """At least ``||B||``: Young's inequality, ``||kernel||_1`` (nearly attained by a blur of a large image)."""
-        return float(self.kernel.double().abs().sum()) * (1 + 1e-12)
+        return float(self.kernel.detach().double().abs().sum()) * (1 + 1e-12)
 
     def A(self, x: Primal, /) -> Tensor:
         if any(n < k for n, k in zip(x.shape[-2:], self.kernel.shape, strict=True)):
@@ -64,16 +69,27 @@ class ValidBlur:
         transform = self._transform(like)
         return transform.real.square() + transform.imag.square()
 
+    def detached(self) -> ValidBlur:
+        """The blur with the present kernel, outside any graph."""
+        if not self.kernel.requires_grad:
+            return self
+        fixed = copy.copy(self)
+        fixed.kernel, fixed._transforms = snapshot(self.kernel), {}
+        return fixed
+
     def _periodic(self, x: Tensor, conjugate: bool) -> Tensor:
         transform = self._transform(x)
-        multiplier = transform.conj() if conjugate else transform
-        return torch.fft.irfft2(torch.fft.rfft2(x) * multiplier, s=x.shape[-2:])
+        return multiplied_spectrum(x, transform.conj() if conjugate else transform)
 
     def _transform(self, like: Tensor) -> Tensor:
-        """Of the kernel with its first entry at the origin, on the grid of ``like``; kept for the next call."""
-        key = (like.shape[-2:], like.dtype, like.device)
+        """Of the kernel with its first entry at the origin, on the grid of ``like``; kept for the next call unless it learns."""
+        kernel, size = self.kernel, like.shape[-2:]
+        if kernel.requires_grad:
+            return torch.fft.rfft2(kernel.to(like), s=size)
+        key = (size, like.dtype, like.device)
         if key not in self._transforms:
-            self._transforms[key] = torch.fft.rfft2(self.kernel.to(like), s=like.shape[-2:])
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                self._transforms[key] = torch.fft.rfft2(kernel.to(like.device, like.dtype), s=size)
         return self._transforms[key]
 
 
@@ -101,18 +117,22 @@ class SuperResolution:
 
 
 class Inpainting:
-    """Multiplication by a ``mask`` that broadcasts against the images: 1 where a pixel was seen, 0 where it was not."""
+    """Multiplication by a ``mask`` that broadcasts against the images: 1 where a pixel was seen, 0 where it was not.
+
+    Differentiable in the mask: a leaf that requires a gradient is taken at its present values in every call, any other mask is
+    copied.  Raises ``ValueError`` for complex or non-finite entries, and for a mask per sample.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         if mask.dim() > 3:
             raise ValueError(f"one mask serves all samples: shape (channels, height, width), got {tuple(mask.shape)}")
-        self.mask = numbers("the mask", mask).clone()
+        self.mask = kept(numbers("the mask", mask))
         self._converted: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     @property
     def norm_bound(self) -> float:
         """``||B||`` exactly."""
-        return float(self.mask.abs().max())
+        return float(self.mask.detach().abs().max())
 
     def A(self, x: Primal, /) -> Tensor:
         return x * self._like(x)
@@ -120,19 +140,54 @@ class Inpainting:
     def A_adjoint(self, y: Tensor, /) -> Primal:
         return y * self._like(y)
 
+    def pilot(self, y: Tensor, /) -> Primal:
+        """What was seen, zero elsewhere."""
+        return self.A_adjoint(y)
+
+    def detached(self) -> Inpainting:
+        """The operator with the present mask, outside any graph."""
+        if not self.mask.requires_grad:
+            return self
+        fixed = copy.copy(self)
+        fixed.mask, fixed._converted = snapshot(self.mask), {}
+        return fixed
+
     def _like(self, x: Tensor) -> Tensor:
         """The mask in the dtype and on the device of ``x``; kept for the next call, which would else wait for the copy."""
+        if self.mask.requires_grad:
+            return self.mask.to(x)
         key = (x.dtype, x.device)
         if key not in self._converted:
-            self._converted[key] = self.mask.to(x)
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                self._converted[key] = self.mask.to(x.device, x.dtype)
         return self._converted[key]
 
 
+def operator_tensors(operator: ForwardOperator) -> dict[str, Tensor]:
+    """What the operator holds, by name: parameters and buffers of a module, attributes of another object."""
+    held = getattr(operator, "__dict__", {})
+    found = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    if isinstance(operator, nn.Module):
+        found |= dict(operator.named_parameters()) | dict(operator.named_buffers())
+    return found
+
+
 def checked_kernel(kernel: Tensor) -> Tensor:
-    """The kernel without a graph.  Raises ``ValueError`` unless it is two-dimensional, with odd sides and finite entries."""
+    """The kernel.  Raises ``ValueError`` unless it is two-dimensional, with odd sides and finite entries."""
     if kernel.dim() != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"a blur kernel needs two odd sides, got shape {tuple(kernel.shape)}")
-    return numbers("the blur kernel", kernel).detach().clone()
+    return kept(numbers("the blur kernel", kernel))
+
+
+def kept(values: Tensor) -> Tensor:
+    """What an operator keeps of a tensor that it is made of.
+
+    A leaf that is learned stays itself: every use sees its present values, as with the weights of a module.  Anything else is
+    copied, with its graph, so that a change in place does not matter later.
+    """
+    if values.requires_grad:
+        return values if values.is_leaf else values.clone()
+    return snapshot(values)
 
 
 def numbers(name: str, values: Tensor) -> Tensor:

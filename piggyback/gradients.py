@@ -22,7 +22,7 @@ from piggyback.types import Primal
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """The gradient of ``sum_i l(x_i*)`` (flat, in the order of the parameters) as one method sees it.
+    """The gradient of ``sum_i l(x_i*)`` (flat, in the order of the parameters, zero for frozen ones) as one method sees it.
 
     ``loss``: the sum of the losses at ``x``; ``status`` ``(batch,)``: the worse of the two solves of a sample; ``start``: where
     to go on after a change of the parameters; ``applications``: operator applications, certificate included; ``guarantee``: what

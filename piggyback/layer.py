@@ -1,41 +1,37 @@
-"""``reconstruct``: the lower level as a differentiable torch function with certified values and gradients."""
+"""``reconstruct``: the lower level as a torch function of all it depends on, with certified values and gradients.
+
+``x*`` minimises ``h(x; u)``, ``u`` being everything that ``h`` is computed from: weights of the regularizer, observation, noise
+weight, ridge, centre, kernel, mask, whatever a user's operator closes over.  Its derivative is that of the surrogate
+``S(u) = -<P, grad_x h(x; u)>`` with ``x`` and ``P`` fixed (docs/theory.md, eq. 9).  So the layer puts one number per sample
+into the autograd graph, ``S`` with live inputs, and hands it the cotangent 1 at ``backward``: autograd carries it to every
+input, leaf or not, through the code that is there.  The alternative, to return gradients for a list of inputs, silently gives
+none to what is forgotten on the list, and cannot name what a closure holds.
+
+``P`` is not known before ``backward``.  ``S`` therefore sits in a checkpoint: its graph keeps no values, and ``backward`` sets
+the pair before autograd computes them again.  What waits for ``backward`` is the problem and its solution, no coefficients.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from piggyback.certificates.local import GradientBound
-from piggyback.certified import Certification, certify, double_copy, split_like
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, WarmStart
+from piggyback.hypergradient.base import HypergradientMethod
 from piggyback.hypergradient.implicit import ImplicitCG
-from piggyback.losses import LinearFunctional
-from piggyback.operators import ApplicationCounter
+from piggyback.implicit_call import Call, Report, Rounding, Settings
+from piggyback.layer_inputs import check_call, check_inputs, live_inputs, watched
 from piggyback.regularizer import Regularizer
-from piggyback.solve import Status
-from piggyback.solvers.lower import LowerSolver, certified_distance, radius_per_element, solve_lower
+from piggyback.solvers.lower import LowerSolver
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.quadratic import DataTerm, Denoising
-from piggyback.types import PerSample, Primal
-
-
-@dataclass
-class Report:
-    """What is known of the last reconstruction and, after ``backward``, of its gradient.
-
-    ``distance`` ``(batch,)``: certified ``||x - x*||``.  ``converged`` ``(batch,)``: whether the tolerance was reached (the
-    certificate holds either way).  ``gradient_error``: certified bound of the error of the whole gradient that the last
-    ``backward`` added to the regularizer's parameters (Euclidean norm; None before); ``groups``: the same per sample and
-    parameter group.  ``applications``: operator applications so far.
-    """
-
-    distance: PerSample
-    converged: Tensor
-    applications: float
-    gradient_error: float | None = None
-    groups: GradientBound | None = None
+from piggyback.types import Primal
+from piggyback.values import require_positive
 
 
 @dataclass
@@ -43,25 +39,90 @@ class Reconstruction:
     """A differentiable minimiser: calling it solves ``min_x g(x) + R(x)`` and records the derivative for autograd.
 
     ``tolerance``: root-mean-square error of ``x`` per pixel, in grey values, for the solve and (relative) for the adjoint.
-    ``report`` describes the latest call.
+    One object may serve many threads.  Raises ``ValueError`` for a tolerance that is not positive and finite, and for a
+    regularizer or method of another kind.
     """
 
     regularizer: Regularizer
     tolerance: float = 1e-4
     method: HypergradientMethod = field(default_factory=ImplicitCG)
     solver: LowerSolver = field(default_factory=SuitedSolver)
-    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        self._check()
+        self._latest = threading.local()
+
+    @property
+    def report(self) -> Report | None:
+        """Of the latest call in this thread."""
+        return getattr(self._latest, "report", None)
 
     def __call__(self, data: DataTerm) -> Primal:
-        """The reconstruction ``(batch, channels, height, width)``; raises ``ValueError`` for inadmissible data."""
-        parameters = list(self.regularizer.parameters())
-        return _Minimiser.apply(self, data, *parameters)  # type: ignore[no-any-return]
+        """The reconstruction ``(batch, channels, height, width)``, differentiable in all that requires gradients.
+
+        The pair and its gradient are computed in the precision of the data and in float64, whatever ``torch.autocast`` says.
+        Warns with ``NotConverged``.  Raises ``ValueError`` for inadmissible data, and ``RuntimeError`` inside transforms of
+        ``torch.func`` and for second derivatives.
+        """
+        if "torch._dynamo" not in sys.modules:
+            return self.with_report(data)[0]
+        if "run" not in _UNCOMPILED:  # something may be compiling: the solver runs outside of its graphs
+            _UNCOMPILED["run"] = cast(_Run, torch.compiler.disable(Reconstruction.with_report))
+        return _UNCOMPILED["run"](self, data)[0]
+
+    def with_report(self, data: DataTerm) -> tuple[Primal, Report]:
+        """The reconstruction, and the report of this call, which its ``backward`` completes."""
+        self._check()
+        check_call(data)
+        with torch.autocast(data.start.device.type, enabled=False):
+            data = data.renewed()  # it may have been made under autocast, or of values that have moved since
+            check_inputs(self.regularizer, data)
+            if torch.is_grad_enabled():
+                x, report = self._differentiable(data)
+            else:
+                call = Call.solved(self.regularizer, data, self._settings(), Rounding())
+                x, report = call.result, call.report
+        self._latest.report = report
+        return x, report
+
+    def _differentiable(self, data: DataTerm) -> tuple[Primal, Report]:
+        call = Call.solved(self.regularizer, data, self._settings(), Rounding())
+        carrier = call.carrier()
+        if not carrier.requires_grad:  # nothing that could get a gradient
+            return call.result, call.report
+        call.names = live_inputs(call.data, call.exact.image(call.pair.x))
+        return _Implicit.apply(call, carrier, watched(self.regularizer, data)), call.report  # type: ignore[no-any-return]
+
+    def _settings(self) -> Settings:
+        return Settings(float(self.tolerance), self.method, self.solver)
+
+    def _check(self) -> None:
+        if not isinstance(self.regularizer, Regularizer):
+            kind = type(self.regularizer).__name__
+            raise ValueError(
+                f"a Reconstruction needs a Regularizer, got {kind}: wrap other modules in ModuleRegularizer"
+            )
+        require_positive("the tolerance", self.tolerance)
+        if not isinstance(self.method, HypergradientMethod):
+            kind = type(self.method).__name__
+            raise ValueError(
+                f"the method of a Reconstruction must return a pair (x, P), {kind} does not: use ImplicitCG()"
+            )
+        if not isinstance(self.solver, LowerSolver):
+            raise ValueError(f"the solver of a Reconstruction must be a LowerSolver, got {type(self.solver).__name__}")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_latest"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._latest = threading.local()
 
 
 def reconstruct(
     noisy: Primal, regularizer: Regularizer, tolerance: float = 1e-4, method: HypergradientMethod | None = None
 ) -> Primal:
-    """Denoise: ``argmin_x 1/2 ||x - noisy||^2 + R(x)``, differentiable with respect to the regularizer's parameters.
+    """Denoise: ``argmin_x 1/2 ||x - noisy||^2 + R(x)``, differentiable in ``noisy`` and the regularizer's parameters.
 
     ``noisy`` ``(batch, channels, height, width)``, grey values in [0, 1].  ``backward`` runs ``method`` (default: implicit
     conjugate gradients).  For the certified bounds use a ``Reconstruction`` and read its ``report``.
@@ -69,34 +130,30 @@ def reconstruct(
     return Reconstruction(regularizer, tolerance, method if method is not None else ImplicitCG())(Denoising(noisy))
 
 
-class _Minimiser(torch.autograd.Function):
-    """Forward: solve.  Backward: the hypergradient of ``x -> <cotangent, x>``, certified in float64."""
+_Run = Callable[[Reconstruction, DataTerm], tuple[Primal, Report]]
+
+_UNCOMPILED: dict[str, _Run] = {}
+"""``Reconstruction.with_report`` as compilers must leave it, once it is needed: making it imports the compiler."""
+
+
+class _Implicit(torch.autograd.Function):
+    """The solution as a function of the surrogate (module docstring)."""
 
     @staticmethod
-    def forward(ctx, layer: Reconstruction, data: DataTerm, *parameters: Tensor) -> Primal:
-        counter = ApplicationCounter()
-        problem = layer.regularizer.problem(data).detached().counted(counter)
-        outcome = solve_lower(problem, layer.solver, radius_per_element(problem, layer.tolerance))
-        (x,) = outcome.result
-        distance = certified_distance(double_copy(layer.regularizer).problem(data.double()).counted(counter), x)
-        layer.report = Report(distance, outcome.status == Status.CONVERGED, counter.applications)
-        ctx.layer, ctx.data, ctx.counter, ctx.report = layer, data, counter, layer.report
-        ctx.save_for_backward(x, *parameters)  # autograd then refuses parameters that were changed in between
-        return problem.image(x)
+    def forward(ctx, call: Call, carrier: Tensor, kept: tuple[Tensor, ...]) -> Primal:
+        ctx.call = call
+        ctx.save_for_backward(*kept)
+        return call.result
 
     @staticmethod
     def backward(ctx, *cotangents: Tensor):
-        x, *parameters = ctx.saved_tensors
-        layer, data = ctx.layer, ctx.data
-        exact = double_copy(layer.regularizer)
-        problem = layer.regularizer.problem(data).with_exact(exact.problem(data.double())).counted(ctx.counter)
-        loss = problem.of_image(LinearFunctional(cotangents[0].contiguous()))
-        accuracy = Accuracy(layer.tolerance, layer.tolerance)
-        pair = layer.method.differentiate(problem, loss, accuracy, WarmStart.at(x))
-        part = certify(exact, data.double(), loss.double(), pair, Certification(), ctx.counter)
-        ctx.report.applications = ctx.counter.applications
-        ctx.report.groups = part.bound
-        gradients = split_like(part.gradient, parameters)
-        rounded = (torch.cat([g.double().flatten() for g in gradients]) - part.gradient).norm()
-        ctx.report.gradient_error = part.gradient_error + float(rounded)
-        return None, None, *gradients
+        if torch.is_grad_enabled():  # with create_graph=True, and only then
+            raise RuntimeError("a Reconstruction has no second derivatives: leave out create_graph=True")
+        _ = ctx.saved_tensors  # refuses values that were changed since the solve
+        with torch.autocast(cotangents[0].device.type, enabled=False):
+            weight = ctx.call.pull(cotangents[0].detach().contiguous())
+        return None, weight, None
+
+    @staticmethod
+    def jvp(ctx, *tangents: Tensor | None) -> Tensor:
+        raise RuntimeError("a Reconstruction has no forward-mode derivatives: use backward() or torch.autograd.grad")

@@ -79,7 +79,7 @@ class RidgeTerm(DataTerm):
 
     @property
     def strong_convexity(self) -> float:
-        return self.data.ridge
+        return self.data.strong_convexity
 
     @property
     def smoothness(self) -> float:
@@ -124,6 +124,9 @@ class RidgeTerm(DataTerm):
 
     def double(self) -> RidgeTerm:
         return RidgeTerm(self.data.double())
+
+    def detached(self) -> RidgeTerm:
+        return RidgeTerm(self.data.detached())
 
 
 class StackedProfile(Profile):

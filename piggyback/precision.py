@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -24,6 +25,11 @@ def require_full_precision() -> None:
             )
     if _is_reduced():
         _switch_off()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Computations inside keep the dtype of their arguments, whatever ``torch.autocast`` says around them."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class _Switch(Protocol):

@@ -137,7 +137,7 @@ class SaddleProblem(LowerProblem):
         x, adjoint = x.detach(), adjoint.detach()
         z, image = self.operator.forward(torch.cat([x, adjoint])).chunk(2)
         y = self.potential.gradient(z)
-        return Surrogate(-(inner(image, y) + inner(adjoint, self.data.gradient(x))), z, image, y)
+        return Surrogate(-(inner(image, y) + self.data.slope_along(x, adjoint)), z, image, y)
 
     def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
         return self.read_off(x, adjoint).value
@@ -196,7 +196,8 @@ class SaddleProblem(LowerProblem):
 
     def detached(self) -> SaddleProblem:
         """The same problem outside any autograd graph: what solvers work on."""
-        return SaddleProblem(self.data, self.potential.detached(), self.operator.detached(), self.exact)
+        fixed = self.data.detached(), self.potential.detached(), self.operator.detached()
+        return SaddleProblem(*fixed, self.exact, self.sums)
 
     def with_exact(self, exact: LowerProblem) -> SaddleProblem:
         """The same problem, with ``exact`` for ``double`` to return."""

@@ -19,6 +19,10 @@ class Regularizer(nn.Module, ABC):
     Convexity must be structural: no value of the parameters may break it.
     """
 
+    sees_data: bool = True
+    """Whether ``R`` may depend on the data term.  If not, inputs of the data term act through ``g`` alone, and the errors of
+    their gradients are certified."""
+
     @abstractmethod
     def problem(self, data: DataTerm) -> LowerProblem:
         """The lower-level problem with this regularizer, differentiable in the parameters."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner, norm
+from piggyback.batched import norm
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter, Preconditioner, ScalarPreconditioner
 from piggyback.precision import require_full_precision
@@ -80,14 +80,14 @@ class SmoothProblem(LowerProblem):
 
     def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
         x, adjoint = x.detach(), adjoint.detach()
-        return -(self.regularizer.slope_along(x, adjoint) + inner(adjoint, self.data.gradient(x)))
+        return -(self.regularizer.slope_along(x, adjoint) + self.data.slope_along(x, adjoint))
 
     def select(self, index: Tensor) -> SmoothProblem:
         exact = None if self.exact is None else self.exact.select(index)
         return replace(self, data=self.data.select(index), exact=exact)
 
     def detached(self) -> SmoothProblem:
-        return replace(self, regularizer=self.regularizer.detached())
+        return replace(self, data=self.data.detached(), regularizer=self.regularizer.detached())
 
     def with_exact(self, exact: LowerProblem) -> SmoothProblem:
         if not isinstance(exact, SmoothProblem):

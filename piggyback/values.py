@@ -41,8 +41,8 @@ def require_images(name: str, values: Tensor) -> None:
 
 def require_positive(name: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a positive finite number."""
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    if isinstance(value, str) or not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
 
 
 def require_count(name: str, value: int, least: int = 1) -> None:

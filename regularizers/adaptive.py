@@ -205,6 +205,8 @@ class AdaptiveRegularizer(LinearRegularizer):
     Raises ``ValueError`` for the boundary "valid" (it has no coefficient for every pixel).
     """
 
+    sees_data = True
+
     def __init__(
         self,
         config: LinearConfig | None = None,

@@ -16,13 +16,14 @@ def zero_mean_basis(size: int, dtype: torch.dtype = torch.float32, device: torch
     """Orthonormal basis ``(size^2 - 1, size, size)`` of the zero-mean ``size x size`` filters: the DCT without its constant.
 
     Orthonormal, so coefficients and filters have equal norms, and a bound for one is a bound for the other.
-    Ordered by frequency, lowest first.  Kept on the ``device``: every solve asks for it.
+    Ordered by frequency, lowest first.  Kept on the ``device``, fit for training in whatever mode it was first asked for.
     """
-    n = torch.arange(size, dtype=torch.float64)
-    table = torch.cos(math.pi * (n + 0.5) * n.unsqueeze(-1) / size) * math.sqrt(2 / size)
-    table[0] /= math.sqrt(2)
-    basis = torch.einsum("ai,bj->abij", table, table).reshape(size * size, size, size)
-    return basis[_by_frequency(size)].to(device, dtype)
+    with torch.inference_mode(False), torch.no_grad():
+        n = torch.arange(size, dtype=torch.float64, device="cpu")
+        table = torch.cos(math.pi * (n + 0.5) * n.unsqueeze(-1) / size) * math.sqrt(2 / size)
+        table[0] /= math.sqrt(2)
+        basis = torch.einsum("ai,bj->abij", table, table).reshape(size * size, size, size)
+        return basis[_by_frequency(size)].to(device, dtype)
 
 
 def basis_frequencies(size: int) -> Tensor:
@@ -43,7 +44,7 @@ def zero_mean_filters(coefficients: Tensor) -> Tensor:
 
 def starting_coefficients(filters: int, channels: int, size: int) -> Tensor:
     """Horizontal and vertical first difference, then the basis itself, each of norm 1: ``(filters, channels, k^2 - 1)``."""
-    basis = zero_mean_basis(size)
+    basis = zero_mean_basis(size, torch.get_default_dtype())
     start = torch.zeros(filters, channels, basis.shape[0])
     for index in range(filters):
         start[index, :, (index - 2) % basis.shape[0]] = channels**-0.5
@@ -51,7 +52,7 @@ def starting_coefficients(filters: int, channels: int, size: int) -> Tensor:
     differences = torch.zeros(2, size, size)
     differences[:, middle, middle] = -unit
     differences[0, middle, middle + 1] = differences[1, middle + 1, middle] = unit
-    start[:2] = torch.einsum("fij,nij->fn", differences, basis).unsqueeze(1)[:filters]
+    start[:2] = torch.einsum("fij,nij->fn", differences, basis.to(start.device)).unsqueeze(1)[:filters]
     return start
 
 

@@ -92,6 +92,8 @@ class NetworkRegularizer(Regularizer):
     whatever the widths and depth; the first layer comes in pairs ``v, -v``, which makes ``phi(z) + phi(-z) ~ |z|``.
     """
 
+    sees_data = False
+
     def __init__(self, config: NetworkConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config = config if config is not None else NetworkConfig()

@@ -36,7 +36,7 @@ class Layout:
         """Image and layers."""
         shapes = (self.image, *self.hidden)
         parts = v.split([prod(shape) for shape in shapes], dim=1)
-        image, *hidden = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        image, *hidden = [part.reshape(len(v), *shape) for part, shape in zip(parts, shapes, strict=True)]
         return image, hidden
 
     def join(self, image: Primal, hidden: Sequence[Tensor]) -> Primal:
@@ -51,7 +51,7 @@ class Layout:
         """The inverse of ``pack``."""
         shapes = [shape for shape in self.hidden for _ in range(2)]
         cut = y.split([prod(shape) for shape in shapes], dim=1)
-        parts = [part.reshape(-1, *shape) for part, shape in zip(cut, shapes, strict=True)]
+        parts = [part.reshape(len(y), *shape) for part, shape in zip(cut, shapes, strict=True)]
         return list(zip(parts[::2], parts[1::2], strict=True))
 
 
@@ -88,6 +88,11 @@ class LiftedData(DataTerm):
     def gradient(self, x: Primal) -> Primal:
         return self._apply(x, self.base.gradient(self.layout.split(x)[0]), self.ridge)
 
+    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
+        (image, hidden), (along, moved) = self.layout.split(x), self.layout.split(direction)
+        layers = sum(inner(s, t) for s, t in zip(hidden, moved, strict=True))
+        return self.base.slope_along(image, along) + self.ridge * layers
+
     def hessian(self, v: Primal) -> Primal:
         return self._apply(v, self.base.hessian(self.layout.split(v)[0]), self.ridge)
 
@@ -109,6 +114,9 @@ class LiftedData(DataTerm):
 
     def double(self) -> LiftedData:
         return LiftedData(self.base.double(), self.layout, self.ridge, [s.double() for s in self.hidden])
+
+    def detached(self) -> LiftedData:
+        return LiftedData(self.base.detached(), self.layout, self.ridge, [s.detach() for s in self.hidden])
 
 
 class LiftedEnergy(SmoothEnergy):
@@ -216,7 +224,9 @@ class LiftedEnergy(SmoothEnergy):
         """The inverse of what ``curvature`` does to ``pieces``."""
         hidden = self.layout.hidden
         parts = curvature.split([3 * prod(shape) for shape in hidden], dim=1)
-        return [part.reshape(-1, 3, *shape).transpose(0, 1) for part, shape in zip(parts, hidden, strict=True)]
+        return [
+            part.reshape(len(curvature), 3, *shape).transpose(0, 1) for part, shape in zip(parts, hidden, strict=True)
+        ]
 
     # --- constants ---------------------------------------------------------------------------------------------------
 

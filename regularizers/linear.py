@@ -76,6 +76,8 @@ class LinearRegularizer(Regularizer):
     and ``log_smoothing`` ``(filters,)``.
     """
 
+    sees_data = False
+
     def __init__(self, config: LinearConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config = config if config is not None else LinearConfig()

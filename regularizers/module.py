@@ -21,6 +21,8 @@ class ModuleRegularizer(Regularizer):
     fails, as for modules in training mode, random ones and such that mix samples.  Concavity in a small region is not found so.
     """
 
+    sees_data = False
+
     def __init__(self, energy: nn.Module) -> None:
         super().__init__()
         self.energy = energy

@@ -54,7 +54,7 @@ def test_non_finite_images_name_their_sample(value: float) -> None:
     [
         (images(channels=3), r"images need shape \(batch, 1, height, width\), got \(3, 3, 8, 8\)"),
         (images()[0], r"images need shape \(batch, 1, height, width\), got \(1, 8, 8\)"),
-        (images().double(), r"image is torch.float64 on cpu, the filters are torch.float32"),
+        (images().double(), r"observation is torch.float64 on cpu, coefficients of the regularizer torch.float32"),
         (images(size=2), r"images of \(2, 2\) pixels are too small for 3x3 filters"),
     ],
 )

@@ -185,7 +185,7 @@ def refusals(setting: Setting) -> Finding:
     accuracy, truth = Accuracy(1e-2, 1e-1), SquaredError(here.observed)
     problem = model.problem(here)
     attempts: dict[str, tuple[str, Callable[[], object]]] = {
-        "data": ("data", lambda: Reconstruction(model)(there)),
+        "data": ("observation", lambda: Reconstruction(model)(there)),
         "truth": ("truth", lambda: hypergradient(ImplicitCG(), model, here, SquaredError(there.observed), accuracy)),
         "start": ("start", lambda: solve_lower(problem, NonlinearCG(), radius_per_element(problem, 1e-2), there.start)),
         "samples": ("clean images", lambda: Samples(here.observed, there.observed)),

@@ -127,11 +127,11 @@ def checked_slope(loss: Loss, x: Primal) -> Primal:
 
 
 def flat_gradient(value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> Tensor:
-    """The derivative of ``value`` ``()`` in all ``parameters``, flat; zero where it does not depend on them.
+    """The derivative of ``value`` ``()`` in all ``parameters``, flat; zero where it does not depend on them, or they are frozen.
 
     ``keep_graph``: whether the graph, which includes that of the problem, will be differentiated again.
     """
-    parts = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep_graph)
-    return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts, strict=True)]
-    )
+    live = [p for p in parameters if p.requires_grad]
+    found = torch.autograd.grad(value, live, allow_unused=True, retain_graph=keep_graph) if live else ()
+    known = {id(p): g for p, g in zip(live, found, strict=True) if g is not None}
+    return torch.cat([known.get(id(p), torch.zeros_like(p)).flatten() for p in parameters])

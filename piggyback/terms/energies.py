@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from piggyback.adapted import fingerprint
 from piggyback.batched import inner, norm
+from piggyback.twins import doubled, snapshot, twin
 from piggyback.types import PerSample, Primal, Scalar
 
 
@@ -62,17 +64,18 @@ class SmoothEnergy(ABC):
 
     def value_and_gradient(self, x: Primal) -> tuple[PerSample, Primal]:
         """``R(x)`` and ``grad R(x)``, both without a graph."""
-        with torch.enable_grad():
-            point = x.detach().requires_grad_()
+        with _recording():
+            point = _leaf(x)
             value = self.value(point)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         return value.detach(), gradient
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
         """``<grad R(x), direction>``, differentiable in the parameters only."""
-        with torch.enable_grad():
-            point = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.value(point).sum(), point, create_graph=True)
+        with _recording():
+            live = self.value(x[:1].detach()).requires_grad  # else the graph would lead to the point alone
+            point = _leaf(x)
+            (gradient,) = torch.autograd.grad(self.value(point).sum(), point, create_graph=live)
         return (gradient * direction.detach()).flatten(1).sum(1)
 
     def curvature(self, x: Primal) -> Tensor:
@@ -81,8 +84,8 @@ class SmoothEnergy(ABC):
 
     def product(self, curvature: Tensor, v: Primal) -> Primal:
         """``D^2 R v`` at the point of ``curvature``."""
-        with torch.enable_grad():
-            point = curvature.detach().requires_grad_()
+        with _recording():
+            point = _leaf(curvature)
             (gradient,) = torch.autograd.grad(self.value(point).sum(), point, create_graph=True)
             (product,) = torch.autograd.grad(gradient, point, v)
         return product
@@ -112,6 +115,18 @@ class SmoothEnergy(ABC):
         """Raise ``ValueError`` for inadmissible parameters (reads values: synchronises)."""
 
 
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Derivatives by autograd need its graph, also where the caller has switched it off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """``x`` as what derivatives are taken in; inference tensors cannot be."""
+    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+
+
 class ModuleEnergy(SmoothEnergy):
     """``module(x)``, which must return one value per sample, be convex and twice differentiable in ``x``.
 
@@ -137,10 +152,10 @@ class ModuleEnergy(SmoothEnergy):
         return value
 
     def detached(self) -> ModuleEnergy:
-        return ModuleEnergy(copy.deepcopy(self.module).requires_grad_(False), self.source)
+        return ModuleEnergy(twin(self.module, snapshot), self.source)
 
     def double(self) -> ModuleEnergy:
-        return ModuleEnergy(copy.deepcopy(self.module).double().requires_grad_(False), self.source)
+        return ModuleEnergy(twin(self.module, lambda v: snapshot(doubled(v))), self.source)
 
     def check(self) -> None:
         for name, parameter in self.module.named_parameters():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from piggyback.adapted import (
     require_norm,
     source_of,
 )
-from piggyback.batched import ROUNDING_TERMS, conjugate_step, inner, norm
-from piggyback.forward import ForwardOperator
-from piggyback.terms.quadratic import DataTerm, select_centre
+from piggyback.batched import ROUNDING_TERMS, conjugate_step, inner, multiplied_spectrum, norm, per_sample
+from piggyback.forward import ForwardOperator, Inpainting, ValidBlur, operator_tensors
+from piggyback.precision import without_autocast
+from piggyback.terms.quadratic import DataTerm, kept_centre, number, one_value, select_centre
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import require_finite, require_images, warn_of_scale
 
@@ -31,10 +33,12 @@ class LeastSquares(DataTerm):
     """``H = B^T B + ridge I`` and ``b = B^T d + ridge centre`` (docs/theory.md, section 9).
 
     ``observed`` ``(batch, ...)`` is ``d``, real or complex (then as pairs of real numbers, ``<u, v> = Re(u^H v)``);
-    ``forward`` is the same for all samples; ``norm`` is at least ``||B||`` (default: its attribute ``norm_bound``, which the
-    operators of ``piggyback.forward`` have); ``centre`` broadcasts against the images.  Observations and images need no common
-    shape.  Without a norm one is *estimated*, for steps only: nothing is certified then.  ``forward`` may be a module, or hold
-    tensors of another precision: certificates use a copy in float64, or widen by the rounding of float32 where there is none.
+    ``forward`` is the same for all samples; ``ridge``: a number or a tensor of one value; ``norm`` is at least ``||B||``
+    (default: its attribute ``norm_bound``, which the operators of ``piggyback.forward`` have); ``centre`` broadcasts against the
+    images.  Observations and images need no common shape.  Without a norm one is *estimated*, for steps only: nothing is
+    certified then.  ``forward`` may be a module, or hold tensors of another precision: certificates use a copy in float64,
+    connected to them, or widen by the rounding of float32 where there is none.  Differentiable in all that ``A`` is computed
+    from, observation, ridge and centre; ``norm`` only steers solvers.
 
     ``dual_norm`` is at least ``||v||_{H^{-1}}`` (eq. 25), and a few per cent too large.  ``solve``, ``resolvent`` and ``prox``
     are conjugate gradients up to rounding; the last two read the value of ``step`` for that.  Primal-dual methods do better
@@ -48,33 +52,37 @@ class LeastSquares(DataTerm):
         self,
         observed: Tensor,
         forward: ForwardOperator,
-        ridge: float = 0.01,
+        ridge: float | Tensor = 0.01,
         norm: float | None = None,
         centre: float | Tensor = 0.0,
     ) -> None:
         if not isinstance(forward, ForwardOperator):
             raise ValueError(f"a forward operator needs A and A_adjoint, {type(forward).__name__} lacks one")
-        if not (math.isfinite(ridge) and ridge > 0):
-            raise ValueError(f"LeastSquares needs a positive ridge, got {ridge}")
         if isinstance(observed, Tensor) and observed.is_complex():
             observed, pairs = torch.view_as_real(observed.resolve_conj()), True
         else:
             pairs = isinstance(forward, Adapted) and forward.pairs
         require_images("the observation", observed)
+        ridge = one_value("ridge", ridge)
+        self._modulus = number(ridge)
+        if not 0 < self._modulus < math.inf:
+            raise ValueError(f"LeastSquares needs a positive ridge, got {self._modulus}")
         self.observed = observed
-        self.forward = adapted(forward, observed, pairs)
         self.ridge = ridge
-        pulled = self.forward.A_adjoint(observed)
-        self._given_centre = centre  # in its own precision, for ``double``
-        self.centre = torch.as_tensor(centre, dtype=pulled.dtype, device=pulled.device).expand_as(pulled)
+        self._given_centre = kept_centre(centre)  # in its own precision, for ``double``
+        self._given_norm = None if norm is None else number(norm)
+        norm = _stated_norm(forward) if norm is None else self._given_norm
+        self.estimated = norm is None
+        with without_autocast(observed.device):
+            self.forward = adapted(forward, observed, pairs)
+            pulled = self.forward.A_adjoint(observed)
+            self.norm = norm_for_steps(examine(self.forward, pulled.detach())) if norm is None else norm
+        if not (math.isfinite(self.norm) and self.norm >= 0):
+            raise ValueError(f"say how large the forward operator can be: norm >= ||B||, got {self.norm}")
+        self.centre = torch.as_tensor(self._given_centre, dtype=pulled.dtype, device=pulled.device).expand_as(pulled)
         require_finite("the centre of LeastSquares", self.centre)
         self.linear = pulled + ridge * self.centre
         self._read: tuple[Tensor, float] | None = None
-        norm = _stated_norm(forward) if norm is None else norm
-        self.estimated = norm is None
-        self.norm = norm_for_steps(examine(self.forward, pulled.detach())) if norm is None else float(norm)
-        if not (math.isfinite(self.norm) and self.norm >= 0):
-            raise ValueError(f"say how large the forward operator can be: norm >= ||B||, got {self.norm}")
         self._symbol: Tensor | None = None
         self._unit: float | None = None
 
@@ -117,11 +125,11 @@ class LeastSquares(DataTerm):
 
     @property
     def strong_convexity(self) -> float:
-        return self.ridge
+        return self._modulus
 
     @property
     def smoothness(self) -> float:
-        return (self.norm**2 + self.ridge) * (1 + 1e-12)
+        return (self.norm**2 + self._modulus) * (1 + 1e-12)
 
     @property
     def start(self) -> Primal:
@@ -129,12 +137,29 @@ class LeastSquares(DataTerm):
 
     @property
     def pilot(self) -> Primal:
-        continued = getattr(source_of(self.forward), "pilot", None)
-        if continued is None:
-            return self.start
-        pairs = isinstance(self.forward, Adapted) and self.forward.pairs
-        observed = torch.view_as_complex(self.observed.contiguous()) if pairs else self.observed
-        return continued(observed).to(self.observed.dtype)
+        with without_autocast(self.observed.device):
+            continued = self.forward.continued(self.observed) if isinstance(self.forward, Adapted) else None
+            if isinstance(self.forward, (ValidBlur, Inpainting)):
+                continued = self.forward.pilot(self.observed)
+            return self._first_step() if continued is None else continued
+
+    def _first_step(self) -> Primal:
+        """The minimiser of ``g`` along ``b``, per sample: an image in the right grey values, whatever ``norm`` is."""
+        linear = self._live_linear()
+        largest = linear.detach().abs().flatten(1).amax(1) if linear.numel() > 0 else linear.new_ones(0)
+        unit = torch.where(largest > 0, largest, 1)
+        direction = linear / per_sample(unit, linear)  # squares stay in range
+        seen, square = self.forward.A(direction), inner(direction, direction)
+        curvature = inner(seen, seen) + self.ridge * square
+        return linear * per_sample(square / torch.where(curvature > 0, curvature, 1), linear)
+
+    def _live_linear(self) -> Primal:
+        """``b``; where ``A`` has a graph, ``B^T d`` is the reverse mode of ``A``: ``A_adjoint`` need not be differentiable."""
+        if not torch.is_grad_enabled() or not self.forward.A(self.centre[:1].detach()).requires_grad:
+            return self.linear
+        x = torch.zeros_like(self.centre).requires_grad_()
+        (pulled,) = torch.autograd.grad(self.forward.A(x), x, self.observed, create_graph=True)
+        return pulled + self.ridge * self.centre
 
     def value(self, x: Primal) -> PerSample:
         residual, away = self.forward.A(x) - self.observed, x - self.centre
@@ -142,6 +167,11 @@ class LeastSquares(DataTerm):
 
     def gradient(self, x: Primal) -> Primal:
         return self.forward.A_adjoint(self.forward.A(x) - self.observed) + self.ridge * (x - self.centre)
+
+    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
+        # A alone: it has to be differentiable in what it is computed from, its adjoint need not be
+        residual = self.forward.A(x) - self.observed
+        return inner(self.forward.A(direction), residual) + self.ridge * inner(direction, x - self.centre)
 
     def hessian(self, v: Primal) -> Primal:
         return self.forward.A_adjoint(self.forward.A(v)) + self.ridge * v
@@ -164,8 +194,12 @@ class LeastSquares(DataTerm):
         return self._read[1]
 
     def _inverse(self, v: Primal, shift: float, step: float) -> Primal:
-        """``(shift I + step H)^{-1} v`` up to rounding."""
+        """``(shift I + step H)^{-1} v`` up to rounding.
+
+        Few steps are taken without a look at the residual: solvers, whose steps must not wait for the device, come here.
+        """
         condition = (shift + step * self.smoothness) / (shift + step * self.strong_convexity)
+        most = _steps_to(condition, torch.finfo(v.dtype).eps)
         wanted = (torch.finfo(v.dtype).eps ** 2 / condition) * inner(v, v)
 
         def close(point: Point) -> Tensor:
@@ -174,7 +208,7 @@ class LeastSquares(DataTerm):
         def apply(p: Primal) -> Primal:
             return torch.add(shift * p, self.hessian(p), alpha=step)
 
-        return _search(v, apply, _plain, close, _steps_to(condition, torch.finfo(v.dtype).eps))
+        return _unwatched(v, apply, most) if most <= _UNWATCHED else _search(v, apply, _plain, close, most)
 
     def dual_norm(self, v: Primal) -> PerSample:
         symbol = self.symbol(v)
@@ -183,31 +217,31 @@ class LeastSquares(DataTerm):
 
         def close(point: Point) -> Tensor:
             q, s = point[0], point[1]
-            return inner(s, s) <= _SLACK**2 * self.ridge * inner(q, v + s)
+            return inner(s, s) <= _SLACK**2 * self._modulus * inner(q, v + s)
 
         q = _search(v, self.hessian, metric, close, _steps_to(condition, _SLACK / condition**0.5))
         s = v - self.hessian(q)  # the true residual: the one that conjugate gradients carry along drifts
-        found = inner(q, v + s) + inner(s, s) / self.ridge
+        found = inner(q, v + s) + inner(s, s) / self._modulus
         if v.dtype == torch.float64:
             found = found + self._lost(q, s)
         # a search that rounding has led astray is worth less than none
-        return torch.fmin(found.clamp(min=0), inner(v, v) / self.ridge).sqrt()
+        return torch.fmin(found.clamp(min=0), inner(v, v) / self._modulus).sqrt()
 
     def _lost(self, q: Primal, s: Primal) -> PerSample:
         """What the rounding ``d`` of ``s`` adds to eq. 25: ``2 ||q|| ||d|| + (2 ||s|| ||d|| + ||d||^2)/ridge`` at most."""
         eps = self.unit_roundoff(q.dtype)
         reach, left = norm(q), norm(s)
         d = ROUNDING_TERMS * (eps if math.isfinite(eps) else torch.finfo(q.dtype).eps) * self.smoothness * reach
-        return 2 * reach * d + (2 * left * d + d.square()) / self.ridge
+        return 2 * reach * d + (2 * left * d + d.square()) / self._modulus
 
     def symbol(self, like: Primal) -> Tensor:
         known = getattr(source_of(self.forward), "symbol", None)
         if known is not None:
-            return known(like).to(like.dtype) + self.ridge
+            return known(like).detach().to(like.dtype) + self._modulus
         if isinstance(self.forward, OWN) or like.dim() != 4:
             return super().symbol(like)
         if self._symbol is None:
-            self._symbol = measured_symbol(self.forward, like) + self.ridge
+            self._symbol = measured_symbol(self.forward, like) + self._modulus
         return self._symbol.to(like)
 
     def select(self, index: Tensor) -> LeastSquares:
@@ -218,8 +252,22 @@ class LeastSquares(DataTerm):
         return chosen
 
     def double(self) -> LeastSquares:
-        norm = None if self.estimated else self.norm
-        return LeastSquares(self.observed.double(), self.forward, self.ridge, norm, self._given_centre)
+        return LeastSquares(self.observed.double(), self.forward, self.ridge, self._given_norm, self._given_centre)
+
+    def renewed(self) -> LeastSquares:
+        return LeastSquares(self.observed, self.forward, self.ridge, self._given_norm, self._given_centre)
+
+    def detached(self) -> LeastSquares:
+        chosen = super().detached()
+        assert isinstance(chosen, LeastSquares)
+        if isinstance(self.forward, (ValidBlur, Inpainting)):
+            chosen.forward = self.forward.detached()
+        return chosen
+
+    def inputs(self) -> dict[str, Tensor]:
+        named = {"observation": self.observed, "ridge": self.ridge, "centre": self._given_centre}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        return tensors | operator_tensors(source_of(self.forward))
 
 
 Point = tuple[Tensor, Tensor, Tensor, PerSample]
@@ -231,6 +279,8 @@ _IMAGE_LIKE = 1.001
 """Operators of our own with a norm up to here make images of images, in the same grey values."""
 _BLOCK = 4
 """Steps of a search between two looks at the residual."""
+_UNWATCHED = 64
+"""Steps of a search that are cheaper than waiting for the device."""
 _PLATEAU = 8
 """Looks without a smaller residual after which rounding has the say."""
 
@@ -239,7 +289,7 @@ def _stated_norm(forward: ForwardOperator) -> float | None:
     """``norm_bound`` of an operator, attribute or method; None if it has none."""
     stated: Any = getattr(source_of(forward), "norm_bound", None)
     value: Any = stated() if callable(stated) else stated
-    return None if value is None else float(value)
+    return None if value is None else number(value)
 
 
 def _search(
@@ -268,12 +318,20 @@ def _search(
     return point[0]
 
 
+def _unwatched(right: Primal, apply: Callable[[Primal], Primal], steps: int) -> Primal:
+    """So many ``steps`` of conjugate gradients, from zero, on ``apply(x) = right``."""
+    point: Point = (torch.zeros_like(right), right, right, inner(right, right))
+    for _ in range(steps):
+        point = conjugate_step(point, apply(point[2]), _plain)
+    return point[0]
+
+
 def _plain(v: Primal) -> Primal:
     return v
 
 
 def _multiplier(symbol: Tensor) -> Callable[[Primal], Primal]:
-    return lambda v: torch.fft.irfft2(torch.fft.rfft2(v) / symbol, s=v.shape[-2:])
+    return partial(multiplied_spectrum, multiplier=symbol.reciprocal())
 
 
 def _steps_to(condition: float, error: float) -> int:

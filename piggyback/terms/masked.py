@@ -6,9 +6,10 @@ import copy
 import math
 
 import torch
+from torch import Tensor
 
 from piggyback.batched import inner
-from piggyback.terms.quadratic import DataTerm
+from piggyback.terms.quadratic import DataTerm, number, one_value
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import require_images, warn_of_scale
 
@@ -18,19 +19,27 @@ class MaskedDenoising(DataTerm):
 
     With ``ridge > 0`` this is a data term like any other, ``H = mask + ridge``.  With ``ridge = 0`` and missing pixels its
     modulus is 0: the lower level may have more than one minimiser, nothing can be certified, and most methods refuse it.
-    Raises ``ValueError`` for a mask with other values or of another shape, and for a negative ridge.
+    Differentiable in ``observed`` and ``ridge`` (a number or a tensor of one value), not in a mask of zeros and ones.
+    Raises ``ValueError`` for a mask with other values, of another shape, or that requires a gradient, and for a negative ridge.
     """
 
-    def __init__(self, observed: Primal, mask: Primal, ridge: float = 0.0) -> None:
+    def __init__(self, observed: Primal, mask: Primal, ridge: float | Tensor = 0.0) -> None:
         require_images("the observation", observed)
+        if mask.requires_grad:
+            raise ValueError(
+                "a mask of zeros and ones has no gradient: LeastSquares with Inpainting(mask) differentiates in one"
+            )
         if mask.shape != observed.shape or not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("a mask needs the shape of the images, and zeros and ones only")
-        if not (ridge >= 0 and ridge < math.inf):
-            raise ValueError(f"MaskedDenoising needs a non-negative ridge, got {ridge}")
+        ridge = one_value("ridge", ridge)
+        if not 0 <= number(ridge) < math.inf:
+            raise ValueError(f"MaskedDenoising needs a non-negative ridge, got {number(ridge)}")
         self.mask = mask.to(observed).clone()
         self.observed = observed * self.mask
         self.ridge = ridge
-        self._modulus = (1.0 if bool(self.mask.all()) else 0.0) + ridge
+        self._given = observed
+        self._modulus = (1.0 if bool(self.mask.all()) else 0.0) + number(ridge)
+        self._ceiling = 1.0 + number(ridge)
         self._diagonal = self.mask + ridge
 
     def check(self) -> None:
@@ -43,7 +52,7 @@ class MaskedDenoising(DataTerm):
 
     @property
     def smoothness(self) -> float:
-        return 1.0 + self.ridge
+        return self._ceiling
 
     @property
     def start(self) -> Primal:
@@ -73,11 +82,19 @@ class MaskedDenoising(DataTerm):
 
     def select(self, index: torch.Tensor) -> MaskedDenoising:
         chosen = copy.copy(self)  # the modulus of the whole batch holds for every sample of it
-        chosen.observed, chosen.mask, chosen._diagonal = self.observed[index], self.mask[index], self._diagonal[index]
+        for name in ("observed", "mask", "_given", "_diagonal"):
+            setattr(chosen, name, getattr(self, name)[index])
         return chosen
 
     def double(self) -> MaskedDenoising:
-        return MaskedDenoising(self.observed.double(), self.mask.double(), self.ridge)
+        return MaskedDenoising(self._given.double(), self.mask.double(), self.ridge)
+
+    def renewed(self) -> MaskedDenoising:
+        return MaskedDenoising(self._given, self.mask, self.ridge)
+
+    def inputs(self) -> dict[str, Tensor]:
+        named = {"observation": self._given, "mask": self.mask}
+        return named | {"ridge": self.ridge} if isinstance(self.ridge, Tensor) else named
 
     def symbol(self, like: Primal) -> torch.Tensor:
         return self._diagonal.mean().to(like)

@@ -119,11 +119,9 @@ class Potential:
         self.smoothing = smoothing
         self.shift = shift
         self.emphasis = emphasis
-
-    @cached_property
-    def local_weight(self) -> Tensor:
-        """``m weight``: what multiplies the profile's slope; broadcasts against the dual variable."""
-        return self.weight if self.emphasis is None else self.weight * self.emphasis.factors
+        # what multiplies the profile's slope, against the dual variable; made at once: filled in later, by whoever asks first, it
+        # would carry the graph of that call into others
+        self.local_weight = weight if emphasis is None else weight * emphasis.factors
 
     @cached_property
     def local_curvature(self) -> Tensor:

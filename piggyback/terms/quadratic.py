@@ -9,8 +9,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner, norm
-from piggyback.forward import checked_kernel
+from piggyback.batched import inner, multiplied_spectrum, norm
+from piggyback.forward import checked_kernel, kept
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import first_bad_sample, require_finite, require_images, warn_of_scale
 
@@ -46,6 +46,10 @@ class DataTerm(ABC):
     def gradient(self, x: Primal) -> Primal:
         """``H x - b``."""
 
+    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
+        """``<grad g(x), direction>``, differentiable in all that ``g`` depends on: input gradients are read off it (eq. 9)."""
+        return inner(direction, self.gradient(x))
+
     @abstractmethod
     def hessian(self, v: Primal) -> Primal:
         """``H v``."""
@@ -68,7 +72,23 @@ class DataTerm(ABC):
 
     @abstractmethod
     def double(self) -> DataTerm:
-        """The same term in float64."""
+        """The same term in float64, computed from the present values of its inputs and connected to their graphs."""
+
+    def renewed(self) -> DataTerm:
+        """The same term computed from the present values of its inputs: kernels and weights that are learned move."""
+        return self
+
+    def detached(self) -> DataTerm:
+        """The same term outside any autograd graph: what solvers work on."""
+        chosen = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(chosen, name, value.detach())
+        return chosen
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The tensors that the term was made of, by the names that reports and messages use."""
+        return {}
 
     def check(self) -> None:
         """Raise ``ValueError`` naming the first sample whose data are not finite (reads values: synchronises)."""
@@ -95,17 +115,24 @@ class DataTerm(ABC):
 
 
 class Denoising(DataTerm):
-    """``g(x) = weight/2 ||x - observed||^2`` with ``observed`` of shape ``(batch, ...)``, grey values in [0, 1].
+    """``g(x) = 1/2 <x - observed, weight (x - observed)>`` with ``observed`` of shape ``(batch, ...)``, grey values in [0, 1].
 
-    Raises ``ValueError`` for a non-positive weight, and in ``check`` for non-finite observations.
+    ``weight``: a number, or a tensor: one value, or of as many axes as ``observed`` and broadcasting against it: one weight per
+    sample ``(batch, 1, 1, 1)`` or pixel.  Differentiable in both.
+    Raises ``ValueError`` for a weight of another shape or that is not positive, and in ``check`` for non-finite observations.
     """
 
-    def __init__(self, observed: Primal, weight: float = 1.0) -> None:
-        if not (weight > 0 and weight < math.inf):
-            raise ValueError(f"Denoising needs a positive weight, got {weight}")
+    def __init__(self, observed: Primal, weight: float | Tensor = 1.0) -> None:
         require_images("the observation", observed)
+        if isinstance(weight, Tensor):
+            weight = _broadcasting(weight, observed)
+        lowest, highest = _range(weight)
+        if not (lowest > 0 and highest < math.inf):
+            raise ValueError(f"Denoising needs a positive weight, got {highest if lowest > 0 else lowest}")
         self.observed = observed
-        self.weight = weight
+        self._given_weight = weight  # in its own precision, for ``double``
+        self.weight = weight.to(observed) if isinstance(weight, Tensor) else weight
+        self._bounds = lowest, highest
 
     def check(self) -> None:
         super().check()
@@ -113,11 +140,11 @@ class Denoising(DataTerm):
 
     @property
     def strong_convexity(self) -> float:
-        return self.weight
+        return self._bounds[0]
 
     @property
     def smoothness(self) -> float:
-        return self.weight
+        return self._bounds[1]
 
     @property
     def start(self) -> Primal:
@@ -125,7 +152,7 @@ class Denoising(DataTerm):
 
     def value(self, x: Primal) -> PerSample:
         difference = x - self.observed
-        return 0.5 * self.weight * inner(difference, difference)
+        return 0.5 * inner(difference, self.hessian(difference))
 
     def gradient(self, x: Primal) -> Primal:
         return (x - self.observed) * self.weight
@@ -142,11 +169,68 @@ class Denoising(DataTerm):
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
         return (v + step * self.weight * self.observed) / (1 + step * self.weight)
 
+    def symbol(self, like: Primal) -> Tensor:
+        return self.weight.mean() if isinstance(self.weight, Tensor) else super().symbol(like)
+
     def select(self, index: Tensor) -> Denoising:
-        return Denoising(self.observed[index], self.weight)
+        chosen = copy.copy(self)  # the bounds of the whole batch hold for every sample of it
+        chosen.observed = self.observed[index]
+        for name, value in _tensors(weight=self.weight, _given_weight=self._given_weight).items():
+            if value.dim() > 0 and value.shape[0] > 1:
+                setattr(chosen, name, value[index])
+        return chosen
 
     def double(self) -> Denoising:
-        return Denoising(self.observed.double(), self.weight)
+        return Denoising(self.observed.double(), self._given_weight)
+
+    def renewed(self) -> Denoising:
+        return Denoising(self.observed, self._given_weight)
+
+    def inputs(self) -> dict[str, Tensor]:
+        return _tensors(observation=self.observed, weight=self._given_weight)
+
+
+def _broadcasting(weight: Tensor, observed: Primal) -> Tensor:
+    """A weight that multiplies observations without changing their shape; what is not learned is copied."""
+    if weight.numel() == 1:
+        return kept(weight).reshape(())
+    if weight.dim() != observed.dim() or any(
+        w not in (1, n) for w, n in zip(weight.shape, observed.shape, strict=True)
+    ):
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} does not fit observations {tuple(observed.shape)}: give one value, one "
+            "per sample (batch, 1, ...) or one per pixel"
+        )
+    return kept(weight)
+
+
+def _range(values: float | Tensor) -> tuple[float, float]:
+    """Smallest and largest value (NaN if there is one; synchronises)."""
+    if not isinstance(values, Tensor):
+        return values, values
+    if values.numel() == 0:
+        return 1.0, 1.0
+    low, high = values.detach().aminmax()
+    return float(low), float(high)
+
+
+def one_value(name: str, value: float | Tensor) -> float | Tensor:
+    """``value`` as a number or a tensor of shape ``()``, copied unless learned.  Raises ``ValueError`` for several values."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.numel() != 1:
+        raise ValueError(f"the {name} must be one value, got a tensor of shape {tuple(value.shape)}")
+    return kept(value).reshape(())
+
+
+def number(value: float | Tensor) -> float:
+    """The value of a number or of a tensor of shape ``()`` (synchronises)."""
+    return float(value.detach()) if isinstance(value, Tensor) else value
+
+
+def _tensors(**values: float | Tensor) -> dict[str, Tensor]:
+    """Those that are tensors."""
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 class _SpectrallyBounded(DataTerm):
@@ -175,36 +259,45 @@ class Deblurring(_SpectrallyBounded):
     """``g(x) = 1/2 ||B x - observed||^2 + ridge/2 ||x - centre||^2``, ``B`` the periodic convolution of each channel.
 
     ``observed`` ``(batch, channels, height, width)``, grey values in [0, 1]; ``kernel`` ``(k, l)`` with odd sides, its centre at
-    the middle; ``centre``, what the ridge pulls to: a number or a tensor that broadcasts against ``observed``.
+    the middle; ``ridge``: a number or a tensor of one value; ``centre``, what the ridge pulls to: a number or a tensor that
+    broadcasts against ``observed``.  Differentiable in all of them.
     ``H = B^T B + ridge I`` is diagonal in Fourier space, so prox and ``H^{-1}`` norms are exact (docs/theory.md,
     section 1).  Raises ``ValueError`` for an even, empty, non-finite or too large kernel, and unless ``H`` is positive definite.
     """
 
-    def __init__(self, observed: Primal, kernel: Tensor, ridge: float = 0.01, centre: float | Tensor = 0.0) -> None:
+    def __init__(
+        self, observed: Primal, kernel: Tensor, ridge: float | Tensor = 0.01, centre: float | Tensor = 0.0
+    ) -> None:
         require_images("the observation", observed)
         kernel = checked_kernel(kernel)
+        ridge = one_value("ridge", ridge)
         if observed.dim() != 4 or any(k > n for k, n in zip(kernel.shape, observed.shape[-2:], strict=True)):
             raise ValueError(
                 f"a blur of {tuple(kernel.shape)} pixels does not fit into images {tuple(observed.shape)}; "
                 "those need shape (batch, channels, height, width)"
             )
-        if not (ridge >= 0 and ridge < math.inf):
-            raise ValueError(f"Deblurring needs a non-negative ridge, got {ridge}")
+        if not 0 <= number(ridge) < math.inf:
+            raise ValueError(f"Deblurring needs a non-negative ridge, got {number(ridge)}")
         self.observed = observed
-        self._given = kernel, centre  # in their own precision, for ``double``
+        self._given_kernel, self._given_centre = kernel, kept_centre(centre)  # in their own precision, for ``double``
         self.kernel = kernel.to(observed)
         self.ridge = ridge
         self.size = (observed.shape[-2], observed.shape[-1])
         transfer = _transfer_function(self.kernel.double(), self.size)
         power = transfer.real.square() + transfer.imag.square() + ridge
-        slack = 64 * torch.finfo(power.dtype).eps * float(power.max())  # the rounding of the transfer function
-        self._bounds = float(power.min()) - slack, float(power.max()) + slack
+        lowest, highest = _range(power)
+        slack = 64 * torch.finfo(power.dtype).eps * highest  # the rounding of the transfer function
+        self._bounds = lowest - slack, highest + slack
         if not self._bounds[0] > 0:
-            raise ValueError(f"this blur removes some frequencies: Deblurring needs a positive ridge, got {ridge}")
+            raise ValueError(
+                f"this blur removes some frequencies: Deblurring needs a positive ridge, got {number(ridge)}"
+            )
         self._power = power.to(observed)
         self._least_power = (power - slack).to(observed)  # at most the eigenvalues of H
         self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
-        self.centre = torch.as_tensor(centre, dtype=observed.dtype, device=observed.device).expand_as(observed)
+        self.centre = torch.as_tensor(self._given_centre, dtype=observed.dtype, device=observed.device).expand_as(
+            observed
+        )
         require_finite("the centre of Deblurring", self.centre)
         self.linear = self._back(observed) + ridge * self.centre
 
@@ -220,7 +313,7 @@ class Deblurring(_SpectrallyBounded):
         return self._filtered(residual, self._transfer.conj())
 
     def _filtered(self, x: Primal, multiplier: Tensor) -> Primal:
-        return torch.fft.irfft2(torch.fft.rfft2(x) * multiplier, s=self.size)
+        return multiplied_spectrum(x, multiplier)
 
     def value(self, x: Primal) -> PerSample:
         residual, away = self.blur(x) - self.observed, x - self.centre
@@ -228,6 +321,11 @@ class Deblurring(_SpectrallyBounded):
 
     def gradient(self, x: Primal) -> Primal:
         return self._back(self.blur(x) - self.observed) + self.ridge * (x - self.centre)
+
+    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
+        return inner(self.blur(direction), self.blur(x) - self.observed) + self.ridge * inner(
+            direction, x - self.centre
+        )
 
     def hessian(self, v: Primal) -> Primal:
         return self._filtered(v, self._power)
@@ -255,12 +353,24 @@ class Deblurring(_SpectrallyBounded):
         chosen = copy.copy(self)  # the transfer function does not depend on the sample
         for name in ("observed", "linear", "centre"):
             setattr(chosen, name, getattr(self, name)[index])
-        chosen._given = self._given[0], select_centre(self._given[1], self.centre, index)
+        chosen._given_centre = select_centre(self._given_centre, self.centre, index)
         return chosen
 
     def double(self) -> Deblurring:
-        kernel, centre = self._given
-        return Deblurring(self.observed.double(), kernel, self.ridge, centre)
+        return Deblurring(self.observed.double(), self._given_kernel, self.ridge, self._given_centre)
+
+    def renewed(self) -> Deblurring:
+        return Deblurring(self.observed, self._given_kernel, self.ridge, self._given_centre)
+
+    def inputs(self) -> dict[str, Tensor]:
+        return _tensors(
+            observation=self.observed, kernel=self._given_kernel, ridge=self.ridge, centre=self._given_centre
+        )
+
+
+def kept_centre(centre: float | Tensor) -> float | Tensor:
+    """What a ridge pulls to, in its own precision, copied unless it is learned."""
+    return kept(centre) if isinstance(centre, Tensor) else centre
 
 
 def select_centre(given: float | Tensor, whole: Tensor, index: Tensor) -> float | Tensor:
@@ -288,7 +398,7 @@ class DenseQuadratic(_SpectrallyBounded):
         require_finite("the matrix of DenseQuadratic", hessian)
         if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
             raise ValueError("DenseQuadratic needs a symmetric matrix")
-        self._bounds = _spectrum_bounds(hessian) if bounds is None else bounds
+        self._bounds = _spectrum_bounds(hessian.detach()) if bounds is None else bounds
         if not self._bounds[0] > 0:
             raise ValueError(
                 f"DenseQuadratic needs a positive definite matrix, smallest eigenvalue {self._bounds[0]:.3g}"
@@ -327,6 +437,9 @@ class DenseQuadratic(_SpectrallyBounded):
 
     def double(self) -> DenseQuadratic:
         return DenseQuadratic(self.matrix.double(), self.linear.double(), self._bounds)
+
+    def inputs(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix, "linear": self.linear}
 
 
 def _solved(matrix: Tensor, v: Primal) -> Primal:
