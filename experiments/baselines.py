@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from experiments.degradations import Blur
-from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising
+from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising, number
 
 WEIGHT_RANGE = (1e-5, 1.0)
 LOOKS = 6
@@ -86,7 +86,7 @@ def tv_restore(data: DataTerm, weight: float, tolerance: float = 1e-4, max_itera
     ``RuntimeError`` if the tolerance is not reached.
     """
     if isinstance(data, Denoising):
-        return tv_denoise(data.observed, weight / data.weight, tolerance, max_iterations)
+        return tv_denoise(data.observed, weight / number(data.weight), tolerance, max_iterations)
     if not weight > 0:
         raise ValueError(f"TV weight {weight} is not positive")
     tau = PRIMAL_SCALE / (math.sqrt(8) * weight)
