@@ -86,13 +86,18 @@ class StochasticDescent:
         parts = [samples.select(slice(first, first + settings.batch)) for first in range(0, count, settings.batch)]
         solved = in_order(self._part, parts, settings.workers)
         gradient = torch.stack([part for part, _, _ in solved]).sum(0) / count
+        self.move(gradient)
+        return StochasticStep(sum(loss for _, loss, _ in solved) / count, sum(work for _, _, work in solved))
+
+    def move(self, gradient: Tensor) -> None:
+        """Let the optimiser move along a ``gradient`` (flat, of the mean loss), and average."""
         for leaf, part in zip(self.leaves, split_like(gradient, self.leaves), strict=True):
             leaf.grad = part
         self.optimizer.step()
         self.taken += 1
-        share = (settings.averaging + 1) / (settings.averaging + self.taken)
+        averaging = self.settings.averaging
+        share = (averaging + 1) / (averaging + self.taken)
         self.average = self.average + share * (self.parameters() - self.average)
-        return StochasticStep(sum(loss for _, loss, _ in solved) / count, sum(work for _, _, work in solved))
 
     def _part(self, samples: Samples) -> tuple[Tensor, float, float]:
         """Gradient (flat, summed over the samples), loss (summed) and operator applications of one solve."""

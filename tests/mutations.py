@@ -680,8 +680,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/stochastic.py",
-        "share = (settings.averaging + 1)",
-        "share = settings.averaging",
+        "share = (averaging + 1)",
+        "share = averaging",
         "average of the stochastic iterates",
         (ADAPTIVE, "-k", "weighted_mean"),
     ),
@@ -1006,10 +1006,46 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "experiments/training.py",
-        "needed = self.last * (_FIRST_STEP if state.iteration == 0 else 1.0)",
+        "needed = self.spent.last * (_FIRST_STEP if state.iteration == 0 else 1.0)",
         "needed = 0.0",
         "a certified step is begun that ends after the budget",
         ("tests/test_command_line.py", "-k", "come_late"),
+    ),
+    # runs
+    Mutation(
+        "experiments/training.py",
+        "        save(self.run, state)\n        self._publish(state)\n",
+        "        self._publish(state)\n        save(self.run, state)\n",
+        "the model is released before the checkpoint that it follows from",
+        ("tests/test_reliable_runs.py", "-k", "kill_at_every"),
+    ),
+    Mutation(
+        "experiments/training.py",
+        "            generator.set_state(part.generator)",
+        "            generator.get_state()",
+        "a resumed run draws its first mini-batches once more",
+        ("tests/test_reliable_runs.py", "-k", "uninterrupted_ones and linear"),
+    ),
+    Mutation(
+        "experiments/sealed.py",
+        'return hashlib.sha256(_canonical(header) + b"\\n" + data).hexdigest()',
+        "return hashlib.sha256(data).hexdigest()",
+        "the checksum of a model does not cover its configuration",
+        ("tests/test_reliable_runs.py", "-k", "flipped_bit"),
+    ),
+    Mutation(
+        "experiments/kept_options.py",
+        "            if checksum(images) != kept:",
+        "            if len(checksum(images)) != len(kept):",
+        "a run is resumed with other images",
+        ("tests/test_reliable_runs.py", "-k", "other and images"),
+    ),
+    Mutation(
+        "experiments/training.py",
+        "kept = best if worse else descent.average",
+        "kept = descent.average",
+        "a model that training made worse is released",
+        ("tests/test_reliable_runs.py", "-k", "made_worse"),
     ),
     # the windowed preconditioner
     Mutation(
@@ -1132,9 +1168,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/test_other_devices.py",),
     ),
     Mutation(
-        "experiments/training.py",
-        'pairs=tuple((s.to(device), y.to(device)) for s, y in packed["pairs"])',
-        'pairs=tuple((s, y) for s, y in packed["pairs"])',
+        "experiments/run_state.py",
+        "return _unpacked(_on(packed, device))",
+        "return _unpacked(packed)",
         "quasi-Newton pairs of a resumed run stay on the CPU",
         ("tests/test_other_devices.py", "-k", "resumed"),
     ),
