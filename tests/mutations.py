@@ -58,6 +58,7 @@ METHODS = "tests/test_methods.py"
 UNROLLED = "tests/test_unrolled.py"
 LAPPED = "tests/test_lapped.py"
 GPU = "tests/test_gpu_check.py"
+OPERATORS_THAT_LEARN = "tests/test_learned_operators.py"
 LIFTED = "tests/test_lifted.py"
 VALUES = "tests/test_values.py"
 LIFTED_CERTIFICATE = "tests/test_lifted_certificate.py"
@@ -1286,6 +1287,41 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return shapes, (), numbers, modes",
         "an operator whose tensors have changed is not looked at again",
         (VALUES, "-k", "every_state"),
+    ),
+    Mutation(
+        "piggyback/forward.py",
+        "return values if values.is_leaf else values.clone()",
+        "return values.detach().clone()",
+        "a learned kernel is cut off from its graph",
+        (OPERATORS_THAT_LEARN, "-k", "learned_kernels_are_live"),
+    ),
+    Mutation(
+        "piggyback/forward.py",
+        "    return snapshot(values)",
+        "    return values",
+        "a kernel changed in place later matters",
+        (OPERATORS_THAT_LEARN, "-k", "not_learned_is_copied"),
+    ),
+    Mutation(
+        "piggyback/terms/least_squares.py",
+        "linear = self._live_linear()",
+        "linear = self.linear",
+        "adaptive weights miss the part of the gradient that goes through the adjoint of a learned operator",
+        (OPERATORS_THAT_LEARN, "-k", "norms_that_move"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/base.py",
+        "live = [p for p in parameters if p.requires_grad]",
+        "live = list(parameters)",
+        "frozen parameters are differentiated",
+        (OPERATORS_THAT_LEARN, "-k", "unrolling_a_partly_frozen"),
+    ),
+    Mutation(
+        "piggyback/certified.py",
+        "parameter.requires_grad_(original.requires_grad)",
+        "parameter.requires_grad_(True)",
+        "a descent moves what is frozen",
+        (OPERATORS_THAT_LEARN, "-k", "leaves_frozen"),
     ),
     Mutation(
         "piggyback/terms/least_squares.py",
