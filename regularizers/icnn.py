@@ -16,7 +16,8 @@ from piggyback.types import Scalar
 from regularizers.boundaries import BOUNDARIES
 from regularizers.constraints import starting_coefficients, zero_mean_filters
 from regularizers.convolution import ConvolutionBank
-from regularizers.network_energy import Layer, NetworkEnergy
+from regularizers.network_energy import NetworkEnergy
+from regularizers.network_layer import Layer
 
 ACTIVATIONS = ("softplus", "relu", "leaky_relu")
 
@@ -122,11 +123,8 @@ class NetworkRegularizer(Regularizer):
         for index, kernel in enumerate(inner):
             bank = ConvolutionBank(self.filters(index), BOUNDARIES["valid"], zero_mean=True)
             layers.append(Layer(bank, kernel, self.offset[index]))
-        output = self.log_output.exp()
-        largest = torch.stack([kernel.detach().amax() for kernel in inner if kernel is not None]).amax()
-        return NetworkEnergy(
-            tuple(layers), output, config.phi(), BOUNDARIES[config.boundary], largest, output.detach().amax()
-        )
+        boundary = BOUNDARIES[config.boundary]
+        return NetworkEnergy(tuple(layers), self.log_output.exp(), config.phi(), boundary, logarithmic=True)
 
     def problem(self, data: DataTerm) -> SmoothProblem:
         return SmoothProblem(data, self.network())

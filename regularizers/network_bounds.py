@@ -26,8 +26,8 @@ class LayerConstants:
     """One layer ``z = W s + V x + b``, in float64.
 
     ``sums`` ``(outputs, inputs)``: taps of ``W`` summed; as ``W >= 0``, its spectral norm is ``inner = ||W||`` and its row and
-    column sums are the norms of ``W`` and ``W^T`` in the maximum norm, channel by channel.  ``skip >= ||V E||``, ``rows``
-    ``(outputs,)`` bounds the rows of ``V E``; ``gain`` and ``inner_gain`` bound ``||V'|| / ||v'||`` and ``||W'|| / ||w'||`` for
+    column sums are the norms of ``W`` and ``W^T`` in the maximum norm, channel by channel.  ``skip >= ||V E||``; ``rows`` and
+    ``inner_rows`` ``(outputs,)`` bound the rows of ``V E`` and of ``W``; ``gain`` and ``inner_gain`` bound ``||V'|| / ||v'||`` and ``||W'|| / ||w'||`` for
     directions ``v'``, ``w'`` of the kernels; ``offset = ||b||``.
     """
 
@@ -35,6 +35,7 @@ class LayerConstants:
     inner: Scalar
     skip: Scalar
     rows: Tensor
+    inner_rows: Tensor
     gain: float
     inner_gain: float
     offset: Scalar
@@ -46,7 +47,9 @@ class LayerConstants:
         sums = None if inner is None else inner.detach().double().sum(dim=(2, 3))
         norm = torch.zeros_like(skip) if sums is None else torch.linalg.matrix_norm(sums, ord=2) * _ROUNDING
         reach = 1.0 if inner is None else float(inner.shape[-1])
-        return LayerConstants(sums, norm, skip, rows, bank.size * extension, reach, offset.detach().double().norm())
+        taps = torch.zeros_like(rows) if inner is None else inner.detach().double().flatten(1).norm(dim=1) * _ROUNDING
+        size = offset.detach().double().norm()
+        return LayerConstants(sums, norm, skip, rows, taps, bank.size * extension, reach, size)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class PointNorms:
 
 @dataclass(frozen=True)
 class NetworkConstants:
-    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx``; ``ceiling >= |q_l|``
+    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx`` (``rows``: channel by channel); ``ceiling >= |q_l|``
     (``channel_ceilings``: channel by channel); along unit directions, ``turn >= ||dq_l||_inf``, ``turn_norm >= ||dq_l||`` and
     ``twist >= ||dJ_l||``.  ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and ``concordance`` its
     relative one (eq. N5).
@@ -71,6 +74,7 @@ class NetworkConstants:
     layers: list[LayerConstants]
     activation: Activation
     reach: list[Scalar]
+    rows: list[Tensor]
     peak: list[Scalar]
     ceiling: list[Scalar]
     turn: list[Scalar]
@@ -96,7 +100,7 @@ class NetworkConstants:
             ]
         ).sum()
         concordance = _concordance(layers, activation, peak)
-        local = (layers, activation, reach, peak, ceiling, turn, turn_norm, twist)
+        local = (layers, activation, reach, peaks, peak, ceiling, turn, turn_norm, twist)
         return NetworkConstants(*local, hessian * _ROUNDING, third * _ROUNDING, concordance * _ROUNDING, ceilings)
 
     def at(self, point: PointNorms, radius: PerSample, inner_gain: Scalar, output_gain: Scalar) -> EnergyBounds:

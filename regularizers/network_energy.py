@@ -3,64 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
-from piggyback.batched import norm
+from piggyback.batched import norm, per_sample
 from piggyback.terms.activations import Activation
-from piggyback.terms.energies import EnergyBounds, SmoothEnergy
+from piggyback.terms.energies import EnergyBounds, PairBounds, SmoothEnergy
 from piggyback.types import PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary
-from regularizers.convolution import ConvolutionBank
 from regularizers.network_bounds import LayerConstants, NetworkConstants, PointNorms, extension_norm
-
-
-@dataclass(frozen=True)
-class Layer:
-    """``z = W s + V x + b``: ``filters`` of the image, non-negative ``inner`` kernels of the layer before (None in the first).
-
-    ``skip``: the bank of ``filters`` (channels last); ``inner`` ``(outputs, inputs, k, k)``; ``offset`` ``(outputs,)``.
-    """
-
-    skip: ConvolutionBank
-    inner: Tensor | None
-    offset: Tensor
-
-    @property
-    def margin(self) -> int:
-        """Pixels per side that the inner kernels eat."""
-        return 0 if self.inner is None else self.inner.shape[-1] // 2
-
-    def converted(self, change: Callable[[Tensor], Tensor]) -> Layer:
-        """Detached and in another form."""
-        bank = ConvolutionBank(change(self.skip.filters.detach()), self.skip.boundary, self.skip.zero_mean)
-        inner = None if self.inner is None else change(self.inner.detach())
-        return Layer(bank, inner, change(self.offset.detach()))
-
-    def through(self, s: Tensor) -> Tensor:
-        """``W s`` for ``s`` ``(batch, height, width, inputs)``."""
-        assert self.inner is not None
-        if self.inner.shape[-1] == 1:
-            return s @ self.inner[..., 0, 0].T
-        return nnf.conv2d(s.permute(0, 3, 1, 2), self.inner).permute(0, 2, 3, 1)
-
-    def back(self, p: Tensor) -> Tensor:
-        """``W^T p``."""
-        assert self.inner is not None
-        if self.inner.shape[-1] == 1:
-            return p @ self.inner[..., 0, 0]
-        return nnf.conv_transpose2d(p.permute(0, 3, 1, 2), self.inner).permute(0, 2, 3, 1)
+from regularizers.network_layer import Layer
+from regularizers.network_pair import Neighbourhood
+from regularizers.network_point import NetworkPoint
 
 
 class NetworkEnergy(SmoothEnergy):
     """``R(x) = sum_p <c, s_L(p)>``, ``s_1 = phi(V_1 x + b_1)``, ``s_l = phi(W_l s_{l-1} + V_l x + b_l)``, ``W_l, c >= 0``.
 
     The image is extended once, by the sum of the layers' margins, and all layers see whole windows only: layer ``l`` lives on
-    the sites that all later ones need.  ``inner_gain`` and ``output_gain``: largest derivative of an entry of ``W`` and of ``c``
-    in the parameter it is computed from (1: they are the parameters).  ``phi`` must be smooth for everything but ``value``.
+    the sites that all later ones need.  ``logarithmic``: the parameters are the logarithms of ``W`` and ``c``, which only the
+    bounds of derivatives ask about.  ``phi`` must be smooth for everything but ``value``.
     """
 
     def __init__(
@@ -69,16 +32,13 @@ class NetworkEnergy(SmoothEnergy):
         output: Tensor,
         activation: Activation,
         boundary: Boundary,
-        inner_gain: Scalar | None = None,
-        output_gain: Scalar | None = None,
+        logarithmic: bool = False,
     ) -> None:
-        one = torch.ones((), dtype=output.dtype, device=output.device)
         self.layers = layers
         self.output = output
         self.activation = activation
         self.boundary = boundary
-        self.inner_gain = one if inner_gain is None else inner_gain.detach()
-        self.output_gain = one if output_gain is None else output_gain.detach()
+        self.logarithmic = logarithmic
         self.margin = layers[0].skip.margin + sum(layer.margin for layer in layers)
         self._constants: NetworkConstants | None = None
 
@@ -215,6 +175,58 @@ class NetworkEnergy(SmoothEnergy):
             self._constants = NetworkConstants.of(layers, self.output, self.activation)
         return self._constants
 
+    @property
+    def inner_gain(self) -> Scalar:
+        """Largest derivative of an entry of a ``W`` in its parameter."""
+        kernels = [layer.inner.detach().amax() for layer in self.layers if layer.inner is not None]
+        one = torch.ones_like(self.output[0].detach())
+        return torch.stack(kernels).amax() if self.logarithmic and kernels else one
+
+    @property
+    def output_gain(self) -> Scalar:
+        """Largest derivative of an entry of ``c`` in its parameter."""
+        return self._output_gains().amax()
+
+    def _output_gains(self) -> Tensor:
+        output = self.output.detach()
+        return output if self.logarithmic else torch.ones_like(output)
+
+    def _gains(self) -> list[Layer]:
+        """The layers with the squares of the derivatives of ``W`` in its parameters in the place of ``W``."""
+        found = []
+        for layer in self.layers:
+            inner = None if layer.inner is None else layer.inner.detach()
+            if inner is not None:
+                inner = inner.square() if self.logarithmic else torch.ones_like(inner)
+            found.append(Layer(layer.skip, inner, layer.offset.detach()))
+        return found
+
+    def pair_bounds(self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float) -> PairBounds:
+        with torch.no_grad():
+            z, constants, layers = self.pre_activations(x), self.constants(), range(len(self.layers))
+            moved = [per_sample(radius, part) * rows.to(part) for part, rows in zip(z, constants.rows, strict=True)]
+            point = NetworkPoint.of(self.layers, self.output, self.activation, z, moved)
+            seen = [[self.window(index, image) for index in layers] for image in (self.extended(x), self.extended(adjoint))]
+            near = Neighbourhood(
+                point=point,
+                constants=constants,
+                radius=radius,
+                modulus=modulus,
+                images=seen[0],
+                hidden=[self.activation.value(part) for part in z],
+                gains=self._gains(),
+                output_gain=self._output_gains(),
+                extension=extension_norm(self.boundary),
+            )
+            backward = point.backward_gain()
+            direction = point.along([self.layers[index].skip.forward(seen[1][index]) for index in layers])
+            return PairBounds(
+                turn=direction.turn(point),
+                mixed=near.answer(backward),
+                mixed_turn=near.answer_along(backward, direction, seen[1]),
+                rounding=near.rounding(x, backward),
+            )
+
     def bounds(self, x: Primal, radius: PerSample) -> EnergyBounds:
         with torch.no_grad():
             z = self.pre_activations(x)
@@ -260,5 +272,4 @@ class NetworkEnergy(SmoothEnergy):
 
     def _converted(self, change: Callable[[Tensor], Tensor]) -> NetworkEnergy:
         layers = tuple(layer.converted(change) for layer in self.layers)
-        gains = change(self.inner_gain), change(self.output_gain)
-        return NetworkEnergy(layers, change(self.output.detach()), self.activation, self.boundary, *gains)
+        return NetworkEnergy(layers, change(self.output.detach()), self.activation, self.boundary, self.logarithmic)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,42 @@ class EnergyBounds:
     mixed: PerSample
     mixed_lipschitz: PerSample
     rounding: PerSample
+
+
+@dataclass(frozen=True)
+class FunctionalBound:
+    """A linear functional ``f`` with ``|f(d)| <= flat ||d|| + bent ||d||_R + whole (mu ||d||^2 + ||d||_R^2)^{1/2}``, ``(batch,)`` each."""
+
+    flat: PerSample
+    bent: PerSample
+    whole: PerSample
+
+    @staticmethod
+    def together(parts: Sequence[FunctionalBound]) -> FunctionalBound:
+        """For the Euclidean norm of several functionals."""
+        flat, bent, whole = zip(*((part.flat, part.bent, part.whole) for part in parts), strict=True)
+        return FunctionalBound(*(torch.stack(numbers).square().sum(0).sqrt() for numbers in (flat, bent, whole)))
+
+    @staticmethod
+    def unknown(like: PerSample) -> FunctionalBound:
+        """Infinite."""
+        return FunctionalBound(*(torch.full_like(like, torch.inf) for _ in range(3)))
+
+
+@dataclass(frozen=True)
+class PairBounds:
+    """What an energy knows about a pair ``(x, P)`` on a ball around ``x`` (docs/theory.md, eq. N22a).
+
+    For all ``x'`` in the ball, norms ``||.||_R`` being those of ``D^2 R(x')``: ``turn`` is a ``C_P`` with
+    ``|D^3 R[P, v, w]| <= C_P ||v||_R ||w||_R``; over unit directions of the parameters, ``mixed`` bounds ``D^2 R[theta, a]`` as a
+    functional of ``a`` and ``mixed_turn`` ``D^3 R[theta, P, d]`` as one of ``d``.  ``rounding``: what ``grad R(x)`` as computed
+    can be off, tested with ``d``, in units of rounding.  Infinite where nothing is known.
+    """
+
+    turn: PerSample
+    mixed: FunctionalBound
+    mixed_turn: FunctionalBound
+    rounding: FunctionalBound
 
 
 class SmoothEnergy(ABC):
@@ -86,6 +123,11 @@ class SmoothEnergy(ABC):
         _, gradient = self.value_and_gradient(x)
         lost = norm(gradient) + norm(self.product(self.curvature(x), x))
         return EnergyBounds(unknown, unknown, unknown, unknown, unknown, lost)
+
+    def pair_bounds(self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float) -> PairBounds:
+        """Bounds on the ball of ``radius`` around ``x`` for ``P = adjoint``; ``modulus`` is the ``mu`` of the norms."""
+        unknown = FunctionalBound.unknown(radius)
+        return PairBounds(torch.full_like(radius, torch.inf), unknown, unknown, unknown)
 
     def stiffness(self, like: Primal) -> Scalar:
         """At least ``||D^2 R||`` everywhere (infinite if nothing is known)."""

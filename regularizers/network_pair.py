@@ -1,0 +1,123 @@
+"""What an input-convex network near a point knows about a pair: the functionals of the certificate (eqs. N23-N28)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.batched import norm
+from piggyback.terms.energies import FunctionalBound
+from piggyback.types import PerSample, Primal
+from regularizers.network_bounds import NetworkConstants
+from regularizers.network_layer import Layer
+from regularizers.network_point import Direction, Field, NetworkPoint, largest
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """A ball around ``x``, of ``radius`` ``(batch,)``, and what the parameters of the network multiply there.
+
+    ``images``: what each layer sees of the extended image; ``hidden``: ``s_l``.  ``gains``: each layer with the squares of the
+    derivatives of ``W`` in its parameters for a kernel; ``output_gain`` ``(channels,)``: the derivatives of ``c``.
+    ``extension >= ||E||``; ``modulus = mu``.
+    """
+
+    point: NetworkPoint
+    constants: NetworkConstants
+    radius: PerSample
+    modulus: float
+    images: Sequence[Primal]
+    hidden: Sequence[Field]
+    gains: Sequence[Layer]
+    output_gain: Tensor
+    extension: float
+
+    def answer(self, backward: list[Field]) -> FunctionalBound:
+        """Over unit directions of the parameters, ``|D^2 R[theta, a]|`` on the ball (eq. N27); ``backward``: ``u``."""
+        point, found = self.point, [self._output(self._held(len(self.gains) - 1))]
+        for index in range(len(self.gains)):
+            force = point.force[index]
+            bent = mass(backward[index] * self._seen(index)) + self._moved(index, backward[index])
+            flat = self._through_filters(index, force.here, norm(force.change))
+            whole = torch.zeros_like(bent)
+            if index > 0:
+                whole = self._through_kernels(index, force.upper, self._held(index - 1))
+            found.append(FunctionalBound(flat, bent, whole))
+        return FunctionalBound.together(found)
+
+    def answer_along(self, backward: list[Field], direction: Direction, images: Sequence[Primal]) -> FunctionalBound:
+        """The same for ``|D^3 R[theta, P, d]|`` as a functional of ``d`` (eq. N28); ``images``: what each layer sees of ``P``."""
+        point = self.point
+        tangent = direction.tangent_gain(point)
+        change, size = direction.force_gain(point, backward, tangent), direction.force_size
+        through = mass(self.output_gain.square() * tangent[-1])
+        zero = torch.zeros_like(through)
+        found = [FunctionalBound(zero, through, zero)]
+        for index in range(len(self.gains)):
+            bent = mass(change[index] * self._seen(index)) + self._moved(index, change[index])
+            along, whole = self.gains[index].skip.window_energy(images[index]).unsqueeze(-1), zero
+            if index > 0:
+                slope = point.slope[index - 1].upper
+                along = along + self.gains[index].through((slope * direction.size[index - 1]).square())
+                bent = bent + self._through_kernels(index, point.force[index].upper, tangent[index - 1])
+                whole = self._through_kernels(index, size[index], self._held(index - 1))
+            bent = bent + mass(backward[index] * along)
+            flat = self._through_filters(index, direction.force[index], norm(direction.drift[index]))
+            found.append(FunctionalBound(flat, bent, whole))
+        return FunctionalBound.together(found)
+
+    def rounding(self, x: Primal, backward: list[Field]) -> FunctionalBound:
+        """What ``grad R(x)`` as computed can be off, tested with ``d``, in units of rounding (eq. N29)."""
+        constants, bent, flat = self.constants, torch.zeros_like(self.radius), torch.zeros_like(self.radius)
+        for index, layer in enumerate(self.gains):
+            lost = constants.layers[index].rows * norm(x).unsqueeze(-1) + layer.offset.abs()
+            if index > 0:
+                lost = lost + constants.layers[index].inner_rows * norm(self.hidden[index - 1]).unsqueeze(-1)
+            sums = backward[index].sum((1, 2))
+            bent = bent + (sums * lost.square()).sum(1).sqrt()
+            flat = flat + constants.reach[index] * norm(self.point.force[index].here)
+        return FunctionalBound(flat, bent, torch.zeros_like(flat))
+
+    # --- the parts ---------------------------------------------------------------------------------------------------
+
+    def _seen(self, index: int) -> Field:
+        """Squared norm of what a unit direction of ``V``, ``W`` and ``b`` multiplies, site by site."""
+        layer = self.gains[index]
+        energy = 1 + layer.skip.window_energy(self.images[index]).unsqueeze(-1)
+        return energy if index == 0 else energy + layer.through(self.hidden[index - 1].square())
+
+    def _moved(self, index: int, weight: Field) -> PerSample:
+        """What the change of ``x`` and of ``s`` on the ball adds to the norm of ``_seen``, weighted."""
+        constants = self.constants.layers[index]
+        reach = torch.as_tensor(constants.gain).to(weight)
+        kernels = self.gains[index].inner
+        if kernels is not None:
+            reach = reach + kernels.sum((2, 3)).amax().sqrt() * self.constants.reach[index - 1]
+        return largest(weight).sqrt() * reach * self.radius
+
+    def _held(self, index: int) -> Field:
+        """``phi'^2 / w~``: ``phi'(z_l) J_l a`` is its root times something of norm ``||a||_{mu I + R}`` at most."""
+        lent = self.modulus / self.constants.reach[index].square()
+        return self.point.slope[index].upper.square() / (self.point.weight[index].lower + lent)
+
+    def _through_filters(self, index: int, force: Field, off: PerSample) -> PerSample:
+        """``sup ||(V' E)^T p||`` for forces that differ from ``force`` by at most ``off`` in norm."""
+        bank = self.gains[index].skip
+        return self.extension * bank.adjoint_gain(force) + self.constants.layers[index].gain * off
+
+    def _through_kernels(self, index: int, force: Field, signal: Field) -> PerSample:
+        """``sup <p, W' chi^{1/2} xi>`` over ``||xi|| <= 1``, for ``|p| <= force`` and ``chi = signal``."""
+        return mass(self.gains[index].back(force.square()) * signal)
+
+    def _output(self, held: Field) -> FunctionalBound:
+        whole = mass(self.output_gain.square() * held)
+        zero = torch.zeros_like(whole)
+        return FunctionalBound(zero, zero, whole)
+
+
+def mass(field: Field) -> PerSample:
+    """Root of the largest sum over the sites, over the channels."""
+    return field.sum((1, 2)).amax(1).sqrt()
