@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from piggyback.terms.activations import Activation
 from piggyback.terms.energies import EnergyBounds, PairBounds, SmoothEnergy
 from piggyback.types import PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary
+from regularizers.convolution import ConvolutionBank
 from regularizers.network_bounds import LayerConstants, NetworkConstants, PointNorms, extension_norm
 from regularizers.network_layer import Layer
-from regularizers.network_pair import Neighbourhood
-from regularizers.network_point import NetworkPoint
+from regularizers.network_pair import Neighbourhood, shared_turn
+from regularizers.network_point import NetworkPoint, highest
 
 
 class NetworkEnergy(SmoothEnergy):
@@ -131,20 +133,28 @@ class NetworkEnergy(SmoothEnergy):
         with torch.no_grad():
             image = self.extended(v)
             parts = self._unpacked(curvature, image)
-            tangents, tangent = [], None
-            for index, (slope, _) in enumerate(parts):
-                moved = self.linear(index, image, tangent)
-                tangents.append(moved)
-                tangent = slope * moved
-            pulled, p = torch.zeros_like(image), None
-            for index in reversed(range(len(self.layers))):
-                slope, weight = parts[index]
-                force = weight * tangents[index]
-                if p is not None:
-                    force = force + slope * self.layers[index + 1].back(p)
-                p = force
-                self.linear_adjoint(index, p, pulled)
-            return self.boundary.fold(pulled, self.margin)
+            slopes = [slope for slope, _ in parts]
+            tangents = self._tangents(slopes, image)
+            return self._gathered([weight * a for (_, weight), a in zip(parts, tangents, strict=True)], slopes, image)
+
+    def _tangents(self, slopes: list[Tensor], image: Tensor) -> list[Tensor]:
+        """``J_l v`` for the slopes ``phi'(z_l)`` and the extended image of ``v``."""
+        found, tangent = [], None
+        for index, slope in enumerate(slopes):
+            found.append(self.linear(index, image, tangent))
+            tangent = slope * found[-1]
+        return found
+
+    def _gathered(self, forces: list[Tensor], slopes: list[Tensor], image: Tensor) -> Primal:
+        """``sum_l J_l^T f_l`` for the forces ``f_l``; the extended ``image`` says how large."""
+        pulled, passed = torch.zeros_like(image), None
+        for index in reversed(range(len(self.layers))):
+            force = forces[index]
+            if passed is not None:
+                force = force + slopes[index] * self.layers[index + 1].back(passed)
+            passed = force
+            self.linear_adjoint(index, force, pulled)
+        return self.boundary.fold(pulled, self.margin)
 
     def _unpacked(self, curvature: Tensor, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The pairs of ``curvature``, layer by layer."""
@@ -220,12 +230,30 @@ class NetworkEnergy(SmoothEnergy):
             )
             backward = point.backward_gain()
             direction = point.along([self.layers[index].skip.forward(seen[1][index]) for index in layers])
+            turn = direction.turn(point)
             return PairBounds(
-                turn=direction.turn(point),
+                turn=highest(turn),
+                shared_turn=shared_turn(turn, point, modulus, self._absolute()._norm_bound(point, seen[0][0])),
                 mixed=near.answer(backward),
                 mixed_turn=near.answer_along(backward, direction, seen[1]),
                 rounding=near.rounding(x, backward),
             )
+
+    def _absolute(self) -> NetworkEnergy:
+        """The network of the absolute values of the filters."""
+        layers = [replace(layer, skip=ConvolutionBank(layer.skip.filters.abs(), layer.skip.boundary)) for layer in self.layers]
+        return NetworkEnergy(tuple(layers), self.output, self.activation, self.boundary, self.logarithmic)
+
+    def _norm_bound(self, point: NetworkPoint, image: Tensor) -> Callable[[list[Tensor]], PerSample]:
+        """``f -> max |J|^T (f |J| 1)``, at least ``||sum_l J_l^T diag(f_l) J_l||`` for ``f >= 0``, if no filter is negative."""
+        slopes = [slope.upper for slope in point.slope]
+        rows = self._tangents(slopes, torch.ones_like(image))
+
+        def bound(weights: list[Tensor]) -> PerSample:
+            forces = [weight * row for weight, row in zip(weights, rows, strict=True)]
+            return self._gathered(forces, slopes, image).flatten(1).amax(1)
+
+        return bound
 
     def bounds(self, x: Primal, radius: PerSample) -> EnergyBounds:
         with torch.no_grad():

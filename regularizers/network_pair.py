@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from piggyback.batched import norm
+from piggyback.batched import norm, per_sample
 from piggyback.terms.energies import FunctionalBound
 from piggyback.types import PerSample, Primal
 from regularizers.network_bounds import NetworkConstants
 from regularizers.network_layer import Layer
-from regularizers.network_point import Direction, Field, NetworkPoint, largest
+from regularizers.network_point import Direction, Field, NetworkPoint, highest, largest
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Neighbourhood:
             whole = torch.zeros_like(bent)
             if index > 0:
                 whole = self._through_kernels(index, force.upper, self._held(index - 1))
-            found.append(FunctionalBound(flat, bent, whole))
+            found.append(_group(flat, bent, whole))
         return FunctionalBound.together(found)
 
     def answer_along(self, backward: list[Field], direction: Direction, images: Sequence[Primal]) -> FunctionalBound:
@@ -55,7 +55,7 @@ class Neighbourhood:
         change, size = direction.force_gain(point, backward, tangent), direction.force_size
         through = mass(self.output_gain.square() * tangent[-1])
         zero = torch.zeros_like(through)
-        found = [FunctionalBound(zero, through, zero)]
+        found = [_group(zero, through, zero)]
         for index in range(len(self.gains)):
             bent = mass(change[index] * self._seen(index)) + self._moved(index, change[index])
             along, whole = self.gains[index].skip.window_energy(images[index]).unsqueeze(-1), zero
@@ -66,7 +66,7 @@ class Neighbourhood:
                 whole = self._through_kernels(index, size[index], self._held(index - 1))
             bent = bent + mass(backward[index] * along)
             flat = self._through_filters(index, direction.force[index], norm(direction.drift[index]))
-            found.append(FunctionalBound(flat, bent, whole))
+            found.append(_group(flat, bent, whole))
         return FunctionalBound.together(found)
 
     def rounding(self, x: Primal, backward: list[Field]) -> FunctionalBound:
@@ -79,7 +79,7 @@ class Neighbourhood:
             sums = backward[index].sum((1, 2))
             bent = bent + (sums * lost.square()).sum(1).sqrt()
             flat = flat + constants.reach[index] * norm(self.point.force[index].here)
-        return FunctionalBound(flat, bent, torch.zeros_like(flat))
+        return _group(flat, bent, torch.zeros_like(flat))
 
     # --- the parts ---------------------------------------------------------------------------------------------------
 
@@ -115,9 +115,35 @@ class Neighbourhood:
     def _output(self, held: Field) -> FunctionalBound:
         whole = mass(self.output_gain.square() * held)
         zero = torch.zeros_like(whole)
-        return FunctionalBound(zero, zero, whole)
+        return _group(zero, zero, whole)
 
 
 def mass(field: Field) -> PerSample:
     """Root of the largest sum over the sites, over the channels."""
     return field.sum((1, 2)).amax(1).sqrt()
+
+
+def shared_turn(
+    turn: list[Field], point: NetworkPoint, modulus: float, norm_bound: Callable[[list[Field]], PerSample]
+) -> PerSample:
+    """A ``tau`` with ``norm_bound((turn - tau)_+ w) <= tau mu`` (eq. N26), where ``norm_bound(f) >= ||sum_l J_l^T diag(f_l) J_l||``.
+
+    The left-hand side falls with ``tau``: each look halves the interval of its logarithm, whose upper end is valid throughout.
+    """
+    above = highest(turn)
+    below = _SPAN * above
+    for _ in range(_HALVINGS):
+        rate = (below * above).sqrt()
+        excess = [(a - per_sample(rate, a)).clamp(min=0) * b.upper for a, b in zip(turn, point.weight, strict=True)]
+        valid = norm_bound(excess) <= rate * modulus
+        above, below = torch.where(valid, rate, above), torch.where(valid, below, rate)
+    return above
+
+
+_HALVINGS = 5
+_SPAN = 1e-2
+"""Smallest rate that is looked for, relative to the one that needs nothing of the data term."""
+
+
+def _group(flat: PerSample, bent: PerSample, whole: PerSample) -> FunctionalBound:
+    return FunctionalBound(flat.unsqueeze(1), bent.unsqueeze(1), whole.unsqueeze(1))

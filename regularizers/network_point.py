@@ -46,7 +46,7 @@ class NetworkPoint:
     """
 
     layers: Sequence[Layer]
-    relative: float
+    activation: Activation
     slope: list[Range]
     bend: list[Range]
     pull: list[Range]
@@ -70,7 +70,7 @@ class NetworkPoint:
             pull.insert(0, slope[index].times(pull[0]).pulled(layers[index]))
         force = [a.times(b) for a, b in zip(slope, pull, strict=True)]
         weight = [a.times(b) for a, b in zip(bend, pull, strict=True)]
-        return NetworkPoint(layers, activation.relative, slope, bend, pull, force, weight)
+        return NetworkPoint(layers, activation, slope, bend, pull, force, weight)
 
     def backward_gain(self) -> list[Field]:
         """``u_l``: the sensitivities ``t_l = D p_l[a]`` are ``u_l^{1/2} xi_l`` with ``||xi_l|| <= ||a||_R``, on the ball (eq. N23)."""
@@ -117,24 +117,29 @@ class Direction:
         """``|D p_l[P]|`` on the ball."""
         return [a.abs() + b for a, b in zip(self.force, self.drift, strict=True)]
 
-    def relative_turn(self, point: NetworkPoint, index: int) -> Field:
+    def own_turn(self, point: NetworkPoint, index: int) -> Field:
         """At least ``|D w_l[P]| / w_l``: how fast a curvature changes along ``P``."""
-        return point.relative * self.size[index] + self.twist[index] / point.pull[index].lower
+        slope = point.slope[index]
+        rate = point.activation.turning(slope.lower, slope.upper)
+        return rate * self.size[index] + self.twist[index] / point.pull[index].lower
 
-    def turn(self, point: NetworkPoint) -> Tensor:
-        """``C_P`` with ``|D^3 R[P, v, w]| <= C_P ||v||_R ||w||_R`` on the ball, ``(batch,)`` (eq. N25)."""
+    def turn(self, point: NetworkPoint) -> list[Field]:
+        """``f_l`` with ``|D^3 R[P, v, w]| <= F(v)^{1/2} F(w)^{1/2}``, ``F(v) = sum_l <f_l w_l, (J_l v)^2>``, on the ball (eq. N25)."""
         layers, last = point.layers, len(point.layers) - 1
-        own = torch.stack([largest(self.relative_turn(point, index)) for index in range(last + 1)]).amax(0)
-        ahead = [torch.zeros_like(self.size[0])]
+        ahead, behind = [torch.zeros_like(self.size[0])], [torch.zeros_like(self.size[-1])]
         for index in range(last):
             inside = point.bend[index].upper * self.size[index] + point.slope[index].upper * ahead[-1]
             ahead.append(layers[index + 1].through(inside))
-        behind = [torch.zeros_like(self.size[-1])]
         for index in range(last, 0, -1):
             behind.insert(0, layers[index].back(point.weight[index].upper + point.slope[index].upper * behind[0]))
         early = [b * s / q.lower for b, s, q in zip(behind, self.size, point.pull, strict=True)]
-        product = torch.stack([largest(f) for f in ahead]).amax(0) * torch.stack([largest(f) for f in early]).amax(0)
-        return own + 2 * product.sqrt()
+        # any positive factor between the two will do; this one makes their maxima equal
+        balance = _ratio(highest(early), highest(ahead)).sqrt()
+        found = []
+        for index in range(last + 1):
+            factor = per_sample(balance, ahead[index])
+            found.append(self.own_turn(point, index) + ahead[index] * factor + early[index] / factor)
+        return found
 
     def tangent_gain(self, point: NetworkPoint) -> list[Field]:
         """``chi_l``: the change of ``phi'(z_l) J_l P`` along ``d`` is ``chi_l^{1/2} xi`` with ``||xi|| <= ||d||_R`` (eq. N26)."""
@@ -152,7 +157,7 @@ class Direction:
         layers, found = point.layers, list[Field]()
         for index in range(len(layers) - 1, -1, -1):
             weight = point.weight[index].upper
-            own = weight * self.relative_turn(point, index).square()
+            own = weight * self.own_turn(point, index).square()
             if index > 0:
                 own = own + gather(layers[index], weight, tangent[index - 1])
             if index < len(layers) - 1:
@@ -176,6 +181,17 @@ def gather(layer: Layer, left: Field, inside: Field) -> Field:
 def largest(field: Field) -> Tensor:
     """Maximum over sites and channels, ``(batch,)``."""
     return field.flatten(1).amax(1)
+
+
+def highest(fields: Sequence[Field]) -> Tensor:
+    """Maximum over all layers, ``(batch,)``."""
+    return torch.stack([largest(field) for field in fields]).amax(0)
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """``above / below`` where both are positive and finite, and 1 elsewhere."""
+    ratio = above / below
+    return torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
 
 
 def _together(first: Field, second: Field) -> Field:

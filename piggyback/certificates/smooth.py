@@ -99,9 +99,9 @@ def _finer_rounding(
 ) -> PerSample:
     """What rounding adds to ``||grad h(x)||_{H^{-1}}`` as a bound of ``||x - x*||_H``, with the curvature that is there (eq. N30)."""
     data = problem.data
-    summed = (data.smoothness * (norm(x) + norm(data.start)) + lost.flat) / data.strong_convexity**0.5
+    summed = (data.smoothness * (norm(x) + norm(data.start)) + norm(lost.flat)) / data.strong_convexity**0.5
     turned = torch.exp(0.5 * bounds.concordance * radius)
-    return defined(ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed + lost.whole + 2 * turned * lost.bent))
+    return defined(ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed + norm(lost.whole) + 2 * turned * norm(lost.bent)))
 
 
 def _couple(
@@ -110,7 +110,7 @@ def _couple(
     """Eqs. N9 and N31: the smallest of the absolute, the relative and the local rate."""
     turned = torch.exp(bounds.concordance * error / mu**0.5)
     relative = bounds.concordance * turned * energy / mu**0.5
-    local = 0.5 * turned.sqrt() * pair.turn
+    local = turned.sqrt() * torch.fmin(0.5 * pair.turn, pair.shared_turn)
     rate = torch.fmin(torch.fmin(bounds.third * force / mu, relative), local)
     whole = bounds.hessian * force / mu**0.5
     return CouplingRate(inflate(defined(rate).float()), defined(whole).float(), torch.zeros_like(force).float())
@@ -163,9 +163,9 @@ def _from_constants(evidence: SmoothEvidence, moved: PerSample) -> PerSample:
 
 
 def _from_pair(evidence: SmoothEvidence, moved: PerSample) -> PerSample:
-    """Eq. N32: the largest values of the two functionals, of ``P* - P`` in a quarter and of ``x* - x`` in a half disc."""
+    """Eq. N32: the largest values of the functionals, of ``P* - P`` in a quarter and of ``x* - x`` in a half disc."""
     first, second, root = evidence.pair.mixed, evidence.pair.mixed_turn, evidence.strong_convexity**0.5
-    adjoint = (torch.hypot(first.flat / root, first.bent) + first.whole) * moved
+    adjoint = torch.hypot(first.flat / root, first.bent) + first.whole
     flat = second.flat / root
-    half = 0.5 * (flat + torch.hypot(flat, second.bent))
-    return adjoint + (half + second.whole) * evidence.residuals.error
+    primal = 0.5 * (flat + torch.hypot(flat, second.bent)) + second.whole
+    return norm(adjoint) * moved + norm(primal) * evidence.residuals.error

@@ -31,6 +31,10 @@ class Activation(ABC):
     def slope_and_curvature(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``phi'(z)`` and ``phi''(z)`` (0 at kinks and off them for piecewise linear activations)."""
 
+    def turning(self, lowest: Tensor, highest: Tensor) -> Tensor:
+        """At least ``|D phi''| / phi''`` where the slope lies between ``lowest`` and ``highest``."""
+        return torch.full_like(lowest, self.relative)
+
 
 @dataclass(frozen=True)
 class Softplus(Activation):
@@ -57,6 +61,10 @@ class Softplus(Activation):
     def slope_and_curvature(self, z: Tensor) -> tuple[Tensor, Tensor]:
         slope = self.slope(z)
         return slope, slope * (1 - slope) / self.smoothing
+
+    def turning(self, lowest: Tensor, highest: Tensor) -> Tensor:
+        # D phi'' = phi'' (1 - 2 phi') / smoothing, and |1 - 2 s| is convex in the slope s
+        return torch.maximum((1 - 2 * lowest).abs(), (1 - 2 * highest).abs()) * self.relative
 
 
 @dataclass(frozen=True)

@@ -34,38 +34,49 @@ class EnergyBounds:
 
 @dataclass(frozen=True)
 class FunctionalBound:
-    """A linear functional ``f`` with ``|f(d)| <= flat ||d|| + bent ||d||_R + whole (mu ||d||^2 + ||d||_R^2)^{1/2}``, ``(batch,)`` each."""
+    """Linear functionals ``f``, one per group: ``|f(d)| <= flat ||d|| + bent ||d||_R + whole (mu ||d||^2 + ||d||_R^2)^{1/2}``.
 
-    flat: PerSample
-    bent: PerSample
-    whole: PerSample
+    Each ``(batch, groups)``; what is wanted is the Euclidean norm over the groups.
+    """
+
+    flat: Tensor
+    bent: Tensor
+    whole: Tensor
 
     @staticmethod
-    def together(parts: Sequence[FunctionalBound]) -> FunctionalBound:
-        """For the Euclidean norm of several functionals."""
-        flat, bent, whole = zip(*((part.flat, part.bent, part.whole) for part in parts), strict=True)
-        return FunctionalBound(*(torch.stack(numbers).square().sum(0).sqrt() for numbers in (flat, bent, whole)))
+    def together(groups: Sequence[FunctionalBound]) -> FunctionalBound:
+        """Several groups side by side."""
+        flat, bent, whole = zip(*((part.flat, part.bent, part.whole) for part in groups), strict=True)
+        return FunctionalBound(*(torch.cat(numbers, dim=1) for numbers in (flat, bent, whole)))
 
     @staticmethod
     def unknown(like: PerSample) -> FunctionalBound:
-        """Infinite."""
-        return FunctionalBound(*(torch.full_like(like, torch.inf) for _ in range(3)))
+        """Infinite, one group."""
+        return FunctionalBound(*(torch.full_like(like, torch.inf).unsqueeze(1) for _ in range(3)))
 
 
 @dataclass(frozen=True)
 class PairBounds:
-    """What an energy knows about a pair ``(x, P)`` on a ball around ``x`` (docs/theory.md, eq. N22a).
+    """What an energy knows about a pair ``(x, P)`` on a ball around ``x`` (docs/theory.md, eq. N22).
 
-    For all ``x'`` in the ball, norms ``||.||_R`` being those of ``D^2 R(x')``: ``turn`` is a ``C_P`` with
-    ``|D^3 R[P, v, w]| <= C_P ||v||_R ||w||_R``; over unit directions of the parameters, ``mixed`` bounds ``D^2 R[theta, a]`` as a
-    functional of ``a`` and ``mixed_turn`` ``D^3 R[theta, P, d]`` as one of ``d``.  ``rounding``: what ``grad R(x)`` as computed
-    can be off, tested with ``d``, in units of rounding.  Infinite where nothing is known.
+    For all ``x'`` in the ball, ``||v||_R^2 = D^2 R(x')[v, v]``: ``|D^3 R[P, v, w]|`` is at most ``turn ||v||_R ||w||_R``, and at
+    most ``shared_turn ||v||_A ||w||_A`` with ``||v||_A^2 = mu ||v||^2 + ||v||_R^2``, ``(batch,)``.  Over unit directions of the
+    parameters, ``mixed`` bounds ``D^2 R[theta, a]`` as a functional of ``a`` and ``mixed_turn`` ``D^3 R[theta, P, d]`` as one of
+    ``d``.  ``rounding``: what ``grad R(x)`` as computed can be off, tested with ``d``, in units of rounding.  Infinite where
+    nothing is known.
     """
 
     turn: PerSample
+    shared_turn: PerSample
     mixed: FunctionalBound
     mixed_turn: FunctionalBound
     rounding: FunctionalBound
+
+    @staticmethod
+    def unknown(like: PerSample) -> PairBounds:
+        """Infinite."""
+        infinite, functional = torch.full_like(like, torch.inf), FunctionalBound.unknown(like)
+        return PairBounds(infinite, infinite, functional, functional, functional)
 
 
 class SmoothEnergy(ABC):
@@ -126,8 +137,7 @@ class SmoothEnergy(ABC):
 
     def pair_bounds(self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float) -> PairBounds:
         """Bounds on the ball of ``radius`` around ``x`` for ``P = adjoint``; ``modulus`` is the ``mu`` of the norms."""
-        unknown = FunctionalBound.unknown(radius)
-        return PairBounds(torch.full_like(radius, torch.inf), unknown, unknown, unknown)
+        return PairBounds.unknown(radius)
 
     def stiffness(self, like: Primal) -> Scalar:
         """At least ``||D^2 R||`` everywhere (infinite if nothing is known)."""
