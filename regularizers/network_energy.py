@@ -216,6 +216,7 @@ class NetworkEnergy(SmoothEnergy):
             z, constants, layers = self.pre_activations(x), self.constants(), range(len(self.layers))
             moved = [per_sample(radius, part) * rows.to(part) for part, rows in zip(z, constants.rows, strict=True)]
             point = NetworkPoint.of(self.layers, self.output, self.activation, z, moved)
+            norm_bound = self._absolute()._norm_bound(point, self.extended(x))
             seen = [[self.window(index, image) for index in layers] for image in (self.extended(x), self.extended(adjoint))]
             near = Neighbourhood(
                 point=point,
@@ -227,13 +228,14 @@ class NetworkEnergy(SmoothEnergy):
                 gains=self._gains(),
                 output_gain=self._output_gains(),
                 extension=extension_norm(self.boundary),
+                norm_bound=norm_bound,
             )
             backward = point.backward_gain()
             direction = point.along([self.layers[index].skip.forward(seen[1][index]) for index in layers])
             turn = direction.turn(point)
             return PairBounds(
                 turn=highest(turn),
-                shared_turn=shared_turn(turn, point, modulus, self._absolute()._norm_bound(point, seen[0][0])),
+                shared_turn=shared_turn(turn, point, modulus, norm_bound),
                 mixed=near.answer(backward),
                 mixed_turn=near.answer_along(backward, direction, seen[1]),
                 rounding=near.rounding(x, backward),

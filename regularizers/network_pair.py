@@ -22,7 +22,7 @@ class Neighbourhood:
 
     ``images``: what each layer sees of the extended image; ``hidden``: ``s_l``.  ``gains``: each layer with the squares of the
     derivatives of ``W`` in its parameters for a kernel; ``output_gain`` ``(channels,)``: the derivatives of ``c``.
-    ``extension >= ||E||``; ``modulus = mu``.
+    ``extension >= ||E||``; ``modulus = mu``; ``norm_bound(f) >= ||sum_l J_l^T diag(f_l) J_l||`` for ``f >= 0``.
     """
 
     point: NetworkPoint
@@ -34,17 +34,19 @@ class Neighbourhood:
     gains: Sequence[Layer]
     output_gain: Tensor
     extension: float
+    norm_bound: Callable[[list[Field]], PerSample]
 
     def answer(self, backward: list[Field]) -> FunctionalBound:
         """Over unit directions of the parameters, ``|D^2 R[theta, a]|`` on the ball (eq. N27); ``backward``: ``u``."""
-        point, found = self.point, [self._output(self._held(len(self.gains) - 1))]
+        point, last = self.point, len(self.gains) - 1
+        zero = torch.zeros_like(self.radius)
+        output = self.output_gain.square().expand_as(point.pull[last].here)
+        found = [_group(zero, zero, self._through_slopes(last, output))]
         for index in range(len(self.gains)):
             force = point.force[index]
             bent = mass(backward[index] * self._seen(index)) + self._moved(index, backward[index])
             flat = self._through_filters(index, force.here, norm(force.change))
-            whole = torch.zeros_like(bent)
-            if index > 0:
-                whole = self._through_kernels(index, force.upper, self._held(index - 1))
+            whole = zero if index == 0 else self._through_slopes(index - 1, self._returned(index, force.upper))
             found.append(_group(flat, bent, whole))
         return FunctionalBound.together(found)
 
@@ -62,8 +64,8 @@ class Neighbourhood:
             if index > 0:
                 slope = point.slope[index - 1].upper
                 along = along + self.gains[index].through((slope * direction.size[index - 1]).square())
-                bent = bent + self._through_kernels(index, point.force[index].upper, tangent[index - 1])
-                whole = self._through_kernels(index, size[index], self._held(index - 1))
+                bent = bent + mass(self._returned(index, point.force[index].upper) * tangent[index - 1])
+                whole = self._through_slopes(index - 1, self._returned(index, size[index]))
             bent = bent + mass(backward[index] * along)
             flat = self._through_filters(index, direction.force[index], norm(direction.drift[index]))
             found.append(_group(flat, bent, whole))
@@ -98,24 +100,26 @@ class Neighbourhood:
             reach = reach + kernels.sum((2, 3)).amax().sqrt() * self.constants.reach[index - 1]
         return largest(weight).sqrt() * reach * self.radius
 
-    def _held(self, index: int) -> Field:
-        """``phi'^2 / w~``: ``phi'(z_l) J_l a`` is its root times something of norm ``||a||_{mu I + R}`` at most."""
-        lent = self.modulus / self.constants.reach[index].square()
-        return self.point.slope[index].upper.square() / (self.point.weight[index].lower + lent)
-
     def _through_filters(self, index: int, force: Field, off: PerSample) -> PerSample:
         """``sup ||(V' E)^T p||`` for forces that differ from ``force`` by at most ``off`` in norm."""
         bank = self.gains[index].skip
         return self.extension * bank.adjoint_gain(force) + self.constants.layers[index].gain * off
 
-    def _through_kernels(self, index: int, force: Field, signal: Field) -> PerSample:
-        """``sup <p, W' chi^{1/2} xi>`` over ``||xi|| <= 1``, for ``|p| <= force`` and ``chi = signal``."""
-        return mass(self.gains[index].back(force.square()) * signal)
+    def _returned(self, index: int, force: Field) -> Field:
+        """``g^2``, turned round, of the squares of forces: what a signal before the kernels ``W`` of a layer is weighted by."""
+        return self.gains[index].back(force.square())
 
-    def _output(self, held: Field) -> FunctionalBound:
-        whole = mass(self.output_gain.square() * held)
-        zero = torch.zeros_like(whole)
-        return _group(zero, zero, whole)
+    def _through_slopes(self, index: int, weights: Field) -> PerSample:
+        """``sup`` over ``||a||_{mu I + R} <= 1`` of the root of ``sum_k (sum_p (weights^{1/2} phi'(z_l) |J_l a|)_pk)^2``.
+
+        The data term lends curvature where it is wanted most, in proportion to ``weights^{1/2} phi'``.
+        """
+        slope = self.point.slope[index].upper
+        wanted = weights.sqrt() * slope
+        fields = [wanted if layer == index else torch.zeros_like(part.here) for layer, part in enumerate(self.point.slope)]
+        price = self.norm_bound(fields).clamp(min=torch.finfo(wanted.dtype).tiny)
+        held = self.point.weight[index].lower + wanted * per_sample(self.modulus / price, wanted)
+        return mass(torch.where(wanted > 0, weights * slope.square() / held, 0.0))
 
 
 def mass(field: Field) -> PerSample:

@@ -61,9 +61,9 @@ class NetworkPoint:
         slope, bend = [], []
         for field, reach in zip(z, moved, strict=True):
             slopes, curvatures = activation.slope_and_curvature(field)
-            factor = torch.exp(activation.relative * reach)
-            slope.append(_range(slopes, factor, 1.0))
-            bend.append(_range(curvatures, factor, activation.max_curvature))
+            reach = reach + _ROUNDING * torch.finfo(field.dtype).eps * field.abs()
+            slope.append(_range(slopes, activation.slopes_around(field, reach)))
+            bend.append(_range(curvatures, activation.curvatures_around(field, reach)))
         q = output.expand_as(z[-1])
         pull = [Range(q, q, q)]
         for index in range(len(layers) - 1, 0, -1):
@@ -205,5 +205,11 @@ def _together(first: Field, second: Field) -> Field:
     return first / share + second / (1 - share)
 
 
-def _range(values: Field, factor: Tensor, ceiling: float) -> Range:
-    return Range(values / factor, values, (values * factor).clamp(max=ceiling))
+def _range(here: Field, ends: tuple[Field, Field]) -> Range:
+    """Widened by the rounding of the three."""
+    slack = _ROUNDING * torch.finfo(here.dtype).eps
+    return Range((1 - slack) * torch.minimum(ends[0], here), here, (1 + slack) * torch.maximum(ends[1], here))
+
+
+_ROUNDING = 64
+"""Units in the last place that a slope or a curvature may have lost."""
