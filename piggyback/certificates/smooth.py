@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from piggyback.batched import ROUNDING_TERMS, inner, norm
+from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
 from piggyback.certificates.coupling import CouplingRate
 from piggyback.certificates.evidence import PairEvidence, Residuals, defined, inflate
 from piggyback.certificates.local import GradientBound, adjoint_error
@@ -149,23 +150,32 @@ def smooth_bound(evidence: SmoothEvidence) -> GradientBound:
     The whole gradient is one group, ``operator``; the others are empty.
     """
     with torch.no_grad():
-        moved = adjoint_error(evidence).double()
-        whole = torch.fmin(_from_constants(evidence, moved), _from_pair(evidence, moved))
+        whole = torch.fmin(_from_constants(evidence), _from_pair(evidence))
         empty = whole.new_zeros(whole.shape[0], 0)
         return GradientBound(inflate(defined(whole).float()), empty, empty, empty, torch.zeros_like(whole))
 
 
-def _from_constants(evidence: SmoothEvidence, moved: PerSample) -> PerSample:
-    """Eq. N10; ``moved >= ||P* - P||_{A*}``."""
+def _from_constants(evidence: SmoothEvidence) -> PerSample:
+    """Eq. N10."""
     bounds, root = evidence.bounds, evidence.strong_convexity**0.5
-    distance, away = evidence.residuals.error / root, moved / root
+    distance, away = evidence.residuals.error / root, adjoint_error(evidence).double() / root
     return bounds.mixed * away + bounds.mixed_lipschitz * distance * (evidence.force + away)
 
 
-def _from_pair(evidence: SmoothEvidence, moved: PerSample) -> PerSample:
-    """Eq. N32: the largest values of the functionals, of ``P* - P`` in a quarter and of ``x* - x`` in a half disc."""
-    first, second, root = evidence.pair.mixed, evidence.pair.mixed_turn, evidence.strong_convexity**0.5
-    adjoint = torch.hypot(first.flat / root, first.bent) + first.whole
-    flat = second.flat / root
-    primal = 0.5 * (flat + torch.hypot(flat, second.bent)) + second.whole
-    return norm(adjoint) * moved + norm(primal) * evidence.residuals.error
+def _from_pair(evidence: SmoothEvidence) -> PerSample:
+    """Eq. N32: the functionals where ``P* - P`` and ``x* - x`` can be, half discs but for what the coupling adds."""
+    residuals, root = evidence.residuals, evidence.strong_convexity**0.5
+    turned = evidence.coupling.change(evidence.error).double()
+    settled = evidence.loss_smoothness * residuals.error / evidence.strong_convexity + residuals.adjoint
+    first, second = evidence.pair.mixed, evidence.pair.mixed_turn
+    anywhere = torch.hypot(first.flat / root, first.bent)
+    adjoint = _on_half_disc(first, root) * per_sample(settled, anywhere) + anywhere * per_sample(turned, anywhere)
+    adjoint = adjoint + first.whole * per_sample(settled + turned, anywhere)
+    primal = _on_half_disc(second, root) + second.whole
+    return norm(adjoint) + norm(primal) * residuals.error
+
+
+def _on_half_disc(functional: FunctionalBound, root: float) -> Tensor:
+    """Largest ``flat alpha / mu^{1/2} + bent beta`` with ``alpha^2 + beta^2 <= alpha``, ``(batch, groups)``."""
+    flat = functional.flat / root
+    return 0.5 * (flat + torch.hypot(flat, functional.bent))
