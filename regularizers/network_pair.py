@@ -119,7 +119,7 @@ class Neighbourhood:
         fields = [wanted if layer == index else torch.zeros_like(part.here) for layer, part in enumerate(self.point.slope)]
         price = self.norm_bound(fields).clamp(min=torch.finfo(wanted.dtype).tiny)
         held = self.point.weight[index].lower + wanted * per_sample(self.modulus / price, wanted)
-        return mass(torch.where(wanted > 0, weights * slope.square() / held, 0.0))
+        return mass(torch.where(wanted == 0, 0.0, weights * slope.square() / held))
 
 
 def mass(field: Field) -> PerSample:

@@ -119,9 +119,12 @@ class Direction:
 
     def own_turn(self, point: NetworkPoint, index: int) -> Field:
         """At least ``|D w_l[P]| / w_l``: how fast a curvature changes along ``P``."""
-        slope = point.slope[index]
+        slope, relative = point.slope[index], point.activation.relative
         rate = point.activation.turning(slope.lower, slope.upper)
-        return rate * self.size[index] + self.twist[index] / point.pull[index].lower
+        # D log q_l averages D log p_{l+1}, which the size of the ball cannot blow up
+        average = relative * sum((largest(part) for part in self.size[index + 1 :]), torch.zeros_like(largest(rate)))
+        twist = torch.fmin(self.twist[index] / point.pull[index].lower, per_sample(average, rate))
+        return rate * self.size[index] + twist
 
     def turn(self, point: NetworkPoint) -> list[Field]:
         """``f_l`` with ``|D^3 R[P, v, w]| <= F(v)^{1/2} F(w)^{1/2}``, ``F(v) = sum_l <f_l w_l, (J_l v)^2>``, on the ball (eq. N25)."""
@@ -132,7 +135,11 @@ class Direction:
             ahead.append(layers[index + 1].through(inside))
         for index in range(last, 0, -1):
             behind.insert(0, layers[index].back(point.weight[index].upper + point.slope[index].upper * behind[0]))
-        early = [b * s / q.lower for b, s, q in zip(behind, self.size, point.pull, strict=True)]
+        early = []
+        for index in range(last + 1):  # w <= relative p, layer by layer, bounds the quotient by q in any ball
+            ceiling = torch.full_like(behind[index], (last - index) * point.activation.relative)
+            quotient = torch.fmin(behind[index] / point.pull[index].lower, ceiling)
+            early.append(quotient * self.size[index])
         # any positive factor between the two will do; this one makes their maxima equal
         balance = _ratio(highest(early), highest(ahead)).sqrt()
         found = []
