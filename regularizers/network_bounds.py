@@ -27,8 +27,8 @@ class LayerConstants:
 
     ``sums`` ``(outputs, inputs)``: taps of ``W`` summed; as ``W >= 0``, its spectral norm is ``inner = ||W||`` and its row and
     column sums are the norms of ``W`` and ``W^T`` in the maximum norm, channel by channel.  ``skip >= ||V E||``; ``rows`` and
-    ``inner_rows`` ``(outputs,)`` bound the rows of ``V E`` and of ``W``; ``gain`` and ``inner_gain`` bound ``||V'|| / ||v'||`` and ``||W'|| / ||w'||`` for
-    directions ``v'``, ``w'`` of the kernels; ``offset = ||b||``.
+    ``inner_rows`` ``(outputs,)`` bound the rows of ``V E`` and of ``W``; ``gain`` and ``inner_gain`` bound ``||V'|| / ||v'||``
+    and ``||W'|| / ||w'||`` for directions ``v'``, ``w'`` of the kernels; ``offset = ||b||``.
     """
 
     sums: Tensor | None
@@ -65,10 +65,10 @@ class PointNorms:
 
 @dataclass(frozen=True)
 class NetworkConstants:
-    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx`` (``rows``: channel by channel); ``ceiling >= |q_l|``
-    (``channel_ceilings``: channel by channel); along unit directions, ``turn >= ||dq_l||_inf``, ``turn_norm >= ||dq_l||`` and
-    ``twist >= ||dJ_l||``.  ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and ``concordance`` its
-    relative one (eq. N5).
+    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx`` (``rows``: channel by channel);
+    ``ceiling >= |q_l|`` (``channel_ceilings``: channel by channel); along unit directions, ``turn >= ||dq_l||_inf``,
+    ``turn_norm >= ||dq_l||`` and ``twist >= ||dJ_l||``.  ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of
+    ``D^2 R`` and ``concordance`` its relative one (eq. N5).
     """
 
     layers: list[LayerConstants]

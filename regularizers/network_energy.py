@@ -217,7 +217,9 @@ class NetworkEnergy(SmoothEnergy):
             moved = [per_sample(radius, part) * rows.to(part) for part, rows in zip(z, constants.rows, strict=True)]
             point = NetworkPoint.of(self.layers, self.output, self.activation, z, moved)
             norm_bound = self._absolute()._norm_bound(point, self.extended(x))
-            seen = [[self.window(index, image) for index in layers] for image in (self.extended(x), self.extended(adjoint))]
+            seen = [
+                [self.window(index, image) for index in layers] for image in (self.extended(x), self.extended(adjoint))
+            ]
             near = Neighbourhood(
                 point=point,
                 constants=constants,
@@ -243,7 +245,9 @@ class NetworkEnergy(SmoothEnergy):
 
     def _absolute(self) -> NetworkEnergy:
         """The network of the absolute values of the filters."""
-        layers = [replace(layer, skip=ConvolutionBank(layer.skip.filters.abs(), layer.skip.boundary)) for layer in self.layers]
+        layers = [
+            replace(layer, skip=ConvolutionBank(layer.skip.filters.abs(), layer.skip.boundary)) for layer in self.layers
+        ]
         return NetworkEnergy(tuple(layers), self.output, self.activation, self.boundary, self.logarithmic)
 
     def _norm_bound(self, point: NetworkPoint, image: Tensor) -> Callable[[list[Tensor]], PerSample]:

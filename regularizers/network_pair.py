@@ -1,4 +1,4 @@
-"""What an input-convex network near a point knows about a pair: the functionals of the certificate (eqs. N23-N28)."""
+"""What an input-convex network near a point knows about a pair: the functionals of the certificate (eqs. N26-N30)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Neighbourhood:
     norm_bound: Callable[[list[Field]], PerSample]
 
     def answer(self, backward: list[Field]) -> FunctionalBound:
-        """Over unit directions of the parameters, ``|D^2 R[theta, a]|`` on the ball (eq. N27); ``backward``: ``u``."""
+        """Over unit directions of the parameters, ``|D^2 R[theta, a]|`` on the ball (eq. N28); ``backward``: ``u``."""
         point, last = self.point, len(self.gains) - 1
         zero = torch.zeros_like(self.radius)
         output = self.output_gain.square().expand_as(point.pull[last].here)
@@ -51,7 +51,7 @@ class Neighbourhood:
         return FunctionalBound.together(found)
 
     def answer_along(self, backward: list[Field], direction: Direction, images: Sequence[Primal]) -> FunctionalBound:
-        """The same for ``|D^3 R[theta, P, d]|`` as a functional of ``d`` (eq. N28); ``images``: what each layer sees of ``P``."""
+        """The same for ``|D^3 R[theta, P, d]|`` as a functional of ``d`` (eq. N29); ``images``: what each layer sees of ``P``."""
         point = self.point
         tangent = direction.tangent_gain(point)
         change, size = direction.force_gain(point, backward, tangent), direction.force_size
@@ -72,7 +72,7 @@ class Neighbourhood:
         return FunctionalBound.together(found)
 
     def rounding(self, x: Primal, backward: list[Field]) -> FunctionalBound:
-        """What ``grad R(x)`` as computed can be off, tested with ``d``, in units of rounding (eq. N29)."""
+        """What ``grad R(x)`` as computed can be off, tested with ``d``, in units of rounding (eq. N30)."""
         constants, bent, flat = self.constants, torch.zeros_like(self.radius), torch.zeros_like(self.radius)
         for index, layer in enumerate(self.gains):
             lost = constants.layers[index].rows * norm(x).unsqueeze(-1) + layer.offset.abs()
@@ -116,7 +116,9 @@ class Neighbourhood:
         """
         slope = self.point.slope[index].upper
         wanted = weights.sqrt() * slope
-        fields = [wanted if layer == index else torch.zeros_like(part.here) for layer, part in enumerate(self.point.slope)]
+        fields = [
+            wanted if layer == index else torch.zeros_like(part.here) for layer, part in enumerate(self.point.slope)
+        ]
         price = self.norm_bound(fields).clamp(min=torch.finfo(wanted.dtype).tiny)
         held = self.point.weight[index].lower + wanted * per_sample(self.modulus / price, wanted)
         return mass(torch.where(wanted == 0, 0.0, weights * slope.square() / held))
@@ -130,7 +132,7 @@ def mass(field: Field) -> PerSample:
 def shared_turn(
     turn: list[Field], point: NetworkPoint, modulus: float, norm_bound: Callable[[list[Field]], PerSample]
 ) -> PerSample:
-    """A ``tau`` with ``norm_bound((turn - tau)_+ w) <= tau mu`` (eq. N26), where ``norm_bound(f) >= ||sum_l J_l^T diag(f_l) J_l||``.
+    """A ``tau`` with ``norm_bound((turn - tau)_+ w) <= tau mu`` (eq. N26); ``norm_bound`` as in ``Neighbourhood``.
 
     The left-hand side falls with ``tau``: each look halves the interval of its logarithm, whose upper end is valid throughout.
     """

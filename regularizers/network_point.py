@@ -1,4 +1,4 @@
-"""An input-convex network near a point: what its slopes and curvatures can be, and how it answers to directions (eqs. N22-N25)."""
+"""An input-convex network near a point: ranges of slopes and curvatures, and answers to directions (eqs. N22-N27)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class NetworkPoint:
         return NetworkPoint(layers, activation, slope, bend, pull, force, weight)
 
     def backward_gain(self) -> list[Field]:
-        """``u_l``: the sensitivities ``t_l = D p_l[a]`` are ``u_l^{1/2} xi_l`` with ``||xi_l|| <= ||a||_R``, on the ball (eq. N23)."""
+        """``u_l``: on the ball ``D p_l[a]`` is ``u_l^{1/2} xi_l`` with ``||xi_l|| <= ||a||_R`` (eq. N23)."""
         found = [self.weight[-1].upper]
         for index in range(len(self.layers) - 2, -1, -1):
             passed = spread(self.layers[index + 1], self.slope[index].upper, found[0])
@@ -127,7 +127,7 @@ class Direction:
         return rate * self.size[index] + twist
 
     def turn(self, point: NetworkPoint) -> list[Field]:
-        """``f_l`` with ``|D^3 R[P, v, w]| <= F(v)^{1/2} F(w)^{1/2}``, ``F(v) = sum_l <f_l w_l, (J_l v)^2>``, on the ball (eq. N25)."""
+        """``f_l`` with ``|D^3 R[P, v, w]|^2 <= F(v) F(w)``, ``F(v) = sum_l <f_l w_l, (J_l v)^2>``, on the ball (eq. N25)."""
         layers, last = point.layers, len(point.layers) - 1
         ahead, behind = [torch.zeros_like(self.size[0])], [torch.zeros_like(self.size[-1])]
         for index in range(last):
@@ -149,7 +149,7 @@ class Direction:
         return found
 
     def tangent_gain(self, point: NetworkPoint) -> list[Field]:
-        """``chi_l``: the change of ``phi'(z_l) J_l P`` along ``d`` is ``chi_l^{1/2} xi`` with ``||xi|| <= ||d||_R`` (eq. N26)."""
+        """``chi_l``: the change of ``phi'(z_l) J_l P`` along ``d`` is ``chi_l^{1/2} xi`` with ``||xi|| <= ||d||_R`` (eq. N27)."""
         found: list[Field] = []
         for index, layer in enumerate(point.layers):
             own = point.bend[index].upper * self.size[index].square() / point.pull[index].lower
@@ -157,7 +157,7 @@ class Direction:
         return found
 
     def force_gain(self, point: NetworkPoint, backward: list[Field], tangent: list[Field]) -> list[Field]:
-        """``v_l``: the change of ``D p_l[P]`` along ``d`` is ``v_l^{1/2} xi`` with ``||xi|| <= ||d||_R`` (eq. N26).
+        """``v_l``: the change of ``D p_l[P]`` along ``d`` is ``v_l^{1/2} xi`` with ``||xi|| <= ||d||_R`` (eq. N27).
 
         ``backward`` and ``tangent``: ``u`` and ``chi``.
         """

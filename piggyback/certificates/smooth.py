@@ -81,7 +81,7 @@ def gather_smooth_evidence(
             strong_convexity=mu,
             loss_smoothness=loss.smoothness,
             coupling=coupling,
-            bend=inflate(defined(pair.turn.float())),
+            bend=_bend(bounds, pair, residuals.error / mu**0.5),
             bounds=bounds,
             pair=pair,
             force=force,
@@ -98,11 +98,13 @@ def _energy_norm(problem: SmoothProblem, adjoint: Primal, bent: Primal) -> PerSa
 def _finer_rounding(
     problem: SmoothProblem, x: Primal, bounds: EnergyBounds, lost: FunctionalBound, radius: PerSample
 ) -> PerSample:
-    """What rounding adds to ``||grad h(x)||_{H^{-1}}`` as a bound of ``||x - x*||_H``, with the curvature that is there (eq. N30)."""
+    """What rounding adds to ``||grad h(x)||_{H^{-1}}`` as a bound of ``||x - x*||_H``, in the energy norm (eq. N30)."""
     data = problem.data
     summed = (data.smoothness * (norm(x) + norm(data.start)) + norm(lost.flat)) / data.strong_convexity**0.5
     turned = torch.exp(0.5 * bounds.concordance * radius)
-    return defined(ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed + norm(lost.whole) + 2 * turned * norm(lost.bent)))
+    return defined(
+        ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed + norm(lost.whole) + 2 * turned * norm(lost.bent))
+    )
 
 
 def _couple(
@@ -115,6 +117,12 @@ def _couple(
     rate = torch.fmin(torch.fmin(bounds.third * force / mu, relative), local)
     whole = bounds.hessian * force / mu**0.5
     return CouplingRate(inflate(defined(rate).float()), defined(whole).float(), torch.zeros_like(force).float())
+
+
+def _bend(bounds: EnergyBounds, pair: PairBounds, radius: PerSample) -> PerSample:
+    """The constant of eq. 16a: ``D^2 R`` at ``x`` and its mean differ by half the turn, but for its growth (eq. N31)."""
+    share = torch.fmin(0.5 * torch.exp(0.5 * bounds.concordance * radius), torch.ones_like(radius))
+    return inflate(defined((share * pair.turn).float()))
 
 
 def _residuals(
