@@ -19,6 +19,7 @@ from regularizers.convolution import ConvolutionBank
 from regularizers.icnn import NetworkRegularizer
 from regularizers.network_energy import NetworkEnergy
 from regularizers.network_layer import Layer
+from regularizers.network_point import Direction, NetworkPoint
 from tests.networks import hessian, images, network
 
 MODULUS = 1.7
@@ -181,6 +182,79 @@ def test_bounds_of_degenerate_networks_are_numbers_or_infinite(spoil) -> None:
         assert not bool(torch.isnan(number).any())
 
 
+# --- field by field ---------------------------------------------------------------------------------------------------
+
+
+def surroundings(energy: NetworkEnergy, x: Tensor, adjoint: Tensor, radius: float) -> tuple[NetworkPoint, Direction]:
+    z = energy.pre_activations(x)
+    moved = [radius * rows.expand_as(part) for part, rows in zip(z, energy.constants().rows, strict=True)]
+    point = NetworkPoint.of(energy.layers, energy.output, energy.activation, z, moved)
+    image = energy.extended(adjoint)
+    count = range(len(energy.layers))
+    return point, point.along([energy.layers[k].skip.forward(energy.window(k, image)) for k in count])
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("radius", [1e-3, 0.1])
+def test_every_field_stays_in_its_range_on_the_ball(name: str, radius: float) -> None:
+    model, generator = MODELS[name], torch.Generator().manual_seed(2)
+    energy, x, adjoint = model.network().detached(), picture(model, 3), picture(model, 4) - 0.5
+    point, direction = surroundings(energy, x, adjoint, radius)
+    for trial in range(10):
+        away = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        if trial % 2:  # all in one pixel, where a single window sees it
+            away = torch.zeros_like(x)
+            away[0, 0, trial % x.shape[2], trial % x.shape[3]] = 1.0 if trial % 4 == 1 else -1.0
+        there, along = surroundings(energy, x + radius * away / away.norm(), adjoint, 0.0)
+        for kind in ("slope", "bend", "pull", "force", "weight"):
+            for near, exact in zip(getattr(point, kind), getattr(there, kind), strict=True):
+                assert bool((near.lower <= exact.here * (1 + 1e-12)).all()) and bool(
+                    (exact.here <= near.upper * (1 + 1e-12)).all()
+                )
+                assert bool(((exact.here - near.here).abs() <= near.change * (1 + 1e-12)).all())
+        for index in range(len(energy.layers)):
+            slack = 1e-12 * float(direction.size[index].max())
+            assert bool((along.size[index] <= direction.size[index] + slack).all())
+            slack = 1e-12 * float(direction.force_size[index].max() + direction.twist[index].max())
+            assert bool((along.twist[index] <= direction.twist[index] + slack).all())
+            change = (along.force[index] - direction.force[index]).abs()
+            assert bool((change <= direction.drift[index] + slack).all())
+            assert bool((along.force[index].abs() <= direction.force_size[index] + slack).all())
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_curvatures_turn_at_most_as_fast_as_is_said(name: str) -> None:
+    model = MODELS[name]
+    energy, x, adjoint = model.network().detached(), picture(model, 3), picture(model, 4) - 0.5
+    point, direction = surroundings(energy, x, adjoint, 0.0)
+    step = 1e-5
+    ends = [surroundings(energy, x + side * step * adjoint, adjoint, 0.0)[0] for side in (1, -1)]
+    closest = []
+    for index, weight in enumerate(point.weight):
+        rate = (ends[0].weight[index].here - ends[1].weight[index].here) / (2 * step * weight.here)
+        claimed = direction.own_turn(point, index)
+        visible = weight.here > 1e-5 * weight.here.max()  # the difference of smaller ones is rounding
+        rate = torch.where(visible, rate, 0.0)
+        assert bool((rate.abs() <= claimed * (1 + 1e-6) + 1e-7).all())
+        closest.append(float((rate.abs() / claimed).max()))
+    assert min(closest) > 0.9  # some curvature turns nearly as fast in every layer
+
+
+def test_the_turn_of_two_layers_written_out() -> None:
+    """Eq. N25 for one kernel matrix ``W``."""
+    model = MODELS["two layers"]
+    energy, x, adjoint = model.network().detached(), picture(model, 3), picture(model, 4) - 0.5
+    point, direction = surroundings(energy, x, adjoint, 0.0)
+    matrix = energy.layers[1].inner[..., 0, 0]
+    size = direction.size[0]
+    ahead = torch.einsum("jk,bhwk->bhwj", matrix, point.bend[0].here * size)
+    early = torch.einsum("jk,bhwj->bhwk", matrix, point.weight[1].here) * size / point.pull[0].here
+    balance = (early.max() / ahead.max()).sqrt()
+    expected = [direction.own_turn(point, 0) + early / balance, direction.own_turn(point, 1) + balance * ahead]
+    for found, wanted in zip(direction.turn(point), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
+
+
 # --- attained ---------------------------------------------------------------------------------------------------------
 
 
@@ -222,9 +296,12 @@ def attained(energy: NetworkEnergy, level: float, modulus: float) -> tuple[PairB
     return bounds, Dense.of(free, groups, x, adjoint)
 
 
-def size_of(bound: FunctionalBound, group: int, modulus: float) -> float:
-    flat, bent, whole = (float(part[0, group]) for part in (bound.flat, bound.bent, bound.whole))
-    return (flat**2 / modulus + bent**2) ** 0.5 + whole
+def ratio_at(bound: FunctionalBound, group: int, truth: Tensor, form: Tensor, modulus: float) -> float:
+    """Bound over truth for the constant direction."""
+    d = torch.ones(form.shape[0], 1, dtype=form.dtype)
+    sizes = norms(form, d, modulus)
+    parts = (float(part[0, group]) for part in (bound.flat, bound.bent, bound.whole))
+    return sum(part * float(size) for part, size in zip(parts, sizes, strict=True)) / float((truth.mT @ d).norm())
 
 
 def true_size(matrix: Tensor, form: Tensor) -> float:
@@ -232,25 +309,31 @@ def true_size(matrix: Tensor, form: Tensor) -> float:
     return float(torch.linalg.matrix_norm(root @ matrix, ord=2))
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["first layer", "last layer"])
-def test_bounds_are_nearly_attained_where_all_pixels_are_alike(late: bool, record_property) -> None:
+ALIKE = {
+    "first layer": (pixelwise((10.0, 0.0), (0.1, 9.0), 0.1), 1),
+    "last layer": (pixelwise((1e-3, 10.0), (-0.15, 0.1), 0.1), 2),
+    "gentle": (pixelwise((0.5, 0.0), (-8.0, 400.0), 4.0), 1),
+}
+
+
+@pytest.mark.parametrize("name", list(ALIKE))
+def test_bounds_are_nearly_attained_where_all_pixels_are_alike(name: str, record_property) -> None:
     # the other layer is nearly linear where it is, so that nothing is shared between layers; curvature far above the modulus
-    filters, offsets = ((1e-3, 10.0), (-0.15, 0.1)) if late else ((10.0, 0.0), (0.1, 9.0))
-    modulus, group = 1.1, 2 if late else 1
-    bounds, dense = attained(pixelwise(filters, offsets, 0.1), level=-0.03, modulus=modulus)
+    (energy, group), modulus = ALIKE[name], 1e-7
+    bounds, dense = attained(energy, level=-0.03, modulus=modulus)
     form = dense.hessian + modulus * torch.eye(6, dtype=torch.float64)
     ratios = {
         "turn": float(bounds.turn) / true_size(true_root(dense.turn, dense.hessian), dense.hessian),
         "shared turn": float(bounds.shared_turn) / true_size(true_root(dense.turn, form), form),
-        "layer": size_of(bounds.mixed, group, modulus) / true_size(dense.mixed[group], form),
-        "layer, turned": size_of(bounds.mixed_turn, group, modulus) / true_size(dense.mixed_turn[group], form),
+        "layer": ratio_at(bounds.mixed, group, dense.mixed[group], dense.hessian, modulus),
+        "layer, turned": ratio_at(bounds.mixed_turn, group, dense.mixed_turn[group], dense.hessian, modulus),
     }
-    if late:
-        ratios["output"] = size_of(bounds.mixed, 0, modulus) / true_size(dense.mixed[0], form)
-        ratios["output, turned"] = size_of(bounds.mixed_turn, 0, modulus) / true_size(dense.mixed_turn[0], form)
+    if name == "last layer":
+        ratios["output"] = ratio_at(bounds.mixed, 0, dense.mixed[0], dense.hessian, modulus)
+        ratios["output, turned"] = ratio_at(bounds.mixed_turn, 0, dense.mixed_turn[0], dense.hessian, modulus)
     record_property("bound over truth", ratios)
-    assert all(1 - 1e-6 <= ratio <= 1.15 for ratio in ratios.values()), ratios
-    assert min(ratios.values()) < 1.01
+    assert all(1 - 1e-6 <= ratio <= 1.2 for ratio in ratios.values()), ratios
+    assert min(ratios.values()) < 1.02
 
 
 def true_root(matrix: Tensor, form: Tensor) -> Tensor:
