@@ -882,6 +882,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         "networks (eq. N22): curvatures rise on the ball",
         (NETWORK_PAIR, "-k", "hold"),
     ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "torch.fmin(0.5 * pair.turn, pair.shared_turn)",
+        "torch.fmin(0.3 * pair.turn, pair.shared_turn)",
+        "smooth energies (eq. N31): the rate of coupling",
+        (NETWORKS, "-k", "exact_local"),
+    ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "return 0.5 * (flat + torch.hypot(flat, functional.bent))",
+        "return 0.45 * (flat + torch.hypot(flat, functional.bent))",
+        "smooth energies (eq. N32): the top of the half disc",
+        (NETWORKS, "-k", "exact_local"),
+    ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "torch.fmin(0.5 * torch.exp(0.5 * bounds.concordance * radius), torch.ones_like(radius))",
+        "torch.fmin(0.4 * torch.exp(0.5 * bounds.concordance * radius), torch.ones_like(radius))",
+        "smooth energies (eq. N31): the Hessian at x and its mean",
+        (NETWORKS, "-k", "exact_local"),
+    ),
     # the lifted form of networks
     Mutation(
         "piggyback/terms/epigraph.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -21,7 +22,14 @@ from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.lower import certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.quasi_newton import QuasiNewton
-from piggyback.terms.energies import EnergyBounds, ModuleEnergy, SmoothEnergy, is_convex_along
+from piggyback.terms.energies import (
+    EnergyBounds,
+    FunctionalBound,
+    ModuleEnergy,
+    PairBounds,
+    SmoothEnergy,
+    is_convex_along,
+)
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.module import ModuleRegularizer
 from tests.networks import PlainEnergy, dense_gradient, hessian, images, network, newton
@@ -403,6 +411,89 @@ def test_certificates_are_nearly_attained(side: float) -> None:
     result = certify(model, data, loss, consistent, Certification(), ApplicationCounter())
     error = abs(float(result.gradient) - exact)
     assert error <= result.gradient_error <= 1.05 * error
+
+
+class Exponential(SmoothEnergy):
+    """``R(x) = slope exp(x)`` of one number: ``R_xx = R_xxx``, so that every constant of eq. N22 is known exactly."""
+
+    def __init__(self, slope: Tensor) -> None:
+        self.slope = slope
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.slope * x.exp().flatten(1).sum(1)
+
+    def check(self) -> None:
+        assert bool(self.slope > 0)
+
+    def detached(self) -> Exponential:
+        return Exponential(self.slope.detach())
+
+    def double(self) -> Exponential:
+        return Exponential(self.slope.detach().double())
+
+    def bounds(self, x: Tensor, radius: Tensor) -> EnergyBounds:
+        unknown, one = torch.full_like(radius, torch.inf), torch.ones_like(radius)
+        return EnergyBounds(unknown, unknown, one, unknown, unknown, 0 * one)
+
+    def pair_bounds(self, x: Tensor, adjoint: Tensor, radius: Tensor, modulus: float) -> PairBounds:
+        zero, size = torch.zeros_like(radius).unsqueeze(1), norm(adjoint)
+        steep = (((x[:, 0] + radius).exp() / self.slope.detach()).sqrt()).unsqueeze(1)
+        first, second = FunctionalBound(zero, steep, zero), FunctionalBound(zero, steep * size.unsqueeze(1), zero)
+        return PairBounds(size, size, first, second, FunctionalBound(zero, zero, zero))
+
+
+class ExponentialRegularizer(RidgeRegularizer):
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope, dtype=torch.float64))
+
+    def problem(self, data) -> SmoothProblem:
+        return SmoothProblem(data, Exponential(self.slope))
+
+
+@pytest.mark.parametrize("slope", [0.2, 2.5, 20.0])
+@pytest.mark.parametrize(
+    "off", [(1e-4, 0.0), (-1e-4, 0.0), (0.0, 1e-4), (0.0, -1e-4), (0.3, 0.0), (-0.3, 0.4), (1e-4, 1e-4)]
+)
+def test_certificates_from_exact_local_constants(slope: float, off: tuple[float, float], record_property) -> None:
+    """Eqs. N31 and N32: valid for every pair, and near the truth where curvature and modulus are alike."""
+    model, mu = ExponentialRegularizer(slope), 2.5
+    data, loss = (
+        Denoising(torch.tensor([[0.7]], dtype=torch.float64), weight=mu),
+        SquaredError(torch.full((1, 1), 4.0).double()),
+    )
+    energy = Exponential(model.slope.detach())
+    x = newton(energy, data, data.start)
+    curvature = float(slope * x.exp())
+    adjoint = (x - 4.0) / (mu + curvature)
+    exact = -float(adjoint * x.exp())
+    done = torch.zeros(1, dtype=torch.long)
+    pair = Sensitivity(x + off[0], adjoint + off[1], done, done)
+    result = certify(model, data, loss, pair, Certification(), ApplicationCounter())
+    evidence, _ = evidence_of(model.problem(data), loss, pair.x, pair.adjoint)
+    error = abs(float(result.gradient) - exact)
+    missing = abs(curvature - slope * float(pair.x.exp())) * float(pair.adjoint.abs()) / (mu + curvature) ** 0.5
+    coupled = float(evidence.coupling.change(evidence.error))
+    value = abs(float(result.loss.value) - float(loss.value(x)))
+    assert error <= result.gradient_error
+    assert missing <= coupled * (1 + 1e-6)
+    assert value <= float(result.loss.radius)
+    bend = abs(float((pair.adjoint * (slope * pair.x.exp() - _mean_curvature(slope, pair.x, x))).squeeze()))
+    assert bend <= float(evidence.bend) * _mean_curvature(slope, pair.x, x) * abs(off[0]) + 1e-12
+    record_property("gradient", result.gradient_error / max(error, 1e-300))
+    record_property("coupling", coupled / max(missing, 1e-300))
+    if slope == 2.5 and max(map(abs, off)) < 1e-3:
+        if off[0] == 0.0:
+            assert result.gradient_error <= 1.3 * error  # x is exact: the half disc of P alone, nearly at its top
+        else:
+            assert coupled <= 1.6 * missing
+
+
+def _mean_curvature(slope: float, first: Tensor, second: Tensor) -> float:
+    """Mean of ``slope exp`` between two points."""
+    gap = float(second - first)
+    middle = slope * float(((first + second) / 2).exp())
+    return middle if abs(gap) < 1e-8 else middle * math.sinh(gap / 2) / (gap / 2)
 
 
 def test_gradients_of_a_wanted_accuracy() -> None:
