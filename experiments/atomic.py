@@ -1,11 +1,15 @@
-"""Writing files so that a failure, a full disk above all, leaves what was there before."""
+"""Writing files so that a failure, a full disk or a kill above all, leaves what was there before."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+TEMPORARY = ".tmp"
 
 
 def write_in_one_piece(path: Path, content: bytes) -> None:
@@ -15,7 +19,7 @@ def write_in_one_piece(path: Path, content: bytes) -> None:
     """
     temporary: str | None = None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -29,16 +33,24 @@ def write_in_one_piece(path: Path, content: bytes) -> None:
         raise _named(error, path) from error
 
 
-def append_in_one_piece(path: Path, content: bytes) -> None:
-    """Append to ``path``, or cut it back to its old length and raise ``OSError`` that names it."""
-    length = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("ab") as file:
-            file.write(content)
-    except OSError as error:
-        with suppress(OSError):
-            os.truncate(path, length)
-        raise _named(error, path) from error
+def write_if_new(path: Path, content: bytes) -> None:
+    """``write_in_one_piece`` unless ``path`` holds ``content`` already: what is right keeps its date."""
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_in_one_piece(path, content)
+
+
+def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Temporary files that killed writers of files called ``names`` left in ``folder``, which need not exist.
+
+    Only what ``write_in_one_piece`` makes, of this release or older ones (which gave no suffix).
+    """
+    known = "|".join(re.escape(name) for name in names)
+    ours = re.compile(rf"\.(?:{known})\.[a-z0-9_]{{8}}(?:{re.escape(TEMPORARY)})?")
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if ours.fullmatch(path.name) and path.is_file())
 
 
 def _named(error: BaseException, path: Path) -> BaseException:

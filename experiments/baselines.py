@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising
 
 WEIGHT_RANGE = (1e-5, 1.0)
 LOOKS = 6
+_LOST = 1e9
+"""Mean squared error of what was not solved: above that of any image."""
 PRIMAL_SCALE = 0.05
 """How far a pixel typically moves, in grey values: balances the primal against the dual steps."""
 CHECK_EVERY = 10
@@ -33,13 +36,17 @@ class TunedTV:
     psnr: float
 
 
+class Unsolved(RuntimeError):
+    """A solve did not reach its tolerance."""
+
+
 def tv_denoise(noisy: Tensor, weight: float, tolerance: float = 1e-4, max_iterations: int = 20_000) -> Tensor:
     """The TV-regularized image of ``(batch, channels, height, width)``, unclipped.
 
     The duality gap bounds the root-mean-square distance to the minimiser; it is at most ``tolerance`` (grey values)
     for every image.
 
-    Raises ``ValueError`` for a negative weight, ``RuntimeError`` if the tolerance is not reached.
+    Raises ``ValueError`` for a negative weight, ``Unsolved`` if the tolerance is not reached.
     """
     if not weight >= 0:
         raise ValueError(f"TV weight {weight} is negative")
@@ -60,7 +67,7 @@ def tv_denoise(noisy: Tensor, weight: float, tolerance: float = 1e-4, max_iterat
         next_momentum = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
         pull = ((momentum - 1) / next_momentum).reshape(-1, 1, 1, 1)
         ahead, dual, momentum = new + pull * (new - dual), new, next_momentum
-    raise RuntimeError(f"tv_denoise: weight {weight:g}: tolerance {tolerance:g} not reached in {max_iterations} steps")
+    raise Unsolved(f"tv_denoise: weight {weight:g}: tolerance {tolerance:g} not reached in {max_iterations} steps")
 
 
 def rms_bound(x: Tensor, dual: Tensor, weight: float) -> Tensor:
@@ -83,7 +90,7 @@ def tv_restore(data: DataTerm, weight: float, tolerance: float = 1e-4, max_itera
 
     It stops when the duality gap ``G`` of every image has ``sqrt(2 G / pixels) <= tolerance``, which bounds the
     root-mean-square distance to the minimiser in the norm of ``H``.  Raises ``ValueError`` for a weight that is not positive,
-    ``RuntimeError`` if the tolerance is not reached.
+    ``Unsolved`` if the tolerance is not reached.
     """
     if isinstance(data, Denoising):
         return tv_denoise(data.observed, weight / data.weight, tolerance, max_iterations)
@@ -102,7 +109,7 @@ def tv_restore(data: DataTerm, weight: float, tolerance: float = 1e-4, max_itera
         new = x - metric(slope)
         ahead = dual + _difference(2 * new - x) / (8 * tau)
         dual, x = ahead / (_length(ahead) / weight).clamp(min=1), new
-    raise RuntimeError(f"tv_restore: weight {weight:g}: tolerance {tolerance:g} not reached in {max_iterations} steps")
+    raise Unsolved(f"tv_restore: weight {weight:g}: tolerance {tolerance:g} not reached in {max_iterations} steps")
 
 
 def tv_gap(data: DataTerm, x: Tensor, dual: Tensor, weight: float) -> Tensor:
@@ -125,19 +132,39 @@ def _inverse_metric(data: DataTerm, tau: float) -> Callable[[Tensor], Tensor]:
 
 
 def tune_tv(clean: Tensor, data: DataTerm) -> TunedTV:
-    """The weight in [1e-6, 1] with the least mean squared error on training images ``(batch, channels, h, w)``."""
+    """The weight in [1e-5, 1] with the least mean squared error on training images ``(batch, channels, h, w)``.
+
+    Weights at which the solve does not end lose.  Raises ``Unsolved`` if there is no other.
+    """
     best = tune(lambda weight: tv_restore(data, weight, tolerance=1e-3), clean, WEIGHT_RANGE)
     return TunedTV(*best)
+
+
+def tv_baseline(data: DataTerm, weight: float) -> Tensor | None:
+    """TV-regularized images to compare with: to 1e-4 grey values, or to a thousandth of a larger ``weight``.
+
+    A weight grows with the noise, and with it the error that a solution has in any case; at a large one a tolerance of 1e-4 is
+    below what single precision can certify.  Where even ten times that is not reached, there is no baseline: None.
+    """
+    tolerance = max(1e-4, 1e-3 * weight)
+    for allowed in (tolerance, 10 * tolerance):
+        with suppress(Unsolved):
+            return tv_restore(data, weight, allowed)
+    return None
 
 
 def tune(restored: Callable[[float], Tensor], clean: Tensor, interval: tuple[float, float]) -> tuple[float, float]:
     """The positive number whose images are best, and the PSNR in dB of their mean squared error.
 
     A coarse look at the logarithm, then bounded scalar minimisation; reconstructions are clipped to [0, 1], as in the metric.
+    Numbers for which ``restored`` raises ``Unsolved`` lose.  Raises ``Unsolved`` if there is no other.
     """
 
     def error(logarithm: float) -> float:
-        return float((restored(math.exp(logarithm)).clamp(0, 1) - clean).double().square().mean())
+        try:
+            return float((restored(math.exp(logarithm)).clamp(0, 1) - clean).double().square().mean())
+        except Unsolved:
+            return _LOST
 
     ends = [math.log(end) for end in interval]
     grid = [ends[0] + (ends[1] - ends[0]) * step / LOOKS for step in range(LOOKS + 1)]
@@ -146,6 +173,8 @@ def tune(restored: Callable[[float], Tensor], clean: Tensor, interval: tuple[flo
     around = grid[max(middle - 1, 0)], grid[min(middle + 1, LOOKS)]
     best = minimize_scalar(error, bounds=around, method="bounded", options={"xatol": 0.1})
     point, loss = float(best.x), float(best.fun)  # pyright: ignore[reportAttributeAccessIssue]
+    if loss == _LOST:
+        raise Unsolved(f"no number between {interval[0]:g} and {interval[1]:g} for which the solve ends")
     return math.exp(point), -10 * math.log10(max(loss, 1e-30))
 
 

@@ -10,19 +10,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from experiments import benchmark_growth, benchmark_hypergradients, benchmark_kernels, benchmark_solvers
-from experiments.errors import UserError, one_line_errors, require_positive
+from experiments.command import command
+from experiments.errors import UserError
+from experiments.options import FILTERS, SIDE, STEPS, THREADS, Parser, among, path, positive, several, whole
+from experiments.outputs import Outputs
 from experiments.progress import progress_bar
-from experiments.run_folder import Json, write_json
+from experiments.run_folder import Json
 from experiments.runtime import Device, choose_device, prepare
+from experiments.terminal import Terminal
 from experiments.truth_test import has_cone
 
 WIDTH = 132
 """Columns that the widest table needs."""
 PARTS = ("kernels", "solvers", "hypergradients", "growth")
+KEYS = ("kernels", "solvers", "steps", "wanted", "hypergradients", "growth", "memory")
 
 
 @dataclass(frozen=True)
@@ -44,60 +48,62 @@ class Options:
     cone_sides: list[int]
 
     def __post_init__(self) -> None:
-        require_positive(repeats=self.repeats, threads=self.threads, side=self.side, filters=self.filters)
-        for part in self.parts:
-            if part not in PARTS:
-                raise UserError(f"--parts: unknown part {part!r}; choose among {', '.join(PARTS)}")
-        for name, values, least in (
-            ("sides", self.sides, 16), ("solver-side", [self.solver_side], 8),
-            ("counts", self.counts, 1), ("batches", self.batches, 1),
-        ):  # fmt: skip
-            if not values or min(values) < least:
-                raise UserError(f"--{name} must list numbers of at least {least}, got {values}")
         if not 0 < self.wanted < 1:
             raise UserError(f"--wanted must lie between 0 and 1, got {self.wanted}")
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(prog="python -m experiments.benchmark", description="Side-by-side measurements of one run.")
-    parser.add_argument("--parts", type=list[str], default=list(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--json", type=Path | None, help="write the figures to this file")
-    parser.add_argument("--repeats", type=int, default=5, help="timings are medians over so many")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = Parser("python -m experiments.benchmark", "Side-by-side measurements of one run.")
+    parser.add_argument(
+        "--parts", type=among(PARTS), default=list(PARTS), help=f"of {', '.join(PARTS)} (default: all), like [growth]"
+    )
+    parser.add_argument("--json", type=path, help="write the figures to this file")
+    parser.add_argument("--repeats", type=whole(1, STEPS), default=5, help="timings are medians over so many")
+    parser.add_argument("--threads", type=whole(1, THREADS), default=1)
     parser.add_argument(
         "--device", choices=["cpu", "cuda", "auto"], default="auto", help="of kernels, steps and growth"
     )
     parser.add_argument(
-        "--wanted", type=float, default=0.01, help="relative error that a hypergradient must not exceed"
+        "--wanted", type=positive(), default=0.01, help="relative error that a hypergradient must not exceed"
     )
-    parser.add_argument("--solver-side", type=int, default=64, help="pixels per side in the contest of solvers")
-    parser.add_argument("--side", type=int, default=48, help="pixels per side in the contest of hypergradients")
-    parser.add_argument("--filters", type=int, default=24, help="7x7 filters there, and where growth starts")
-    parser.add_argument("--sides", type=list[int], default=[32, 64, 128], help="image sides of the growth part")
-    parser.add_argument("--counts", type=list[int], default=[8, 48], help="other numbers of filters there")
-    parser.add_argument("--batches", type=list[int], default=[4, 16], help="other batch sizes there")
     parser.add_argument(
-        "--cone-sides", type=list[int], default=[8, 12], help="image sides for cvxpylayers, 3x3 filters"
+        "--solver-side", type=whole(8, SIDE), default=64, help="pixels per side in the contest of solvers"
+    )
+    parser.add_argument(
+        "--side", type=whole(8, SIDE), default=48, help="pixels per side in the contest of hypergradients"
+    )
+    parser.add_argument(
+        "--filters", type=whole(1, FILTERS), default=24, help="7x7 filters there, and where growth starts"
+    )
+    parser.add_argument(
+        "--sides", type=several(whole(16, SIDE)), default=[32, 64, 128], help="image sides of the growth part"
+    )
+    parser.add_argument(
+        "--counts", type=several(whole(1, FILTERS)), default=[8, 48], help="other numbers of filters there"
+    )
+    parser.add_argument("--batches", type=several(whole(1, FILTERS)), default=[4, 16], help="other batch sizes there")
+    parser.add_argument(
+        "--cone-sides", type=several(whole(4, 64)), default=[8, 12], help="image sides for cvxpylayers, 3x3 filters"
     )
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    options = Options(**build_parser().parse_args(arguments).as_dict())
+    options = Options(**vars(build_parser().parse_args(arguments)))
     prepare(options.threads)
-    device, console = choose_device(options.device), Console()
+    device, console = choose_device(options.device), Terminal()
     console.width = max(console.width, WIDTH)  # also where the output goes to a file
+    figures = Outputs().json(options.json, KEYS)
     content: dict[str, Json] = {}
-    with progress_bar(Console(stderr=True)) as bar:
+    with progress_bar(Terminal(stderr=True)) as bar:
         task = bar.add_task("", total=None)
         measure = {"kernels": kernels, "solvers": solvers, "hypergradients": hypergradients, "growth": growth}
         for part in options.parts:
             content |= measure[part](options, device, console, lambda text: bar.update(task, description=text))
-    if options.json is not None:
-        write_json(options.json, content)
+            figures.write_json(content)  # the parts so far: each takes minutes
 
 
 def kernels(options: Options, device: torch.device, console: Console, note: Callable[[str], None]) -> dict[str, Json]:
@@ -128,7 +134,7 @@ def hypergradients(
         found += benchmark_hypergradients.contest(small, options.wanted, options.repeats, True, note)
     benchmark_hypergradients.show(found, console)
     if not cone:
-        console.print("cvxpylayers is not installed: left out (pip install 'piggyback-bilevel\\[oracle]')")
+        console.print("cvxpylayers is not installed: left out (pip install 'piggyback-bilevel[oracle]')")
     return {"wanted": options.wanted, "hypergradients": [asdict(one) for one in found]}
 
 

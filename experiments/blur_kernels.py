@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from experiments.data import UNREADABLE
 from experiments.errors import UserError
+from experiments.pictures import read_picture, regular_content
 
 SIDE = 9
 MOTION_SIDE = 15
@@ -64,22 +65,26 @@ def read_kernel(path: Path) -> Tensor:
     Raises ``UserError``, naming the file, for one that is missing or unreadable, and for values that are no kernel: not
     two-dimensional, an even side, negative, not finite, or all zero.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"--blur {path}: no such file, and not one of {', '.join(NAMES)}")
-    try:
-        values = torch.from_numpy(np.ascontiguousarray(_values(path), dtype=np.float64))
-    except (*UNREADABLE, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as a blur kernel ({error})") from error
+    values = torch.from_numpy(_values(path))
+    check_kernel(values, str(path))
+    return _normalised(values)
+
+
+def check_kernel(values: Tensor, where: str) -> None:
+    """Raise ``UserError``, naming ``where`` they come from, for values that are no blur kernel (see ``read_kernel``)."""
     shape = "x".join(str(extent) for extent in values.shape)
     if values.dim() != 2 or values.numel() == 0:
-        raise UserError(f"{path}: a blur kernel has rows and columns, this has shape {shape or '()'}")
+        raise UserError(f"{where}: a blur kernel has rows and columns, this has shape {shape or '()'}")
     if values.shape[0] % 2 == 0 or values.shape[1] % 2 == 0:
-        raise UserError(f"{path}: a blur kernel needs odd sides, so that it has a middle pixel; this is {shape}")
+        raise UserError(f"{where}: a blur kernel needs odd sides, so that it has a middle pixel; this is {shape}")
     if not bool(torch.isfinite(values).all()):
-        raise UserError(f"{path}: holds NaN or infinite values")
+        raise UserError(f"{where}: holds NaN or infinite values")
     if float(values.min()) < 0 or float(values.sum()) <= 0:
-        raise UserError(f"{path}: a blur kernel has non-negative entries, not all of them zero")
-    return _normalised(values)
+        raise UserError(f"{where}: a blur kernel has non-negative entries, not all of them zero")
+    if not math.isfinite(float(values.sum())):
+        raise UserError(f"{where}: the sum of the entries is too large")
 
 
 def blur_kernel(blur: str, std: float = 1.5, seed: int = 0) -> Tensor:
@@ -94,13 +99,21 @@ def blur_kernel(blur: str, std: float = 1.5, seed: int = 0) -> Tensor:
 
 
 def _values(path: Path) -> np.ndarray:
-    if path.suffix.lower() == ".npy":
-        return np.load(path, allow_pickle=False)
-    if path.suffix.lower() in TEXT:
-        delimiter = "," if path.suffix.lower() == ".csv" else None
-        return np.loadtxt(path, delimiter=delimiter, ndmin=2)
-    with Image.open(path) as image:
-        return np.asarray(image.convert("F") if image.mode.startswith(("I", "F")) else image.convert("L"))
+    """In float64.  Raises ``UserError``, naming the file."""
+    suffix = path.suffix.lower()
+    if suffix != ".npy" and suffix not in TEXT:
+        return np.ascontiguousarray(read_picture(path).grey())
+    content = regular_content(path)
+    if not content.strip():
+        raise UserError(f"{path}: cannot be read as a blur kernel (it is empty)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an imaginary part
+            if suffix == ".npy":
+                return np.ascontiguousarray(np.load(io.BytesIO(content), allow_pickle=False), dtype=np.float64)
+            return np.loadtxt(io.BytesIO(content), delimiter="," if suffix == ".csv" else None, ndmin=2)
+    except Exception as error:  # readers of damaged files raise anything
+        raise UserError(f"{path}: cannot be read as a blur kernel ({error})") from error
 
 
 def _normalised(values: Tensor) -> Tensor:

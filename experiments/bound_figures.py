@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.outputs import Output
 from experiments.report import BLUE, GREEN, GREY, ORANGE, save, tidy
 
 BLACK = "#222222"
@@ -18,7 +19,7 @@ BAR_COLOURS = (ORANGE, "#c6d7ea", "#8fb4d9", "#5a8fc4", BLUE, GREEN)
 Row = Mapping[str, Any]
 
 
-def errors_and_bounds(rows: Sequence[Row], path: Path) -> None:
+def errors_and_bounds(rows: Sequence[Row], path: Path | Output) -> None:
     """Relative gradient error and what is said about it, over operator applications; ``rows`` in their order."""
     curves = (
         ("worst_case", "worst case", GREY, ":"),
@@ -30,7 +31,7 @@ def errors_and_bounds(rows: Sequence[Row], path: Path) -> None:
     _curves(rows, curves, "relative error of the gradient", "Error of the hypergradient and its bounds", path)
 
 
-def losses(rows: Sequence[Row], path: Path) -> None:
+def losses(rows: Sequence[Row], path: Path | Output) -> None:
     """Error of the plain and of the corrected upper loss, with the certified radius, over operator applications."""
     curves = (
         ("loss_error", "plain loss, true error", GREY, "-"),
@@ -40,7 +41,7 @@ def losses(rows: Sequence[Row], path: Path) -> None:
     _curves(rows, curves, "error of the upper loss", "Plain and corrected loss", path)
 
 
-def effectivities(rows: Sequence[Row], path: Path) -> None:
+def effectivities(rows: Sequence[Row], path: Path | Output) -> None:
     """Histogram of bound, and of estimate, over true error."""
     figure, axis = _panel()
     curves = (
@@ -63,7 +64,7 @@ def effectivities(rows: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
-def truth_bars(rows: Sequence[Row], wanted: float, path: Path) -> None:
+def truth_bars(rows: Sequence[Row], wanted: float, path: Path | Output) -> None:
     """True errors of every method, one group of bars per instance; a line for what was ``wanted``, ticks for bounds.
 
     Errors that are not known leave a gap.
@@ -101,7 +102,7 @@ def _panel() -> tuple[Figure, Axes]:
 
 
 def _curves(
-    rows: Sequence[Row], curves: Sequence[tuple[str, str, str, str]], quantity: str, title: str, path: Path
+    rows: Sequence[Row], curves: Sequence[tuple[str, str, str, str]], quantity: str, title: str, path: Path | Output
 ) -> None:
     """Columns of the rows over operator applications: name, label, colour and line style of each."""
     figure, axis = _panel()
@@ -123,7 +124,7 @@ def _curve(axis: Axes, rows: Sequence[Row], name: str, label: str, colour: str, 
         axis.set_yscale("log")
 
 
-def descents(curves: Sequence[Row], path: Path) -> None:
+def descents(curves: Sequence[Row], path: Path | Output) -> None:
     """True training loss over operator applications per image: one panel per problem, one curve per method.
 
     Ours in front, the certified and the literature's adaptive ones beside it, fixed tolerances from light to dark.

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import UserError, one_line_errors, require_positive
+from experiments.command import command
 from experiments.lifted_race import (
     LEVELS,
     Conditioning,
@@ -27,10 +26,12 @@ from experiments.lifted_race import (
     pose,
     race,
 )
+from experiments.options import FILTERS, SIDE, STEPS, Parser, odd, path, positive, whole
+from experiments.outputs import Output, Outputs
 from experiments.progress import progress_bar
 from experiments.report import save, tidy
-from experiments.run_folder import write_json
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 
 ARCHITECTURES = ((8, 4), (16, 8), (32, 16), (8, 4, 4), (16, 8, 4), (8, 4, 4, 4), (16, 8, 4, 4))
 
@@ -107,7 +108,7 @@ def show_conditioning(rows: Sequence[Conditioning], limit: int, console: Console
     console.print(table)
 
 
-def draw(points: Sequence[Point], path: Path) -> None:
+def draw(points: Sequence[Point], path: Path | Output) -> None:
     """Energy gap against seconds, one line per method and smoothing."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axis = figure.subplots()
@@ -131,57 +132,54 @@ def draw(points: Sequence[Point], path: Path) -> None:
     save(figure, path)
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="python -m experiments.compare_lifted",
-        description="The lifted form of a ReLU network against the nested one, to the same energy; conditioning by depth.",
+    parser = Parser(
+        "python -m experiments.compare_lifted",
+        "The lifted form of a ReLU network against the nested one, to the same energy; conditioning by depth.",
     )
     parser.add_argument(
-        "--widths", type=int, nargs="+", default=[8, 4], help="channels of the hidden layers of the race"
+        "--widths", type=whole(1, FILTERS), nargs="+", default=[8, 4], help="channels of the hidden layers of the race"
     )
-    parser.add_argument("--size", type=int, default=5, help="filters of size x size pixels")
-    parser.add_argument("--side", type=int, default=24, help="pixels per side of the image")
-    parser.add_argument("--limit", type=float, default=2.0, help="seconds per method and smoothing")
+    parser.add_argument("--size", type=odd(), default=5, help="filters of size x size pixels")
+    parser.add_argument("--side", type=whole(1, SIDE), default=24, help="pixels per side of the image")
+    parser.add_argument("--limit", type=positive(), default=2.0, help="seconds per method and smoothing")
     parser.add_argument(
-        "--smoothing", type=float, default=0.05, help="of the conditioning study; its ridge is the same"
+        "--smoothing",
+        type=positive(least=1e-6, most=1e3),
+        default=0.05,
+        help="of the conditioning study; its ridge is the same",
     )
-    parser.add_argument("--steps", type=int, default=1000, help="most PDHG steps of the conditioning study")
-    parser.add_argument("--json", type=Path | None, help="write the figures to this file")
-    parser.add_argument("--figure", type=Path | None, help="draw the race into this PNG file")
+    parser.add_argument("--steps", type=whole(1, STEPS), default=1000, help="most PDHG steps of the conditioning study")
+    parser.add_argument("--json", type=path, help="write the figures to this file")
+    parser.add_argument("--figure", type=path, help="draw the race into this PNG file")
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
-    require_positive(size=options.size, side=options.side, steps=options.steps)
-    for name in ("limit", "smoothing"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"--{name} must be positive, got {getattr(options, name)}")
     prepare(threads=1)
-    progress, console = Console(stderr=True), Console()
-    try:
-        instance = pose(tuple(options.widths), options.size, options.side)
-        points = compare(instance, options.limit, progress)
-        rows = study(ARCHITECTURES, options.size, options.side, options.smoothing, options.steps, progress)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    outputs = Outputs()
+    figures = outputs.json(options.json, ("gap_of_start", "reference_uncertainty", "race", "conditioning"))
+    figure = outputs.figure(options.figure)
+    progress, console = Terminal(stderr=True), Terminal()
+    instance = pose(tuple(options.widths), options.size, options.side)
+    points = compare(instance, options.limit, progress)
+    rows = study(ARCHITECTURES, options.size, options.side, options.smoothing, options.steps, progress)
+    figures.write_json(
+        {
+            "gap_of_start": instance.gap,
+            "reference_uncertainty": instance.uncertain,
+            "race": [asdict(point) for point in points],
+            "conditioning": [asdict(row) for row in rows],
+        }
+    )
+    if options.figure is not None:
+        draw(points, figure)
     show(instance, points, console)
     show_conditioning(rows, options.steps, console)
-    if options.figure is not None:
-        draw(points, options.figure)
-    if options.json is not None:
-        write_json(
-            options.json,
-            {
-                "gap_of_start": instance.gap,
-                "reference_uncertainty": instance.uncertain,
-                "race": [asdict(point) for point in points],
-                "conditioning": [asdict(row) for row in rows],
-            },
-        )
 
 
 if __name__ == "__main__":

@@ -9,18 +9,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from experiments import method_figures
+from experiments.command import command
 from experiments.comparison import Method, Row, Setting, TrainingRow, measure, methods, settings, train
-from experiments.errors import UserError, one_line_errors, require_positive
+from experiments.options import FILTERS, SIDE, STEPS, Parser, odd, path, positive, tolerance, whole
+from experiments.outputs import Outputs
 from experiments.progress import progress_bar
-from experiments.run_folder import Json, write_json
+from experiments.run_folder import Json
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 from piggyback.hypergradient.base import Accuracy
+
+DIGITS = 178
+"""Half of the examples of the two digits that scikit-learn ships."""
 
 
 def compare(
@@ -74,53 +79,46 @@ def report(rows: Sequence[Row], curves: Sequence[TrainingRow]) -> dict[str, Json
     return {"rows": columns, "training": [asdict(curve) for curve in curves], "unconverged": missed}
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="python -m experiments.compare_methods",
-        description="Every hypergradient method on denoising, deblurring and logistic regression, against exact gradients.",
+    parser = Parser(
+        "python -m experiments.compare_methods",
+        "Every hypergradient method on denoising, deblurring and logistic regression, against exact gradients.",
     )
-    parser.add_argument("--json", type=Path | None, help="write the rows to this file")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the figures")
-    parser.add_argument("--side", type=int, default=16, help="pixels per side of the image")
-    parser.add_argument("--filters", type=int, default=6)
-    parser.add_argument("--size", type=int, default=3, help="filters of size x size pixels")
-    parser.add_argument("--examples", type=int, default=120, help="digits to train on, and as many to validate on")
+    parser.add_argument("--json", type=path, help="write the rows to this file")
+    parser.add_argument("--out", type=path, default=Path("runs/methods"), help="folder of the figures")
+    parser.add_argument("--side", type=whole(1, SIDE), default=16, help="pixels per side of the image")
+    parser.add_argument("--filters", type=whole(1, FILTERS), default=6)
+    parser.add_argument("--size", type=odd(), default=3, help="filters of size x size pixels")
     parser.add_argument(
-        "--steps", type=int, default=150, help="of the unrolled methods, and terms of the Neumann series"
+        "--examples", type=whole(2, DIGITS), default=120, help="digits to train on, and as many to validate on"
     )
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="of the lower level (RMS) and of the adjoint")
-    parser.add_argument("--training-steps", type=int, default=6, help="upper steps (Adam) with each method")
-    parser.add_argument("--training-tolerance", type=float, default=1e-3, help="the same while training")
-    parser.add_argument("--rate", type=float, default=0.05, help="of Adam")
+    parser.add_argument(
+        "--steps", type=whole(1, STEPS), default=150, help="of the unrolled methods, and terms of the Neumann series"
+    )
+    parser.add_argument("--tolerance", type=tolerance, default=1e-5, help="of the lower level (RMS) and of the adjoint")
+    parser.add_argument("--training-steps", type=whole(1, STEPS), default=6, help="upper steps (Adam) with each method")
+    parser.add_argument("--training-tolerance", type=tolerance, default=1e-3, help="the same while training")
+    parser.add_argument("--rate", type=positive(most=100.0), default=0.05, help="of Adam")
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
-    require_positive(
-        side=options.side, filters=options.filters, size=options.size, examples=options.examples,
-        steps=options.steps, training_steps=options.training_steps,
-    )  # fmt: skip
-    for name in ("tolerance", "training_tolerance", "rate"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(options, name)}")
     prepare(threads=1)
-    try:
-        chosen = list(settings(options.side, options.filters, options.size, options.examples))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    accuracy, training = (Accuracy(value, value) for value in (options.tolerance, options.training_tolerance))
+    chosen = list(settings(options.side, options.filters, options.size, options.examples))
+    outputs = Outputs()
+    figures = outputs.json(options.json, ("rows", "training", "unconverged"))
+    errors, training = outputs.figures(options.out, ["methods_errors.png", "methods_training.png"])
+    accuracy, coarse = (Accuracy(value, value) for value in (options.tolerance, options.training_tolerance))
     asked, steps = dict(methods(options.steps)), options.training_steps
-    rows, curves = compare(chosen, asked, accuracy, training, steps, options.rate, Console(stderr=True))
-    show(rows, curves, Console())
-    options.out.mkdir(parents=True, exist_ok=True)
-    method_figures.errors(rows, options.out / "methods_errors.png")
-    method_figures.training(curves, options.out / "methods_training.png")
-    if options.json is not None:
-        write_json(options.json, report(rows, curves))
+    rows, curves = compare(chosen, asked, accuracy, coarse, steps, options.rate, Terminal(stderr=True))
+    figures.write_json(report(rows, curves))
+    method_figures.errors(rows, errors)
+    method_figures.training(curves, training)
+    show(rows, curves, Terminal())
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from experiments.bound_figures import descents
+from experiments.command import command
 from experiments.controls import (
     WORST_CASE,
     Adaptive,
@@ -32,11 +32,12 @@ from experiments.controls import (
     PlainLevel,
 )
 from experiments.data import add_noise
-from experiments.errors import UserError, one_line_errors, require_positive
 from experiments.instances import NOISE, photograph_patches, scaled, starting_regularizer, with_potential
+from experiments.options import FILTERS, SIDE, THREADS, Parser, odd, path, positive, whole
+from experiments.outputs import Outputs
 from experiments.progress import progress_bar
-from experiments.run_folder import write_json
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.hypergradient.base import Accuracy
 from regularizers.linear import LinearRegularizer
@@ -224,32 +225,31 @@ def _ratio(value: float) -> str:
     )
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="python -m experiments.compare_tolerances", description="Operator applications to the same training loss."
-    )
-    parser.add_argument("--json", type=Path | None, help="write curves and costs to this file")
-    parser.add_argument("--out", type=Path, default=Path("runs/tolerances"), help="folder of the figure")
-    parser.add_argument("--side", type=int, default=32, help="pixels per side of a patch")
-    parser.add_argument("--filters", type=int, default=12)
-    parser.add_argument("--size", type=int, default=5, help="filters of size x size pixels")
-    parser.add_argument("--budget", type=float, default=500.0, help="operator applications per image and method")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = Parser("python -m experiments.compare_tolerances", "Operator applications to the same training loss.")
+    parser.add_argument("--json", type=path, help="write curves and costs to this file")
+    parser.add_argument("--out", type=path, default=Path("runs/tolerances"), help="folder of the figure")
+    parser.add_argument("--side", type=whole(1, SIDE), default=32, help="pixels per side of a patch")
+    parser.add_argument("--filters", type=whole(1, FILTERS), default=12)
+    parser.add_argument("--size", type=odd(), default=5, help="filters of size x size pixels")
+    parser.add_argument("--budget", type=positive(), default=500.0, help="operator applications per image and method")
+    parser.add_argument("--threads", type=whole(1, THREADS), default=1)
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
-    require_positive(side=options.side, filters=options.filters, size=options.size, threads=options.threads)
-    if not options.budget > 0:
-        raise UserError(f"--budget must be positive, got {options.budget}")
     prepare(options.threads)
     chosen, curves, radii = problems(options.side, options.filters, options.size), [], {}
-    with progress_bar(Console(stderr=True)) as bar:
-        task = bar.add_task("", total=sum(len(methods(problem)) for problem in chosen))
+    units = sum(len(methods(problem)) for problem in chosen)
+    outputs = Outputs()
+    figures = outputs.json(options.json, ("levels", "curves", "certified"))
+    (drawing,) = outputs.figures(options.out, ["tolerances.png"])
+    with progress_bar(Terminal(stderr=True)) as bar:
+        task = bar.add_task("", total=units)
         for problem in chosen:
             found, radii[problem.name] = compare(
                 problem, options.budget, lambda label: bar.update(task, description=label, advance=1)
@@ -257,13 +257,12 @@ def main(arguments: list[str] | None = None) -> None:
             curves += found
     by_problem = [[curve for curve in curves if curve.problem == problem.name] for problem in chosen]
     found = [level for group in by_problem for level in levels(group)]
-    show(found, Console())
-    Console().print(f"true losses are certified to {max(radii.values()):.1e}", highlight=False)
-    options.out.mkdir(parents=True, exist_ok=True)
-    descents([asdict(curve) for curve in curves], options.out / "tolerances.png")
-    if options.json is not None:
-        rows = [asdict(curve) for curve in curves]
-        write_json(options.json, {"levels": [asdict(level) for level in found], "curves": rows, "certified": radii})
+    rows = [asdict(curve) for curve in curves]
+    figures.write_json({"levels": [asdict(level) for level in found], "curves": rows, "certified": radii})
+    descents(rows, drawing)
+    console = Terminal()
+    show(found, console)
+    console.print(f"true losses are certified to {max(radii.values()):.1e}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
-import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +16,38 @@ import numpy as np
 import skimage
 import sklearn
 import torch
-from PIL import Image
 from torch import Tensor
 
 from experiments.errors import UserError
+from experiments.pictures import read_picture
+from experiments.terminal import note, printable
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+OTHER_SUFFIXES = frozenset(
+    {
+        ".gif",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tga",
+        ".psd",
+        ".exr",
+        ".hdr",
+        ".npy",
+    }
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+)
+"""Of images that are not read; a folder that holds some is not complete without them, which is said."""
+NAMES_SHOWN = 5
 MINIMUM_SIDE = 16
 TEST_SIDE = 256
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, the weights of Pillow's mode "L"
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
 SCIKIT_IMAGE = Path(skimage.__file__).parent / "data"
 SCIKIT_LEARN = Path(sklearn.__file__).parent / "datasets" / "images"
@@ -36,10 +55,20 @@ SCIKIT_LEARN = Path(sklearn.__file__).parent / "datasets" / "images"
 
 @dataclass(frozen=True, eq=False)
 class Photograph:
-    """``pixels``: float32 ``(channels, height, width)`` in [0, 1], with 1 or 3 channels."""
+    """``pixels``: float32 ``(channels, height, width)`` in [0, 1], with 1 or 3 channels.
+
+    ``name`` can be printed; ``path``: its file, ``notes``: what reading it left out or converted.
+    """
 
     name: str
     pixels: Tensor
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        """The name as the file system has it."""
+        return self.name if self.path is None else self.path.name
 
 
 @dataclass(frozen=True)
@@ -71,24 +100,28 @@ TRAIN = (
 
 
 def load_folder(folder: Path, colour: bool = False) -> list[Photograph]:
-    """All PNG, JPEG, TIFF and BMP files directly in ``folder``, sorted by name.
+    """All PNG, JPEG, TIFF, BMP and WebP files directly in ``folder``, sorted by name; see ``read_image``.
 
-    Colour becomes grey by ITU-R 601 luma; with ``colour`` every image gets three channels instead (grey repeated).
-    Integer images are divided by their full scale (255 or 65535), float images must lie in [0, 1] already;
-    transparency is ignored, of several pages the first is read.
-
-    Raises ``UserError`` for a missing folder, one without images, and an image that cannot be read, is smaller than
-    16 pixels on a side, or holds NaN, infinite or out-of-range values.
+    Raises ``UserError`` for a missing folder, one without images, and the first image that ``read_image`` refuses.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    return [_photograph(path, colour) for path in image_files(folder)]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder by name.  Hidden files and folders are passed over, whatever they are called.
+
+    Raises ``UserError`` for a missing folder and one without images.
+    """
     try:
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        if not folder.is_dir():
+            raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+        named = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        files = [path for path in named if not path.is_dir()]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
     if not files:
-        raise UserError(f"{folder}: holds no PNG, JPEG, TIFF or BMP image")
-    return [Photograph(path.name, read_image(path, colour)) for path in files]
+        raise UserError(f"{folder}: holds no PNG, JPEG, TIFF, BMP or WebP image")
+    return files
 
 
 def embedded_photographs(split: Literal["train", "test"], colour: bool = False) -> list[Photograph]:
@@ -112,8 +145,29 @@ def embedded_photographs(split: Literal["train", "test"], colour: bool = False) 
 
 
 def load_photographs(folder: Path | None, split: Literal["train", "test"], colour: bool = False) -> list[Photograph]:
-    """The images of ``folder``, or the embedded photographs of ``split`` if none is given."""
-    return embedded_photographs(split, colour) if folder is None else load_folder(folder, colour)
+    """The images of ``folder``, or the embedded photographs of ``split`` if none is given.
+
+    One line on stderr for each thing that was left out or converted, with the images it concerns.
+    """
+    if folder is None:
+        return embedded_photographs(split, colour)
+    photographs = load_folder(folder, colour)
+    for text in dict.fromkeys(text for photograph in photographs for text in photograph.notes):
+        _say(folder, text, [photograph.name for photograph in photographs if text in photograph.notes])
+    _say(folder, "left out, of a kind that is not read", left_out(folder))
+    return photographs
+
+
+def left_out(folder: Path) -> list[str]:
+    """Names of images of other kinds."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in OTHER_SUFFIXES)
+
+
+def _say(folder: Path, text: str, names: Sequence[str]) -> None:
+    """Of which images; nothing for none."""
+    if names:
+        rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        note(f"{folder}: {text}: {', '.join(names[:NAMES_SHOWN])}{rest}")
 
 
 def split_check(train: Sequence[Photograph], test: Sequence[Photograph]) -> None:
@@ -126,36 +180,45 @@ def split_check(train: Sequence[Photograph], test: Sequence[Photograph]) -> None
 
 
 def read_image(path: Path, colour: bool) -> Tensor:
-    """One image as float32 ``(1 or 3, height, width)`` in [0, 1]; see ``load_folder`` for conversions and errors."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata is no reason to complain; damaged pixels raise
-            with Image.open(path) as image:
-                image.load()
-                values = _scaled(image, colour)
-    except UNREADABLE as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from error
-    if min(values.shape[:2]) < MINIMUM_SIDE:
-        raise UserError(f"{path}: {values.shape[1]}x{values.shape[0]} pixels, need at least {MINIMUM_SIDE} on a side")
+    """One image as float32 ``(1 or 3, height, width)`` in [0, 1], at full depth and upright as EXIF says.
+
+    Colour becomes grey by ITU-R 601 luma; with ``colour`` every image gets three channels instead (grey repeated).  Integers are
+    divided by the largest of their type, floating-point images must lie in [0, 1] already.  Transparency is ignored, of several
+    pages the first is read.
+
+    Raises ``UserError``, naming the file, for one that cannot be read or is not supported, is smaller than 16 pixels on a side,
+    or holds NaN, infinite or out-of-range values.
+    """
+    return _photograph(path, colour).pixels
+
+
+def _photograph(path: Path, colour: bool) -> Photograph:
+    picture = read_picture(path)
+    height, width = picture.levels.shape[:2]
+    if min(height, width) < MINIMUM_SIDE:
+        raise UserError(f"{path}: {width}x{height} pixels, need at least {MINIMUM_SIDE} on a side")
+    notes, values = picture.notes, picture.values() if colour else picture.grey()
+    if picture.coloured and not colour:
+        notes += ("colours converted to grey",)
+    if picture.levels.ndim == 2 and colour:
+        notes += ("grey, repeated in three channels",)
     if not np.isfinite(values).all():
         raise UserError(f"{path}: holds NaN or infinite pixels")
     if values.min() < -1e-6 or values.max() > 1 + 1e-6:
-        raise UserError(f"{path}: pixels from {values.min():g} to {values.max():g}, expected 0 to 1")
+        raise UserError(f"{path}: pixels from {values.min():g} to {values.max():g}, expected 0 to 1{_advice(values)}")
     pixels = torch.from_numpy(np.clip(values, 0, 1).astype(np.float32))
     pixels = pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
-    return pixels.expand(3, -1, -1).contiguous() if colour and pixels.shape[0] == 1 else pixels
+    if colour and pixels.shape[0] == 1:
+        pixels = pixels.expand(3, -1, -1).contiguous()
+    return Photograph(printable(path.name), pixels, path, notes)
 
 
-def _scaled(image: Image.Image, colour: bool) -> np.ndarray:
-    """Grey values ``(height, width)``, or ``(height, width, 3)`` for a colour image that stays one; full scale is 1."""
-    if image.mode == "F":
-        return np.asarray(image, dtype=np.float64)
-    if image.mode.startswith("I"):  # 16 bits per pixel, whichever integer type Pillow puts them in
-        return np.asarray(image).astype(np.float64) / 65535
-    if image.mode in ("1", "L", "LA", "La"):
-        return np.asarray(image.convert("L"), dtype=np.float64) / 255
-    rgb = image.convert("RGB")  # palette, RGBA, CMYK, YCbCr
-    return np.asarray(rgb if colour else rgb.convert("L"), dtype=np.float64) / 255
+def _advice(values: np.ndarray) -> str:
+    """What values beyond 1 probably are."""
+    for largest in (255, 65535):
+        if values.min() >= 0 and values.max() <= largest:
+            return f"; these look like levels of {largest}: divide them by it"
+    return ""
 
 
 def to_grey(pixels: Tensor) -> Tensor:

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from experiments.baselines import tune, tune_tv, tv_restore, wiener
+from experiments.command import command
 from experiments.data import Photograph, draw_patches, image_generator, load_photographs
 from experiments.degradations import EDGES, Blur, edges_named
-from experiments.errors import UserError, one_line_errors
+from experiments.errors import UserError
+from experiments.evaluate import check_sizes, keeps_colour, tracked
 from experiments.instances import PRETRAINED, blurred_run, linear_run, scaled
 from experiments.metrics import psnr, ssim
+from experiments.options import PATCHES, SIDE, Parser, path, seed, whole
+from experiments.outputs import Outputs
 from experiments.report import Comparison, comparison
 from experiments.restoration import restore
-from experiments.run_folder import write_json
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.terms.quadratic import DataTerm
@@ -108,7 +108,7 @@ def measure(
     """Means over the images, from the part of each that was observed, and pictures; the observation itself comes first."""
     scores: dict[str, list[tuple[float, float]]] = {"blurred": []} | {name: [] for name, _, _ in methods}
     pictures = []
-    for index, image in enumerate(track(images, "testing", transient=True, console=Console(stderr=True))):
+    for index, image in enumerate(tracked(images, len(images), "testing")):
         observed = blur.observe(image.pixels, image_generator(seed, index))
         truth = blur.visible(image.pixels)
         scores["blurred"].append((psnr(blur.shown(observed), truth), ssim(blur.shown(observed), truth)))
@@ -121,25 +121,27 @@ def measure(
     return [Line(name, tuned[name], *means[name]) for name in scores], pictures
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(prog="python -m experiments.deblurring", description="Compare ways to deblur.")
-    parser.add_argument("run", type=Path, help="run folder of a deblurring run")
-    parser.add_argument("--denoiser", type=Path, default=PRETRAINED, help="run folder of a denoising run")
-    parser.add_argument("--train", type=Path | None, help="folder to tune on (default: the embedded training images)")
-    parser.add_argument("--images", type=Path | None, help="folder of clean images (default: the embedded test images)")
+    parser = Parser("python -m experiments.deblurring", "Compare ways to deblur.")
+    parser.add_argument("run", type=path, help="run folder of a deblurring run")
+    parser.add_argument(
+        "--denoiser", type=path, default=PRETRAINED, help="run folder of a denoising run (default: the shipped model)"
+    )
+    parser.add_argument("--train", type=path, help="folder to tune on (default: the embedded training images)")
+    parser.add_argument("--images", type=path, help="folder of clean images (default: the embedded test images)")
     parser.add_argument(
         "--edges", choices=list(EDGES), default="valid", help="what test images are beyond their border"
     )
-    parser.add_argument("--patches", type=int, default=24, help="training patches to tune on")
-    parser.add_argument("--patch", type=int, default=48, help="their side in pixels")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the noise")
-    parser.add_argument("--json", type=Path | None, help="write the figures to this file")
-    parser.add_argument("--figure", type=Path | None, help="draw the first images: observed, TV, learned, truth")
+    parser.add_argument("--patches", type=whole(1, PATCHES), default=24, help="training patches to tune on")
+    parser.add_argument("--patch", type=whole(1, SIDE), default=48, help="their side in pixels")
+    parser.add_argument("--seed", type=seed, default=1, help="seed of the noise")
+    parser.add_argument("--json", type=path, help="write the figures to this file")
+    parser.add_argument("--figure", type=path, help="draw the first images: observed, TV, learned, truth")
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
@@ -148,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     denoiser, _ = linear_run(options.denoiser)
     if denoiser.config.channels != regularizer.config.channels:
         raise UserError(f"{options.denoiser}: has {denoiser.config.channels} channels, the run another number")
-    colour = regularizer.config.channels == 3
+    colour = keeps_colour(regularizer, options.run)
     patches = draw_patches(
         load_photographs(options.train, "train", colour),
         options.patches,
@@ -156,17 +158,20 @@ def main(arguments: list[str] | None = None) -> None:
         torch.Generator().manual_seed(options.seed),
         regularizer.config.channels,
     )
+    images, tested = load_photographs(options.images, "test", colour), blur.with_edges(edges_named(options.edges))
+    check_sizes(images, tested)
+    outputs = Outputs(options.run, options.denoiser)
+    figures = outputs.json(options.json, ("edges", "methods"))
+    figure = outputs.figure(options.figure)
     methods = tuned_methods(regularizer, denoiser, blur.with_edges("circular"), patches, options.seed)
-    images = load_photographs(options.images, "test", colour)
-    lines, pictures = measure(methods, images, blur.with_edges(edges_named(options.edges)), options.seed)
+    lines, pictures = measure(methods, images, tested, options.seed)
+    figures.write_json({"edges": options.edges, "methods": [asdict(line) for line in lines]})
+    if options.figure is not None:
+        comparison(pictures, figure)
     table = Table("method", "tuned number", "PSNR dB", "SSIM")
     for line in lines:
         table.add_row(line.method, f"{line.tuned:.3g}" if line.tuned else "", f"{line.psnr:.2f}", f"{line.ssim:.4f}")
-    Console().print(table)
-    if options.figure is not None:
-        comparison(pictures, options.figure)
-    if options.json is not None:
-        write_json(options.json, {"edges": options.edges, "methods": [asdict(line) for line in lines]})
+    Terminal().print(table)
 
 
 if __name__ == "__main__":

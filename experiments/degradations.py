@@ -6,7 +6,7 @@ data terms come out.  A run stores the one it was trained with, so that it is ev
 
 from __future__ import annotations
 
-import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from experiments.blur_kernels import check_kernel
 from experiments.data import add_noise
 from experiments.errors import UserError
 from experiments.run_folder import Json
@@ -161,20 +162,32 @@ class Blur(Degradation):
 
 
 def from_description(training: Mapping[str, object], where: str) -> Degradation:
-    """The degradation a run was trained with.  Raises ``UserError``, naming ``where``, if it does not say."""
-    sigma = training.get("sigma")
-    if not isinstance(sigma, int | float) or not (math.isfinite(sigma) and sigma > 0):
+    """The degradation a run was trained with.  Raises ``UserError``, naming ``where``, if it does not say, or says nonsense."""
+    sigma = _positive(training.get("sigma"))
+    if sigma is None:
         raise UserError(f"{where}: the model does not say for which noise it was trained; give --sigma")
-    if training.get("task") == "denoise":
+    task, blur = training.get("task"), training.get("blur")
+    if task == "denoise":
         return Noise(sigma / 255)
-    blur = training.get("blur")
+    if task != "deblur":
+        raise UserError(f"{where}: the model was trained for an unknown task, {task!r}")
     try:
         if not isinstance(blur, Mapping):
             raise TypeError("no blur")
-        kernel = torch.tensor(blur["kernel"], dtype=torch.float64)
-        return Blur(kernel, sigma / 255, float(blur["ridge"]), edges_named(blur["edges"]), str(blur["name"]))
-    except (KeyError, TypeError, ValueError) as error:
+        kernel, ridge = torch.tensor(blur["kernel"], dtype=torch.float64), _positive(blur["ridge"])
+        if ridge is None:
+            raise ValueError(f"a ridge of {blur['ridge']!r}")
+        check_kernel(kernel, f"{where}: blur of the model")
+        return Blur(kernel, sigma / 255, ridge, edges_named(blur["edges"]), str(blur["name"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: the model does not say which blur it was trained for ({error})") from error
+
+
+def _positive(value: object) -> float | None:
+    """A positive finite number as a float; None for anything else that JSON can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < sys.float_info.max:
+        return None
+    return float(value)
 
 
 def edges_named(name: str) -> Edges:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+"""How torch says that it ran out of memory, in errors without a class of their own."""
 
 
 class UserError(Exception):
     """Input or settings that cannot be used; the message is one line that names the culprit."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user (SIGINT) or the system (SIGTERM) stopped the command; the message is one line: what was kept, how to go on."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn ``UserError`` and ``OSError`` (disk full, no permission) into ``error: ...`` on stderr and exit code 2.
+    """Turn what is no fault of the program into one line on stderr.
 
-    A context manager that is equally a decorator for ``main`` functions.
+    ``UserError``, ``OSError`` (disk full, no permission) and exhausted memory: ``error: ...``, exit code 2.  Ctrl-C and SIGTERM:
+    ``interrupted: ...``, exit code 128 plus the number of the signal, as shells have it.  A context manager that is equally a
+    decorator for ``main`` functions.
     """
     try:
         yield
@@ -25,6 +39,15 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         _fail(f"{error.filename}: {reason}" if error.filename else reason)
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Interrupted) else int(signal.SIGINT)
+        _end(f"interrupted: {str(stop) or 'nothing was kept'}", 128 + number)
+    except MemoryError as error:
+        _fail(f"not enough memory ({error or 'no details'}): ask for fewer or smaller things at once")
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        _fail(f"not enough memory ({_one_line(error)[:200]}): ask for fewer or smaller things at once")
 
 
 def require_positive(**options: int) -> None:
@@ -34,6 +57,15 @@ def require_positive(**options: int) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
 def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    raise SystemExit(2)
+    _end(f"error: {message}", 2)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    line = _one_line(message).encode(errors="backslashreplace").decode()  # names of files need not be valid Unicode
+    sys.stderr.write(f"{line}\n")
+    raise SystemExit(code)

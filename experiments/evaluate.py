@@ -1,32 +1,39 @@
 """Degrade a folder of clean images as a run was trained to undo, restore them with the run, and measure the result.
 
-python -m experiments.evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE
+python -m experiments.evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE --save DIR
+
+Nothing that exists is overwritten, but for FILE if an earlier evaluation wrote it; ``--save`` puts one PNG file per image into a
+folder that is not that of the originals.  Where to write is looked at before the work, and written to before the table is shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jsonargparse import ArgumentParser
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from experiments.command import command
 from experiments.data import Photograph, image_generator, load_photographs
 from experiments.degradations import EDGES, Blur, Degradation, edges_named, from_description
-from experiments.errors import UserError, one_line_errors
-from experiments.metrics import psnr, ssim
+from experiments.errors import UserError
+from experiments.metrics import SSIM_WINDOW, psnr, ssim
 from experiments.model_file import Learned, load_regularizer
+from experiments.options import THREADS, Parser, grey_levels, path, seed, tolerance, whole
+from experiments.outputs import Outputs, write_new
 from experiments.restoration import TOLERANCE, Restored, restore
-from experiments.run_folder import RunFolder, write_json
+from experiments.run_folder import RunFolder
 from experiments.runtime import available_cores, choose_device, prepare
+from experiments.terminal import Terminal
 
 Result = TypeVar("Result")
 
@@ -98,22 +105,39 @@ class Restorer:
 
 
 def side_by_side(job: Callable[[Photograph, int], Result], images: Sequence[Photograph], workers: int) -> list[Result]:
-    """``job`` of every image and its index, ``workers`` at a time, in order, with a progress bar."""
+    """``job`` of every image and its index, ``workers`` at a time, in order, with a progress bar.
+
+    Interrupted, it waits for the images in progress and begins no other.
+    """
+    if workers == 1:  # in the main thread, which an interrupt reaches at once
+        return [job(image, index) for index, image in enumerate(tracked(images, len(images), "restoring"))]
     with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(job, images, range(len(images)))
-        console = Console(stderr=True)
-        return list(track(done, "restoring", total=len(images), transient=True, console=console))
+        try:
+            done = pool.map(job, images, range(len(images)))
+            return list(tracked(done, len(images), "restoring"))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def tracked(items: Iterable[Result], total: int, doing: str) -> Iterable[Result]:
+    """The items, with a progress bar if there is a terminal to show it on."""
+    console = Terminal(stderr=True)
+    return track(items, doing, total=total, transient=True, console=console, disable=not console.is_terminal)
 
 
 def evaluate_images(
-    restorer: Restorer, images: Sequence[Photograph], workers: int = 1, save: Path | None = None
+    restorer: Restorer, images: Sequence[Photograph], workers: int = 1, places: Sequence[Path] | None = None
 ) -> list[ImageResult]:
-    """Figures of every image; those other than the seconds do not depend on ``workers``.  ``save``: folder for PNGs."""
+    """Figures of every image; those other than the seconds do not depend on ``workers``.
+
+    ``places``: where to write each restored image; nothing may exist there.
+    """
 
     def one(image: Photograph, index: int) -> ImageResult:
         example = restorer.restore(image, index)
-        if save is not None:
-            save_image(example.estimate, save / f"{Path(image.name).stem}.png")
+        if places is not None:
+            save_image(example.estimate, places[index])
         return example.figures()
 
     return side_by_side(one, images, workers)
@@ -126,10 +150,24 @@ def mean_of(results: Sequence[ImageResult]) -> dict[str, float]:
 
 
 def save_image(pixels: Tensor, path: Path) -> None:
-    """Write ``(channels, height, width)`` in [0, 1] as an 8-bit PNG."""
+    """Write ``(channels, height, width)`` in [0, 1] as a new 8-bit PNG.  Raises ``OSError``, naming it, if the file exists."""
     levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(-1).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(levels).save(path)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG")
+    write_new(path, buffer.getvalue())
+
+
+def check_sizes(images: Sequence[Photograph], degradation: Degradation) -> None:
+    """Raise ``UserError``, naming it, for the first image of which too little is observed to be measured."""
+    for image in images:
+        height, width = image.pixels.shape[-2:]
+        rows, columns = degradation.border
+        seen = (height - 2 * rows, width - 2 * columns)
+        if min(seen) < SSIM_WINDOW:
+            raise UserError(
+                f"{image.name}: of {width}x{height} pixels the blur leaves {max(seen[1], 0)}x{max(seen[0], 0)}, "
+                f"and SSIM needs {SSIM_WINDOW} on a side"
+            )
 
 
 def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
@@ -141,7 +179,7 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
             f"{row['data_bound']:.1e}",
             f"{row['operator_applications']:.0f}", f"{row['seconds']:.2f}",
         )  # fmt: skip
-    console = Console()
+    console = Terminal()
     console.print(table)
     missed = [result.name for result in results if not result.converged]
     if missed:
@@ -150,45 +188,55 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
         )
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="python -m experiments.evaluate", description="Degrade images and restore them with a trained run."
-    )
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--images", type=Path | None, help="folder of clean images (default: the embedded test images)")
-    parser.add_argument("--sigma", type=float | None, help="noise in grey levels of 255 (default: as trained)")
+    parser = Parser("python -m experiments.evaluate", "Degrade images and restore them with a trained run.")
+    parser.add_argument("run", type=path, help="run folder")
+    parser.add_argument("--images", type=path, help="folder of clean images (default: the embedded test images)")
+    parser.add_argument("--sigma", type=grey_levels, help="noise in grey levels of 255 (default: as trained)")
     parser.add_argument(
         "--edges", choices=list(EDGES), help="deblurring: the border (default: valid, nothing is known beyond it)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of the noise")
+    parser.add_argument("--seed", type=seed, default=1, help="seed of the noise")
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help="certified RMS error of x, in grey values of [0, 1]"
+        "--tolerance", type=tolerance, default=TOLERANCE, help="certified RMS error of x, in grey values of [0, 1]"
     )
-    parser.add_argument("--json", type=Path | None, help="write the figures to this file")
-    parser.add_argument("--save", type=Path | None, help="write the restored images to this folder")
-    parser.add_argument("--device", type=str, choices=["cpu", "cuda", "auto"], default="auto")
-    parser.add_argument("--threads", type=int, default=available_cores(), help="images restored side by side")
+    parser.add_argument("--json", type=path, help="write the figures to this file")
+    parser.add_argument("--save", type=path, help="write the restored images to this folder; nothing is overwritten")
+    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="auto")
+    parser.add_argument(
+        "--threads", type=whole(1, THREADS), default=available_cores(), help="images restored side by side"
+    )
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
     prepare(threads=1)
+    device = choose_device(options.device)
     regularizer, config = load_regularizer(RunFolder.open(options.run))
-    colour = regularizer.config.channels == 3
-    images = load_photographs(options.images, "test", colour)
     degradation = tested_degradation(config, str(options.run), options.sigma, options.edges)
-    regularizer = regularizer.to(choose_device(options.device))
-    restorer = Restorer(regularizer, degradation, options.seed, options.tolerance)
-    results = evaluate_images(restorer, images, options.threads, options.save)
+    images = load_photographs(options.images, "test", keeps_colour(regularizer, options.run))
+    check_sizes(images, degradation)
+    outputs = Outputs(options.run)
+    figures, places = outputs.json(options.json, ("images", "mean", "model")), None
+    if options.save is not None:
+        places = outputs.images(options.save, [image.file_name for image in images], options.images)
+    restorer = Restorer(regularizer.to(device), degradation, options.seed, options.tolerance)
+    results = evaluate_images(restorer, images, options.threads, places)
     mean = mean_of(results)
+    figures.write_json({"images": [asdict(result) for result in results], "mean": mean, "model": config})
     show(results, mean)
-    if options.json is not None:
-        images_figures = [asdict(result) for result in results]
-        write_json(options.json, {"images": images_figures, "mean": mean, "model": config})
+
+
+def keeps_colour(regularizer: Learned, run: Path) -> bool:
+    """Whether a model is one of colour images.  Raises ``UserError`` for channels that no image has."""
+    channels = regularizer.config.channels
+    if channels not in (1, 3):
+        raise UserError(f"{run}: a model of {channels} channels; images have 1 or 3")
+    return channels == 3
 
 
 def tested_degradation(
@@ -199,7 +247,7 @@ def tested_degradation(
     Blurs are tested without assumptions beyond the border unless ``edges`` says otherwise.  Raises ``UserError`` for a
     negative ``sigma``, for ``edges`` without a blur, and if the model does not say how it was trained.
     """
-    if sigma is not None and not sigma > 0:
+    if sigma is not None and not 0 < sigma < math.inf:
         raise UserError(f"--sigma must be positive, got {sigma}")
     training = config.get("training")
     known: dict[str, object] = dict(training) if isinstance(training, Mapping) else {}

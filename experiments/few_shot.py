@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -31,13 +30,16 @@ from experiments.adaptation import (
     meta_train,
     rescaled,
 )
+from experiments.command import command
 from experiments.data import draw_patches, embedded_photographs
-from experiments.errors import UserError, one_line_errors, require_positive
+from experiments.errors import UserError
 from experiments.instances import scaled, trained_regularizer
+from experiments.options import PATCHES, SIDE, STEPS, Parser, path, whole
+from experiments.outputs import Output, Outputs
 from experiments.progress import progress_bar
 from experiments.report import BLUE, GREY, ORANGE, save, tidy
-from experiments.run_folder import write_json
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 from piggyback.certified import parameter_vector
 from piggyback.meta import L2F, MAML, ImplicitMAML, Level, MetaRule, MetaSGD, Work
 from regularizers.linear import LinearRegularizer
@@ -250,7 +252,7 @@ def verdicts(rows: Sequence[AdaptationRow]) -> list[str]:
     return lines
 
 
-def figure(rows: Sequence[AdaptationRow], path: Path) -> None:
+def figure(rows: Sequence[AdaptationRow], path: Path | Output) -> None:
     """PSNR before and after adaptation, one panel per task; lines at rescaling and at the oracle."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     drawing = Figure(figsize=(5.6 * len(tasks), 4.0), layout="constrained")
@@ -269,25 +271,25 @@ def figure(rows: Sequence[AdaptationRow], path: Path) -> None:
     save(drawing, path)
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="python -m experiments.few_shot", description="Adapt a regularizer to a new noise level and a new blur."
+    parser = Parser("python -m experiments.few_shot", "Adapt a regularizer to a new noise level and a new blur.")
+    parser.add_argument("--run", type=path, help="run folder of a linear model (default: the packaged denoiser)")
+    parser.add_argument("--json", type=path, help="write the rows to this file")
+    parser.add_argument("--out", type=path, default=Path("runs/few_shot"), help="folder of the figure")
+    parser.add_argument("--shots", type=whole(1, PATCHES), default=3, help="support patches of a task")
+    parser.add_argument("--steps", type=whole(1, STEPS), default=3, help="steps of an adaptation")
+    parser.add_argument("--meta-steps", type=whole(1, STEPS), default=3, help="tasks that every rule learns from")
+    parser.add_argument(
+        "--long-steps", type=whole(1, STEPS), default=8, help="steps of the long training on the new task"
     )
-    parser.add_argument("--run", type=Path | None, help="run folder of a linear model (default: the packaged denoiser)")
-    parser.add_argument("--json", type=Path | None, help="write the rows to this file")
-    parser.add_argument("--out", type=Path, default=Path("runs/few_shot"), help="folder of the figure")
-    parser.add_argument("--shots", type=int, default=3, help="support patches of a task")
-    parser.add_argument("--steps", type=int, default=3, help="steps of an adaptation")
-    parser.add_argument("--meta-steps", type=int, default=3, help="tasks that every rule learns from")
-    parser.add_argument("--long-steps", type=int, default=8, help="steps of the long training on the new task")
-    parser.add_argument("--draws", type=int, default=2, help="draws of the support patches of the new task")
-    parser.add_argument("--side", type=int, default=16, help="pixels per side of the support patches")
-    parser.add_argument("--images", type=int, default=6, help="query patches, of twice the side")
+    parser.add_argument("--draws", type=whole(1, STEPS), default=2, help="draws of the support patches of the new task")
+    parser.add_argument("--side", type=whole(1, SIDE), default=16, help="pixels per side of the support patches")
+    parser.add_argument("--images", type=whole(1, PATCHES), default=6, help="query patches, of twice the side")
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
@@ -300,25 +302,25 @@ def main(arguments: list[str] | None = None) -> None:
         options.side,
         options.images,
     )
-    require_positive(**asdict(effort))
     prepare(threads=1)
     regularizer = trained_regularizer(options.run)
     if regularizer.config.channels != 1:
         raise UserError(f"{options.run}: a model of colour images; this experiment takes grey ones")
+    outputs = Outputs(options.run)
+    figures = outputs.json(options.json, ("rows",))
+    (drawing,) = outputs.figures(options.out, ["few_shot.png"])
     rows: list[AdaptationRow] = []
     chosen = families()
-    with progress_bar(Console(stderr=True)) as bar:
+    with progress_bar(Terminal(stderr=True)) as bar:
         task = bar.add_task("", total=len(chosen) * WAYS)
         for family in chosen:
             bar.update(task, description=family.name)
             for found in Bench.of(regularizer, family, effort).ways():
                 rows.append(found)
                 bar.update(task, description=f"{family.name}: {found.method} done", advance=1)
-    show(rows, Console())
-    options.out.mkdir(parents=True, exist_ok=True)
-    figure(rows, options.out / "few_shot.png")
-    if options.json is not None:
-        write_json(options.json, {"rows": [asdict(row) for row in rows]})
+    figures.write_json({"rows": [asdict(row) for row in rows]})
+    figure(rows, drawing)
+    show(rows, Terminal())
 
 
 if __name__ == "__main__":

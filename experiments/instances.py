@@ -19,6 +19,7 @@ from experiments.model_file import load_regularizer
 from experiments.run_folder import Json, RunFolder
 from piggyback.losses import SquaredError
 from piggyback.terms.quadratic import Deblurring, Denoising
+from regularizers.boundaries import BOUNDARIES
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -49,6 +50,14 @@ class Instance:
     regularizer: LinearRegularizer
     data: Denoising | Deblurring
     clean: Tensor
+
+    def __post_init__(self) -> None:
+        config, side = self.regularizer.config, min(self.clean.shape[-2:])
+        least = BOUNDARIES[config.boundary].smallest(config.size)
+        if side < least:
+            raise UserError(
+                f"{config.size}x{config.size} filters need images of at least {least} pixels a side, got {side}"
+            )
 
     @property
     def potential(self) -> str:

@@ -8,23 +8,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as nnf
-from jsonargparse import ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from experiments.command import command
 from experiments.data import draw_patches, embedded_photographs
-from experiments.errors import UserError, one_line_errors, require_positive
-from experiments.instances import BLUR_WEIGHT, deblurring, denoising, scaled, trained_regularizer
+from experiments.errors import UserError
+from experiments.instances import BLUR_SIDE, BLUR_WEIGHT, deblurring, denoising, scaled, trained_regularizer
+from experiments.options import PATCHES, SIDE, Parser, path, whole
+from experiments.outputs import Outputs
 from experiments.progress import progress_bar
-from experiments.run_folder import write_json
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 from piggyback.batched import inner, per_sample, safe_divide
 from piggyback.certified import double_copy
 from piggyback.lower_problem import LowerProblem
@@ -308,24 +309,29 @@ def show(rows: Sequence[SolverRow], console: Console) -> None:
     console.print(f"certified RMS distance to the minimiser over the tolerance: at most {worst:.4f}")
 
 
-@one_line_errors()
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser("python -m experiments.learned_solver", "Learn to solve the lower level.")
+    parser.add_argument("--run", type=path, help="run folder of a linear model (default: the packaged denoiser)")
+    parser.add_argument("--json", type=path, help="write the rows to this file")
+    parser.add_argument("--side", type=whole(BLUR_SIDE, SIDE), default=32, help="pixels per side of the patches")
+    parser.add_argument("--patches", type=whole(1, PATCHES), default=96, help="patches to learn from")
+    parser.add_argument("--images", type=whole(1, PATCHES), default=8, help="patches of other photographs to test on")
+    parser.add_argument("--limit", action="store_true", help="also with the inverse Hessian at the minimiser: slow")
+    return parser
+
+
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = ArgumentParser(prog="python -m experiments.learned_solver", description="Learn to solve the lower level.")
-    parser.add_argument("--run", type=Path | None, help="run folder of a linear model (default: the packaged denoiser)")
-    parser.add_argument("--json", type=Path | None, help="write the rows to this file")
-    parser.add_argument("--side", type=int, default=32, help="pixels per side of the patches")
-    parser.add_argument("--patches", type=int, default=96, help="patches to learn from")
-    parser.add_argument("--images", type=int, default=8, help="patches of other photographs to test on")
-    parser.add_argument("--limit", action="store_true", help="also with the inverse Hessian at the minimiser: slow")
-    options = parser.parse_args(arguments)
-    require_positive(side=options.side, patches=options.patches, images=options.images)
+    options = build_parser().parse_args(arguments)
     prepare(threads=1)
     regularizer = trained_regularizer(options.run)
     if regularizer.config.channels != 1:
         raise UserError(f"{options.run}: a model of colour images; this experiment takes grey ones")
+    figures = Outputs(options.run).json(options.json, ("rows",))
     rows: list[SolverRow] = []
-    with progress_bar(Console(stderr=True)) as bar:
+    with progress_bar(Terminal(stderr=True)) as bar:
         progress = bar.add_task("", total=3 * len(TASKS))
         for task in TASKS:
             bar.update(progress, description=f"{task}: solving training images")
@@ -335,9 +341,8 @@ def main(arguments: list[str] | None = None) -> None:
             bar.update(progress, description=f"{task}: testing", advance=1)
             rows += compare(case, learned, TOLERANCES, options.limit)
             bar.advance(progress)
-    show(rows, Console())
-    if options.json is not None:
-        write_json(options.json, {"rows": [asdict(row) for row in rows]})
+    figures.write_json({"rows": [asdict(row) for row in rows]})
+    show(rows, Terminal())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""How much memory the tensors of a computation take at most, to the byte and whatever the allocator does."""
+"""How much memory the tensors of a computation take at most, to the byte and whatever the allocator does; how much there is."""
 
 from __future__ import annotations
 
+import math
+import os
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,3 +51,35 @@ def peak_memory(job: Callable[[], object]) -> int:
     with PeakMemory() as memory:
         job()
     return memory.peak
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes that can be had now on ``device``; infinite where the system does not say.
+
+    On the CPU what Linux calls available, within the limit of the container, or else all there is.
+    """
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    found = [_number_in(path, word) for path, word in _SOURCES]
+    if hasattr(os, "sysconf"):
+        with suppress(ValueError, OSError):
+            found.append(float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE"))
+    return min(found)
+
+
+_SOURCES = (
+    (Path("/proc/meminfo"), "MemAvailable:"),
+    (Path("/sys/fs/cgroup/memory.max"), ""),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), ""),
+)
+"""Files, and the word that begins the line with the number."""
+
+
+def _number_in(path: Path, word: str) -> float:
+    """The first number, in bytes, of the line that begins with ``word``; infinite if there is none."""
+    with suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            cells = line.removeprefix(word).split()
+            if line.startswith(word) and cells and cells[0].isdecimal():
+                return float(cells[0]) * (1024 if cells[-1] == "kB" else 1)
+    return math.inf

@@ -9,12 +9,13 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from experiments.comparison import Row, TrainingRow
+from experiments.outputs import Output
 from experiments.report import GREY, save, tidy
 
 MARKERS = {"certified": "o", "estimate": "s", "direction": "x"}
 
 
-def errors(rows: Sequence[Row], path: Path) -> None:
+def errors(rows: Sequence[Row], path: Path | Output) -> None:
     """Relative error over operator applications, one panel per problem; a grey bar reaches up to what is certified."""
     problems = list(dict.fromkeys(row.problem for row in rows))
     names = list(dict.fromkeys(row.method for row in rows))
@@ -38,7 +39,7 @@ def errors(rows: Sequence[Row], path: Path) -> None:
     save(figure, path)
 
 
-def training(rows: Sequence[TrainingRow], path: Path) -> None:
+def training(rows: Sequence[TrainingRow], path: Path | Output) -> None:
     """Exact upper loss, over that of the start, against operator applications; one panel per problem."""
     problems = list(dict.fromkeys(row.problem for row in rows))
     names = list(dict.fromkeys(row.method for row in rows))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from experiments.atomic import write_in_one_piece
-from experiments.errors import UserError, one_line_errors
+from experiments.command import command
+from experiments.errors import UserError
+from experiments.options import Parser
 from piggyback.hypergradient.capabilities import Capabilities
 from piggyback.hypergradient.registry import METHODS
 
@@ -57,12 +57,10 @@ def updated(document: str) -> str:
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = ArgumentParser(
-        prog="python -m experiments.method_table", description="Write the table of docs/methods.md."
-    )
+    parser = Parser("python -m experiments.method_table", "Write the table of docs/methods.md.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the table is not current")
     options = parser.parse_args(arguments)
     document = DOCUMENT.read_text(encoding="utf-8")

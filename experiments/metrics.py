@@ -7,6 +7,9 @@ import math
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+SSIM_WINDOW = 11
+"""Least side, in pixels, of an image that has a structural similarity."""
+
 
 def psnr(estimate: Tensor, truth: Tensor, clip: bool = True) -> float:
     """``-10 log10`` of the mean squared error, in dB, over all pixels and channels; infinite for equal images.

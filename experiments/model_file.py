@@ -42,9 +42,10 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
     if config.get("regularizer") not in ("linear", "adaptive", "icnn"):
         raise UserError(f"{run.model}: unknown regularizer {config.get('regularizer')!r}")
     try:
+        _check_counts(config, sum(tensor.numel() for tensor in tensors.values()))
         regularizer = _constructed(config)
         regularizer.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())  # torch names the tensors on lines of their own
         raise UserError(f"{run.model}: weights and architecture do not fit ({reason})") from error
     for name, tensor in tensors.items():
@@ -56,6 +57,16 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
         except ValueError as error:
             raise UserError(f"{run.model}: {error}") from error
     return regularizer, config
+
+
+def _check_counts(config: Mapping[str, Any], numbers: int) -> None:
+    """Raise ``ValueError`` if a count of the architecture is larger than all weights together, before it is allocated."""
+    for table in ("architecture", "weights"):
+        entries = config.get(table)
+        for name, value in entries.items() if isinstance(entries, dict) else ():
+            counts = value if isinstance(value, list) else [value]
+            if any(isinstance(count, int) and count > numbers for count in counts):
+                raise ValueError(f"{name} {value!r:.60}, but {numbers} weights in all")
 
 
 def _constructed(config: Mapping[str, Any]) -> Learned:

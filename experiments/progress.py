@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -38,12 +40,32 @@ class TrainingProgress:
 
     def show(self, row: HistoryRow) -> None:
         """Print one iteration and move the bar."""
-        self.console.print(
-            f"{row.iteration:4d} {row.phase} {row.samples} patches  loss {row.loss:.5f} "
-            f"[{row.loss_lower:.5f}, {row.loss_upper:.5f}]  gradient ±{row.gradient_error_relative:.1e} (certified, relative)  "
-            f"tolerance {row.lower_tolerance:.1e}  step {row.step:.2g}  {row.operator_applications:.0f} operator pairs",
-            highlight=False,
-            soft_wrap=True,
-        )
-        done = max(row.seconds / self.budget, row.iteration / self.iterations)
-        self.bar.update(self.task, completed=min(done, 1.0))
+        done = min(max(row.seconds / self.budget, row.iteration / self.iterations), 1.0)
+        self.console.print(_line(row, done), highlight=False, soft_wrap=True)
+        self.bar.update(self.task, completed=done)
+
+
+def _line(row: HistoryRow, done: float) -> str:
+    """What a row says, in words; ``done``: the part of the limits that is used up."""
+    left = row.seconds * (1 / done - 1) if done > 0 else 0.0
+    return (
+        f"{row.iteration:5d}  PSNR {row.psnr:.2f} dB  loss {row.loss:.4f} in [{row.loss_lower:.4f}, {row.loss_upper:.4f}]  "
+        f"{gradient_in_words(row)}  tolerances {row.lower_tolerance:.1e}, {row.adjoint_tolerance:.2f}  "
+        f"{'rate' if row.phase == 'stochastic' else 'step'} {row.step:.2g}  {row.operator_applications:.0f} pairs  "
+        f"{int(left) // 60}:{int(left) % 60:02d} left"
+    )
+
+
+def gradient_in_words(row: HistoryRow) -> str:
+    """The certified error of the gradient; a bound of 1 or more certifies nothing, and is not shown as if it did."""
+    error = row.gradient_error_relative
+    if not error < 1:
+        return "gradient not certified" if row.gradient_norm > 0 else "gradient not assessed"
+    text = f"gradient error <= {_percent(error)}"
+    if row.gradient_noise_relative < math.inf:
+        return f"{text} (mini-batch noise {_percent(row.gradient_noise_relative)})"
+    return text
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"

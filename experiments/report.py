@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +18,28 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from experiments.metrics import psnr, ssim
+from experiments.outputs import MARK, Output, write_to
 
-MAXIMUM_ROWS = 4
+MAXIMUM_ROWS, MAXIMUM_HEIGHT = 4, 4.0
+"""Images in a comparison, and height over width of the room for one: longer ones are shown smaller, not left out."""
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d9730d", "#2e8b57", "#8a8a8a"
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One image in four versions, each ``(channels, height, width)``; PSNR and SSIM are computed from them."""
+    """One image in four versions, each ``(channels, height, width)``; PSNR and SSIM are computed from them.
+
+    ``tv`` is None where total variation could not be solved.
+    """
 
     name: str
     noisy: Tensor
-    tv: Tensor
+    tv: Tensor | None
     learned: Tensor
     truth: Tensor
 
 
-def comparison(rows: Sequence[Comparison], path: Path) -> None:
+def comparison(rows: Sequence[Comparison], path: Path | Output) -> None:
     """Observation, tuned TV, learned and truth side by side with PSNR and SSIM; at most the first four images.
 
     Raises ``ValueError`` if there is no image.
@@ -40,21 +47,25 @@ def comparison(rows: Sequence[Comparison], path: Path) -> None:
     if not rows:
         raise ValueError("a comparison needs at least one image")
     shown = rows[:MAXIMUM_ROWS]
-    heights = [row.truth.shape[-2] / row.truth.shape[-1] for row in shown]
+    heights = [min(row.truth.shape[-2] / row.truth.shape[-1], MAXIMUM_HEIGHT) for row in shown]
     figure = Figure(
         figsize=(12.4, sum(3.0 * height + 0.42 for height in heights)),
         layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0),
     )
     axes = figure.subplots(len(shown), 4, squeeze=False, height_ratios=heights)
     for row, line in zip(shown, axes, strict=True):
-        _picture(line[0], row.noisy, f"{row.name}: observed  {_quality(row.noisy, row.truth, clip=False)}")
-        _picture(line[1], row.tv, f"tuned TV  {_quality(row.tv, row.truth)}")
+        name = row.name.encode(errors="replace").decode()
+        _picture(line[0], row.noisy, f"{name}: observed  {_quality(row.noisy, row.truth, clip=False)}")
+        if row.tv is None:
+            _missing(line[1], "tuned TV: not solved")
+        else:
+            _picture(line[1], row.tv, f"tuned TV  {_quality(row.tv, row.truth)}")
         _picture(line[2], row.learned, f"learned  {_quality(row.learned, row.truth)}")
         _picture(line[3], row.truth, "truth")
     save(figure, path)
 
 
-def filters(bank: Tensor, weights: Tensor, path: Path) -> None:
+def filters(bank: Tensor, weights: Tensor, path: Path | Output) -> None:
     """Filters ``(count, channels, k, k)``, largest weight first; each on its own scale, blue negative, red positive.
 
     Filters of three channels are shown as colours around grey.
@@ -78,7 +89,7 @@ def filters(bank: Tensor, weights: Tensor, path: Path) -> None:
     save(figure, path)
 
 
-def potentials(grid: Tensor, values: Tensor, path: Path) -> None:
+def potentials(grid: Tensor, values: Tensor, path: Path | Output) -> None:
     """Curves ``values (count, n)`` over the filter responses ``grid (n,)``, coloured by their height at the end."""
     z, curves = grid.detach().cpu().numpy(), values.detach().cpu().numpy()
     figure = Figure(figsize=(7, 4.6), layout="constrained")
@@ -95,12 +106,12 @@ def potentials(grid: Tensor, values: Tensor, path: Path) -> None:
     save(figure, path)
 
 
-def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path) -> None:
+def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path | Output) -> None:
     """How a run went, over the column ``iteration``; absent or empty columns leave their curve out.
 
-    Columns: ``loss``, ``loss_lower``, ``loss_upper`` (certified interval), ``gradient_error_relative`` (certified),
-    ``lower_tolerance``, ``adjoint_tolerance``, ``step``, ``operator_applications`` (cumulative), and ``phase``,
-    whose value "stochastic" is shaded.
+    Columns: ``loss``, ``loss_lower``, ``loss_upper`` (certified interval), ``psnr``, ``gradient_error_relative`` (certified where
+    it is below 1; other values certify nothing and are left out), ``gradient_noise_relative``, ``lower_tolerance``,
+    ``adjoint_tolerance``, ``step``, ``operator_applications`` (cumulative), and ``phase``, whose value "stochastic" is shaded.
 
     Raises ``ValueError`` if there is no row.
     """
@@ -110,10 +121,10 @@ def training_curves(rows: Sequence[Mapping[str, float | int | str]], path: Path)
     figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True)
     _loss_panel(axes[0, 0], table)
-    width = table["loss_upper"] - table["loss_lower"]
-    _panel(axes[0, 1], table["iteration"], "width of the certified loss interval", [("", width, BLUE)])
-    error = table["gradient_error_relative"]
-    _panel(axes[0, 2], table["iteration"], "certified relative hypergradient error", [("", error, ORANGE)])
+    _panel(axes[0, 1], table["iteration"], "PSNR of the probe, dB", [("", table["psnr"], BLUE)], logarithmic=False)
+    error = np.where(table["gradient_error_relative"] < 1, table["gradient_error_relative"], np.nan)
+    quality = [("certified error", error, ORANGE), ("mini-batch noise", table["gradient_noise_relative"], GREY)]
+    _panel(axes[0, 2], table["iteration"], "hypergradient, relative to its norm", quality)
     tolerances = [("image", table["lower_tolerance"], BLUE), ("adjoint", table["adjoint_tolerance"], ORANGE)]
     _panel(axes[1, 0], table["iteration"], "tolerances", tolerances)
     _panel(axes[1, 1], table["iteration"], "step size", [("", table["step"], GREEN)])
@@ -130,7 +141,9 @@ _COLUMNS = (
     "loss",
     "loss_lower",
     "loss_upper",
+    "psnr",
     "gradient_error_relative",
+    "gradient_noise_relative",
     "lower_tolerance",
     "adjoint_tolerance",
     "step",
@@ -154,17 +167,19 @@ def _loss_panel(axis: Axes, table: Mapping[str, np.ndarray]) -> None:
     tidy(axis)
 
 
-def _panel(axis: Axes, x: np.ndarray, title: str, curves: Sequence[tuple[str, np.ndarray, str]]) -> None:
-    """Curves ``(label, values, colour)`` on a logarithmic axis; values that are not positive are left out."""
+def _panel(
+    axis: Axes, x: np.ndarray, title: str, curves: Sequence[tuple[str, np.ndarray, str]], logarithmic: bool = True
+) -> None:
+    """Curves ``(label, values, colour)``; values that are not positive are left out."""
     drawn = False
     for label, values, colour in curves:
         positive = np.where(np.isfinite(values) & (values > 0), values, np.nan)
         if np.isfinite(positive).any():
             axis.plot(x, positive, color=colour, linewidth=1.2, marker=".", markersize=3, label=label)
             drawn = True
-    if drawn:
+    if drawn and logarithmic:
         axis.set_yscale("log")
-    else:
+    elif not drawn:
         axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", color=GREY)
         axis.set_yticks([])
     if drawn and len(curves) > 1:
@@ -195,7 +210,12 @@ def _picture(axis: Axes, pixels: Tensor, title: str) -> None:
         axis.imshow(shown.transpose(1, 2, 0), interpolation="nearest")
     else:
         axis.imshow(shown[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10, parse_math=False)  # a name may hold a $
+    axis.set_axis_off()
+
+
+def _missing(axis: Axes, title: str) -> None:
+    axis.set_title(title, fontsize=10, parse_math=False)
     axis.set_axis_off()
 
 
@@ -209,7 +229,19 @@ def tidy(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
+def rendered(figure: Figure) -> bytes:
+    """A figure as PNG that says who drew it."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # names in letters that the font lacks
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": MARK})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path | Output) -> None:
+    """Write a figure as PNG.  Raises ``OSError`` that names the file."""
+    if isinstance(path, Output):
+        path.write(rendered(figure))
+    else:
+        write_to(path, rendered(figure))

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from experiments.command import command
 from experiments.data import central_crop, image_generator, load_photographs
 from experiments.degradations import Blur, Degradation, Noise
-from experiments.errors import one_line_errors
+from experiments.errors import UserError
+from experiments.evaluate import keeps_colour
 from experiments.instances import blurred_run, scaled, trained_regularizer
 from experiments.metrics import psnr
-from experiments.run_folder import write_json
+from experiments.options import SIDE, Parser, path, whole
+from experiments.outputs import Outputs
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 from piggyback.certificates.local import local_bound
 from piggyback.certified import Certification, assemble, examine
 from piggyback.hypergradient.base import Accuracy, Sensitivity
@@ -113,34 +114,39 @@ def _mean_psnr(images: Tensor, clean: Tensor) -> float:
     return sum(psnr(x, truth) for x, truth in zip(images, clean, strict=True)) / len(clean)
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="python -m experiments.ridge_study", description="What the ridge of a deblurring run does."
-    )
-    parser.add_argument("run", type=Path, help="run folder of a deblurring run")
-    parser.add_argument(
-        "--denoiser", type=Path | None, help="run folder of a denoising run (default: the shipped model)"
-    )
-    parser.add_argument("--images", type=Path | None, help="folder of clean images (default: the embedded test images)")
-    parser.add_argument("--side", type=int, default=64, help="side of the central crops")
-    parser.add_argument("--crops", type=int, default=4, help="how many images")
-    parser.add_argument("--json", type=Path | None, help="write the figures to this file")
+    parser = Parser("python -m experiments.ridge_study", "What the ridge of a deblurring run does.")
+    parser.add_argument("run", type=path, help="run folder of a deblurring run")
+    parser.add_argument("--denoiser", type=path, help="run folder of a denoising run (default: the shipped model)")
+    parser.add_argument("--images", type=path, help="folder of clean images (default: the embedded test images)")
+    parser.add_argument("--side", type=whole(1, SIDE), default=64, help="side of the central crops")
+    parser.add_argument("--crops", type=whole(), default=4, help="how many images")
+    parser.add_argument("--json", type=path, help="write the figures to this file")
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
     prepare(threads=1)
     regularizer, blur = blurred_run(options.run)
-    photographs = load_photographs(options.images, "test", regularizer.config.channels == 3)
-    clean = torch.stack([central_crop(photograph.pixels, options.side) for photograph in photographs[: options.crops]])
-    rows = [study(trained_regularizer(options.denoiser), Noise(25 / 255), clean, "denoising")]
+    denoiser = trained_regularizer(options.denoiser)
+    if denoiser.config.channels != regularizer.config.channels:
+        raise UserError(f"{options.denoiser}: has {denoiser.config.channels} channels, the run another number")
+    photographs = load_photographs(options.images, "test", keeps_colour(regularizer, options.run))[: options.crops]
+    for photograph in photographs:
+        if min(photograph.pixels.shape[-2:]) < options.side:
+            raise UserError(f"{photograph.name}: is smaller than a crop of --side {options.side} pixels")
+    check_fit(blur, options.side)
+    figures = Outputs(options.run, options.denoiser).json(options.json, ("rows",))
+    clean = torch.stack([central_crop(photograph.pixels, options.side) for photograph in photographs])
+    rows = [study(denoiser, Noise(25 / 255), clean, "denoising")]
     for ridge in RIDGES:
         world = blur.with_edges("circular").with_ridge(ridge)
         rows.append(study(regularizer, world, clean, f"deblurring, ridge {ridge:g}"))
+    figures.write_json({"rows": [asdict(row) for row in rows]})
     table = Table(
         "data term", "degraded", "alone", "learned", "weights ×", "distance", "in the data", "gradient", "assessed"
     )
@@ -148,9 +154,13 @@ def main(arguments: list[str] | None = None) -> None:
         decibels = (f"{value:.2f}" for value in (row.psnr_degraded, row.psnr_alone, row.psnr))
         ratios = (f"{value:.3g}" for value in (row.distance, row.data_distance, row.gradient, row.assessed))
         table.add_row(row.term, *decibels, f"{row.factor:g}", *ratios)
-    Console().print(table)
-    if options.json is not None:
-        write_json(options.json, {"rows": [asdict(row) for row in rows]})
+    Terminal().print(table)
+
+
+def check_fit(blur: Blur, side: int) -> None:
+    """Raise ``UserError`` for crops that are smaller than the kernel."""
+    if max(blur.kernel.shape) > side:
+        raise UserError(f"--side {side}: the blur of the run has {'x'.join(map(str, blur.kernel.shape))} pixels")
 
 
 if __name__ == "__main__":

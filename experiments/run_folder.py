@@ -1,45 +1,45 @@
 """The folder of a training run: what lies in it, and that it survives interruption and a full disk.
 
-``model.safetensors``  weights, with the configuration in its header     replaced in one piece
-``config.json``        the same configuration, to read                   replaced in one piece
-``checkpoint.pt``      everything needed to go on                        replaced in one piece
-``history.csv``        one row per reported iteration                    appended
-``tensorboard/``       events: the numbers of the same rows              appended
-``metrics.json``       final figures                                     replaced in one piece
+``checkpoint.pt``      everything the run is made of; the files below follow from it
+``model.safetensors``  weights, with the configuration in its header
+``config.json``        the same configuration, to read
+``history.csv``        one row per reported iteration
+``timing.csv``         when it was reported, in seconds of training proper: the one thing a second run would not repeat
+``metrics.json``       final figures
+``options.json``       the options of the run, kept from before its first checkpoint on
 ``figures/``           PNG files
+``tensorboard/``       events: the numbers of the history; appended
+``.lock``              held while a process writes here; the system releases it when the process dies
 
-"In one piece": written to a temporary file beside the old one, synced, renamed; a failure leaves the old file intact.
+All but the events are replaced in one piece: written to a temporary file beside the old one, synced, renamed; a failure leaves
+the old file intact.  The checkpoint comes first.  A run that is killed anywhere is resumed from it, and whatever else is older,
+missing or damaged is written anew.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
-import pickle
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.atomic import append_in_one_piece, write_in_one_piece
+from experiments.atomic import leftovers, write_if_new, write_in_one_piece
 from experiments.errors import UserError
+from experiments.history import HISTORY, TIME, Cell, HistoryRow, table
+from experiments.sealed import checkpoint_bytes, checkpoint_content, model_bytes, model_content
 
-FORMAT = "piggyback-bilevel"
-VERSION = 1
-ITERATION = "iteration"  # the column of history.csv that a checkpoint refers to
-
-Cell = float | int | str
-Row = Mapping[str, Cell]
 Json = Mapping[str, "Json"] | Sequence["Json"] | str | float | int | bool | None
+
+
+FIGURES = ("comparison.png", "filters.png", "potentials.png", "training.png")
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,8 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path) -> RunFolder:
         """A new run.  Raises ``UserError`` if ``path`` is a file or already holds a run."""
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: not a folder")
         run = cls(path)
-        for file in (run.model, run.checkpoint, run.history):
-            if file.exists():
-                raise UserError(f"{path}: already holds a run ({file.name}); resume it or choose another folder")
+        run.check_new()
         path.mkdir(parents=True, exist_ok=True)
         return run
 
@@ -82,17 +78,43 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> tuple[RunFolder, Checkpoint]:
-        """An interrupted run and its checkpoint; rows of history.csv after the checkpoint are dropped.
+        """An interrupted run and its checkpoint; nothing is written.
 
         Raises ``UserError`` if there is no checkpoint or it cannot be used.
         """
-        run = cls(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such run folder, nothing to resume")
-        checkpoint = run.load_checkpoint()
-        run._drop_rows_after(checkpoint.iteration)
-        run._purge_from = checkpoint.iteration + 1
-        return run, checkpoint
+        run = cls(path)
+        return run, run.load_checkpoint()
+
+    def check_new(self) -> None:
+        """Raise ``UserError`` if the path is a file or holds a run; one that was killed before its first checkpoint is none."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: not a folder")
+        for file in (self.model, self.checkpoint, self.history):
+            if file.exists():
+                raise UserError(f"{self.path}: already holds a run ({file.name}); resume it or choose another folder")
+
+    def was_begun(self) -> bool:
+        """Whether a run was begun here, though it may have been killed before it could write anything but its lock."""
+        return self.lock.exists() or self.options.exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only writer.  Raises ``UserError`` if there is another one; dead ones do not count."""
+        lock, fresh = FileLock(self.lock), not self.lock.exists()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{self.path}: another process writes this run; wait for its end, or stop it") from error
+        try:
+            yield
+        except UserError:
+            if fresh:  # nothing was written, so nothing stays; whoever waits for the lock notices that it is gone
+                self.lock.unlink(missing_ok=True)
+            raise
+        finally:
+            lock.release()
 
     @property
     def model(self) -> Path:
@@ -111,8 +133,20 @@ class RunFolder:
         return self.path / "history.csv"
 
     @property
+    def timing(self) -> Path:
+        return self.path / "timing.csv"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.json"
+
+    @property
+    def options(self) -> Path:
+        return self.path / "options.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def figures(self) -> Path:
@@ -124,62 +158,47 @@ class RunFolder:
     def save_model(self, tensors: Mapping[str, Tensor], config: Mapping[str, Json]) -> None:
         """Release a model.  Raises ``OSError`` (naming the file) if it cannot be written; the old one then stays."""
         text = json_text(config)
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        header = {"format": FORMAT, "version": str(VERSION), "config": text}
-        write_in_one_piece(self.model, safetensors_bytes(contiguous, metadata=header))
-        write_in_one_piece(self.config, text.encode())
+        write_if_new(self.model, model_bytes(tensors, text))
+        write_if_new(self.config, text.encode())
 
     def load_model(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Weights and configuration, both from ``model.safetensors``, so that they always belong together.
 
         Raises ``UserError`` if the file is missing, damaged, or not one of ours.
         """
-        try:
-            with safe_open(self.model, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except FileNotFoundError as error:
-            raise UserError(f"{self.path}: not a run folder, it holds no {self.model.name}") from error
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{self.model}: damaged or not a model ({error})") from error
-        if header.get("format") != FORMAT or header.get("version") != str(VERSION):
-            raise UserError(f"{self.model}: not a {FORMAT} model of format version {VERSION}")
-        return tensors, json.loads(header["config"])
+        return model_content(self._read(self.model, "not a run folder"), str(self.model))
 
     def save_checkpoint(self, iteration: int, state: Mapping[str, object]) -> None:
         """Keep ``state`` after ``iteration``.  Raises ``OSError`` if it cannot be written; the old one then stays."""
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "version": VERSION, "iteration": iteration, "state": dict(state)}, buffer)
-        write_in_one_piece(self.checkpoint, buffer.getvalue())
+        write_in_one_piece(self.checkpoint, checkpoint_bytes({"iteration": iteration, "state": dict(state)}))
 
     def load_checkpoint(self) -> Checkpoint:
         """The last checkpoint, on the CPU.  Raises ``UserError`` if it is missing, damaged, or not one of ours."""
-        try:
-            content = torch.load(io.BytesIO(self.checkpoint.read_bytes()), map_location="cpu", weights_only=True)
-        except FileNotFoundError as error:
-            raise UserError(f"{self.path}: holds no {self.checkpoint.name}, nothing to resume") from error
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-            raise UserError(f"{self.checkpoint}: truncated or not a checkpoint ({type(error).__name__})") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{self.checkpoint}: not a {FORMAT} checkpoint")
-        if content.get("version") != VERSION:
-            raise UserError(f"{self.checkpoint}: format version {content.get('version')}, expected {VERSION}")
+        raw = self._read(self.checkpoint, "nothing to resume")
+        content = checkpoint_content(raw, str(self.checkpoint))
+        if not isinstance(content.get("iteration"), int) or not isinstance(content.get("state"), dict):
+            raise UserError(f"{self.checkpoint}: not a checkpoint of a run")
         return Checkpoint(content["iteration"], content["state"])
 
-    def append(self, row: Row) -> None:
-        """Add ``row`` to history.csv and its finite numbers to the events; the first row sets the columns.
+    def save_options(self, options: Mapping[str, Json]) -> None:
+        """Keep the options of the run.  Raises ``OSError`` if they cannot be written."""
+        write_if_new(self.options, json_text(options).encode())
 
-        Raises ``ValueError`` if the columns differ or there is no ``iteration``, ``OSError`` if the disk is full.
-        """
-        if ITERATION not in row:
-            raise ValueError(f"a history row needs the column {ITERATION!r}")
-        names = list(row)
-        fresh = not self.history.exists() or self.history.stat().st_size == 0
-        if not fresh and self._columns() != names:
-            raise ValueError(f"history row has columns {names}, the file has {self._columns()}")
-        text = (_csv_line(names) if fresh else "") + _csv_line([_cell(row[name]) for name in names])
-        append_in_one_piece(self.history, text.encode())
-        self._add_events(row)
+    def load_options(self) -> dict[str, Any]:
+        """The options of a run without a checkpoint.  Raises ``UserError`` if they are missing or damaged."""
+        raw = self._read(self.options, "nothing to resume")
+        try:
+            options = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.options}: damaged; nothing was trained yet, begin anew without --resume") from error
+        if not isinstance(options, dict):
+            raise UserError(f"{self.options}: damaged; nothing was trained yet, begin anew without --resume")
+        return options
+
+    def write_history(self, rows: Sequence[HistoryRow]) -> None:
+        """Write history.csv and timing.csv.  Raises ``OSError`` if the disk is full; the old files then stay."""
+        write_if_new(self.history, table(rows, HISTORY))
+        write_if_new(self.timing, table(rows, TIME))
 
     def read_history(self) -> list[dict[str, Cell]]:
         """All rows; numbers are converted back.  An absent file has no rows."""
@@ -188,9 +207,22 @@ class RunFolder:
         with self.history.open(newline="", encoding="utf-8") as file:
             return [{name: _parsed(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
+    def add_events(self, rows: Sequence[HistoryRow]) -> None:
+        """Append the finite numbers of the rows to the events."""
+        if self._events is None:
+            self._events = SummaryWriter(self.path / "tensorboard", purge_step=self._purge_from)
+        for row in rows:
+            for name, value in asdict(row).items():
+                if name != "iteration" and not isinstance(value, str) and math.isfinite(value):
+                    self._events.add_scalar(name, value, row.iteration)
+
+    def drop_events_from(self, iteration: int) -> None:
+        """Let the next events replace those of ``iteration`` and later ones."""
+        self._purge_from = iteration
+
     def write_metrics(self, metrics: Mapping[str, Json]) -> None:
         """Write metrics.json; numbers that are not finite become ``null``."""
-        write_json(self.metrics, metrics)
+        write_if_new(self.metrics, json_text(metrics).encode())
 
     def close(self) -> None:
         """Flush and close the events."""
@@ -204,42 +236,23 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _columns(self) -> list[str]:
-        with self.history.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(file))
+    def _read(self, file: Path, otherwise: str) -> bytes:
+        """Raises ``UserError``: the folder holds no such file, which means ``otherwise``, or it cannot be read."""
+        try:
+            return file.read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path}: {otherwise}, it holds no {file.name}") from error
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
-    def _add_events(self, row: Row) -> None:
-        if self._events is None:
-            self._events = SummaryWriter(self.path / "tensorboard", purge_step=self._purge_from)
-        for name, value in row.items():
-            if name != ITERATION and not isinstance(value, str) and math.isfinite(value):
-                self._events.add_scalar(name, value, int(row[ITERATION]))
-
-    def _drop_rows_after(self, iteration: int) -> None:
-        """Keep the header and complete rows up to ``iteration``, byte for byte."""
-        if not self.history.exists():
-            return
-        header, *lines = self.history.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
-        columns = next(csv.reader([header]), [])
-        kept = [line for line in lines if _belongs(line, columns, iteration)]
-        write_in_one_piece(self.history, "".join([header, *kept]).encode() if header.endswith("\n") else b"")
-
-
-def _belongs(line: str, columns: list[str], iteration: int) -> bool:
-    """Whether a line of history.csv is complete and not after ``iteration``."""
-    cells = next(csv.reader([line]), [])
-    return line.endswith("\n") and len(cells) == len(columns) and float(cells[columns.index(ITERATION)]) <= iteration
-
-
-def _csv_line(cells: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
-
-
-def _cell(value: Cell) -> str:
-    """Floats in the shortest form that reads back to the same number."""
-    return str(value) if isinstance(value, str | int) else repr(float(value))
+    def clear_leftovers(self) -> None:
+        """Remove what killed writers left unfinished."""
+        files = (self.model, self.config, self.checkpoint, self.history, self.timing, self.metrics, self.options)
+        for left in leftovers(self.path, [file.name for file in files]):
+            left.unlink(missing_ok=True)
+        drawn = self.path / "figures"
+        for left in leftovers(drawn, FIGURES):
+            left.unlink(missing_ok=True)
 
 
 def _parsed(cell: str) -> Cell:

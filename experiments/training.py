@@ -3,70 +3,29 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.data import Photograph, draw_patches
-from experiments.degradations import Degradation
-from experiments.errors import UserError
 from experiments.history import HistoryRow
 from experiments.model_file import Learned, save_regularizer
 from experiments.progress import TrainingProgress
-from experiments.run_folder import Checkpoint, Json, RunFolder
-from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
+from experiments.run_folder import Json, RunFolder
+from experiments.run_state import DIVERGED, RUNNING, AdaptivePart, Part, RunState, Spent, StochasticPart, save
+from experiments.training_plan import Source, TrainingPlan
+from piggyback.bilevel import EACH_STEP, BilevelOracle, BilevelSettings, Samples
+from piggyback.certified import assign
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
-from piggyback.hypergradient.base import Accuracy, WarmStart
+from piggyback.driven import Control, DrivenDescent
+from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.oracle import Evaluation
+from piggyback.rate import RateRace
 from piggyback.stochastic import StochasticDescent, StochasticSettings
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What to train on and for how long.
-
-    ``degradation``: what is to be undone.  Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of the budget,
-    on ``minibatch`` fresh patches each, with step size ``rate`` (times the regularizer's relative rates).  Adaptive phase: at
-    most ``iterations`` certified steps on ``patches`` fixed ones.  All patches have ``patch`` x ``patch`` pixels; ``budget``
-    seconds of training proper; ``batch`` patches per solve, ``workers`` solves side by side; ``report_every`` stochastic steps
-    between reports and checkpoints.
-    """
-
-    degradation: Degradation
-    seed: int
-    patches: int
-    patch: int
-    minibatch: int
-    steps: int
-    stochastic: float
-    iterations: int
-    budget: float
-    batch: int
-    workers: int
-    accuracy: Accuracy
-    rate: float
-    report_every: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where training samples come from: random crops of photographs, and what ``degradation`` makes of them."""
-
-    photographs: list[Photograph]
-    degradation: Degradation
-    patch: int
-    channels: int
-    device: torch.device
-
-    def draw(self, count: int, generator: torch.Generator) -> Samples:
-        """``count`` fresh patches and their observations."""
-        clean = draw_patches(self.photographs, count, self.patch, generator, self.channels)
-        return Samples(clean.to(self.device), self.degradation.observe(clean, generator).to(self.device))
-
 
 _AFTER_ADAM = 0.005
 """Decrease that the first certified step aims at, over the loss, after a stochastic phase."""
@@ -74,61 +33,182 @@ _FIRST_STEP = 3.0
 """What the first certified step takes, roughly, over the evaluation of its start: strides, and their end."""
 
 
+_DIVERGED = 10.0
+"""Times the loss of the start: what has grown so far will not come back."""
+
+
+RACE = RateRace()
+_ROOM = 10.0
+"""Times the steps of one lap that a run should have before it: a race takes three to six laps, and keeps one."""
+_STEPS_IN_A_PROBE = 5.0
+"""What the first evaluation of the probe takes, roughly, over a step on a mini-batch."""
+
+
+class Divergence(Exception):
+    """The steps on mini-batches left the region in which there is anything to solve."""
+
+
 class Trainer:
-    """Runs a plan in a run folder; ``resume`` continues from its checkpoint as if nothing had happened.
+    """Runs a plan in a run folder; given the state of an interrupted run, it goes on as if nothing had happened.
 
     First the stochastic phase on fresh patches of ``source``, then the adaptive one on the fixed ``samples``.
+    ``options``: what the checkpoint is to say of the command line.
     """
 
     def __init__(
-        self, run: RunFolder, regularizer: Learned, samples: Samples, source: Source, plan: TrainingPlan
+        self,
+        run: RunFolder,
+        regularizer: Learned,
+        samples: Samples,
+        source: Source,
+        plan: TrainingPlan,
+        options: Mapping[str, Json],
     ) -> None:
         self.run = run
         self.regularizer = regularizer
         self.samples = samples
         self.source = source
         self.plan = plan
+        self.options = options
         self.settings = BilevelSettings(
             accuracy=plan.accuracy, data_term=plan.degradation.data_term, batch=plan.batch, workers=plan.workers
         )
-        self.work = 0.0
-        self.elapsed = 0.0
-        self.last = 0.0  # seconds of the last certified step
-        self.taken = 0
+        self.released = copy.deepcopy(regularizer)
+        self.rows: tuple[HistoryRow, ...] = ()
+        self.unseen: list[HistoryRow] = []  # rows whose events a kill may have lost
+        self.spent = Spent()
         self.since = time.perf_counter()
 
-    def train(self, checkpoint: Checkpoint | None) -> StopReason:
-        """Train until the budget, the iteration limit, or the floor; returns why it stopped."""
+    def train(self, state: RunState | None) -> RunState | None:
+        """Train until the budget, the iteration limit, or the floor; returns the last state (None: there was nothing to do)."""
         self.since = time.perf_counter()
-        reason = StopReason.BUDGET
+        if state is not None:
+            self._restore(state)
         with TrainingProgress(self.plan.budget, self.plan.steps + self.plan.iterations) as progress:
-            for row, last in self._phases(checkpoint):
-                self.run.append(asdict(row))
-                progress.show(row)
-                reason = last
-        return reason
+            for reached in self._phases(state):
+                state = reached
+                self._keep(state)
+                progress.show(state.rows[-1])
+        return state
 
     def seconds(self) -> float:
         """Wall-clock seconds of training proper, earlier parts of a resumed run included."""
-        return self.elapsed + time.perf_counter() - self.since
+        return self.spent.seconds + time.perf_counter() - self.since
 
-    def _phases(self, checkpoint: Checkpoint | None) -> Iterator[tuple[HistoryRow, StopReason]]:
-        plan, phase = self.plan, None if checkpoint is None else checkpoint.state.get("phase")
-        if phase not in (None, "stochastic", "adaptive"):
-            raise UserError(f"{self.run.checkpoint}: unknown phase {phase!r}")
-        if phase != "adaptive" and plan.stochastic > 0 and plan.steps > 0:
-            yield from self._stochastic(checkpoint)
-            checkpoint = None
+    def _phases(self, state: RunState | None) -> Iterator[RunState]:
+        plan = self.plan
+        if state is not None and state.finished:
+            return
+        begun = state is not None and isinstance(state.part, StochasticPart)
+        if begun or (state is None and plan.stochastic > 0 and plan.steps > 0):
+            for reached in self._stochastic(state):
+                yield reached
+                if reached.finished:
+                    return
+            state = None
         if plan.stochastic < 1 and plan.iterations > 0:
-            yield from self._adaptive(checkpoint)
+            yield from self._adaptive(state)
+
+    # --- what is written -----------------------------------------------------------------------------------------
+
+    def _keep(self, state: RunState) -> None:
+        """The checkpoint first: a kill after it loses nothing, since the other files follow from it."""
+        save(self.run, state)
+        self._publish(state)
+        self.run.add_events([*self.unseen, state.rows[-1]])
+        self.unseen = []
+
+    def _publish(self, state: RunState) -> None:
+        """Bring all files up to date that follow from the state; those that are stay as they are."""
+        self.run.save_options(state.options)
+        assign(self.released, state.released)
+        save_regularizer(self.run, self.released, self._training(state))
+        self.run.write_history(state.rows)
+
+    def _restore(self, state: RunState) -> None:
+        self.rows, self.spent = state.rows, state.spent
+        self._publish(state)
+        self.run.drop_events_from(state.iteration)
+        self.unseen = [row for row in state.rows if row.iteration == state.iteration]
+
+    def _training(self, state: RunState) -> dict[str, Json]:
+        """What a released model says of its training."""
+        plan = self.plan
+        return {
+            **plan.degradation.describe(),
+            "seed": plan.seed,
+            "patches": plan.patches,
+            "patch": plan.patch,
+            "stochastic_steps": state.spent.taken,
+            "minibatch": plan.minibatch,
+            "operator_applications": state.spent.work,
+            "stopped": state.stopped,
+        }
+
+    def _reached(
+        self, row: HistoryRow, stopped: str, parameters: Tensor, released: Tensor, oracle: BilevelOracle, part: Part
+    ) -> RunState:
+        """The state after reporting ``row``, with the warm starts of the oracle."""
+        assert oracle.warm is not None
+        self.rows = (*self.rows, row)
+        spent = replace(self.spent, seconds=row.seconds)
+        return RunState(self.options, self.rows, stopped, spent, parameters, released, oracle.warm, part)
+
+    def _certified_line(self, current: Evaluation, iteration: int, state: DescentState) -> HistoryRow:
+        """A row of the certified descent: everything is of all fixed patches."""
+        tolerance = self.plan.accuracy.scaled(state.accuracy)
+        return HistoryRow(
+            iteration=iteration,
+            phase="adaptive",
+            samples=len(self.samples),
+            loss=current.value,
+            loss_lower=current.lower,
+            loss_upper=current.upper,
+            psnr=self._psnr(current.value),
+            gradient_norm=float(current.gradient.norm()),
+            gradient_error_relative=current.relative_gradient_error,
+            gradient_noise_relative=math.nan,  # the same patches in every step
+            lower_tolerance=tolerance.lower,
+            adjoint_tolerance=tolerance.adjoint,
+            step=state.step,
+            operator_applications=self.spent.work,
+            seconds=self.seconds(),
+        )
+
+    def _stochastic_line(self, current: Evaluation, iteration: int, control: Control) -> HistoryRow:
+        """A row of the phase on mini-batches: the loss is of the probe, the gradient of the last assessed mini-batch."""
+        return HistoryRow(
+            iteration=iteration,
+            phase="stochastic",
+            samples=len(self._probe_samples()),
+            loss=current.value,
+            loss_lower=current.lower,
+            loss_upper=current.upper,
+            psnr=self._psnr(current.value),
+            gradient_norm=control.size,
+            gradient_error_relative=control.error,
+            gradient_noise_relative=control.noise,
+            lower_tolerance=control.lower,
+            adjoint_tolerance=control.adjoint,
+            step=control.rate,
+            operator_applications=self.spent.work,
+            seconds=self.seconds(),
+        )
+
+    def _psnr(self, loss: float) -> float:
+        """Of the mean square error that ``loss``, half the squared error of a patch, stands for; in decibels."""
+        error = 2 * loss / self.samples.clean[0].numel()
+        return -10 * math.log10(error) if error > 0 else math.nan
 
     # --- the adaptive phase --------------------------------------------------------------------------------------
 
-    def _adaptive(self, checkpoint: Checkpoint | None) -> Iterator[tuple[HistoryRow, StopReason]]:
+    def _adaptive(self, before: RunState | None) -> Iterator[RunState]:
         oracle, state = BilevelOracle(self.regularizer, self.samples, self.settings), None
         metric = self.regularizer.metric()
-        if checkpoint is not None:
-            state, metric = self._restore(checkpoint, oracle)
+        if before is not None and isinstance(before.part, AdaptivePart):
+            oracle.assign(before.parameters)
+            oracle.warm = before.warm
+            state, metric = self._unlimited(before.part.descent), before.part.metric
             if state.reason is not StopReason.RUNNING:
                 return  # nothing is left to do
         descent = AdaptiveDescent(oracle, self._descent_settings(), metric)
@@ -136,22 +216,27 @@ class Trainer:
         while state is None or state.reason is StopReason.RUNNING:
             state = descent.start() if state is None else descent.advance(state)
             now = self.seconds()
-            self.last, begun = now - begun, now  # what was written after the step before is part of it
+            # what was written after the step before is part of it
+            self.spent = replace(self.spent, last=now - begun, work=self.spent.work + state.work)
+            begun = now
             state = self._limited(state)
-            self.work += state.work
-            self._save(oracle, state, metric)
-            yield (
-                self._line(state.current, self.taken + state.iteration, "adaptive", state.step, state.accuracy),
-                state.reason,
-            )
+            row = self._certified_line(state.current, self.spent.taken + state.iteration, state)
+            point = state.current.parameters
+            yield self._reached(row, state.reason.value, point, point, oracle, AdaptivePart(state, metric))
 
     def _descent_settings(self) -> DescentSettings:
         """After the stochastic phase little is left to gain: a first step that aims at a tenth of the loss would only be cut."""
-        return DescentSettings(first_decrease=_AFTER_ADAM) if self.taken else DescentSettings()
+        return DescentSettings(first_decrease=_AFTER_ADAM) if self.spent.taken else DescentSettings()
+
+    def _unlimited(self, state: DescentState) -> DescentState:
+        """A restored state under the limits of this run, which may be other ones."""
+        if state.reason in (StopReason.BUDGET, StopReason.ITERATIONS):
+            return self._limited(state.stopped(StopReason.RUNNING))
+        return state
 
     def _limited(self, state: DescentState) -> DescentState:
         """The state, with a reason to stop if the plan gives one: a step that takes as long as the last one would be late."""
-        needed = self.last * (_FIRST_STEP if state.iteration == 0 else 1.0)
+        needed = self.spent.last * (_FIRST_STEP if state.iteration == 0 else 1.0)
         if state.reason is StopReason.RUNNING and self.seconds() + needed >= self.plan.budget:
             return state.stopped(StopReason.BUDGET)
         if state.reason is StopReason.RUNNING and state.iteration >= self.plan.iterations:
@@ -160,40 +245,106 @@ class Trainer:
 
     # --- the stochastic phase ------------------------------------------------------------------------------------
 
-    def _stochastic(self, checkpoint: Checkpoint | None) -> Iterator[tuple[HistoryRow, StopReason]]:
-        plan, regularizer = self.plan, self.regularizer
-        generator = torch.Generator().manual_seed(plan.seed + 1)
+    def _stochastic(self, before: RunState | None) -> Iterator[RunState]:
+        plan, generator = self.plan, torch.Generator().manual_seed(self.plan.seed + 1)
+        driven = self._driven_descent(generator)
+        descent = driven.descent
+        probe = BilevelOracle(copy.deepcopy(self.regularizer), self._probe_samples(), self.settings)
+        best, best_loss, steps, races = descent.average, math.inf, 0, False  # the start is reported too
+        if before is not None and isinstance(before.part, StochasticPart):
+            part, probe.warm = before.part, before.warm
+            descent.continue_from(before.parameters, part.average, self.spent.taken)
+            descent.optimizer.load_state_dict(part.optimizer)
+            generator.set_state(part.generator)
+            driven.resume(Control(**part.control))
+            best, best_loss, races = part.best, part.best_loss, part.races
+            steps = self._affordable(descent.taken, 0.0)
+        while before is None or steps > 0:
+            begun = self.seconds()
+            try:
+                current = self._walked(driven, probe, steps, races)
+            except Divergence:
+                assert before is not None  # the start is not left by steps
+                spent = replace(before.spent, seconds=self.seconds())
+                yield replace(before, stopped=DIVERGED, released=best, spent=spent)
+                return
+            elapsed = self.seconds() - begun
+            races = before is None and plan.raced and self._room_for_a_race(elapsed)
+            pace = elapsed / max(steps, plan.report_every / 2)  # the probe at the start is no step
+            steps, stopped = self._affordable(descent.taken, pace), RUNNING
+            if steps == 0 and (plan.stochastic == 1 or plan.iterations == 0):
+                last = StopReason.ITERATIONS if descent.taken >= plan.steps else StopReason.BUDGET
+                stopped = last.value
+            if current.value < best_loss:
+                best, best_loss = descent.average, current.value
+            part = StochasticPart(
+                average=descent.average,
+                optimizer=descent.optimizer.state_dict(),
+                generator=generator.get_state(),
+                best=best,
+                best_loss=best_loss,
+                control=asdict(driven.control),
+                races=races,
+            )
+            row = self._stochastic_line(current, descent.taken, driven.control)
+            # the average is the better guess, unless it is worse than no training
+            worse = before is not None and current.value > self.rows[0].loss
+            kept = best if worse else descent.average
+            before = self._reached(row, stopped, descent.parameters(), kept, probe, part)
+            yield before
+        assign(self.regularizer, before.released)
+
+    def _walked(self, driven: DrivenDescent, probe: BilevelOracle, steps: int, races: bool) -> Evaluation:
+        """Take the steps, the first ones in a race if one is due, and evaluate the average.
+
+        Raises ``Divergence`` where they lead to nothing that can be solved.
+        """
+        descent = driven.descent
+        try:
+            if races:
+                laps = driven.race(RACE, lambda parameters: probe.evaluate(parameters, 1.0))
+                steps -= RACE.laps
+                work = self.spent.work + sum(lap.applications for lap in laps)
+                self.spent = replace(self.spent, taken=descent.taken, work=work)
+            for _ in range(steps):
+                step = driven.step()
+                if not math.isfinite(step.loss):
+                    raise Divergence
+                self.spent = replace(self.spent, taken=descent.taken, work=self.spent.work + step.applications)
+            current = probe.evaluate(descent.average, 1.0)
+        except ValueError as error:  # weights that overflow are refused by what would compute with them
+            if descent.taken == 0:
+                raise
+            raise Divergence from error
+        if descent.taken > 0 and not -self.rows[0].loss <= current.value <= _DIVERGED * self.rows[0].loss:
+            raise Divergence  # far below zero: where nothing is solved, the correction of the loss is all there is
+        return current
+
+    def _driven_descent(self, generator: torch.Generator) -> DrivenDescent:
+        plan, accuracy = self.plan, self.plan.stochastic_accuracy
+        # each look at the residuals waits for the device; on a CPU it costs less than the steps that it may save
+        method = EACH_STEP if self.samples.clean.device.type == "cpu" else ImplicitCG()
         descent = StochasticDescent(
-            regularizer,
+            self.regularizer,
             lambda count: self.source.draw(count, generator),
             torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99)),
             StochasticSettings(
+                accuracy=accuracy,
+                method=method,
                 data_term=plan.degradation.data_term,
                 samples=plan.minibatch,
                 batch=plan.batch,
                 workers=plan.workers,
             ),
         )
-        averaged = copy.deepcopy(regularizer)
-        probe = BilevelOracle(averaged, self._probe_samples(), self.settings)
-        if checkpoint is not None:
-            self._restore_stochastic(checkpoint, descent, probe, generator)
-        steps = 0 if checkpoint is None else self._affordable(descent.taken, 0.0)  # the start is reported too
-        while checkpoint is None or steps > 0:
-            begun = self.seconds()
-            self.work += sum(descent.step().applications for _ in range(steps))
-            self.taken = descent.taken
-            current = probe.evaluate(descent.average, 1.0)
-            pace = (self.seconds() - begun) / max(steps, plan.report_every / 2)  # the probe at the start is no step
-            steps, reason = self._affordable(descent.taken, pace), StopReason.RUNNING
-            if steps == 0 and (plan.stochastic == 1 or plan.iterations == 0):
-                reason = StopReason.ITERATIONS if descent.taken >= plan.steps else StopReason.BUDGET
-            self._save_stochastic(descent, probe, generator)
-            save_regularizer(self.run, averaged, self.released(reason.value))
-            yield self._line(current, descent.taken, "stochastic", plan.rate, 1.0), reason
-            if steps == 0:
-                break
-        descent.settle()
+        control = Control(accuracy.lower, accuracy.adjoint, plan.rate)
+        return DrivenDescent(descent, control, fixed=not plan.driven)
+
+    def _room_for_a_race(self, probed: float) -> bool:
+        """Whether the plan has room for a race and much more; ``probed``: seconds that the first evaluation of the probe took."""
+        step = probed / _STEPS_IN_A_PROBE
+        room = self.plan.stochastic * self.plan.budget - self.seconds()
+        return min(self.plan.steps, room / step) >= _ROOM * RACE.laps and self.plan.report_every >= RACE.laps
 
     def _affordable(self, taken: int, pace: float) -> int:
         """Steps until the next report, of ``pace`` seconds each, that the plan has room for after ``taken`` ones."""
@@ -201,7 +352,7 @@ class Trainer:
         most = min(self.plan.report_every, self.plan.steps - taken)
         if room <= 0 or most <= 0:
             return 0
-        return min(most, int(room / pace)) if pace > 0 else most
+        return int(min(most, room / pace)) if pace > 0 else most
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Every parameter with its step size, for a torch optimiser."""
@@ -213,135 +364,3 @@ class Trainer:
 
     def _probe_samples(self) -> Samples:
         return self.samples.select(slice(0, 2 * self.plan.minibatch))
-
-    # --- what is written -----------------------------------------------------------------------------------------
-
-    def _line(self, current: Evaluation, iteration: int, phase: str, step: float, accuracy: float) -> HistoryRow:
-        tolerance = self.plan.accuracy.scaled(accuracy)
-        samples = self._probe_samples() if phase == "stochastic" else self.samples
-        return HistoryRow(
-            iteration=iteration,
-            phase=phase,
-            samples=len(samples),
-            loss=current.value,
-            loss_lower=current.lower,
-            loss_upper=current.upper,
-            gradient_norm=float(current.gradient.norm()),
-            gradient_error_relative=current.relative_gradient_error,
-            lower_tolerance=tolerance.lower,
-            adjoint_tolerance=tolerance.adjoint,
-            step=step,
-            operator_applications=self.work,
-            seconds=self.seconds(),
-        )
-
-    def released(self, reason: str) -> dict[str, Json]:
-        """What a released model says of its training."""
-        plan = self.plan
-        return {
-            **plan.degradation.describe(),
-            "seed": plan.seed,
-            "patches": plan.patches,
-            "patch": plan.patch,
-            "stochastic_steps": self.taken,
-            "minibatch": plan.minibatch,
-            "seconds": self.seconds(),
-            "operator_applications": self.work,
-            "stopped": reason,
-        }
-
-    # --- checkpoints ---------------------------------------------------------------------------------------------
-
-    def _common(self, phase: str, parameters: Tensor, oracle: BilevelOracle) -> dict[str, Any]:
-        warm = oracle.warm
-        assert warm is not None
-        return {
-            "phase": phase,
-            "parameters": parameters,
-            "warm_x": warm.x,
-            "warm_adjoint": warm.adjoint,
-            "taken": self.taken,
-            "work": self.work,
-            "seconds": self.seconds(),
-            "last": self.last,
-        }
-
-    def _save(self, oracle: BilevelOracle, state: DescentState, metric: Tensor) -> None:
-        oracle.assign(state.current.parameters)
-        content = self._common("adaptive", oracle.parameters(), oracle)
-        self.run.save_checkpoint(
-            self.taken + state.iteration, content | {"descent": pack_state(state), "metric": metric}
-        )
-        save_regularizer(self.run, self.regularizer, self.released(state.reason.value))
-
-    def _restore(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> tuple[DescentState, Tensor]:
-        content = checkpoint.state
-        oracle.assign(self._common_restored(checkpoint, oracle))
-        state = unpack_state(content["descent"])
-        if state.reason in (StopReason.BUDGET, StopReason.ITERATIONS):  # the limits of this run may be other ones
-            state = self._limited(state.stopped(StopReason.RUNNING))
-        return state, content["metric"].to(self.samples.clean.device)
-
-    def _common_restored(self, checkpoint: Checkpoint, oracle: BilevelOracle) -> Tensor:
-        """The parameters of a checkpoint; the warm starts go to ``oracle``."""
-        content, device = checkpoint.state, self.samples.clean.device
-        parameters = content["parameters"]
-        if parameters.numel() != oracle.parameters().numel():
-            raise UserError(
-                f"{self.run.checkpoint}: has {parameters.numel()} parameters, this run {oracle.parameters().numel()}"
-            )
-        one = oracle.samples.select(slice(0, 1)).degraded
-        variable = self.regularizer.problem(self.plan.degradation.data_term(one)).data.start.shape[1:]
-        if content["warm_x"].shape != (len(oracle.samples), *variable):
-            raise UserError(f"{self.run.checkpoint}: was written by a run with other patches")
-        oracle.warm = WarmStart(content["warm_x"].to(device), content["warm_adjoint"].to(device))
-        self.work, self.elapsed = float(content["work"]), float(content["seconds"])
-        self.taken, self.last = int(content["taken"]), float(content["last"])
-        return parameters.to(device)
-
-    def _save_stochastic(self, descent: StochasticDescent, probe: BilevelOracle, generator: torch.Generator) -> None:
-        content = self._common("stochastic", descent.parameters(), probe)
-        content |= {
-            "average": descent.average,
-            "optimizer": descent.optimizer.state_dict(),
-            "generator": generator.get_state(),
-        }
-        self.run.save_checkpoint(descent.taken, content)
-
-    def _restore_stochastic(
-        self, checkpoint: Checkpoint, descent: StochasticDescent, probe: BilevelOracle, generator: torch.Generator
-    ) -> None:
-        content, device = checkpoint.state, self.samples.clean.device
-        probe.assign(self._common_restored(checkpoint, probe))
-        descent.continue_from(probe.parameters(), content["average"].to(device), self.taken)
-        descent.optimizer.load_state_dict(content["optimizer"])
-        generator.set_state(content["generator"])
-
-
-def pack_state(state: DescentState) -> dict[str, Any]:
-    """A descent state as tensors and numbers."""
-    current = {field.name: getattr(state.current, field.name) for field in fields(Evaluation)}
-    return {
-        "current": current,
-        "accuracy": state.accuracy,
-        "step": state.step,
-        "pairs": [list(pair) for pair in state.pairs],
-        "iteration": state.iteration,
-        "work": state.work,
-        "reason": state.reason.value,
-        "rough": state.rough,
-    }
-
-
-def unpack_state(packed: dict[str, Any]) -> DescentState:
-    """The inverse of ``pack_state``."""
-    return DescentState(
-        current=Evaluation(**packed["current"]),
-        accuracy=float(packed["accuracy"]),
-        step=float(packed["step"]),
-        pairs=tuple((s, y) for s, y in packed["pairs"]),
-        iteration=int(packed["iteration"]),
-        work=float(packed["work"]),
-        reason=StopReason(packed["reason"]),
-        rough=float(packed["rough"]),
-    )

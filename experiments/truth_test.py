@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from experiments import bound_figures
-from experiments.errors import one_line_errors, require_positive
+from experiments.command import command
 from experiments.instances import (
     Instance,
     denoising,
@@ -32,10 +31,13 @@ from experiments.instances import (
     trained_regularizer,
     with_potential,
 )
+from experiments.options import FILTERS, SIDE, Parser, odd, path, whole
+from experiments.outputs import Outputs
 from experiments.progress import progress_bar
 from experiments.reference import Reference, solve_reference
-from experiments.run_folder import Json, write_json
+from experiments.run_folder import Json
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 from piggyback.batched import inner, norm
 from piggyback.certified import examine
 from piggyback.hypergradient.base import Sensitivity, flat_gradient
@@ -264,44 +266,41 @@ def show(answers: Sequence[Answer], console: Console) -> None:
     console.print(table)
 
 
-@one_line_errors()
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser("python -m experiments.truth_test", "Who delivers a hypergradient that is wanted to 1 percent?")
+    parser.add_argument("run", type=path, nargs="?", help="run folder of a trained regularizer (default: shipped)")
+    parser.add_argument("--json", type=path, help="write the rows to this file")
+    parser.add_argument("--out", type=path, default=Path("runs/truth"), help="folder of the figure")
+    parser.add_argument("--side", type=whole(1, SIDE), default=48, help="pixels per side of the patch")
+    parser.add_argument("--filters", type=whole(1, FILTERS), default=24, help="of the random regularizers")
+    parser.add_argument("--size", type=odd(), default=7, help="of their filters, in pixels")
+    parser.add_argument(
+        "--small-side", type=whole(1, SIDE), default=12, help="pixels per side of what cvxpylayers gets"
+    )
+    parser.add_argument("--small-filters", type=whole(1, FILTERS), default=3, help="number of 3x3 filters there")
+    return parser
+
+
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = ArgumentParser(
-        prog="python -m experiments.truth_test", description="Who delivers a hypergradient that is wanted to 1 percent?"
-    )
-    parser.add_argument(
-        "run", type=Path | None, nargs="?", help="run folder of a trained regularizer (default: shipped)"
-    )
-    parser.add_argument("--json", type=Path | None, help="write the rows to this file")
-    parser.add_argument("--out", type=Path, default=Path("runs/truth"), help="folder of the figure")
-    parser.add_argument("--side", type=int, default=48, help="pixels per side of the patch")
-    parser.add_argument("--filters", type=int, default=24, help="of the random regularizers")
-    parser.add_argument("--size", type=int, default=7, help="of their filters, in pixels")
-    parser.add_argument("--small-side", type=int, default=12, help="pixels per side of what cvxpylayers gets")
-    parser.add_argument("--small-filters", type=int, default=3, help="number of 3x3 filters there")
-    options = parser.parse_args(arguments)
-    require_positive(
-        side=options.side,
-        filters=options.filters,
-        small_side=options.small_side,
-        small_filters=options.small_filters,
-    )
+    options = build_parser().parse_args(arguments)
     prepare(threads=1)
     large = list(images(options.run, options.side, options.filters, options.size))
     small = list(small_instances(options.small_side, options.small_filters))
+    outputs = Outputs(options.run)
+    figures = outputs.json(options.json, ("wanted", "rows"))
+    (bars,) = outputs.figures(options.out, ["truth_test.png"])
     cone = has_cone()
-    answers = run_answers(large, small, cone, Console(stderr=True))
-    show(answers, Console())
-    if not cone:
-        Console().print(
-            "cvxpylayers is not installed: its rows are left out (pip install 'piggyback-bilevel\\[oracle]')"
-        )
+    answers = run_answers(large, small, cone, Terminal(stderr=True))
     rows: list[Json] = [asdict(a) for a in answers]
-    options.out.mkdir(parents=True, exist_ok=True)
-    bound_figures.truth_bars([asdict(a) for a in answers], WANTED, options.out / "truth_test.png")
-    if options.json is not None:
-        write_json(options.json, {"wanted": WANTED, "rows": rows})
+    figures.write_json({"wanted": WANTED, "rows": rows})
+    bound_figures.truth_bars([asdict(a) for a in answers], WANTED, bars)
+    console = Terminal()
+    show(answers, console)
+    if not cone:
+        console.print("cvxpylayers is not installed: its rows are left out (pip install 'piggyback-bilevel[oracle]')")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from experiments import bound_figures
-from experiments.errors import one_line_errors, require_positive
+from experiments.command import command
 from experiments.instances import (
     Instance,
     instances,
@@ -30,10 +29,13 @@ from experiments.instances import (
     starting_regularizer,
     trained_regularizer,
 )
+from experiments.options import FILTERS, PATCHES, SIDE, Parser, odd, path, whole
+from experiments.outputs import Output, Outputs
 from experiments.progress import progress_bar
 from experiments.reference import Reference, solve_reference
-from experiments.run_folder import Json, write_json
+from experiments.run_folder import Json
 from experiments.runtime import prepare
+from experiments.terminal import Terminal
 from piggyback.certificates.corrected_loss import corrected_loss
 from piggyback.certificates.local import local_bound
 from piggyback.certificates.worst_case import worst_case_bound
@@ -404,43 +406,44 @@ def run_checks(chosen: Sequence[Instance], count: int, console: Console) -> Resu
     return results
 
 
-def draw(checks: Sequence[Check], folder: Path) -> None:
-    """The three figures."""
-    folder.mkdir(parents=True, exist_ok=True)
+FIGURES = ("bounds.png", "effectivities.png", "corrected_loss.png")
+
+
+def draw(checks: Sequence[Check], places: Sequence[Output]) -> None:
+    """The three ``FIGURES``."""
     shown = [c for c in checks if c.problem == "trained/denoise" and c.own and c.image == 0]
     curve = sorted(
         (c for c in shown if c.method == "implicit" and c.dtype == "float64"), key=lambda c: c.operator_applications
     )
     within = [c for c in checks if WINDOW[0] <= c.true_error <= WINDOW[1]]
-    bound_figures.errors_and_bounds([c.row() for c in curve], folder / "bounds.png")
-    bound_figures.effectivities([c.row() for c in within], folder / "effectivities.png")
-    bound_figures.losses([c.row() for c in curve], folder / "corrected_loss.png")
+    bounds, effectivities, losses = places
+    bound_figures.errors_and_bounds([c.row() for c in curve], bounds)
+    bound_figures.effectivities([c.row() for c in within], effectivities)
+    bound_figures.losses([c.row() for c in curve], losses)
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = ArgumentParser(
-        prog="python -m experiments.validate_bounds",
-        description="True errors of hypergradients beside their bounds and estimates.",
+    parser = Parser(
+        "python -m experiments.validate_bounds", "True errors of hypergradients beside their bounds and estimates."
     )
+    parser.add_argument("run", type=path, nargs="?", help="run folder of the trained regularizer (default: shipped)")
+    parser.add_argument("--json", type=path, help="write rows and summary to this file")
+    parser.add_argument("--out", type=path, default=Path("runs/bounds"), help="folder of the figures")
+    parser.add_argument("--patches", type=whole(1, PATCHES), default=1, help="test patches, each a problem of its own")
+    parser.add_argument("--side", type=whole(1, SIDE), default=40, help="pixels per side of a patch")
     parser.add_argument(
-        "run", type=Path | None, nargs="?", help="run folder of the trained regularizer (default: shipped)"
+        "--filters", type=whole(1, FILTERS), default=24, help="of the random and of the starting regularizer"
     )
-    parser.add_argument("--json", type=Path | None, help="write rows and summary to this file")
-    parser.add_argument("--out", type=Path, default=Path("runs/bounds"), help="folder of the figures")
-    parser.add_argument("--patches", type=int, default=1, help="test patches, each a problem of its own")
-    parser.add_argument("--side", type=int, default=40, help="pixels per side of a patch")
-    parser.add_argument("--filters", type=int, default=24, help="of the random and of the starting regularizer")
-    parser.add_argument("--size", type=int, default=7, help="of their filters, in pixels")
-    parser.add_argument("--checks", type=int, default=2, help="tolerances per method and precision")
+    parser.add_argument("--size", type=odd(), default=7, help="of their filters, in pixels")
+    parser.add_argument("--checks", type=whole(1, 1000), default=2, help="tolerances per method and precision")
     return parser
 
 
-@one_line_errors()
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = build_parser().parse_args(arguments)
-    require_positive(patches=options.patches, side=options.side, filters=options.filters, checks=options.checks)
     prepare(threads=1)
     trained = trained_regularizer(options.run)
     channels = trained.config.channels
@@ -450,12 +453,16 @@ def main(arguments: list[str] | None = None) -> None:
         "trained": trained,
     }
     clean = photograph_patches(options.patches, options.side, channels)
-    results = run_checks(list(instances(regularizers, clean)), options.checks, Console(stderr=True))
-    show(results.checks, results.overheads, Console())
-    Console().print(results.json()["summary"])
-    draw(results.checks, options.out)
-    if options.json is not None:
-        write_json(options.json, results.json())
+    chosen = list(instances(regularizers, clean))
+    outputs = Outputs(options.run)
+    figures = outputs.json(options.json, ("rows", "overheads", "summary"))
+    places = outputs.figures(options.out, FIGURES)
+    results = run_checks(chosen, options.checks, Terminal(stderr=True))
+    figures.write_json(results.json())
+    draw(results.checks, places)
+    console = Terminal()
+    show(results.checks, results.overheads, console)
+    console.print(results.json()["summary"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Certified bilevel learning of convex regularizers: saddle problems, hypergradients, certificates, descent."""
 
+from piggyback.adjointness import AdjointReport, check_adjoint
 from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.certificates.corrected_loss import LossInterval, corrected_loss, plain_loss
 from piggyback.certificates.local import GradientBound, local_bound
@@ -29,7 +30,7 @@ from piggyback.oracle import Evaluation, Oracle
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
 from piggyback.smooth import SmoothProblem
-from piggyback.solve import Outcome, Schedule, Status
+from piggyback.solve import NotConverged, Outcome, Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.lower import certified_distance, certified_energy, solve_lower
@@ -52,6 +53,7 @@ __all__ = [
     "AcceleratedGradient",
     "Accuracy",
     "AdaptiveDescent",
+    "AdjointReport",
     "Assessment",
     "BilevelOracle",
     "BilevelSettings",
@@ -90,6 +92,7 @@ __all__ = [
     "ModuleEnergy",
     "Neumann",
     "NonlinearCG",
+    "NotConverged",
     "OnDemand",
     "OneStep",
     "Oracle",
@@ -120,6 +123,7 @@ __all__ = [
     "WarmStart",
     "certified_distance",
     "certified_energy",
+    "check_adjoint",
     "corrected_loss",
     "hypergradient",
     "is_convex_along",

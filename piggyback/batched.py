@@ -15,6 +15,12 @@ _LARGE = 32768
 """Elements of a sample from which one dot product per sample pays."""
 
 
+def require_same_device(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
+    """Raise ``ValueError``, naming both, if ``tensor`` is on another device than ``like``."""
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: on {tensor.device}, but {other} on {like.device}; move one of them")
+
+
 def inner(u: Tensor, v: Tensor) -> PerSample:
     """``<u_b, v_b>`` for every sample ``b``.
 
@@ -28,8 +34,10 @@ def inner(u: Tensor, v: Tensor) -> PerSample:
 
 
 def norm(u: Tensor) -> PerSample:
-    """``||u_b||_2`` for every sample ``b``."""
-    return inner(u, u).clamp(min=0).sqrt()
+    """``||u_b||_2`` for every sample ``b``; summed in float64, for certificates take norms of large arrays in float32."""
+    if u.dtype == torch.float64:
+        return inner(u, u).clamp(min=0).sqrt()
+    return torch.linalg.vector_norm(u.flatten(1), dim=1, dtype=torch.float64).to(u.dtype)
 
 
 def separable(rows: Tensor, columns: Tensor, v: Tensor) -> Tensor:

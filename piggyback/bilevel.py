@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from piggyback.batched import require_same_device
 from piggyback.certified import (
     Certification,
     CertifiedGradient,
@@ -30,6 +31,7 @@ from piggyback.regularizer import Regularizer
 from piggyback.solve import Schedule
 from piggyback.terms.quadratic import DataTerm, Denoising
 from piggyback.types import Primal
+from piggyback.values import require_count, require_positive
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Samples:
     def __post_init__(self) -> None:
         if self.clean.shape[0] != self.degraded.shape[0]:
             raise ValueError(f"{self.clean.shape[0]} clean images but {self.degraded.shape[0]} degraded ones")
+        require_same_device("clean images", self.clean, "the degraded ones are", self.degraded)
         for name, images in (("clean", self.clean), ("degraded", self.degraded)):
             if not bool(torch.isfinite(images).all()):
                 raise ValueError(f"{name} images contain NaN or infinite values")
@@ -90,6 +93,11 @@ class BilevelSettings:
     loss: Callable[[Primal], Loss] = SquaredError
     batch: int = 8
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive("adjoint_of_estimates", self.adjoint_of_estimates)
+        require_count("batch", self.batch)
+        require_count("workers", self.workers)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from piggyback.certificates.corrected_loss import LossInterval, corrected_loss
-from piggyback.certificates.evidence import Evidence, PairEvidence, gather_evidence
+from piggyback.certificates.evidence import Evidence, PairEvidence, gather_evidence, kind_of_sums
 from piggyback.certificates.local import GradientBound, local_bound
 from piggyback.certificates.smooth import SmoothEvidence, gather_smooth_evidence, smooth_bound
 from piggyback.hypergradient.base import Sensitivity, flat_gradient
@@ -91,6 +91,8 @@ def examine(
     parameters = list(exact.parameters())
     with torch.enable_grad():
         problem = exact.problem(data).counted(counter)
+        if isinstance(problem, SaddleProblem):
+            problem = replace(problem, sums=kind_of_sums(problem, loss, pair.x, pair.adjoint))
         evidence, read_off = evidence_of(problem, loss, pair.x, pair.adjoint)
         return evidence, flat_gradient(read_off.sum(), parameters)
 

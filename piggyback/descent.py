@@ -13,6 +13,7 @@ from torch import Tensor
 
 from piggyback.oracle import Evaluation, Oracle
 from piggyback.quasi_newton import Pairs, QuasiNewton
+from piggyback.values import require_count, require_positive
 
 
 class StopReason(Enum):
@@ -60,6 +61,20 @@ class DescentSettings:
     max_trials: int = 12
     finest: float = 1e-4
     gradient_tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("drift", "coarsest", "armijo", "width", "loosen", "first_decrease", "first_accuracy", "finest"):
+            require_positive(name, getattr(self, name))
+        for name in ("shrink", "tighten"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if not self.gradient_error > 0:
+            raise ValueError(f"gradient_error must be positive, got {self.gradient_error}")
+        for name in ("amortise", "gradient_tolerance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be non-negative and finite, got {getattr(self, name)}")
+        require_count("memory", self.memory, least=0)
+        require_count("max_trials", self.max_trials)
 
 
 _FIRST_ROUGH = 5.0

@@ -81,8 +81,8 @@ class SuperResolution:
     """Observations are means of ``factor`` x ``factor`` pixels; both sides of an image must be multiples of ``factor``."""
 
     def __init__(self, factor: int) -> None:
-        if factor < 1:
-            raise ValueError(f"the factor of a super-resolution must be at least 1, got {factor}")
+        if not isinstance(factor, int) or isinstance(factor, bool) or factor < 1:
+            raise ValueError(f"the factor of a super-resolution must be a whole number and at least 1, got {factor}")
         self.factor = factor
 
     @property
@@ -104,11 +104,10 @@ class Inpainting:
     """Multiplication by a ``mask`` that broadcasts against the images: 1 where a pixel was seen, 0 where it was not."""
 
     def __init__(self, mask: Tensor) -> None:
-        if not bool(torch.isfinite(mask).all()):
-            raise ValueError("the mask has NaN or infinite entries")
         if mask.dim() > 3:
             raise ValueError(f"one mask serves all samples: shape (channels, height, width), got {tuple(mask.shape)}")
-        self.mask = mask
+        self.mask = numbers("the mask", mask).clone()
+        self._converted: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     @property
     def norm_bound(self) -> float:
@@ -116,16 +115,35 @@ class Inpainting:
         return float(self.mask.abs().max())
 
     def A(self, x: Primal, /) -> Tensor:
-        return x * self.mask.to(x)
+        return x * self._like(x)
 
     def A_adjoint(self, y: Tensor, /) -> Primal:
-        return y * self.mask.to(y)
+        return y * self._like(y)
+
+    def _like(self, x: Tensor) -> Tensor:
+        """The mask in the dtype and on the device of ``x``; kept for the next call, which would else wait for the copy."""
+        key = (x.dtype, x.device)
+        if key not in self._converted:
+            self._converted[key] = self.mask.to(x)
+        return self._converted[key]
 
 
 def checked_kernel(kernel: Tensor) -> Tensor:
     """The kernel without a graph.  Raises ``ValueError`` unless it is two-dimensional, with odd sides and finite entries."""
     if kernel.dim() != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"a blur kernel needs two odd sides, got shape {tuple(kernel.shape)}")
-    if not bool(torch.isfinite(kernel).all()):
-        raise ValueError("the blur kernel has NaN or infinite entries")
-    return kernel.detach()
+    return numbers("the blur kernel", kernel).detach().clone()
+
+
+def numbers(name: str, values: Tensor) -> Tensor:
+    """Masks and kernels as real floating-point numbers, whole numbers and truth values converted.
+
+    Raises ``ValueError`` for complex, NaN or infinite ones, and for bytes beyond 1, which are grey values of a picture.
+    """
+    if values.is_complex():
+        raise ValueError(f"{name} is {values.dtype}: real numbers are needed")
+    if values.dtype == torch.uint8 and values.numel() > 0 and int(values.max()) > 1:
+        raise ValueError(f"{name} has bytes up to {int(values.max())}: give the numbers to multiply by, as floats")
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} has NaN or infinite entries")
+    return values if values.is_floating_point() else values.double()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from piggyback.batched import require_same_device
 from piggyback.certified import Certification, CertifiedGradient, certify, double_copy
 from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, WarmStart
 from piggyback.hypergradient.capabilities import Guarantee, Refused
@@ -14,6 +15,7 @@ from piggyback.losses import Loss
 from piggyback.operators import ApplicationCounter
 from piggyback.problem import SaddleProblem
 from piggyback.regularizer import Regularizer
+from piggyback.solve import Status, warn_unless_converged
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Primal
 
@@ -53,9 +55,14 @@ def hypergradient(
 ) -> Hypergradient:
     """The gradient of ``method``, whichever it is; the gradient of a pair is certified in float64.
 
+    Warns (``NotConverged``) where a method that promises certified gradients did not reach the ``accuracy``; see ``status``.
     Raises ``Refused`` (a ``ValueError``) for a lower level that the method cannot take, or if it gives less than ``least``.
     """
     method.capabilities.require(data, least)
+    loss.check()
+    if start is not None:
+        require_same_device("start", start.x, "the data are", data.start)
+        require_same_device("adjoint of the start", start.adjoint, "the data are", data.start)
     if isinstance(method, DirectMethod):
         return _direct(method, regularizer, data, loss, accuracy, start)
     return _paired(method, regularizer, data, loss, accuracy, start)
@@ -72,12 +79,19 @@ def _paired(
     counter, exact = ApplicationCounter(), double_copy(regularizer)
     problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
     pair = method.differentiate(problem, loss, accuracy, start)
+    status = torch.maximum(pair.lower_status, pair.adjoint_status)
+    if (
+        method.capabilities.guarantee == Guarantee.CERTIFIED
+    ):  # others stop where they do by design, and so do truncated series
+        cut = pair.adjoint_status == Status.STEP_LIMIT
+        ended = torch.maximum(pair.lower_status, torch.where(cut, int(Status.CONVERGED), pair.adjoint_status))
+        warn_unless_converged(ended, f"hypergradient by {method.capabilities.name}", stacklevel=4)
     part = certify(exact, data.double(), loss.double(), pair, Certification(), counter)
     return Hypergradient(
         gradient=part.gradient,
         loss=float(loss.double().value(pair.x.double()).sum()),
         x=pair.x,
-        status=torch.maximum(pair.lower_status, pair.adjoint_status),
+        status=status,
         start=WarmStart(pair.x, pair.adjoint).to(data.start.dtype),
         applications=counter.applications,
         guarantee=method.capabilities.guarantee,

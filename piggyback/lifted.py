@@ -110,6 +110,12 @@ class RidgeTerm(DataTerm):
     def dual_norm(self, v: Primal) -> PerSample:
         return self.data.dual_norm(v)
 
+    def check(self) -> None:
+        self.data.check()
+
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        return self.data.unit_roundoff(dtype)
+
     def symbol(self, like: Primal) -> Tensor:
         return self.data.symbol(like)
 
@@ -191,11 +197,16 @@ _NOT_POSED = "a lifted problem is not posed to cvxpy: pose the problem that it w
 class LiftedOperator(LinearOperator):
     """``K~ x = (B x, K x)``, flat; its parameters are those of ``K``, so the gains are those of ``K`` (``B`` does not move)."""
 
+    trusted = True  # its halves are checked on their own, and concatenated
+
     def __init__(self, operator: LinearOperator, data: LeastSquares, rows: int, shape: torch.Size) -> None:
         self.operator = operator
         self.data = data
         self.rows = rows
         self.shape = shape
+
+    def check(self) -> None:
+        self.operator.check()
 
     def _split(self, y: Dual) -> tuple[Tensor, Dual]:
         return y[:, : self.rows], y[:, self.rows :].reshape(-1, *self.shape)

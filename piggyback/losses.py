@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from piggyback.batched import inner
+from piggyback.batched import inner, require_same_device
 from piggyback.types import PerSample, Primal
+from piggyback.values import require_finite, require_images
 
 
 class Loss(ABC):
@@ -22,6 +24,10 @@ class Loss(ABC):
     def curvature_unit(self) -> float:
         """``L_l``, or 1 for a linear loss: what steps and penalties are measured in."""
         return self.smoothness if self.smoothness > 0 else 1.0
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for numbers that are not finite (reads values: synchronises)."""
+        return None
 
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
@@ -41,14 +47,21 @@ class Loss(ABC):
 
 
 class SquaredError(Loss):
-    """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x`` (``ValueError`` otherwise)."""
+    """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x``, converted to its precision.
+
+    Raises ``ValueError`` for another shape, for a truth that is not of float32 or float64, and in ``check`` if it is not finite.
+    """
 
     @property
     def smoothness(self) -> float:
         return 1.0
 
     def __init__(self, truth: Primal) -> None:
+        require_images("the truth", truth)
         self.truth = truth
+
+    def check(self) -> None:
+        require_finite("the truth", self.truth)
 
     def value(self, x: Primal) -> PerSample:
         difference = self.gradient(x)
@@ -57,13 +70,19 @@ class SquaredError(Loss):
     def gradient(self, x: Primal) -> Primal:
         if x.shape != self.truth.shape:  # broadcasting would compare images with the wrong truth
             raise ValueError(f"reconstructions have shape {tuple(x.shape)}, their truth {tuple(self.truth.shape)}")
-        return x - self.truth
+        require_same_device("truth", self.truth, "the reconstructions are", x)
+        return x - self.truth.to(x.dtype)
 
     def select(self, index: Tensor) -> SquaredError:
-        return SquaredError(self.truth[index])
+        return self._with(self.truth[index])
 
     def double(self) -> SquaredError:
-        return SquaredError(self.truth.double())
+        return self._with(self.truth.double())
+
+    def _with(self, truth: Primal) -> SquaredError:
+        changed = copy.copy(self)
+        changed.truth = truth
+        return changed
 
 
 class LinearFunctional(Loss):
@@ -77,10 +96,10 @@ class LinearFunctional(Loss):
         self.slope = slope
 
     def value(self, x: Primal) -> PerSample:
-        return inner(self.slope, x)
+        return inner(self.slope.to(x.dtype), x)
 
     def gradient(self, x: Primal) -> Primal:
-        return self.slope
+        return self.slope.to(x.dtype)
 
     def select(self, index: Tensor) -> LinearFunctional:
         return LinearFunctional(self.slope[index])

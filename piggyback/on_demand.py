@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.local import adjoint_move
@@ -25,12 +27,15 @@ from piggyback.types import PerSample
 class Assessment:
     """The error of a given gradient ``G``, from a refined one ``G+`` (docs/theory.md, eq. 24).
 
-    ``estimate = ||G+ - G||``; the true error lies between ``lower = estimate - gradient_error(G+)`` and
-    ``bound = estimate + gradient_error(G+)``.
+    ``given``: ``G`` (flat, summed over the samples); ``estimate = ||G+ - G||``; the true error lies between
+    ``lower = estimate - gradient_error(G+)`` and ``bound = estimate + gradient_error(G+)``.  ``met``: whether the bound of ``G+``
+    is the wanted ``fraction`` of the estimate; if not, ``bound`` holds all the same and says less.
     """
 
+    given: Tensor
     estimate: float
     refined: CertifiedGradient
+    met: bool
 
     @property
     def bound(self) -> float:
@@ -69,8 +74,8 @@ class OnDemand:
 
         Raises ``ValueError`` for a ``relative_error`` that is not positive.
         """
-        if not relative_error > 0:
-            raise ValueError(f"the relative error must be positive, got {relative_error}")
+        if not 0 < relative_error < math.inf:
+            raise ValueError(f"the relative error must be positive and finite, got {relative_error}")
         return self._reach(
             regularizer,
             data,
@@ -100,7 +105,8 @@ class OnDemand:
             counter,
             lambda result: fraction * float((result.gradient - given).norm()),
         )
-        return Assessment(float((refined.gradient - given).norm()), refined)
+        estimate = float((refined.gradient - given).norm())
+        return Assessment(given, estimate, refined, refined.gradient_error <= fraction * estimate)
 
     def _reach(
         self,

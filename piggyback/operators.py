@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,9 +24,18 @@ class LinearOperator(ABC):
     (``K_t`` is the derivative of ``K`` along ``t``).  They may be larger than the supremum, never smaller.
     """
 
+    trusted: ClassVar[bool] = False
+    """Of the class that says so, not of subclasses: results are new tensors, which may be written to, and the tests have checked
+    the adjoint.  The adjoint of others is checked before a solve, and what they return is left alone."""
+
     @abstractmethod
     def forward(self, x: Primal) -> Dual:
         """``K x``."""
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for entries that are NaN or infinite (reads values: synchronises)."""
+        if not math.isfinite(float(self.norm_bound())):
+            raise ValueError(f"the operator {type(self).__name__} has NaN or infinite entries, or no finite norm_bound")
 
     @abstractmethod
     def adjoint(self, y: Dual) -> Primal:
@@ -130,10 +141,17 @@ class DenseInverse(Preconditioner):
 class DenseOperator(LinearOperator):
     """``K`` given by a matrix ``(m, n)`` whose entries are the parameters; primal ``(batch, n)``, dual ``(batch, m)``."""
 
+    trusted = True
+
     def __init__(self, matrix: Tensor) -> None:
         if matrix.dim() != 2:
             raise ValueError(f"DenseOperator needs a matrix, got shape {tuple(matrix.shape)}")
         self.matrix = matrix
+
+    def check(self) -> None:
+        finite = torch.isfinite(self.matrix).all(dim=1)
+        if not bool(finite.all()):
+            raise ValueError(f"row {int((~finite).nonzero()[0])} of the operator has NaN or infinite entries")
 
     def forward(self, x: Primal) -> Dual:
         return x @ self.matrix.T
@@ -168,7 +186,10 @@ class DenseOperator(LinearOperator):
 
     def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
         gram = self._gram(curvature)
-        return DenseInverse(torch.linalg.inv(gram + symbol * torch.eye(gram.shape[-1]).to(gram)))
+        unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        return DenseInverse(
+            torch.linalg.inv_ex(gram + symbol * unit).inverse
+        )  # ``inv`` waits, to see if it is singular
 
     def _gram(self, weights: Dual) -> Tensor:
         return torch.einsum("mi,bm,mj->bij", self.matrix, weights, self.matrix)
@@ -200,6 +221,9 @@ class CountingOperator(LinearOperator):
     def __init__(self, operator: LinearOperator, counter: ApplicationCounter) -> None:
         self.operator = operator
         self.counter = counter
+
+    def check(self) -> None:
+        self.operator.check()
 
     def forward(self, x: Primal) -> Dual:
         return self._counted(x, self.operator.forward(x))
@@ -254,6 +278,16 @@ class CountingOperator(LinearOperator):
 
     def gain(self) -> float:
         return self.operator.gain()
+
+
+def uncounted(operator: LinearOperator) -> LinearOperator:
+    """The operator itself, without the counters around it."""
+    return uncounted(operator.operator) if isinstance(operator, CountingOperator) else operator
+
+
+def is_trusted(operator: LinearOperator) -> bool:
+    """Whether the very class of the operator says so: subclasses may have changed what it does."""
+    return bool(vars(type(uncounted(operator))).get("trusted", False))
 
 
 class ApplicationCounter:

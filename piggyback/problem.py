@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner, norm
+from piggyback.adjointness import norm_estimate, probe_adjoint
+from piggyback.batched import inner, norm, require_same_device
 from piggyback.cone import ConeProgram, cone_program
-from piggyback.lifted import lifted_parts
+from piggyback.lifted import LiftedOperator, lifted_parts
 from piggyback.lower_problem import LowerProblem
-from piggyback.operators import ApplicationCounter, CountingOperator, LinearOperator, Preconditioner
+from piggyback.operators import (
+    ApplicationCounter,
+    CountingOperator,
+    LinearOperator,
+    Preconditioner,
+    is_trusted,
+    uncounted,
+)
+from piggyback.precision import require_full_precision
 from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
@@ -35,7 +44,8 @@ class UnitForm:
 
     def arguments(self, x: Primal) -> Dual:
         """``t = K x - shift``."""
-        return self.operator.forward(x).sub_(self.shift)
+        z = self.operator.forward(x)
+        return z.sub_(self.shift) if is_trusted(self.operator) else z - self.shift
 
     def gradient(self, x: Primal, slope: Dual) -> Primal:
         """``grad h(x)`` from ``slope = psi'(t)``, which is overwritten."""
@@ -66,21 +76,49 @@ class SaddleProblem(LowerProblem):
     """One problem per sample of a batch; they share the operator and, but for its emphasis, the potential (eqs. 1-3).
 
     ``exact``: the same problem computed in float64 from the parameters.  Converting the numbers of a single-precision problem
-    gives another problem, with another solution: their distance is the floor of any refinement.
+    gives another problem, with another solution: their distance is the floor of any refinement.  ``sums``: the precision in
+    which certificates add non-negative terms (``kind_of_sums``).
     """
 
     data: DataTerm
     potential: Potential
     operator: LinearOperator
     exact: SaddleProblem | None = None
+    sums: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        require_full_precision()
 
     def check(self) -> None:
         """Raise ``ValueError`` for non-finite data or an inadmissible potential (reads values: synchronises)."""
+        require_same_device("data", self.data.start, "the regularizer is", self.potential.weight)
         self.data.check()
         self.potential.check()
+        self.operator.check()
+        self._check_adjoint()
         batch, emphasis = self.data.start.shape[0], self.potential.emphasis
         if emphasis is not None and emphasis.factors.shape[0] != batch:
             raise ValueError(f"factors of the weights for {emphasis.factors.shape[0]} samples, data of {batch}")
+
+    def _check_adjoint(self) -> None:
+        """Of an operator that is not ours: in float64, one ``K`` and ``K^T`` that are not counted, and its norm from below."""
+        operator = uncounted(self.operator)
+        if isinstance(operator, LiftedOperator):
+            operator = uncounted(operator.operator)
+        if is_trusted(operator):
+            return
+        exact, like = operator.double(), self.data.start[:1].detach().double()
+        name, generator = type(operator).__name__, torch.Generator().manual_seed(0)
+        probe_adjoint(name, exact.forward, exact.adjoint, like, generator)
+        for apply, argument in ((exact.forward, like), (exact.adjoint, exact.forward(like).clone())):
+            first = apply(argument)
+            if first.data_ptr() == apply(argument.clone()).data_ptr() != argument.data_ptr():
+                raise ValueError(f"{name} returns the same memory at every call: return new tensors")
+        reach, stated = norm_estimate(exact.forward, exact.adjoint, like, steps=4), float(exact.norm_bound())
+        if reach > stated * (1 + 1e-6):
+            raise ValueError(
+                f"norm_bound() = {stated:.6g} of {name} is too small: it amplifies a vector by {reach:.6g}"
+            )
 
     def energy(self, x: Primal) -> PerSample:
         """``h(x)``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from piggyback.batched import inner, norm
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import ApplicationCounter, Preconditioner, ScalarPreconditioner
+from piggyback.precision import require_full_precision
 from piggyback.terms.energies import SmoothEnergy
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal, Scalar
@@ -28,9 +29,16 @@ class SmoothProblem(LowerProblem):
     exact: SmoothProblem | None = None
     counter: ApplicationCounter | None = None
 
+    def __post_init__(self) -> None:
+        require_full_precision()
+
     def check(self) -> None:
+        device = self.regularizer.device
+        if device is not None and device != self.data.start.device:
+            raise ValueError(f"data: on {self.data.start.device}, but the regularizer is on {device}; move one of them")
         self.regularizer.check()  # first: the data of a lifted problem start from the layers of the network
         self.data.check()
+        self.regularizer.examine(self.data.start)
 
     def count(self, x: Primal) -> None:
         """Add one pair per sample of ``x`` to the counter."""

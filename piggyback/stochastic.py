@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm, Denoising
 from piggyback.types import Primal
+from piggyback.values import require_count
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class StochasticSettings:
     batch: int = 4
     workers: int = 1
     averaging: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch", "workers"):
+            require_count(name, getattr(self, name))
+        if not 0 <= self.averaging < math.inf:
+            raise ValueError(f"averaging must be non-negative and finite, got {self.averaging}")
 
 
 @dataclass(frozen=True)
@@ -70,21 +78,26 @@ class StochasticDescent:
         self.average = self.parameters()
         self.taken = 0
 
-    def step(self) -> StochasticStep:
-        """Draw a mini-batch, differentiate, let the optimiser move, and average."""
+    def step(self, samples: Samples | None = None) -> StochasticStep:
+        """Draw a mini-batch (or take ``samples``), differentiate, let the optimiser move, and average."""
         settings = self.settings
-        samples = self.draw(settings.samples)
+        samples = self.draw(settings.samples) if samples is None else samples
         count = len(samples)
         parts = [samples.select(slice(first, first + settings.batch)) for first in range(0, count, settings.batch)]
         solved = in_order(self._part, parts, settings.workers)
         gradient = torch.stack([part for part, _, _ in solved]).sum(0) / count
+        self.move(gradient)
+        return StochasticStep(sum(loss for _, loss, _ in solved) / count, sum(work for _, _, work in solved))
+
+    def move(self, gradient: Tensor) -> None:
+        """Let the optimiser move along a ``gradient`` (flat, of the mean loss), and average."""
         for leaf, part in zip(self.leaves, split_like(gradient, self.leaves), strict=True):
             leaf.grad = part
         self.optimizer.step()
         self.taken += 1
-        share = (settings.averaging + 1) / (settings.averaging + self.taken)
+        averaging = self.settings.averaging
+        share = (averaging + 1) / (averaging + self.taken)
         self.average = self.average + share * (self.parameters() - self.average)
-        return StochasticStep(sum(loss for _, loss, _ in solved) / count, sum(work for _, _, work in solved))
 
     def _part(self, samples: Samples) -> tuple[Tensor, float, float]:
         """Gradient (flat, summed over the samples), loss (summed) and operator applications of one solve."""
@@ -98,6 +111,11 @@ class StochasticDescent:
     def parameters(self) -> Tensor:
         """A flat copy of the current parameters (not of the average)."""
         return parameter_vector(self.regularizer)
+
+    def scale_rate(self, factor: float) -> None:
+        """Multiply the step sizes of all parameters."""
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
 
     def settle(self) -> None:
         """Write the average into the regularizer."""

@@ -155,7 +155,7 @@ class NetworkPullBack(PullBack):
         parts = torch.stack([(weight * energy).sum((1, 2)).sqrt() for weight in weights])
         shares = parts / parts.sum(0).clamp(min=torch.finfo(parts.dtype).tiny)
         shares = shares.clamp(min=torch.finfo(parts.dtype).eps).unsqueeze(-1).unsqueeze(-1)
-        together = sum(weight / share for weight, share in zip(weights, shares, strict=True))
+        together = torch.stack([weight / share for weight, share in zip(weights, shares, strict=True)]).sum(0)
         gram = self.bank.window_gram(self.observed / self.config.contrast, together)
         height, width = self.observed.shape[-2:]
         onward = torch.linalg.matrix_norm(self.mixing.double(), ord=2)

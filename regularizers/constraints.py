@@ -8,19 +8,21 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+_CPU = torch.device("cpu")
+
 
 @lru_cache(maxsize=32)
-def zero_mean_basis(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def zero_mean_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.device = _CPU) -> Tensor:
     """Orthonormal basis ``(size^2 - 1, size, size)`` of the zero-mean ``size x size`` filters: the DCT without its constant.
 
     Orthonormal, so coefficients and filters have equal norms, and a bound for one is a bound for the other.
-    Ordered by frequency, lowest first.
+    Ordered by frequency, lowest first.  Kept on the ``device``: every solve asks for it.
     """
     n = torch.arange(size, dtype=torch.float64)
     table = torch.cos(math.pi * (n + 0.5) * n.unsqueeze(-1) / size) * math.sqrt(2 / size)
     table[0] /= math.sqrt(2)
     basis = torch.einsum("ai,bj->abij", table, table).reshape(size * size, size, size)
-    return basis[_by_frequency(size)].to(dtype)
+    return basis[_by_frequency(size)].to(device, dtype)
 
 
 def basis_frequencies(size: int) -> Tensor:
@@ -35,7 +37,7 @@ def _by_frequency(size: int) -> list[int]:
 def zero_mean_filters(coefficients: Tensor) -> Tensor:
     """``(filters, channels, k, k)`` from coefficients ``(filters, channels, k^2 - 1)`` in that basis."""
     size = math.isqrt(coefficients.shape[-1] + 1)
-    basis = zero_mean_basis(size, coefficients.dtype).to(coefficients.device)
+    basis = zero_mean_basis(size, coefficients.dtype, coefficients.device)
     return torch.einsum("fcn,nij->fcij", coefficients, basis)
 
 

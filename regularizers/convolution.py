@@ -10,6 +10,7 @@ from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.operators import LinearOperator, Preconditioner
+from piggyback.precision import require_full_precision
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary, Reflect
 from regularizers.kernels import KernelPlan, default_plan
@@ -26,6 +27,8 @@ class ConvolutionBank(LinearOperator):
     Raises ``ValueError`` for even or non-square filters, and for images smaller than a filter or of other channels.
     """
 
+    trusted = True
+
     def __init__(
         self,
         filters: Tensor,
@@ -36,6 +39,7 @@ class ConvolutionBank(LinearOperator):
     ) -> None:
         if filters.dim() != 4 or filters.shape[-1] != filters.shape[-2] or filters.shape[-1] % 2 == 0:
             raise ValueError(f"filters need shape (filters, channels, k, k) with odd k, got {tuple(filters.shape)}")
+        require_full_precision()
         self.filters = filters
         self.boundary = boundary if boundary is not None else Reflect()
         self.zero_mean = zero_mean
@@ -46,6 +50,11 @@ class ConvolutionBank(LinearOperator):
         self.size = filters.shape[-1]
         self.margin = self.size // 2
         self._spectra: LappedSpectra | None = None
+
+    def check(self) -> None:
+        finite = torch.isfinite(self.filters).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            raise ValueError(f"filter {int((~finite).nonzero()[0])} of the operator has NaN or infinite entries")
 
     def forward(self, x: Primal) -> Dual:
         self._check(x)
@@ -139,7 +148,7 @@ class ConvolutionBank(LinearOperator):
         # summed autocorrelations, of which only the part on admissible directions counts
         gram = self._toeplitz(self._autocorrelation(v).double())  # k^2 x k^2: float64 costs nothing
         if self.zero_mean:
-            center = torch.eye(gram.shape[-1]).to(gram) - 1 / gram.shape[-1]
+            center = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) - 1 / gram.shape[-1]
             gram = center @ gram @ center
         largest = largest_eigenvalue_bound(gram) + _slack(norm(v).square()) * self.size**2
         return self._rounded_up(largest.sqrt() * self.boundary.norm)

@@ -43,7 +43,7 @@ class Windows:
         self.tapers = tapers.to(like)
         self.frequencies = pixel.unsqueeze(1) * (math.pi / (self.width - 1))
         ends = torch.ones_like(pixel)
-        ends[0] = ends[-1] = math.sqrt(0.5)
+        ends[:1] = ends[-1:] = math.sqrt(0.5)
         cosines = torch.cos(self.frequencies * pixel) * ends * ends.unsqueeze(1) * math.sqrt(2 / (self.width - 1))
         self.cosines = cosines.to(like)
 

@@ -115,6 +115,8 @@ class LiftedData(DataTerm):
 class LiftedEnergy(SmoothEnergy):
     """``<c, s_L> + sum_l dist^2((W_l s_{l-1} + V_l x + b_l, s_l), epi phi) / (2 smoothing)``: convex, piecewise quadratic."""
 
+    structural = True
+
     def __init__(self, network: NetworkEnergy, layout: Layout, smoothing: float) -> None:
         if not isinstance(network.activation, LeakyReLU):
             raise ValueError("the lifted form is for ReLU and leaky ReLU networks")

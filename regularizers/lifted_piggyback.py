@@ -13,7 +13,7 @@ from piggyback.hypergradient.piggyback import PairIteration, PiggybackState
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Schedule
-from piggyback.solvers.conjugate_gradient import relative_radius
+from piggyback.solvers.conjugate_gradient import relative_residual
 from piggyback.solvers.lower import LowerLevel
 from piggyback.terms.epigraph import cone, remainder
 from piggyback.types import PerSample, Primal
@@ -64,8 +64,7 @@ class LiftedPiggybackIteration(PairIteration[LiftedProblem, BlockSteps]):
         problem, (x, adjoint) = self.lower.problem, self.result(state)
         slope = self.loss.gradient(x)
         gap = slope - problem.hessian(problem.curvature(x), adjoint)
-        wanted = relative_radius(problem.data, slope, self.tolerance)
-        return self.lower.error(problem.gradient(x)), problem.data.dual_norm(gap) / wanted
+        return self.lower.error(problem.gradient(x)), relative_residual(problem.data, gap, slope, self.tolerance)
 
 
 @dataclass(frozen=True)

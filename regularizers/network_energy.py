@@ -28,6 +28,8 @@ class NetworkEnergy(SmoothEnergy):
     bounds of derivatives ask about.  ``phi`` must be smooth for everything but ``value``.
     """
 
+    structural = True
+
     def __init__(
         self,
         layers: tuple[Layer, ...],
@@ -45,6 +47,10 @@ class NetworkEnergy(SmoothEnergy):
         self._constants: NetworkConstants | None = None
 
     # --- the network -----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.output.device
 
     def extended(self, x: Primal) -> Tensor:
         """The image with the margin that all layers together need; raises ``ValueError`` for images that are too small."""
@@ -288,6 +294,10 @@ class NetworkEnergy(SmoothEnergy):
                 raise ValueError(f"{name} weights must be non-negative, got {float(weights.min()):.3g}")
             if not bool(weights.isfinite().all()):
                 raise ValueError(f"{name} weights must be finite, got {float(weights.max()):.3g}")
+        for index, layer in enumerate(self.layers):
+            for name, values in (("filters", layer.skip.filters), ("offset", layer.offset)):
+                if not bool(values.isfinite().all()):
+                    raise ValueError(f"layer {index + 1}: {name} must be finite")
 
     def check(self) -> None:
         self.check_signs()

@@ -57,14 +57,18 @@ LEARNED = "tests/test_learned_solver.py"
 METHODS = "tests/test_methods.py"
 UNROLLED = "tests/test_unrolled.py"
 LAPPED = "tests/test_lapped.py"
+GPU = "tests/test_gpu_check.py"
 LIFTED = "tests/test_lifted.py"
 NETWORK_PAIR = "tests/test_network_pair.py"
 NETWORKS = "tests/test_icnn.py"
+VALUES = "tests/test_values.py"
 LIFTED_CERTIFICATE = "tests/test_lifted_certificate.py"
 LIFTED_PIGGYBACK = ("tests/test_lifted_piggyback.py", "-k", "dense_algebra")
 RANDOM = (CERTIFICATES, "-k", "fifty_thousand and float64 or filter_banks or around_the_solution")
 SINGLE = (CERTIFICATES, "-k", "fifty_thousand and float32 or held_in_float32")
 BY_HAND = (CERTIFICATES, "-k", "attained or carried or dimension or moves or exact_for")
+FILES = "tests/test_files.py"
+PICTURES = "tests/test_pictures.py"
 DEGENERATE = (CERTIFICATES, "-k", "degenerate")
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -330,8 +334,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     # the local bound
     Mutation(
         "piggyback/certificates/local.py",
-        "return evidence.loss_smoothness * r / mu + evidence.coupling.change(r)",
-        "return evidence.coupling.change(r)",
+        "defined(evidence.loss_smoothness * r / mu + evidence.coupling.change(r))",
+        "defined(evidence.coupling.change(r))",
         "adjoint error (eq. 12): the gradient of the loss moves too",
         RANDOM,
     ),
@@ -593,8 +597,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/adaptive.py",
-        "together = sum(weight / share for weight, share in zip(weights, shares, strict=True))",
-        "together = sum(weights)",
+        "together = torch.stack([weight / share for weight, share in zip(weights, shares, strict=True)]).sum(0)",
+        "together = torch.stack(weights).sum(0)",
         "gain (eq. 15c): several means, each with its share",
         (ADAPTIVE, "-k", "over_a_field or gain"),
     ),
@@ -756,15 +760,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/hypergradient/iaptt.py",
-        "if value > worst:",
-        "if value < worst:",
+        "torch.stack(values).nan_to_num(nan=-torch.inf).argmax()",
+        "torch.stack(values).nan_to_num(nan=torch.inf).argmin()",
         "IAPTT: the truncation is optimistic",
         (METHODS, "-k", "pessimistic"),
     ),
     Mutation(
         "piggyback/hypergradient/one_step.py",
-        "loss.gradient(x - length * gradient)",
-        "loss.gradient(x)",
+        "checked_slope(loss, x - length * gradient)",
+        "checked_slope(loss, x)",
         "one-step: the upper loss at the point before the step",
         (METHODS, "-k", "after_the_step"),
     ),
@@ -1053,10 +1057,46 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "experiments/training.py",
-        "needed = self.last * (_FIRST_STEP if state.iteration == 0 else 1.0)",
+        "needed = self.spent.last * (_FIRST_STEP if state.iteration == 0 else 1.0)",
         "needed = 0.0",
         "a certified step is begun that ends after the budget",
         ("tests/test_command_line.py", "-k", "come_late"),
+    ),
+    # runs
+    Mutation(
+        "experiments/training.py",
+        "        save(self.run, state)\n        self._publish(state)\n",
+        "        self._publish(state)\n        save(self.run, state)\n",
+        "the model is released before the checkpoint that it follows from",
+        ("tests/test_reliable_runs.py", "-k", "kill_at_every"),
+    ),
+    Mutation(
+        "experiments/training.py",
+        "            generator.set_state(part.generator)",
+        "            generator.get_state()",
+        "a resumed run draws its first mini-batches once more",
+        ("tests/test_reliable_runs.py", "-k", "uninterrupted_ones and linear"),
+    ),
+    Mutation(
+        "experiments/sealed.py",
+        'return hashlib.sha256(_canonical(header) + b"\\n" + data).hexdigest()',
+        "return hashlib.sha256(data).hexdigest()",
+        "the checksum of a model does not cover its configuration",
+        ("tests/test_reliable_runs.py", "-k", "flipped_bit"),
+    ),
+    Mutation(
+        "experiments/kept_options.py",
+        "            if checksum(images) != kept:",
+        "            if len(checksum(images)) != len(kept):",
+        "a run is resumed with other images",
+        ("tests/test_reliable_runs.py", "-k", "other and images"),
+    ),
+    Mutation(
+        "experiments/training.py",
+        "kept = best if worse else descent.average",
+        "kept = descent.average",
+        "a model that training made worse is released",
+        ("tests/test_reliable_runs.py", "-k", "made_worse"),
     ),
     # the windowed preconditioner
     Mutation(
@@ -1068,8 +1108,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/lapped.py",
-        "ends[0] = ends[-1] = math.sqrt(0.5)",
-        "ends[0] = math.sqrt(0.5)",
+        "ends[:1] = ends[-1:] = math.sqrt(0.5)",
+        "ends[:1] = math.sqrt(0.5)",
         "eq. 21b: the cosine transform is not orthogonal",
         (LAPPED, "-k", "tight_frame"),
     ),
@@ -1107,6 +1147,239 @@ MUTATIONS: tuple[Mutation, ...] = (
         "(position.unsqueeze(1) - position).abs() < window // 2",
         "adaptive weights: windows two pixels too narrow",
         (ADAPTIVE,),
+    ),
+    Mutation(
+        "piggyback/precision.py",
+        "        torch.backends.cudnn.allow_tf32 = False",
+        "        pass",
+        "TF32 in convolutions of a card",
+        ("tests/test_precision.py",),
+    ),
+    Mutation(
+        "regularizers/convolution.py",
+        "        require_full_precision()",
+        "        pass",
+        "a filter bank under autocast",
+        ("tests/test_precision.py", "-k", "filter"),
+    ),
+    Mutation(
+        "piggyback/terms/quadratic.py",
+        "return torch.full((), self.strong_convexity, dtype=like.dtype, device=like.device)",
+        "return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)",
+        "a renewed preconditioner waits for the device",
+        ("tests/test_devices.py", "-k", "lower_level_steps and NonlinearCG"),
+    ),
+    Mutation(
+        "piggyback/terms/quadratic.py",
+        "return torch.linalg.solve_ex(matrix, v.T).result.T",
+        "return torch.linalg.solve(matrix, v.T).T",
+        "a dense prox waits for the device",
+        (GPU, "-k", "steps_do_not_wait and dense"),
+    ),
+    Mutation(
+        "piggyback/operators.py",
+        "torch.linalg.inv_ex(gram + symbol * unit).inverse",
+        "torch.linalg.inv(gram + symbol * unit)",
+        "a dense preconditioner waits for the device",
+        (GPU, "-k", "steps_do_not_wait and dense"),
+    ),
+    Mutation(
+        "piggyback/terms/least_squares.py",
+        "if self._read is None or self._read[0] is not step:",
+        "if True:",
+        "a prox of least squares reads its step back every time",
+        (GPU, "-k", "steps_do_not_wait and least_squares or steps_do_not_wait and PDHG"),
+    ),
+    Mutation(
+        "piggyback/terms/epigraph.py",
+        "return _table(leak, like.dtype, like.device)",
+        "return torch.tensor(projections(leak), dtype=like.dtype, device=like.device)",
+        "steps of lifted networks send a table to the device",
+        (GPU, "-k", "steps_do_not_wait and lifted"),
+    ),
+    Mutation(
+        "piggyback/solve.py",
+        "steps.index_fill_(0, active, taken)",
+        "steps[active] = taken",
+        "a look sends a number to the device",
+        (GPU, "-k", "look_reads_once"),
+    ),
+    Mutation(
+        "piggyback/problem.py",
+        'require_same_device("data", self.data.start, "the regularizer is", self.potential.weight)',
+        "pass",
+        "data on another device than the regularizer",
+        ("tests/test_other_devices.py",),
+    ),
+    Mutation(
+        "piggyback/losses.py",
+        'require_same_device("truth", self.truth, "the reconstructions are", x)',
+        "pass",
+        "truth on another device",
+        ("tests/test_other_devices.py",),
+    ),
+    Mutation(
+        "experiments/run_state.py",
+        "return _unpacked(_on(packed, device))",
+        "return _unpacked(packed)",
+        "quasi-Newton pairs of a resumed run stay on the CPU",
+        ("tests/test_other_devices.py", "-k", "resumed"),
+    ),
+    Mutation(
+        "experiments/gpu/marks.py",
+        "lambda v: v <= RESTORATION_MS",
+        "lambda v: v >= RESTORATION_MS",
+        "the mark of restorations, the wrong way round",
+        (GPU, "-k", "marks_are_judged"),
+    ),
+    # files of users
+    Mutation(
+        "experiments/outputs.py",
+        "if os.path.lexists(place):",
+        "if False:",
+        "a saved image replaces a file of the user",
+        (FILES, "-k", "refused_in_one_line"),
+    ),
+    Mutation(
+        "experiments/outputs.py",
+        "if mode is not None and not _replaceable(target, ours):",
+        "if False:",
+        "figures replace a file of the user",
+        (FILES, "-k", "refused_in_one_line"),
+    ),
+    Mutation(
+        "experiments/outputs.py",
+        "if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):",
+        "if False:",
+        "a FIFO becomes a file",
+        (FILES, "-k", "devices or two_outputs"),
+    ),
+    Mutation(
+        "experiments/outputs.py",
+        "    target = Path(os.path.realpath(path))\n    target.parent.mkdir",
+        "    target = path\n    target.parent.mkdir",
+        "a link becomes a file",
+        (FILES, "-k", "links_are_followed"),
+    ),
+    Mutation(
+        "experiments/outputs.py",
+        "while _folded(place) in taken:",
+        "while place in taken:",
+        "outputs whose names differ in case only",
+        (FILES, "-k", "never_clash or every_image"),
+    ),
+    Mutation(
+        "experiments/tiff.py",
+        "colours = scale - colours",
+        "colours = colours + 0",
+        "WhiteIsZero is read as a negative",
+        (PICTURES, "-k", "values_that_were_written"),
+    ),
+    Mutation(
+        "experiments/tiff.py",
+        "2 ** (self.bits - 1) - 1 if",
+        "2**self.bits - 1 if",
+        "signed pixels against the scale of unsigned ones",
+        (PICTURES, "-k", "values_that_were_written"),
+    ),
+    Mutation(
+        "experiments/tiff.py",
+        "if promised > held or any(",
+        "if any(",
+        "missing pixels of TIFF files are black",
+        (FILES, "-k", "promises and rows"),
+    ),
+    Mutation(
+        "experiments/decoders.py",
+        "if orientation in (3, 4, 7, 8):",
+        "if orientation in (3, 4, 5, 8):",
+        "two of the eight orientations are mixed up",
+        (PICTURES, "-k", "upright"),
+    ),
+    Mutation(
+        "experiments/decoders.py",
+        "samples = pairs[..., 0::2] << 8 | pairs[..., 1::2]",
+        "samples = pairs[..., 1::2] << 8 | pairs[..., 0::2]",
+        "bytes of 16-bit grey and alpha swapped",
+        (PICTURES, "-k", "values_that_were_written"),
+    ),
+    Mutation(
+        "experiments/options.py",
+        "if not (value > 0 and math.isfinite(value)):",
+        "if not value > 0:",
+        "infinite options are accepted",
+        ("tests/test_hostile_commands.py", "-k", "sound and (limit or budget)"),
+    ),
+    # values
+    Mutation(
+        "piggyback/adjointness.py",
+        "SINGLE = 64 * torch.finfo(torch.float32).eps",
+        "SINGLE = 1e-2",
+        "adjoint test: a missing row of a large operator passes",
+        (VALUES, "-k", "missing_row"),
+    ),
+    Mutation(
+        "piggyback/adjointness.py",
+        "double = working == torch.float64 and float(mismatch[worst]) <= DOUBLE",
+        "double = working == torch.float64",
+        "operators that compute in single precision are taken for exact",
+        (VALUES, "-k", "tiny_factor or behind_any"),
+    ),
+    Mutation(
+        "piggyback/adjointness.py",
+        "one, other = inner(image, y), inner(x, pulled)",
+        "one, other = inner(image, y).sum(0, keepdim=True), inner(x, pulled).sum(0, keepdim=True)",
+        "adjoint test: summed over the batch, which hides samples that are mixed",
+        (VALUES, "-k", "mixes"),
+    ),
+    Mutation(
+        "piggyback/adapted.py",
+        "return shapes, tuple(torch.stack(sums).tolist()) if sums else (), numbers, modes",
+        "return shapes, (), numbers, modes",
+        "an operator whose tensors have changed is not looked at again",
+        (VALUES, "-k", "every_state"),
+    ),
+    Mutation(
+        "piggyback/terms/least_squares.py",
+        "found = inner(q, v + s) + inner(s, s) / self.ridge",
+        "found = inner(q, v + s)",
+        "dual norm (eq. 25) without its residual: from below",
+        (VALUES, "-k", "however_loose"),
+    ),
+    Mutation(
+        "piggyback/terms/quadratic.py",
+        "found = inner(q, v + s) + 2 * norm(q) * lost + (norm(s) + lost).square() / mu",
+        "found = inner(q, v)",
+        "dense dual norm without the rounding of the solve",
+        (VALUES, "-k", "rounding_of_the_solve"),
+    ),
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "return torch.float32 if bool(_suits(values).all()) else torch.float64",
+        "return torch.float32",
+        "squares of small numbers vanish: bounds of 0",
+        (VALUES, "-k", "homogeneous"),
+    ),
+    Mutation(
+        "piggyback/hypergradient/implicit.py",
+        "found = adjoint.result[0] * per_sample(unit, x)",
+        "found = adjoint.result[0]",
+        "adjoints left in the units they were solved in",
+        (VALUES, "-k", "homogeneous"),
+    ),
+    Mutation(
+        "piggyback/solve.py",
+        "hopeful = (self.reference > _FAR) & (self.reference > self.first / _FAR)",
+        "hopeful = self.reference < 0",
+        "residuals that rise before they fall are taken for a floor",
+        (VALUES, "-k", "taken_for_a_floor"),
+    ),
+    Mutation(
+        "piggyback/problem.py",
+        "return z.sub_(self.shift) if is_trusted(self.operator) else z - self.shift",
+        "return z.sub_(self.shift)",
+        "what a user's operator returned is overwritten",
+        (VALUES, "-k", "nothing_is_written"),
     ),
 )
 

@@ -7,12 +7,15 @@ a backend written in Python, since a CPU build refuses to index even a fake ``cu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import backend_registration
 
+from experiments.gpu.waits import Waits
 from piggyback.batched import inner, norm
 from piggyback.certificates.corrected_loss import corrected_loss, plain_loss
 from piggyback.certificates.evidence import gather_evidence
@@ -34,6 +37,7 @@ from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
 from piggyback.solvers.quasi_newton import QuasiNewton
 from piggyback.solvers.richardson import Richardson
+from piggyback.terms.epigraph import _table
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Profile
 from piggyback.terms.quadratic import Denoising
@@ -116,9 +120,12 @@ def assert_on_device(value: object, dtype: torch.dtype | None = None) -> None:
 
 
 def run_steps(iteration: Iteration, dtype: torch.dtype) -> None:
+    """Until the preconditioner has been renewed, without anything that waits but does not raise on a fake device."""
     state = iteration.start()
-    for _ in range(3):
-        state = iteration.step(state)
+    with Waits() as waits:
+        for _ in range(5):
+            state = iteration.step(state)
+    assert not waits.found, waits.found
     assert_on_device(state, dtype)
     assert_on_device(iteration.error(state), dtype)
     assert_on_device(iteration.result(state), dtype)
@@ -133,6 +140,34 @@ def test_reading_a_value_back_would_be_noticed(dtype: torch.dtype) -> None:
         bool((x > 0).all())
     with pytest.raises(RuntimeError, match="device"):
         torch.add(x, torch.empty(3, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        lambda x: torch.eye(3).to(x),
+        lambda x: torch.as_tensor(0.5, dtype=x.dtype, device=x.device),
+        lambda x: torch.linalg.inv(x),
+        lambda x: torch.linalg.solve(x, x),
+        lambda x: torch.linalg.matrix_norm(x, ord=2),
+    ],
+    ids=["copy to the device", "number to the device", "inverse", "solution", "singular values"],
+)
+def test_waiting_without_an_error_would_be_noticed(waiting: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    """The second instrument: fake tensors let these pass."""
+    with Waits() as waits:
+        waiting(on_device(3, 3, dtype=dtype))
+    assert waits.found
+
+
+def test_what_steps_do_is_not_taken_for_waiting(dtype: torch.dtype) -> None:
+    x, index = on_device(3, 3, dtype=dtype), torch.zeros(2, dtype=torch.long, device=DEVICE)
+    with Waits() as waits:
+        torch.where(x > 0, 1.0, x)
+        x[index].double()
+        torch.linalg.inv_ex(x)
+        torch.full((), 0.5, dtype=dtype, device=DEVICE)
+    assert not waits.found, waits.found
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -215,9 +250,11 @@ def test_dense_operator_and_products(dtype: torch.dtype) -> None:
 @pytest.fixture
 def no_cached_basis():
     """The cache must neither hand a real tensor to a fake one nor keep a fake one."""
-    zero_mean_basis.cache_clear()
+    for kept in (zero_mean_basis, _table):
+        kept.cache_clear()
     yield
-    zero_mean_basis.cache_clear()
+    for kept in (zero_mean_basis, _table):
+        kept.cache_clear()
 
 
 @pytest.mark.parametrize("boundary", ["reflect", "circular"])

@@ -331,3 +331,19 @@ def test_kernel_plans_by_name_and_by_measurement() -> None:
     assert measured.forward in FORWARD_KERNELS and measured.adjoint in ADJOINT_KERNELS
     with pytest.raises(ValueError, match="NoSuchKernel"):
         plan_named("NoSuchKernel", "ProductFold")
+
+
+def test_gain_keeps_the_texture_of_a_bright_image() -> None:
+    """Zero-mean filters see ``300 + 1e-5 texture`` as the texture alone; rounding to single precision first would erase it."""
+    generator = torch.Generator().manual_seed(5)
+    filters = torch.randn(3, 1, 3, 3, generator=generator, dtype=torch.float64)
+    bank = ConvolutionBank(filters - filters.mean(dim=(2, 3), keepdim=True), zero_mean=True).single()
+    texture = 1e-5 * torch.randn(1, 1, 12, 12, generator=generator, dtype=torch.float64)
+    curvature = torch.ones(1, 12, 12, 3)
+    bright, alone = bank.forward_gain(300 + texture, curvature), bank.forward_gain(texture, curvature)
+    assert torch.allclose(bright, alone, rtol=1e-4, atol=0)
+    seen = bank.double().forward(texture)
+    assert float(bright) ** 2 * 1.001 >= float(texture.square().mean())  # not zero
+    assert float(seen.flatten(0, 2).norm(dim=0).div(bank.filters.double().flatten(1).norm(dim=1)).max()) <= float(
+        bright
+    )

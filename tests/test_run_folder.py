@@ -15,15 +15,18 @@ from safetensors.torch import save_file
 
 from experiments import atomic
 from experiments.errors import UserError
+from experiments.history import HistoryRow
 from experiments.run_folder import RunFolder
 
 WEIGHTS = {"filters": torch.arange(6.0).reshape(2, 3), "weights": torch.tensor([0.5, 0.25])}
 CONFIG = {"regularizer": "linear", "filters": 2, "sigma": 25 / 255}
 
 
-def write_rows(run: RunFolder, first: int, last: int) -> None:
-    for i in range(first, last + 1):
-        run.append({"iteration": i, "phase": "adaptive", "loss": 1 / (3 + i), "step": math.nan if i % 2 else 0.1})
+def row(iteration: int) -> HistoryRow:
+    step = math.nan if iteration % 2 else 0.1
+    return HistoryRow(
+        iteration, "adaptive", 8, 1 / (3 + iteration), 0.1, 0.2, 25.0, 1.0, 0.5, 0.9, 1e-3, 0.1, step, 12.5, 0.25
+    )
 
 
 def test_model_round_trip(tmp_path: Path) -> None:
@@ -45,34 +48,31 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     assert loaded.state["step"] == 0.1 and loaded.state["names"] == ["a", "b"]
 
 
-def test_a_resumed_history_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "whole") as whole:
-        write_rows(whole, 0, 9)
-    with RunFolder.create(tmp_path / "cut") as cut:
-        write_rows(cut, 0, 4)
-        cut.save_checkpoint(4, {})
-        write_rows(cut, 5, 6)
-    with cut.history.open("a") as file:
-        file.write("7,adap")  # killed while writing
-    resumed, checkpoint = RunFolder.resume(cut.path)
-    with resumed:
-        assert checkpoint.iteration == 4
-        write_rows(resumed, 5, 9)
-    assert resumed.history.read_bytes() == whole.history.read_bytes()
-    rows = resumed.read_history()
-    assert [row["iteration"] for row in rows] == list(range(10))
-    assert rows[4]["loss"] == 1 / 7 and rows[4]["phase"] == "adaptive" and math.isnan(float(rows[5]["step"]))
-    assert any((cut.path / "tensorboard").iterdir())
-
-
-def test_history_rows_keep_their_columns(tmp_path: Path) -> None:
+def test_history_round_trip(tmp_path: Path) -> None:
+    """Every number reads back as it was; the time is in a file of its own."""
+    rows = [row(i) for i in range(10)]
     with RunFolder.create(tmp_path) as run:
         assert run.read_history() == []
-        write_rows(run, 0, 0)
-        with pytest.raises(ValueError, match="columns"):
-            run.append({"iteration": 1, "other": 2.0})
-        with pytest.raises(ValueError, match="iteration"):
-            run.append({"loss": 2.0})
+        run.write_history(rows)
+        run.add_events(rows)
+    read = run.read_history()
+    assert [line["iteration"] for line in read] == list(range(10))
+    assert read[4]["loss"] == 1 / 7 and read[4]["phase"] == "adaptive" and math.isnan(float(read[5]["step"]))
+    assert "seconds" not in read[0]
+    assert run.timing.read_text().splitlines()[:2] == ["iteration,phase,seconds", "0,adaptive,0.25"]
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_what_is_right_is_not_written_again(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+
+    def write() -> dict[str, int]:
+        run.save_model(WEIGHTS, CONFIG)
+        run.write_history([row(0)])
+        run.write_metrics({"mean": 1.0})
+        return {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+
+    assert write() == write()
 
 
 def test_metrics_without_nan(tmp_path: Path) -> None:
@@ -156,11 +156,3 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match=r"No space left.*checkpoint\.pt"):
         run.save_checkpoint(2, {})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_full_disk_leaves_no_half_row() -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("needs /dev/full")
-    with pytest.raises(OSError, match=r"No space left.*/dev/full"):
-        atomic.append_in_one_piece(full, b"1,2,3\n")

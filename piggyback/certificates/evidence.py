@@ -57,8 +57,13 @@ class PairEvidence:
 
     @property
     def error(self) -> PerSample:
-        """``||x - x*||_H``, bounded, in single precision."""
-        return self.residuals.error.float()
+        """``||x - x*||_H``, bounded, in the precision of the sums."""
+        return self.residuals.error.to(self.coupling.rate.dtype)
+
+    @property
+    def adjoint_residual(self) -> PerSample:
+        """``||grad l(x) - A P||_{H^{-1}}``, bounded, in the precision of the sums."""
+        return self.residuals.adjoint.to(self.coupling.rate.dtype)
 
     @property
     def distance(self) -> PerSample:
@@ -71,7 +76,7 @@ class Evidence(PairEvidence):
     """The evidence for ``R(x) = f(K x)``.
 
     Beyond ``residuals`` and ``gaps`` everything feeds sums of non-negative terms only, for which single precision (and a
-    final inflation by its rounding) is enough: ``x``, ``P``, ``z = K x - shift``
+    final inflation by its rounding) is enough, unless their squares leave its range: ``x``, ``P``, ``z = K x - shift``
     (and ``potential`` without it), ``image = K P``, ``y = f'(z)``, ``u = D K P``,
     ``bounds`` valid for every ``z'`` that the segment from ``x`` to ``x*`` can reach, and ``coupling``, which sums up the bounds.
     ``inverse_root = (lower + s)^{-1/2}`` with ``K^T diag(s) K <= mu I``: however flat the potential, the data term curves a
@@ -127,12 +132,12 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         measured = fixed.data.dual_norm(gradient)
         residuals = _residuals(fixed, loss, (x, adjoint), y, slope, (gradient, gap), measured)
         # the shift is taken out before the digits are: z - shift may be small where z is not
-        operator, potential = fixed.operator.single(), fixed.potential.centred().single()
         z = z - fixed.potential.shift
         mu = fixed.data.strong_convexity
-        dual = norm(y)
-        z, image, y, u = (v.float() for v in (z, image, y, u))
-        radius = _row_norms(fixed.data, operator, z) * per_sample(residuals.error.float(), z)
+        kind, dual = problem.sums, norm(y)
+        operator, potential = _in_kind(fixed, kind)
+        z, image, y, u = (v.to(kind) for v in (z, image, y, u))
+        radius = _row_norms(fixed.data, operator, z) * per_sample(residuals.error.to(kind), z)
         bounds = potential.bounds(z, radius)
         inverse_root = (bounds.lower + _lent(potential, operator, mu)).rsqrt_()
         finer = measured + _rounding(fixed, x, dual, bounds, inverse_root)
@@ -158,6 +163,37 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
     return evidence, read_off.value
 
 
+_SMALLEST, _LARGEST = 1e-12, 1e12
+"""Squares of numbers in between, and of their products with ordinary constants, are in the range of single precision."""
+
+
+def kind_of_sums(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Primal) -> torch.dtype:
+    """Single precision if the numbers that certificates square suit it (zero does), else double (synchronises).
+
+    The largest entries of ``x``, ``P`` and the slope of the loss in every sample, and the constants that make the rest of them.
+    """
+    if x.numel() == 0:
+        return torch.float32
+    with torch.no_grad():
+        potential, reach = problem.potential, problem.operator.norm_bound().reshape(1)
+        arrays = (x, adjoint, loss.gradient(x))
+        peaks = [array.abs().flatten(1).amax(1).double() for array in arrays]
+        peaks += [v.detach().double().flatten() for v in (potential.weight, potential.max_curvature(), reach)]
+        values = torch.cat(peaks)
+        return torch.float32 if bool(_suits(values).all()) else torch.float64
+
+
+def _suits(values: Tensor) -> Tensor:
+    return (values == 0) | ((values >= _SMALLEST) & (values <= _LARGEST))
+
+
+def _in_kind(problem: SaddleProblem, kind: torch.dtype) -> tuple[LinearOperator, Potential]:
+    """Operator and potential (without its shift) for the sums."""
+    if kind == torch.float32:
+        return problem.operator.single(), problem.potential.centred().single()
+    return problem.operator.double(), problem.potential.centred().double()
+
+
 def _row_norms(data: DataTerm, operator: LinearOperator, z: Dual) -> Tensor:
     """At least ``||k_i||_{H^{-1}}`` for each row (eq. 11)."""
     plain = operator.row_norms(z) / data.strong_convexity**0.5
@@ -181,7 +217,7 @@ def _residuals(
     steepness, force, stiffness = norm(slope), norm(adjoint), problem.stiffness()
     lost = problem.magnitude(x, y, stiffness)
     adjoint_lost = steepness + (data.smoothness + 2 * stiffness) * force
-    unit = ROUNDING_TERMS * torch.finfo(x.dtype).eps / data.strong_convexity**0.5
+    unit = ROUNDING_TERMS * data.unit_roundoff(x.dtype) / data.strong_convexity**0.5
     return Residuals(
         error=measured + unit * lost,
         adjoint=data.dual_norm(gap) + unit * adjoint_lost,
@@ -209,7 +245,7 @@ def _lent(potential: Potential, operator: LinearOperator, modulus: float) -> Per
 def _rounding(
     problem: SaddleProblem, x: Primal, dual: PerSample, bounds: CurvatureBounds, inverse_root: Dual
 ) -> PerSample:
-    """What rounding adds to ``||grad h(x)||_{H^{-1}}`` as a bound of ``||x - x*||_H``, with the curvature that is there (eq. 10c).
+    """What rounding adds to ``||grad h(x)||_{H^{-1}}`` in a bound of ``||x - x*||_H``, knowing the curvature (eq. 10c).
 
     ``dual = ||f'(K x)||``; ``bounds`` hold on intervals around ``K x`` that are wider than its rounding.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from piggyback.batched import norm, per_sample
-from piggyback.certificates.evidence import Evidence, PairEvidence, inflate, saddle_evidence
+from piggyback.certificates.evidence import Evidence, PairEvidence, defined, inflate, saddle_evidence
 from piggyback.types import Dual, PerSample
 
 
@@ -30,7 +31,11 @@ class GradientBound:
 
     def select(self, index: Tensor) -> GradientBound:
         """The bounds of the chosen samples."""
-        return GradientBound(*(getattr(self, part.name)[index] for part in fields(self)))
+        return self.converted(lambda part: part[index])
+
+    def converted(self, change: Callable[[Tensor], Tensor]) -> GradientBound:
+        """The same bounds, every group changed alike."""
+        return GradientBound(*(change(getattr(self, part.name)) for part in fields(self)))
 
 
 def local_bound(evidence: PairEvidence) -> GradientBound:
@@ -38,24 +43,25 @@ def local_bound(evidence: PairEvidence) -> GradientBound:
     evidence = saddle_evidence(evidence, "local_bound")
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
-        return GradientBound(
-            operator=inflate(_operator_bound(evidence, adjoint)),
-            weight=inflate(_weight_bound(evidence, adjoint)),
-            smoothing=inflate(_smoothing_bound(evidence, adjoint)),
-            shift=inflate(_shift_bound(evidence, adjoint)),
-            emphasis=inflate(_emphasis_bound(evidence, adjoint)),
+        bound = GradientBound(
+            operator=_operator_bound(evidence, adjoint),
+            weight=_weight_bound(evidence, adjoint),
+            smoothing=_smoothing_bound(evidence, adjoint),
+            shift=_shift_bound(evidence, adjoint),
+            emphasis=_emphasis_bound(evidence, adjoint),
         )
+        return bound.converted(lambda part: inflate(defined(part)))
 
 
 def adjoint_error(evidence: PairEvidence) -> PerSample:
     """Bound of ``||P* - P||_{A*}`` (eq. 12)."""
-    return inflate(evidence.residuals.adjoint.float() + adjoint_move(evidence))
+    return inflate(evidence.adjoint_residual + adjoint_move(evidence))
 
 
 def adjoint_move(evidence: PairEvidence) -> PerSample:
     """What the error of ``x`` contributes to ``adjoint_error``; the residual of ``P`` is the rest."""
     r, mu = evidence.error, evidence.strong_convexity
-    return evidence.loss_smoothness * r / mu + evidence.coupling.change(r)
+    return defined(evidence.loss_smoothness * r / mu + evidence.coupling.change(r))
 
 
 def _operator_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:

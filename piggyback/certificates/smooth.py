@@ -103,7 +103,7 @@ def _finer_rounding(
     summed = (data.smoothness * (norm(x) + norm(data.start)) + norm(lost.flat)) / data.strong_convexity**0.5
     turned = torch.exp(0.5 * bounds.concordance * radius)
     return defined(
-        ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed + norm(lost.whole) + 2 * turned * norm(lost.bent))
+        ROUNDING_TERMS * data.unit_roundoff(x.dtype) * (summed + norm(lost.whole) + 2 * turned * norm(lost.bent))
     )
 
 
@@ -116,13 +116,13 @@ def _couple(
     local = turned.sqrt() * torch.fmin(0.5 * pair.turn, pair.shared_turn)
     rate = torch.fmin(torch.fmin(bounds.third * force / mu, relative), local)
     whole = bounds.hessian * force / mu**0.5
-    return CouplingRate(inflate(defined(rate).float()), defined(whole).float(), torch.zeros_like(force).float())
+    return CouplingRate(inflate(defined(rate)), inflate(defined(whole)), torch.zeros_like(force))
 
 
 def _bend(bounds: EnergyBounds, pair: PairBounds, radius: PerSample) -> PerSample:
     """The constant of eq. 16a: ``D^2 R`` at ``x`` and its mean differ by half the turn, but for its growth (eq. N31)."""
     share = torch.fmin(0.5 * torch.exp(0.5 * bounds.concordance * radius), torch.ones_like(radius))
-    return inflate(defined((share * pair.turn).float()))
+    return inflate(defined(share * pair.turn))
 
 
 def _residuals(
@@ -137,7 +137,7 @@ def _residuals(
 ) -> Residuals:
     (x, adjoint), (gradient, gap), data = pair, gaps, problem.data
     value, steepness, force = loss.value(x), norm(slope), norm(adjoint)
-    unit = ROUNDING_TERMS * torch.finfo(x.dtype).eps / data.strong_convexity**0.5
+    unit = ROUNDING_TERMS * data.unit_roundoff(x.dtype) / data.strong_convexity**0.5
     stiffness = problem.stiffness()
     # where nothing bounds the Hessian, the rounding of the product is modelled by its size
     applied = torch.where(torch.isfinite(stiffness), 2 * stiffness * force, norm(bent))
@@ -160,20 +160,20 @@ def smooth_bound(evidence: SmoothEvidence) -> GradientBound:
     with torch.no_grad():
         whole = torch.fmin(_from_constants(evidence), _from_pair(evidence))
         empty = whole.new_zeros(whole.shape[0], 0)
-        return GradientBound(inflate(defined(whole).float()), empty, empty, empty, torch.zeros_like(whole))
+        return GradientBound(inflate(defined(whole)), empty, empty, empty, torch.zeros_like(whole))
 
 
 def _from_constants(evidence: SmoothEvidence) -> PerSample:
     """Eq. N10."""
     bounds, root = evidence.bounds, evidence.strong_convexity**0.5
-    distance, away = evidence.residuals.error / root, adjoint_error(evidence).double() / root
+    distance, away = evidence.residuals.error / root, adjoint_error(evidence) / root
     return bounds.mixed * away + bounds.mixed_lipschitz * distance * (evidence.force + away)
 
 
 def _from_pair(evidence: SmoothEvidence) -> PerSample:
     """Eq. N32: the functionals where ``P* - P`` and ``x* - x`` can be, half discs but for what the coupling adds."""
     residuals, root = evidence.residuals, evidence.strong_convexity**0.5
-    turned = evidence.coupling.change(evidence.error).double()
+    turned = evidence.coupling.change(evidence.error)
     settled = evidence.loss_smoothness * residuals.error / evidence.strong_convexity + residuals.adjoint
     first, second = evidence.pair.mixed, evidence.pair.mixed_turn
     anywhere = torch.hypot(first.flat / root, first.bent)

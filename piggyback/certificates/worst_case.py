@@ -26,7 +26,7 @@ def _bound(evidence: Evidence) -> GradientBound:
     distance = evidence.error / mu**0.5
     curvature, third = potential.max_curvature(), potential.max_third()
     bend = third.max() * reach * distance * evidence.image.abs().flatten(1).amax(1)
-    adjoint = (evidence.loss_smoothness * distance + reach * bend) / mu + evidence.residuals.adjoint.float() / mu**0.5
+    adjoint = (evidence.loss_smoothness * distance + reach * bend) / mu + evidence.adjoint_residual / mu**0.5
     y_change = curvature.max() * reach * distance
     u_change = curvature.max() * reach * adjoint + bend
     filters = operator.gain() * (
@@ -42,7 +42,8 @@ def _bound(evidence: Evidence) -> GradientBound:
     if potential.emphasis is not None:
         field = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
         factors = field * potential.emphasis.pull_back(torch.ones_like(evidence.image))
-    return GradientBound(*(inflate(defined(part)) for part in (filters, weight, smoothing, shift, factors)))
+    bound = GradientBound(filters, weight, smoothing, shift, factors)
+    return bound.converted(lambda part: inflate(defined(part)))
 
 
 def _product(a: PerSample, a_change: PerSample, b: PerSample, b_change: PerSample) -> PerSample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.problem import SaddleProblem
 from piggyback.types import Primal
+from piggyback.values import first_bad_sample
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Accuracy:
     adjoint: float
 
     def __post_init__(self) -> None:
-        if not (self.lower > 0 and self.adjoint > 0):
-            raise ValueError(f"accuracies must be positive, got {self}")
+        if not (self.lower > 0 and self.adjoint > 0 and math.isfinite(self.lower + self.adjoint)):
+            raise ValueError(f"accuracies must be positive and finite, got {self}")
 
     def scaled(self, factor: float) -> Accuracy:
         """Both tolerances times ``factor``."""
@@ -113,6 +115,15 @@ class DirectMethod(ABC):
         start: WarmStart | None = None,
     ) -> Direct:
         """The gradient in ``parameters``, in which ``problem`` must be differentiable, of the sum of the losses."""
+
+
+def checked_slope(loss: Loss, x: Primal) -> Primal:
+    """``grad l(x)``.  Raises ``ValueError`` naming the first sample where it is NaN or infinite (synchronises)."""
+    slope = loss.gradient(x)
+    bad = first_bad_sample(slope)
+    if bad is not None:
+        raise ValueError(f"the gradient of the loss: sample {bad} of the batch has NaN or infinite values")
+    return slope
 
 
 def flat_gradient(value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> Tensor:

@@ -15,7 +15,9 @@ from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import State
 from piggyback.solvers.gradient import step_length
+from piggyback.solvers.lower import checked_start
 from piggyback.types import Primal, Scalar
+from piggyback.values import require_count
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class BDA(DirectMethod):
     segment: int = 0
 
     def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+        require_count("segment", self.segment, least=0)
         if not 0 < self.mixing <= 1:
             raise ValueError(f"the mixing must lie between 0 and 1, got {self.mixing}")
 
@@ -68,7 +72,7 @@ class BDA(DirectMethod):
         problem.check()
         length = step_length(problem.detached())
         smooth = differentiable(problem)
-        first = problem.data.start if start is None else start.x
+        first = checked_start(problem, None if start is None else start.x)
         with torch.enable_grad():
             state = unroll(self.step(smooth, loss, length), AggregationState(first, 0), self.steps, self.segment)
             return differentiated(problem, parameters, loss, accuracy, state.x)

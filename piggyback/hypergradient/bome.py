@@ -15,7 +15,8 @@ from piggyback.hypergradient.unrolled import closeness
 from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solvers.gradient import GradientIteration, step_length
-from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.lower import LowerLevel, checked_start, radius_per_element
+from piggyback.values import require_count, require_positive
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class BOME(DirectMethod):
     eta: float = 0.5
     rounds: int = 1
 
+    def __post_init__(self) -> None:
+        require_count("inner", self.inner)
+        require_count("rounds", self.rounds)
+        require_positive("eta", self.eta)
+
     def differentiate(
         self,
         problem: SaddleProblem,
@@ -55,9 +61,9 @@ class BOME(DirectMethod):
     ) -> Direct:
         problem.check()
         fixed = problem.detached()
-        x = fixed.data.start if start is None else start.x
+        x = checked_start(fixed, None if start is None else start.x)
         radius, length = radius_per_element(fixed, accuracy.lower), step_length(fixed)
-        gradient = torch.zeros(sum(p.numel() for p in parameters)).to(x)
+        gradient = x.new_zeros(sum(p.numel() for p in parameters))
         for _ in range(self.rounds):
             steps = GradientIteration(LowerLevel(fixed, x, radius), length)
             with torch.no_grad():

@@ -15,7 +15,8 @@ from piggyback.losses import Loss
 from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element
+from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element
+from piggyback.values import require_count
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class IAPTT(DirectMethod):
     pessimistic: bool = False
     insist: bool = False
 
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+
     def differentiate(
         self,
         problem: SaddleProblem,
@@ -58,7 +62,7 @@ class IAPTT(DirectMethod):
                 "and its solver would be stopped where it is worst: pass insist=True to do so nevertheless"
             )
         problem.check()
-        begin = problem.data.start if start is None else start.x
+        begin = checked_start(problem, None if start is None else start.x)
         radius = radius_per_element(problem, accuracy.lower)
         smooth = unrollable(problem, self.solver)
         steps = self.steps
@@ -78,10 +82,8 @@ class IAPTT(DirectMethod):
 
 def worst_step(iteration: Iteration, loss: Loss, steps: int) -> int:
     """The step, from 1 on, after which the sum of the losses is largest."""
-    state, worst, at = iteration.start(), float("-inf"), 1
-    for taken in range(1, steps + 1):
+    state, values = iteration.start(), []
+    for _ in range(steps):
         state = iteration.step(state)
-        value = float(loss.value(iteration.result(state)[0]).sum())
-        if value > worst:
-            worst, at = value, taken
-    return at
+        values.append(loss.value(iteration.result(state)[0]).sum())
+    return 1 + int(torch.stack(values).nan_to_num(nan=-torch.inf).argmax())  # the first of them; read back once

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.batched import per_sample
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart, checked_slope
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Iteration, Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.solvers.conjugate_residual import ConjugateResidual
-from piggyback.solvers.lower import LowerSolver, radius_per_element, solve_lower
+from piggyback.solvers.lower import LowerSolver, checked_start, radius_per_element, solve_lower
 from piggyback.solvers.richardson import Richardson
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.types import Primal
@@ -35,14 +36,17 @@ class _Implicit(HypergradientMethod):
     def differentiate(
         self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
+        loss.check()
         radius = radius_per_element(problem, accuracy.lower)
         first, previous = (None, None) if start is None else (start.x, start.adjoint)
         lower = solve_lower(problem, self.solver, radius, first, self.lower_schedule)
         (x,) = lower.result
-        system = adjoint_system(problem, loss, x, accuracy.adjoint, previous)
+        previous = None if previous is None else checked_start(problem, previous, "the start of the adjoint")
+        system, unit = adjoint_system(problem, loss, x, accuracy.adjoint, previous).in_units()
         with torch.no_grad():
             adjoint = iterate(self.adjoint(system), self.adjoint_schedule)
-        return Sensitivity(x, adjoint.result[0], lower.status, adjoint.status)
+        found = adjoint.result[0] * per_sample(unit, x)
+        return Sensitivity(x, found, lower.status, adjoint.status)
 
 
 def adjoint_system(
@@ -51,7 +55,7 @@ def adjoint_system(
     """``A(x) P = grad l(x)`` until ``||grad l(x) - A(x) P|| <= tolerance ||grad l(x)||`` in the norm of ``H^{-1}`` (eq. 8)."""
     problem = problem.detached()
     with torch.no_grad():
-        right = loss.gradient(x)
+        right = checked_slope(loss, x)
         curvature = problem.curvature(x)
         return LinearSystem(problem, curvature, right, relative_radius(problem.data, right, tolerance), start)
 

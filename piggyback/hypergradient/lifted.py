@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.hypergradient.piggyback import Piggyback
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
@@ -14,6 +15,18 @@ from piggyback.problem import require_saddle
 @dataclass(frozen=True)
 class Lifted(HypergradientMethod):
     """``method`` on ``problem.lifted()``: the pair is that of the problem itself, and no system with ``B`` is solved."""
+
+    capabilities = Capabilities(
+        name="lifted",
+        formula="a pair of another method, the least-squares data term in the dual",
+        smoothness=Smoothness.CURVATURE,
+        hessian_products=False,
+        strong_convexity=True,
+        memory=Memory.CONSTANT,
+        guarantee=Guarantee.CERTIFIED,
+        error="to the tolerance, certified",
+        cost="the method, B and Bᵀ counted with K",
+    )
 
     method: HypergradientMethod = field(default_factory=Piggyback)
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart, checked_slope
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Schedule, Status
 from piggyback.solvers.gradient import step_length
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element, solve_lower
+from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element, solve_lower
 from piggyback.solvers.suited import SuitedSolver
 
 
@@ -41,11 +41,12 @@ class JacobianFree(HypergradientMethod):
     def differentiate(
         self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
     ) -> Sensitivity:
+        loss.check()
         radius = radius_per_element(problem, accuracy.lower)
         outcome = solve_lower(problem, self.solver, radius, None if start is None else start.x, self.schedule)
         (x,) = outcome.result
         with torch.no_grad():
-            adjoint = step_length(problem.detached()) * loss.gradient(x)
+            adjoint = step_length(problem.detached()) * checked_slope(loss, x)
         return Sensitivity(x, adjoint, outcome.status, torch.full_like(outcome.status, int(Status.STEP_LIMIT)))
 
 
@@ -75,11 +76,12 @@ class OneStep(HypergradientMethod):
     ) -> Sensitivity:
         problem = problem.detached()
         problem.check()
+        loss.check()
         with torch.no_grad():
-            before, length = problem.data.start if start is None else start.x, step_length(problem)
+            before, length = checked_start(problem, None if start is None else start.x), step_length(problem)
             x = before - length * problem.gradient(before)
             gradient = problem.gradient(x)
-            adjoint = length * loss.gradient(x - length * gradient)
+            adjoint = length * checked_slope(loss, x - length * gradient)
             error = LowerLevel(problem, x, radius_per_element(problem, accuracy.lower)).error(gradient)
             status = torch.where(error <= 1, int(Status.CONVERGED), int(Status.STEP_LIMIT))
         return Sensitivity(x, adjoint, status, torch.full_like(status, int(Status.STEP_LIMIT)))

@@ -20,6 +20,7 @@ from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.types import PerSample, Primal, Scalar
+from piggyback.values import require_count, require_positive
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ class ValueFunction(_TwoSolves):
 
     gamma: float = 100.0
 
+    def __post_init__(self) -> None:
+        require_positive("gamma", self.gamma)
+
     def differentiate(
         self,
         problem: SaddleProblem,
@@ -167,6 +171,12 @@ class BVFIM(_TwoSolves):
     barrier: float = 1e-4
     tolerance: float = 1e-3
     rounds: int = 12
+
+    def __post_init__(self) -> None:
+        require_positive("slack", self.slack)
+        require_positive("barrier", self.barrier)
+        require_positive("the tolerance of the barrier problem", self.tolerance)
+        require_count("rounds", self.rounds)
 
     def differentiate(
         self,

@@ -9,14 +9,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
+from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart, checked_slope
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Schedule, State, iterate
-from piggyback.solvers.conjugate_gradient import relative_radius
-from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.conjugate_gradient import relative_residual
+from piggyback.solvers.lower import LowerLevel, checked_start, radius_per_element
 from piggyback.solvers.pdhg import Steps
 from piggyback.types import Dual, PerSample, Primal
 
@@ -65,10 +65,15 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
         cls, problem: P, steps: T, loss: Loss, accuracy: Accuracy, start: WarmStart | None, schedule: Schedule
     ) -> Sensitivity:
         """The pair to the ``accuracy``, from ``start`` (None: that of the data term)."""
-        begin = WarmStart.at(problem.data.start) if start is None else start
+        loss.check()
+        x = checked_start(problem, None if start is None else start.x)
+        warm = (
+            torch.zeros_like(x) if start is None else checked_start(problem, start.adjoint, "the start of the adjoint")
+        )
         with torch.no_grad():
-            lower = LowerLevel(problem, begin.x, radius_per_element(problem, accuracy.lower))
-            outcome = iterate(cls(lower, loss, steps, accuracy.adjoint, begin.adjoint), schedule)
+            checked_slope(loss, x)
+            lower = LowerLevel(problem, x, radius_per_element(problem, accuracy.lower))
+            outcome = iterate(cls(lower, loss, steps, accuracy.adjoint, warm), schedule)
         x, adjoint = outcome.result
         return Sensitivity(x, adjoint, outcome.status, outcome.status)
 
@@ -98,7 +103,7 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
         problem, data = self.lower.problem, self.lower.problem.data
         pair, slope = self.result(state), self.loss.gradient(state.x)
         gradient, gap = problem.residuals(pair, problem.duals(*pair), slope)
-        return self.lower.error(gradient), data.dual_norm(gap) / relative_radius(data, slope, self.tolerance)
+        return self.lower.error(gradient), relative_residual(data, gap, slope, self.tolerance)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from piggyback.batched import per_sample
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.capabilities import Capabilities, Guarantee, Memory, Smoothness
 from piggyback.hypergradient.implicit import ImplicitCG
@@ -14,6 +15,7 @@ from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.types import PerSample, Primal
+from piggyback.values import require_count, require_positive
 
 CORRECTION = Schedule(max_steps=300, check_every=1, patience=30)
 """How long a correction may take: it is asked for a few digits only, and any result is certified as it is."""
@@ -44,6 +46,10 @@ class Refined(HypergradientMethod):
     rounds: int = 2
     tolerance: float = 0.1
     schedule: Schedule = CORRECTION
+
+    def __post_init__(self) -> None:
+        require_count("rounds", self.rounds, least=0)
+        require_positive("the tolerance of corrections", self.tolerance)
 
     def differentiate(
         self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
@@ -77,5 +83,5 @@ def correction(
         right = gap.to(problem.data.start.dtype)
         curvature = problem.curvature(x.to(right.dtype))
         radius = relative_radius(problem.data, right, tolerance)
-        system = LinearSystem(problem, curvature, right, radius)
-        return iterate(ConjugateGradient(system), schedule).result[0].to(gap.dtype)
+        system, unit = LinearSystem(problem, curvature, right, radius).in_units()
+        return (iterate(ConjugateGradient(system), schedule).result[0] * per_sample(unit, right)).to(gap.dtype)

@@ -17,11 +17,12 @@ from piggyback.problem import SaddleProblem
 from piggyback.solve import Iteration, Schedule, State, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element, solve_lower
+from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.terms.potentials import Potential
 from piggyback.types import Dual, PerFilter, Primal
+from piggyback.values import require_count
 
 S = TypeVar("S", bound=State)
 
@@ -141,6 +142,10 @@ class Unrolled(DirectMethod):
     solver: LowerSolver = field(default_factory=AcceleratedGradient)
     segment: int = 0
 
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+        require_count("segment", self.segment, least=0)
+
     def differentiate(
         self,
         problem: SaddleProblem,
@@ -150,7 +155,7 @@ class Unrolled(DirectMethod):
         start: WarmStart | None = None,
     ) -> Direct:
         problem.check()
-        x = problem.data.start if start is None else start.x
+        x = checked_start(problem, None if start is None else start.x)
         lower = LowerLevel(unrollable(problem, self.solver), x, radius_per_element(problem, accuracy.lower))
         with torch.enable_grad():
             x = unrolled_solver(self.solver.bind(lower), self.steps, self.segment)
@@ -179,6 +184,9 @@ class Truncated(DirectMethod):
     window: int = 20
     solver: LowerSolver = field(default_factory=NonlinearCG)
     schedule: Schedule = Schedule(max_steps=2000)
+
+    def __post_init__(self) -> None:
+        require_count("window", self.window)
 
     def differentiate(
         self,

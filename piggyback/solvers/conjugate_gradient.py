@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.batched import conjugate_step, inner
+from piggyback.batched import conjugate_step, inner, per_sample
 from piggyback.lower_problem import LowerProblem
 from piggyback.operators import Preconditioner
 from piggyback.solve import Iteration, State
@@ -38,6 +38,16 @@ class LinearSystem:
         """The residual over the wanted one: a sample is done at or below 1."""
         return self.problem.data.dual_norm(residual) / self.radius
 
+    def in_units(self) -> tuple[LinearSystem, PerSample]:
+        """The system for right-hand sides of about 1, and the powers of two that its solutions are to be multiplied by.
+
+        Nothing is rounded; but squares of very small or large right-hand sides would leave the range of single precision.
+        """
+        unit = unit_of(self.right)
+        factor = per_sample(unit.reciprocal(), self.right)
+        start = None if self.start is None else self.start * factor
+        return LinearSystem(self.problem, self.curvature, self.right * factor, self.radius / unit, start), unit
+
     def select(self, index: Tensor) -> LinearSystem:
         start = None if self.start is None else self.start[index]
         return LinearSystem(
@@ -47,8 +57,27 @@ class LinearSystem:
 
 def relative_radius(data: DataTerm, right: Primal, tolerance: float | PerSample) -> PerSample:
     """``tolerance ||right||_{H^{-1}}``, and something positive where the right-hand side is zero."""
-    size = data.dual_norm(right)
-    return (torch.as_tensor(tolerance).to(size) * size).clamp(min=torch.finfo(right.dtype).tiny)
+    unit = unit_of(right)
+    size = data.dual_norm(right * per_sample(unit.reciprocal(), right)) * unit
+    tolerance = tolerance.to(size) if isinstance(tolerance, Tensor) else tolerance
+    return (tolerance * size).clamp(min=torch.finfo(right.dtype).tiny)
+
+
+def relative_residual(data: DataTerm, residual: Primal, right: Primal, tolerance: float) -> PerSample:
+    """``||residual||_{H^{-1}}`` over the wanted ``tolerance ||right||_{H^{-1}}``."""
+    factor = per_sample(unit_of(right).reciprocal(), right)
+    return data.dual_norm(residual * factor) / relative_radius(data, right * factor, tolerance)
+
+
+def unit_of(right: Primal) -> PerSample:
+    """The power of two next to the largest entry of every sample; 1 for the zero vector."""
+    peak = right.abs().flatten(1).amax(1)
+    exponent = torch.frexp(peak).exponent.clamp(-_MOST, _MOST)
+    return torch.ldexp(torch.ones_like(peak), torch.where(torch.isfinite(peak) & (peak > 0), exponent, 0))
+
+
+_MOST = 120
+"""Powers of two up to here, and their reciprocals, are numbers in single precision."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from piggyback.batched import ROUNDING_TERMS
+from piggyback.batched import ROUNDING_TERMS, require_same_device
 from piggyback.lower_problem import LowerProblem, ProblemT
 from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Outcome, Schedule, iterate
 from piggyback.types import PerSample, Primal
+from piggyback.values import first_bad_sample, require_positive
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,13 @@ class LowerSolver(ABC):
 
 
 def radius_per_element(problem: LowerProblem, tolerance: float) -> PerSample:
-    """Radius for a root-mean-square error of ``tolerance`` grey values per element of ``x``."""
+    """Radius for a root-mean-square error of ``tolerance`` grey values per element of ``x``.
+
+    Raises ``ValueError`` for a tolerance that is not positive and finite.
+    """
+    require_positive("the tolerance", tolerance)
     like = problem.data.start
-    elements = like[0].numel()
+    elements = like.shape[1:].numel()
     return torch.full((like.shape[0],), tolerance * elements**0.5, dtype=like.dtype, device=like.device)
 
 
@@ -67,13 +72,41 @@ def solve_lower(
     Returns an ``Outcome`` whose result is ``(x,)``; ``outcome.error * radius`` is the measured distance
     also where the status is not ``CONVERGED``; ``certified_distance`` turns it into a bound.
 
-    Raises ``ValueError`` for non-finite or non-positive data.
+    Raises ``ValueError`` for non-finite or non-positive data, radius and start, or an operator that is not what it says.
     """
     problem = problem.detached()
     problem.check()
-    begin = problem.data.start if start is None else start
+    begin = checked_start(problem, start)
+    require_same_device("start", begin, "the data are", problem.data.start)
+    require_same_device("radius", radius, "the data are", problem.data.start)
+    _check_radius(radius, begin)
     with torch.no_grad():
         return iterate(solver.bind(LowerLevel(problem, begin, radius)), schedule or Schedule())
+
+
+def checked_start(problem: LowerProblem, start: Primal | None, name: str = "the start") -> Primal:
+    """Where to begin: ``start``, in the precision of the problem, or the cold start of the data for None.
+
+    Raises ``ValueError`` for a start of another shape or with NaN or infinite values (synchronises).
+    """
+    cold = problem.data.start
+    if start is None:
+        return cold
+    if start.shape != cold.shape:
+        raise ValueError(f"{name} has shape {tuple(start.shape)}, the problem {tuple(cold.shape)}")
+    bad = first_bad_sample(start)
+    if bad is not None:
+        raise ValueError(f"{name}: sample {bad} of the batch has NaN or infinite values")
+    return start.to(cold.dtype)
+
+
+def _check_radius(radius: PerSample, like: Primal) -> None:
+    if radius.shape != like.shape[:1]:
+        raise ValueError(f"the radius needs one number per sample, shape ({like.shape[0]},), got {tuple(radius.shape)}")
+    good = (radius > 0) & torch.isfinite(radius)
+    if not (radius.is_meta or bool(good.all())):
+        worst = float(radius[~good][0])
+        raise ValueError(f"the radius must be positive and finite, got {worst}")
 
 
 def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
@@ -85,7 +118,7 @@ def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
     with torch.no_grad():
         x = x.double()
         gradient, size = problem.gradient_and_rounding(x)
-        lost = ROUNDING_TERMS * torch.finfo(x.dtype).eps * size
+        lost = ROUNDING_TERMS * problem.data.unit_roundoff(x.dtype) * size
         return problem.data.dual_norm(gradient) + lost / problem.data.strong_convexity**0.5
 
 

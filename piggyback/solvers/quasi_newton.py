@@ -14,6 +14,7 @@ from piggyback.smooth import SmoothProblem
 from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import PerSample, Primal
+from piggyback.values import require_count
 
 _ARMIJO = 1e-4
 _SHORTEST, _LONGEST = 0.1, 0.6
@@ -86,6 +87,9 @@ class QuasiNewton(LowerSolver):
     """
 
     memory: int = 10
+
+    def __post_init__(self) -> None:
+        require_count("memory", self.memory)
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
         if not isinstance(lower.problem, SmoothProblem):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from piggyback.adapted import fingerprint
 from piggyback.batched import inner, norm
 from piggyback.types import PerSample, Primal, Scalar
 
@@ -85,6 +88,14 @@ class SmoothEnergy(ABC):
     The samples must not influence each other.  Defaults are by autograd; ``bounds`` then knows no constants.
     """
 
+    structural: ClassVar[bool] = False
+    """Of the class that says so: convex and deterministic by construction, sample by sample.  Others are tried before a solve."""
+
+    def examine(self, like: Primal) -> None:
+        """Try what a promise of convexity rests on, around the images ``like``; raises as ``require_convex``."""
+        if not vars(type(self)).get("structural", False):
+            require_convex(self, like, type(self).__name__)
+
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
         """``R(x)``, differentiable in ``x`` and in the parameters."""
@@ -139,6 +150,11 @@ class SmoothEnergy(ABC):
         """Bounds on the ball of ``radius`` around ``x`` for ``P = adjoint``; ``modulus`` is the ``mu`` of the norms."""
         return PairBounds.unknown(radius)
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the parameters are; None if they do not say."""
+        return None
+
     def stiffness(self, like: Primal) -> Scalar:
         """At least ``||D^2 R||`` everywhere (infinite if nothing is known)."""
         return torch.full((), torch.inf, dtype=like.dtype, device=like.device)
@@ -151,11 +167,19 @@ class SmoothEnergy(ABC):
 class ModuleEnergy(SmoothEnergy):
     """``module(x)``, which must return one value per sample, be convex and twice differentiable in ``x``.
 
-    Convexity is the caller's promise; ``convexity_gap`` looks for violations.  Raises ``ValueError`` for another shape.
+    Convexity is the caller's promise, tried along random segments (``require_convex``) once for every state of the module: a
+    region of concavity that is small is not found that way.  Raises ``ValueError`` for another shape or what is no module.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, source: nn.Module | None = None) -> None:
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"an energy must be a torch.nn.Module, got a {type(module).__name__}")
         self.module = module
+        self.source = module if source is None else source
+
+    @property
+    def device(self) -> torch.device | None:
+        return next((parameter.device for parameter in self.module.parameters()), None)
 
     def value(self, x: Primal) -> PerSample:
         value = self.module(x)
@@ -165,15 +189,70 @@ class ModuleEnergy(SmoothEnergy):
         return value
 
     def detached(self) -> ModuleEnergy:
-        return ModuleEnergy(copy.deepcopy(self.module).requires_grad_(False))
+        return ModuleEnergy(copy.deepcopy(self.module).requires_grad_(False), self.source)
 
     def double(self) -> ModuleEnergy:
-        return ModuleEnergy(copy.deepcopy(self.module).double().requires_grad_(False))
+        return ModuleEnergy(copy.deepcopy(self.module).double().requires_grad_(False), self.source)
 
     def check(self) -> None:
         for name, parameter in self.module.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ValueError(f"parameter {name} of the energy is not finite")
+        for name, buffer in self.module.named_buffers():
+            if not bool(torch.isfinite(buffer).all()):
+                raise ValueError(f"buffer {name} of the energy is not finite")
+        for name, part in self.module.named_modules():
+            if part.training and isinstance(part, _IN_TRAINING):
+                raise ValueError(
+                    f"{type(part).__name__} {name!r} of the energy is in training mode, where samples are mixed or values "
+                    "random: call eval() on it"
+                )
+
+    def examine(self, like: Primal) -> None:
+        mark = like.shape[1:], like.dtype, fingerprint(self.module)
+        if _convex.get(self.source) != mark:
+            require_convex(self, like, type(self.source).__name__)
+            _convex[self.source] = mark
+
+
+_IN_TRAINING = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+)
+_convex: weakref.WeakKeyDictionary[nn.Module, tuple[object, ...]] = weakref.WeakKeyDictionary()
+"""The states of modules that were tried."""
+_SPREADS = (0.01, 0.1, 1.0)
+"""Lengths of the segments, in grey values per pixel; one more leads from black to an image."""
+_POINTS = 7
+
+
+def require_convex(energy: SmoothEnergy, like: Primal, name: str) -> None:
+    """Raise ``ValueError`` unless the energy is finite, the same twice, sample by sample, and convex along a few segments.
+
+    A test, not a proof: segments of three lengths about the first image of ``like``, and one from black to it (seeded).
+    """
+    image = like.detach().sum(dim=0, keepdim=True) if like.shape[0] == 0 else like[:1].detach()
+    shape, generator = (len(_SPREADS), *image.shape[1:]), torch.Generator().manual_seed(0)
+    spread = torch.tensor(_SPREADS, dtype=image.dtype).reshape(-1, *([1] * (image.dim() - 1))).to(image)
+    ends = [spread * torch.randn(shape, generator=generator, dtype=torch.float64).to(image) for _ in range(2)]
+    first, second = torch.cat([torch.zeros_like(image), image + ends[0]]), torch.cat([image, image + ends[1]])
+    with torch.no_grad():
+        value, again, alone = energy.value(second), energy.value(second), energy.value(second[:1])
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"the energy {name} is NaN or infinite on ordinary images")
+    slack = _SLACK * torch.finfo(value.dtype).eps * value.abs().amax()
+    if bool((value - again).abs().amax() > slack):
+        raise ValueError(f"two values of the energy {name} at one image differ: a random energy has no minimiser")
+    if bool((value[:1] - alone).abs().amax() > slack):
+        raise ValueError(f"the energy {name} of an image depends on the rest of the batch: samples must not be mixed")
+    if not is_convex_along(energy, first, second, _POINTS):
+        raise ValueError(
+            f"the energy {name} is not convex: its slope decreases along a segment; nothing could be certified"
+        )
+
+
+_SLACK = 1e3
+"""Units in the last place that values which should be equal, or slopes that should increase, may be off by."""
 
 
 def convexity_gap(energy: SmoothEnergy, first: Primal, second: Primal) -> PerSample:
@@ -190,5 +269,5 @@ def is_convex_along(energy: SmoothEnergy, first: Primal, second: Primal, points:
         _, gradient = energy.value_and_gradient(first + part * direction)
         slopes.append(inner(gradient, direction))
     path = torch.stack(slopes)
-    slack = 1e3 * torch.finfo(path.dtype).eps * path.abs().amax(0)
+    slack = _SLACK * torch.finfo(path.dtype).eps * path.abs().amax(0)
     return bool((path[1:] - path[:-1] >= -slack).all())

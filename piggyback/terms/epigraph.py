@@ -7,6 +7,7 @@ itself, the points nearest to its right ray ``(a, a)``, to its left ray ``(-a, -
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -48,7 +49,13 @@ def projections(leak: float) -> list[tuple[float, float, float]]:
 
 def normals(leak: float, like: Tensor) -> Tensor:
     """``projections`` as a tensor ``(4, 3)`` to look cones up in."""
-    return torch.tensor(projections(leak), dtype=like.dtype, device=like.device)
+    return _table(leak, like.dtype, like.device)
+
+
+@lru_cache(maxsize=32)
+def _table(leak: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept on the device: to send it there makes a step wait."""
+    return torch.tensor(projections(leak), dtype=dtype, device=device)
 
 
 def remainder(cones: Tensor, u: Tensor, t: Tensor, leak: float) -> tuple[Tensor, Tensor]:

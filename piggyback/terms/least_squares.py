@@ -5,28 +5,43 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from piggyback.batched import conjugate_step, inner
+from piggyback.adapted import (
+    OWN,
+    Adapted,
+    adapted,
+    examine,
+    measured_symbol,
+    norm_for_steps,
+    require_norm,
+    source_of,
+)
+from piggyback.batched import ROUNDING_TERMS, conjugate_step, inner, norm
 from piggyback.forward import ForwardOperator
-from piggyback.terms.quadratic import DataTerm
+from piggyback.terms.quadratic import DataTerm, select_centre
 from piggyback.types import PerSample, Primal, Scalar
+from piggyback.values import require_finite, require_images, warn_of_scale
 
 
 class LeastSquares(DataTerm):
     """``H = B^T B + ridge I`` and ``b = B^T d + ridge centre`` (docs/theory.md, section 9).
 
-    ``observed`` ``(batch, ...)`` is ``d``; ``forward`` is the same for all samples and keeps the dtype and device of its
-    argument; ``norm`` is at least ``||B||`` (default: its attribute ``norm_bound``, which the operators of
-    ``piggyback.forward`` have); ``centre`` broadcasts against the images.  Observations and images need no common shape.
+    ``observed`` ``(batch, ...)`` is ``d``, real or complex (then as pairs of real numbers, ``<u, v> = Re(u^H v)``);
+    ``forward`` is the same for all samples; ``norm`` is at least ``||B||`` (default: its attribute ``norm_bound``, which the
+    operators of ``piggyback.forward`` have); ``centre`` broadcasts against the images.  Observations and images need no common
+    shape.  Without a norm one is *estimated*, for steps only: nothing is certified then.  ``forward`` may be a module, or hold
+    tensors of another precision: certificates use a copy in float64, or widen by the rounding of float32 where there is none.
 
     ``dual_norm`` is at least ``||v||_{H^{-1}}`` (eq. 25), and a few per cent too large.  ``solve``, ``resolvent`` and ``prox``
-    are conjugate gradients, as many steps as reach rounding by Chebyshev's bound (eq. 26); the last two read the value of
-    ``step`` for that.  Primal-dual methods do better with the data term in the dual, where no system is solved
-    (``SaddleProblem.lifted``).
-    Raises ``ValueError`` without a norm, for a ridge that is not positive, and for an object without ``A`` and ``A_adjoint``.
+    are conjugate gradients up to rounding; the last two read the value of ``step`` for that.  Primal-dual methods do better
+    with the data term in the dual, where no system is solved (``SaddleProblem.lifted``).
+    Raises ``ValueError`` for a norm or ridge that is not positive and finite, for observations or a centre that are not, for an
+    object without ``A`` and ``A_adjoint`` or that fails in every precision; ``check`` for one whose ``A`` is not linear, whose
+    ``A_adjoint`` is not its adjoint (``check_adjoint``), or that is larger than ``norm``.
     """
 
     def __init__(
@@ -39,18 +54,66 @@ class LeastSquares(DataTerm):
     ) -> None:
         if not isinstance(forward, ForwardOperator):
             raise ValueError(f"a forward operator needs A and A_adjoint, {type(forward).__name__} lacks one")
-        norm = getattr(forward, "norm_bound", None) if norm is None else norm
-        if norm is None or not (math.isfinite(norm) and norm >= 0):
-            raise ValueError(f"say how large the forward operator can be: norm >= ||B||, got {norm}")
         if not (math.isfinite(ridge) and ridge > 0):
             raise ValueError(f"LeastSquares needs a positive ridge, got {ridge}")
+        if isinstance(observed, Tensor) and observed.is_complex():
+            observed, pairs = torch.view_as_real(observed.resolve_conj()), True
+        else:
+            pairs = isinstance(forward, Adapted) and forward.pairs
+        require_images("the observation", observed)
         self.observed = observed
-        self.forward = forward
+        self.forward = adapted(forward, observed, pairs)
         self.ridge = ridge
-        self.norm = float(norm)
-        pulled = forward.A_adjoint(observed)
-        self.centre = torch.as_tensor(centre).to(pulled).expand_as(pulled)
+        pulled = self.forward.A_adjoint(observed)
+        self._given_centre = centre  # in its own precision, for ``double``
+        self.centre = torch.as_tensor(centre, dtype=pulled.dtype, device=pulled.device).expand_as(pulled)
+        require_finite("the centre of LeastSquares", self.centre)
         self.linear = pulled + ridge * self.centre
+        self._read: tuple[Tensor, float] | None = None
+        norm = _stated_norm(forward) if norm is None else norm
+        self.estimated = norm is None
+        self.norm = norm_for_steps(examine(self.forward, pulled.detach())) if norm is None else float(norm)
+        if not (math.isfinite(self.norm) and self.norm >= 0):
+            raise ValueError(f"say how large the forward operator can be: norm >= ||B||, got {self.norm}")
+        self._symbol: Tensor | None = None
+        self._unit: float | None = None
+
+    def check(self) -> None:
+        """As ``DataTerm.check``; and once per operator whether it is what it says (``piggyback.adapted.examine``)."""
+        require_finite("the observation", self.observed)
+        super().check()
+        if not isinstance(self.forward, OWN):
+            exact, like = self._exact()
+            found = examine(exact, like)
+            image = exact.A(like)
+            if image.shape[1:] != self.observed.shape[1:]:
+                raise ValueError(
+                    f"A makes {tuple(image.shape[1:])} of images {tuple(like.shape[1:])}, observed were "
+                    f"{tuple(self.observed.shape[1:])}"
+                )
+            if not self.estimated:
+                require_norm(type(source_of(self.forward)).__name__, self.norm, found)
+        elif self.norm <= _IMAGE_LIKE:
+            warn_of_scale(self.observed)
+
+    def _exact(self) -> tuple[ForwardOperator, Primal]:
+        """The operator in float64, and an image in it, without a graph."""
+        with torch.no_grad():
+            pairs = isinstance(self.forward, Adapted) and self.forward.pairs
+            observed, like = self.observed[:1].detach().double(), self.linear[:1].detach().double()
+            return adapted(self.forward, observed, pairs), like
+
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        if self.estimated:
+            return math.inf  # rounding is measured against ||B||, of which no bound is known
+        if isinstance(self.forward, OWN) or dtype != torch.float64:
+            return super().unit_roundoff(dtype)
+        if self._unit is None:
+            exact, like = self._exact()
+            single = isinstance(exact, Adapted) and exact.through == torch.float32
+            kind = torch.float64 if not single and examine(exact, like).double else torch.float32
+            self._unit = torch.finfo(kind).eps
+        return self._unit
 
     @property
     def strong_convexity(self) -> float:
@@ -66,8 +129,12 @@ class LeastSquares(DataTerm):
 
     @property
     def pilot(self) -> Primal:
-        continued = getattr(self.forward, "pilot", None)
-        return self.start if continued is None else continued(self.observed)
+        continued = getattr(source_of(self.forward), "pilot", None)
+        if continued is None:
+            return self.start
+        pairs = isinstance(self.forward, Adapted) and self.forward.pairs
+        observed = torch.view_as_complex(self.observed.contiguous()) if pairs else self.observed
+        return continued(observed).to(self.observed.dtype)
 
     def value(self, x: Primal) -> PerSample:
         residual, away = self.forward.A(x) - self.observed, x - self.centre
@@ -83,55 +150,121 @@ class LeastSquares(DataTerm):
         return self._inverse(v, 0.0, 1.0)
 
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
-        return self._inverse(v, 1.0, float(step))
+        return self._inverse(v, 1.0, self._number(step))
 
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
         return self.resolvent(v + step * self.linear, step)
 
+    def _number(self, step: float | Scalar) -> float:
+        """The value of ``step``, read once per solve: every step of a primal-dual method asks with the same tensor."""
+        if not isinstance(step, Tensor):
+            return step
+        if self._read is None or self._read[0] is not step:
+            self._read = step, float(step)
+        return self._read[1]
+
     def _inverse(self, v: Primal, shift: float, step: float) -> Primal:
         """``(shift I + step H)^{-1} v`` up to rounding."""
-        lowest, highest = shift + step * self.strong_convexity, shift + step * self.smoothness
-        steps = _steps_to(highest / lowest, torch.finfo(v.dtype).eps)
-        return _search(v, lambda p: torch.add(shift * p, self.hessian(p), alpha=step), _plain, steps)
+        condition = (shift + step * self.smoothness) / (shift + step * self.strong_convexity)
+        wanted = (torch.finfo(v.dtype).eps ** 2 / condition) * inner(v, v)
+
+        def close(point: Point) -> Tensor:
+            return inner(point[1], point[1]) <= wanted
+
+        def apply(p: Primal) -> Primal:
+            return torch.add(shift * p, self.hessian(p), alpha=step)
+
+        return _search(v, apply, _plain, close, _steps_to(condition, torch.finfo(v.dtype).eps))
 
     def dual_norm(self, v: Primal) -> PerSample:
         symbol = self.symbol(v)
         metric = _plain if symbol.dim() == 0 else _multiplier(symbol)
         condition = self.smoothness / self.strong_convexity
-        steps = _steps_to(condition, _SLACK / condition**0.5)
-        q = _search(v, self.hessian, metric, steps if symbol.dim() == 0 else min(steps, _PRECONDITIONED_STEPS))
+
+        def close(point: Point) -> Tensor:
+            q, s = point[0], point[1]
+            return inner(s, s) <= _SLACK**2 * self.ridge * inner(q, v + s)
+
+        q = _search(v, self.hessian, metric, close, _steps_to(condition, _SLACK / condition**0.5))
         s = v - self.hessian(q)  # the true residual: the one that conjugate gradients carry along drifts
         found = inner(q, v + s) + inner(s, s) / self.ridge
-        return torch.minimum(found, inner(v, v) / self.ridge).clamp(min=0).sqrt()
+        if v.dtype == torch.float64:
+            found = found + self._lost(q, s)
+        # a search that rounding has led astray is worth less than none
+        return torch.fmin(found.clamp(min=0), inner(v, v) / self.ridge).sqrt()
+
+    def _lost(self, q: Primal, s: Primal) -> PerSample:
+        """What the rounding ``d`` of ``s`` adds to eq. 25: ``2 ||q|| ||d|| + (2 ||s|| ||d|| + ||d||^2)/ridge`` at most."""
+        eps = self.unit_roundoff(q.dtype)
+        reach, left = norm(q), norm(s)
+        d = ROUNDING_TERMS * (eps if math.isfinite(eps) else torch.finfo(q.dtype).eps) * self.smoothness * reach
+        return 2 * reach * d + (2 * left * d + d.square()) / self.ridge
 
     def symbol(self, like: Primal) -> Tensor:
-        symbol = getattr(self.forward, "symbol", None)
-        if symbol is None:
+        known = getattr(source_of(self.forward), "symbol", None)
+        if known is not None:
+            return known(like).to(like.dtype) + self.ridge
+        if isinstance(self.forward, OWN) or like.dim() != 4:
             return super().symbol(like)
-        return symbol(like) + self.ridge
+        if self._symbol is None:
+            self._symbol = measured_symbol(self.forward, like) + self.ridge
+        return self._symbol.to(like)
 
     def select(self, index: Tensor) -> LeastSquares:
         chosen = copy.copy(self)
         for name in ("observed", "linear", "centre"):
             setattr(chosen, name, getattr(self, name)[index])
+        chosen._given_centre = select_centre(self._given_centre, self.centre, index)
         return chosen
 
     def double(self) -> LeastSquares:
-        return LeastSquares(self.observed.double(), self.forward, self.ridge, self.norm, self.centre.double())
+        norm = None if self.estimated else self.norm
+        return LeastSquares(self.observed.double(), self.forward, self.ridge, norm, self._given_centre)
 
 
-_SLACK = 0.3
-"""``dual_norm`` is at most ``sqrt(1 + _SLACK^2)`` times too large, 4 %, without a preconditioner (eq. 26)."""
-_PRECONDITIONED_STEPS = 12
-"""Steps of a search that knows ``B^T B`` in Fourier space up to the border: 1 % for blurs and ridges down to 1e-4 (measured)."""
+Point = tuple[Tensor, Tensor, Tensor, PerSample]
+"""Of conjugate gradients: iterate, residual, direction, energy."""
+
+_SLACK = 0.15
+"""``dual_norm`` is at most ``sqrt(1 + _SLACK^2)`` times too large, 1 %, where rounding permits (eq. 25)."""
+_IMAGE_LIKE = 1.001
+"""Operators of our own with a norm up to here make images of images, in the same grey values."""
+_BLOCK = 4
+"""Steps of a search between two looks at the residual."""
+_PLATEAU = 8
+"""Looks without a smaller residual after which rounding has the say."""
 
 
-def _search(right: Primal, apply: Callable[[Primal], Primal], metric: Callable[[Primal], Primal], steps: int) -> Primal:
-    """``steps`` steps of preconditioned conjugate gradients, from zero, on ``apply(x) = right`` for every sample."""
+def _stated_norm(forward: ForwardOperator) -> float | None:
+    """``norm_bound`` of an operator, attribute or method; None if it has none."""
+    stated: Any = getattr(source_of(forward), "norm_bound", None)
+    value: Any = stated() if callable(stated) else stated
+    return None if value is None else float(value)
+
+
+def _search(
+    right: Primal,
+    apply: Callable[[Primal], Primal],
+    metric: Callable[[Primal], Primal],
+    close: Callable[[Point], Tensor],
+    most: int,
+) -> Primal:
+    """Preconditioned conjugate gradients, from zero, on ``apply(x) = right``, until all samples are ``close``.
+
+    Looks at the device every few steps; ``most`` steps at the utmost.  Any result is admissible: the caller measures it.
+    """
     direction = metric(right)
-    point = torch.zeros_like(right), right, direction, inner(right, direction)
-    for _ in range(steps):
-        point = conjugate_step(point, apply(point[2]), metric)
+    point: Point = (torch.zeros_like(right), right, direction, inner(right, direction))
+    least, idle, taken = inner(right, right), 0, 0
+    while taken < most and idle < _PLATEAU and not bool(close(point).all()):
+        for _ in range(min(_BLOCK, most - taken)):
+            point = conjugate_step(point, apply(point[2]), metric)
+        taken += _BLOCK
+        left = inner(point[1], point[1])
+        if not bool(torch.isfinite(left).all()):
+            break
+        idle = 0 if bool((left < least).any()) else idle + 1
+        least = torch.minimum(left, least)
     return point[0]
 
 

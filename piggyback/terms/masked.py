@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 
 from piggyback.batched import inner
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal, Scalar
+from piggyback.values import require_images, warn_of_scale
 
 
 class MaskedDenoising(DataTerm):
@@ -20,15 +22,20 @@ class MaskedDenoising(DataTerm):
     """
 
     def __init__(self, observed: Primal, mask: Primal, ridge: float = 0.0) -> None:
+        require_images("the observation", observed)
         if mask.shape != observed.shape or not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("a mask needs the shape of the images, and zeros and ones only")
-        if not ridge >= 0:
+        if not (ridge >= 0 and ridge < math.inf):
             raise ValueError(f"MaskedDenoising needs a non-negative ridge, got {ridge}")
-        self.mask = mask.to(observed)
+        self.mask = mask.to(observed).clone()
         self.observed = observed * self.mask
         self.ridge = ridge
         self._modulus = (1.0 if bool(self.mask.all()) else 0.0) + ridge
         self._diagonal = self.mask + ridge
+
+    def check(self) -> None:
+        super().check()
+        warn_of_scale(self.observed)
 
     @property
     def strong_convexity(self) -> float:

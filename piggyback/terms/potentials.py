@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from piggyback.batched import require_same_device
 from piggyback.terms.profiles import Profile
 from piggyback.types import Dual, PerFilter, PerSample
 
@@ -111,6 +112,8 @@ class Potential:
         if weight.dim() != 1 or not weight.shape == smoothing.shape == shift.shape:
             shapes = ", ".join(str(tuple(v.shape)) for v in (weight, smoothing, shift))
             raise ValueError(f"weight, smoothing and shift need one shape (coefficients,), got {shapes}")
+        require_same_device("smoothing", smoothing, "the weights are", weight)
+        require_same_device("shift", shift, "the weights are", weight)
         self.profile = profile
         self.weight = weight
         self.smoothing = smoothing

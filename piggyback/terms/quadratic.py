@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-from piggyback.batched import inner
+from piggyback.batched import inner, norm
 from piggyback.forward import checked_kernel
 from piggyback.types import PerSample, Primal, Scalar
+from piggyback.values import first_bad_sample, require_finite, require_images, warn_of_scale
 
 
 class DataTerm(ABC):
@@ -70,13 +72,18 @@ class DataTerm(ABC):
 
     def check(self) -> None:
         """Raise ``ValueError`` naming the first sample whose data are not finite (reads values: synchronises)."""
-        finite = torch.isfinite(self.start).flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            raise ValueError(f"data term: sample {int((~finite).nonzero()[0])} of the batch has NaN or infinite values")
+        bad = first_bad_sample(self.start)
+        if bad is not None:
+            raise ValueError(f"data term: sample {bad} of the batch has NaN or infinite values")
+
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        """Relative rounding of ``gradient`` and ``hessian`` in ``dtype``; infinite if no bound of ``H`` is known."""
+        return torch.finfo(dtype).eps
 
     def symbol(self, like: Primal) -> Tensor:
         """What preconditioners take for ``H``: the number ``mu``, unless ``H`` is diagonal in Fourier space."""
-        return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)
+        # filled on the device: a number that is sent there would make a renewed preconditioner wait
+        return torch.full((), self.strong_convexity, dtype=like.dtype, device=like.device)
 
     def inverse_kernel(self) -> Tensor | None:
         """``(height, width)`` in float64, if ``H^{-1}`` is the periodic convolution of every channel with it."""
@@ -94,10 +101,15 @@ class Denoising(DataTerm):
     """
 
     def __init__(self, observed: Primal, weight: float = 1.0) -> None:
-        if not weight > 0:
+        if not (weight > 0 and weight < math.inf):
             raise ValueError(f"Denoising needs a positive weight, got {weight}")
+        require_images("the observation", observed)
         self.observed = observed
         self.weight = weight
+
+    def check(self) -> None:
+        super().check()
+        warn_of_scale(self.observed)
 
     @property
     def strong_convexity(self) -> float:
@@ -169,15 +181,17 @@ class Deblurring(_SpectrallyBounded):
     """
 
     def __init__(self, observed: Primal, kernel: Tensor, ridge: float = 0.01, centre: float | Tensor = 0.0) -> None:
+        require_images("the observation", observed)
         kernel = checked_kernel(kernel)
         if observed.dim() != 4 or any(k > n for k, n in zip(kernel.shape, observed.shape[-2:], strict=True)):
             raise ValueError(
                 f"a blur of {tuple(kernel.shape)} pixels does not fit into images {tuple(observed.shape)}; "
                 "those need shape (batch, channels, height, width)"
             )
-        if not ridge >= 0:
+        if not (ridge >= 0 and ridge < math.inf):
             raise ValueError(f"Deblurring needs a non-negative ridge, got {ridge}")
         self.observed = observed
+        self._given = kernel, centre  # in their own precision, for ``double``
         self.kernel = kernel.to(observed)
         self.ridge = ridge
         self.size = (observed.shape[-2], observed.shape[-1])
@@ -188,9 +202,15 @@ class Deblurring(_SpectrallyBounded):
         if not self._bounds[0] > 0:
             raise ValueError(f"this blur removes some frequencies: Deblurring needs a positive ridge, got {ridge}")
         self._power = power.to(observed)
+        self._least_power = (power - slack).to(observed)  # at most the eigenvalues of H
         self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
-        self.centre = torch.as_tensor(centre).to(observed).expand_as(observed)
+        self.centre = torch.as_tensor(centre, dtype=observed.dtype, device=observed.device).expand_as(observed)
+        require_finite("the centre of Deblurring", self.centre)
         self.linear = self._back(observed) + ridge * self.centre
+
+    def check(self) -> None:
+        super().check()
+        warn_of_scale(self.observed)
 
     def blur(self, x: Primal) -> Primal:
         """``B x``."""
@@ -218,11 +238,14 @@ class Deblurring(_SpectrallyBounded):
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
         return self._filtered(v, (1 + step * self._power).reciprocal())
 
+    def dual_norm(self, v: Primal) -> PerSample:
+        return inner(v, self._filtered(v, self._least_power.reciprocal())).clamp(min=0).sqrt()
+
     def symbol(self, like: Primal) -> Tensor:
         return self._power
 
     def inverse_kernel(self) -> Tensor | None:
-        return torch.fft.irfft2(self._power.double().reciprocal(), s=self.size)
+        return torch.fft.irfft2(self._least_power.double().reciprocal(), s=self.size)
 
     @property
     def pilot(self) -> Primal:
@@ -232,10 +255,19 @@ class Deblurring(_SpectrallyBounded):
         chosen = copy.copy(self)  # the transfer function does not depend on the sample
         for name in ("observed", "linear", "centre"):
             setattr(chosen, name, getattr(self, name)[index])
+        chosen._given = self._given[0], select_centre(self._given[1], self.centre, index)
         return chosen
 
     def double(self) -> Deblurring:
-        return Deblurring(self.observed.double(), self.kernel, self.ridge, self.centre.double())
+        kernel, centre = self._given
+        return Deblurring(self.observed.double(), kernel, self.ridge, centre)
+
+
+def select_centre(given: float | Tensor, whole: Tensor, index: Tensor) -> float | Tensor:
+    """The ``given`` centre of the chosen samples, ``whole`` being what it was broadcast to."""
+    if isinstance(given, Tensor) and given.dim() == whole.dim() and given.shape[0] == whole.shape[0]:
+        return given[index]
+    return given
 
 
 def _transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -253,6 +285,7 @@ class DenseQuadratic(_SpectrallyBounded):
     """
 
     def __init__(self, hessian: Tensor, linear: Primal, bounds: tuple[float, float] | None = None) -> None:
+        require_finite("the matrix of DenseQuadratic", hessian)
         if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
             raise ValueError("DenseQuadratic needs a symmetric matrix")
         self._bounds = _spectrum_bounds(hessian) if bounds is None else bounds
@@ -273,17 +306,32 @@ class DenseQuadratic(_SpectrallyBounded):
         return v @ self.matrix
 
     def solve(self, v: Primal) -> Primal:
-        return torch.linalg.solve(self.matrix, v.T).T
+        return _solved(self.matrix, v)
+
+    def dual_norm(self, v: Primal) -> PerSample:
+        # eq. 25 with the rounding of the residual: |fl(H q) - H q| <= n eps |H| |q|, entry by entry
+        q = self.solve(v)
+        s = v - self.hessian(q)
+        unit = (v.shape[1] + 2) * torch.finfo(v.dtype).eps if v.dtype == torch.float64 else 0.0
+        lost = unit * norm(q.abs() @ self.matrix.abs() + v.abs())
+        mu = self.strong_convexity
+        found = inner(q, v + s) + 2 * norm(q) * lost + (norm(s) + lost).square() / mu
+        return torch.fmin(found.clamp(min=0), inner(v, v) / mu).sqrt()
 
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
-        shifted = torch.eye(self.matrix.shape[0]).to(self.matrix) + step * self.matrix
-        return torch.linalg.solve(shifted, v.T).T
+        unit = torch.eye(self.matrix.shape[0], dtype=self.matrix.dtype, device=self.matrix.device)
+        return _solved(unit + step * self.matrix, v)
 
     def select(self, index: Tensor) -> DenseQuadratic:
         return DenseQuadratic(self.matrix, self.linear[index], self._bounds)
 
     def double(self) -> DenseQuadratic:
         return DenseQuadratic(self.matrix.double(), self.linear.double(), self._bounds)
+
+
+def _solved(matrix: Tensor, v: Primal) -> Primal:
+    """``matrix^{-1} v``; the matrix is positive definite, so that whether it is singular need not be read back."""
+    return torch.linalg.solve_ex(matrix, v.T).result.T
 
 
 def _spectrum_bounds(matrix: Tensor) -> tuple[float, float]:

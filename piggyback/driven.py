@@ -1,0 +1,107 @@
+"""Stochastic descent that nobody has to tune: its tolerances follow certificates, its step size wins a race."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from piggyback.hypergradient.base import Accuracy
+from piggyback.oracle import Evaluation
+from piggyback.rate import Lap, RateRace
+from piggyback.stochastic import StochasticDescent, StochasticStep
+from piggyback.tolerance import GradientQuality, MinibatchProblem, ToleranceRule, assess
+
+
+@dataclass(frozen=True)
+class Control:
+    """Where the control of a descent stands; everything that a resumed run needs beside the descent itself.
+
+    ``lower``, ``adjoint``: tolerances; ``rate``: step size; ``raced``: whether it was found by a race.
+    ``stepped``, ``assessed``, ``price``: operator applications of the steps, of the assessments, of the last one of these.
+    ``error``, ``noise``: certified error and noise of the gradient that was assessed last, relative to its norm ``size``.
+    """
+
+    lower: float
+    adjoint: float
+    rate: float
+    raced: bool = False
+    stepped: float = 0.0
+    assessed: float = 0.0
+    price: float = 0.0
+    error: float = float("inf")
+    noise: float = float("inf")
+    size: float = 0.0
+
+    @property
+    def accuracy(self) -> Accuracy:
+        return Accuracy(self.lower, self.adjoint)
+
+
+class DrivenDescent:
+    """Steps of ``descent``, some of which are assessed; what the assessments say sets the tolerances of the next ones.
+
+    ``fixed``: tolerances stay as they are; assessments are made, and say how good the gradients were, all the same.
+    """
+
+    def __init__(
+        self, descent: StochasticDescent, control: Control, rule: ToleranceRule | None = None, fixed: bool = False
+    ) -> None:
+        self.descent = descent
+        self.control = control
+        self.rule = rule if rule is not None else ToleranceRule()
+        self.fixed = fixed
+        self._use(control.accuracy)
+
+    def resume(self, control: Control) -> None:
+        """Take up the control of an interrupted descent."""
+        self.control = control
+        self._use(control.accuracy)
+
+    def step(self) -> StochasticStep:
+        """One step; on the gradient of its assessment, which is the better one, where one is due.
+
+        The first step is always assessed: what is known of the tolerances before is a guess.
+        """
+        control = self.control
+        if control.price > 0 and not self.rule.due(control.assessed, control.stepped + control.assessed, control.price):
+            taken = self.descent.step()
+            self.control = replace(control, stepped=control.stepped + taken.applications)
+            return taken
+        quality = self._assess()
+        self.descent.move(quality.refined.to(self.descent.average))
+        self.control = self._after(quality)
+        self._use(self.control.accuracy)
+        return StochasticStep(quality.loss, quality.applications + quality.extra)
+
+    def race(self, race: RateRace, probe: Callable[[Tensor], Evaluation]) -> list[Lap]:
+        """Find the step size; the steps of the winner are taken."""
+        rate, laps = race.run(self.descent, self.control.rate, probe)
+        work = sum(lap.applications for lap in laps)
+        self.control = replace(self.control, rate=rate, raced=True, stepped=self.control.stepped + work)
+        return laps
+
+    def _assess(self) -> GradientQuality:
+        settings = self.descent.settings
+        problem = MinibatchProblem(settings.method, settings.data_term, settings.loss, settings.batch, settings.workers)
+        samples = self.descent.draw(settings.samples)
+        return assess(self.descent.regularizer, samples, problem, self.control.accuracy)
+
+    def _after(self, quality: GradientQuality) -> Control:
+        control = self.control
+        accuracy = control.accuracy if self.fixed else self.rule.next(control.accuracy, quality)
+        return replace(
+            control,
+            lower=accuracy.lower,
+            adjoint=accuracy.adjoint,
+            stepped=control.stepped + quality.applications,
+            assessed=control.assessed + quality.extra,
+            price=quality.extra,
+            error=quality.relative_bound,
+            noise=quality.relative_noise,
+            size=quality.size,
+        )
+
+    def _use(self, accuracy: Accuracy) -> None:
+        self.descent.settings = replace(self.descent.settings, accuracy=accuracy)

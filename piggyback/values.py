@@ -1,0 +1,67 @@
+"""Values that no computation can mend: refused by name, before the work."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+_FULL_SCALE = 1e5
+"""Largest grey value of whole numbers of 16 bits, and a little noise: beyond it nothing can be said of the scale."""
+_BRIGHT, _BRIGHT_MEAN = 16.0, 2.0
+"""No image in [0, 1] has a pixel or, whatever its outliers, a mean beyond these; nearly every one in 0...255 has."""
+
+
+def first_bad_sample(values: Tensor) -> int | None:
+    """The first sample with a NaN or infinite value, None if there is none (synchronises)."""
+    finite = torch.isfinite(values).flatten(1).all(dim=1)
+    return None if values.is_meta or bool(finite.all()) else int((~finite).nonzero()[0])
+
+
+def require_finite(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` if something is NaN or infinite (synchronises)."""
+    if not (values.is_meta or bool(torch.isfinite(values).all())):
+        raise ValueError(f"{name} has NaN or infinite values")
+
+
+def require_images(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` unless ``values`` are a tensor of float32 or float64: what everything here computes in."""
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, got {type(values).__name__}: torch.as_tensor makes it one")
+    if values.dtype in (torch.float32, torch.float64):
+        return
+    if values.dtype.is_complex:
+        raise ValueError(f"{name} is {values.dtype}: complex data need LeastSquares with the operator that made them")
+    if values.dtype.is_floating_point:
+        raise ValueError(f"{name} is {values.dtype}, which is too coarse for any tolerance: convert it with .float()")
+    raise ValueError(f"{name} is {values.dtype}: grey values are floats in [0, 1], as x.float() / 255 makes them")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a positive finite number."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def require_count(name: str, value: int, least: int = 1) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number, ``least`` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
+
+
+def warn_of_scale(images: Tensor) -> None:
+    """A ``UserWarning`` if ``images`` ``(batch, channels, height, width)`` are clearly in 0...255 (or 65535); synchronises."""
+    if images.dim() != 4 or images.numel() == 0 or images.is_meta:
+        return
+    size = images.detach().flatten(1)
+    largest = size.amax(dim=1)
+    bright = (largest <= _FULL_SCALE) & ((largest > _BRIGHT) | (size.abs().mean(dim=1) > _BRIGHT_MEAN))
+    if bool(bright.any()):
+        found = float(torch.where(bright, largest, 0.0).max())
+        warnings.warn(
+            f"grey values up to {found:.4g}: weights, tolerances and smoothings are for [0, 1], divide by 255 (or 65535)",
+            UserWarning,
+            stacklevel=3,
+        )
