@@ -18,6 +18,7 @@ from regularizers.constraints import starting_coefficients, zero_mean_filters
 from regularizers.convolution import ConvolutionBank
 from regularizers.network_energy import NetworkEnergy
 from regularizers.network_layer import Layer
+from regularizers.network_problem import NetworkProblem
 
 ACTIVATIONS = ("softplus", "relu", "leaky_relu")
 
@@ -127,7 +128,7 @@ class NetworkRegularizer(Regularizer):
         return NetworkEnergy(tuple(layers), self.log_output.exp(), config.phi(), boundary, logarithmic=True)
 
     def problem(self, data: DataTerm) -> SmoothProblem:
-        return SmoothProblem(data, self.network())
+        return NetworkProblem(data, self.network())
 
     def relative_rates(self) -> dict[str, float]:
         return {"log_inner": 3.0, "log_output": 3.0, "offset": 0.1}

@@ -45,6 +45,7 @@ class NetworkEnergy(SmoothEnergy):
         self.logarithmic = logarithmic
         self.margin = layers[0].skip.margin + sum(layer.margin for layer in layers)
         self._constants: NetworkConstants | None = None
+        self._bank: ConvolutionBank | None = None
 
     # --- the network -----------------------------------------------------------------------------------------------
 
@@ -161,6 +162,30 @@ class NetworkEnergy(SmoothEnergy):
             passed = force
             self.linear_adjoint(index, force, pulled)
         return self.boundary.fold(pulled, self.margin)
+
+    def as_bank(self, curvature: Tensor, like: Primal) -> tuple[ConvolutionBank, Tensor] | None:
+        """A filter bank ``K`` and weights ``D`` with ``K^T D K`` near ``D^2 R``, for preconditioners (eq. N33).
+
+        All filters see the image; those of a layer bend with it and, by the squares of the slopes and kernels on the way, with
+        the later ones.  None where sites of layers and pixels do not correspond, or filters differ in size.
+        """
+        boundary, eaten = self.boundary, self.margin - self.layers[0].skip.margin
+        if len({layer.skip.size for layer in self.layers}) > 1 or (boundary.name == "valid" and eaten > 0):
+            return None
+        with torch.no_grad():
+            parts, found, passed = self._unpacked(curvature, self.extended(like)), [], None
+            for index in reversed(range(len(self.layers))):
+                slope, weight = parts[index]
+                if passed is not None:
+                    weight = weight + slope.square() * self.layers[index + 1].squared().back(passed)
+                passed = weight
+                beyond = eaten - sum(layer.margin for layer in self.layers[1 : index + 1])
+                height, width = weight.shape[1:3]
+                found.insert(0, weight[:, beyond : height - beyond, beyond : width - beyond])
+            if self._bank is None:
+                filters = torch.cat([layer.skip.filters.detach() for layer in self.layers])
+                self._bank = ConvolutionBank(filters, boundary)
+            return self._bank, torch.cat(found, dim=-1)
 
     def _unpacked(self, curvature: Tensor, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The pairs of ``curvature``, layer by layer."""
@@ -308,7 +333,7 @@ class NetworkEnergy(SmoothEnergy):
 
     def detached(self) -> NetworkEnergy:
         copy = self._converted(lambda v: v)
-        copy._constants = self._constants
+        copy._constants, copy._bank = self._constants, self._bank
         return copy
 
     def double(self) -> NetworkEnergy:

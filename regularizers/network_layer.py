@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as nnf
 from torch import Tensor
@@ -32,6 +32,11 @@ class Layer:
         bank = ConvolutionBank(change(self.skip.filters.detach()), self.skip.boundary, self.skip.zero_mean)
         inner = None if self.inner is None else change(self.inner.detach())
         return Layer(bank, inner, change(self.offset.detach()))
+
+    def squared(self) -> Layer:
+        """With the squares of the kernels."""
+        assert self.inner is not None
+        return replace(self, inner=self.inner.square())
 
     def through(self, s: Tensor) -> Tensor:
         """``W s`` for ``s`` ``(batch, height, width, inputs)``."""
