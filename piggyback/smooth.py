@@ -75,6 +75,10 @@ class SmoothProblem(LowerProblem):
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
         return ScalarPreconditioner(torch.ones((), dtype=like.dtype, device=like.device))
 
+    def metric(self, curvature: Tensor, like: Primal) -> Preconditioner:
+        """What quasi-Newton methods start their matrix from: a guess of ``A(x)^{-1}`` up to a factor."""
+        return ScalarPreconditioner(torch.ones((), dtype=like.dtype, device=like.device))
+
     def stiffness(self) -> Scalar:
         return self.regularizer.stiffness(self.data.start)
 

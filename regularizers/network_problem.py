@@ -23,3 +23,6 @@ class NetworkProblem(SmoothProblem):
             return super().preconditioner(curvature, like)
         bank, weights = near
         return bank.gram_inverse(self.data.symbol(like), weights, like)
+
+    def metric(self, curvature: Tensor, like: Primal) -> Preconditioner:
+        return self.preconditioner(curvature, like)

@@ -34,10 +34,11 @@ class CurvaturePair:
 
 
 class InverseHessian(Preconditioner):
-    """The limited-memory BFGS matrix of the latest pairs (oldest first), started from ``scale`` times the identity."""
+    """The limited-memory BFGS matrix of the latest pairs (oldest first), started from ``scale`` times ``base``."""
 
-    def __init__(self, scale: PerSample, pairs: tuple[CurvaturePair, ...] = ()) -> None:
+    def __init__(self, scale: PerSample, base: Preconditioner, pairs: tuple[CurvaturePair, ...] = ()) -> None:
         self.scale = scale
+        self.base = base
         self.pairs = pairs
 
     def apply(self, v: Primal) -> Primal:
@@ -46,22 +47,22 @@ class InverseHessian(Preconditioner):
             share = pair.inverse * inner(pair.step, v)
             v = torch.addcmul(v, pair.change, per_sample(-share, v))
             shares.append(share)
-        v = per_sample(self.scale, v) * v
+        v = per_sample(self.scale, v) * self.base.apply(v)
         for pair, share in zip(self.pairs, reversed(shares), strict=True):
             v = torch.addcmul(v, pair.step, per_sample(share - pair.inverse * inner(pair.change, v), v))
         return v
 
     def select(self, index: Tensor) -> InverseHessian:
-        return InverseHessian(self.scale[index], tuple(pair.select(index) for pair in self.pairs))
+        return InverseHessian(self.scale[index], self.base.select(index), tuple(pair.select(index) for pair in self.pairs))
 
     def updated(self, step: Primal, change: Primal, valid: Tensor, memory: int) -> InverseHessian:
         """With one more pair for the samples where it is ``valid``, and at most ``memory`` pairs."""
-        product, square = inner(step, change), inner(change, change)
+        product, square = inner(step, change), inner(change, self.base.apply(change))
         valid = valid & (product > 0)
         inverse = safe_divide(torch.ones_like(product), torch.where(valid, product, 0.0))
         scale = torch.where(valid, safe_divide(product, square), self.scale)
         pairs = (*self.pairs, CurvaturePair(step, change, inverse))
-        return InverseHessian(scale, pairs[-memory:])
+        return InverseHessian(scale, self.base, pairs[-memory:])
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,11 @@ class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
     def start(self) -> QuasiNewtonState:
         problem, x = self.lower.problem, self.lower.start
         energy, gradient = problem.energy_and_gradient(x)
-        bent = problem.hessian(problem.curvature(x), gradient)
-        metric = InverseHessian(safe_divide(inner(gradient, gradient), inner(gradient, bent)))
+        curvature = problem.curvature(x)
+        base = problem.metric(curvature, x)
+        step = base.apply(gradient)
+        bent = problem.hessian(curvature, step)
+        metric = InverseHessian(safe_divide(inner(gradient, step), inner(step, bent)), base)
         direction = -metric.apply(gradient)
         trial = torch.ones_like(energy)
         return QuasiNewtonState(x, energy, gradient, direction, inner(gradient, direction), trial, metric)
