@@ -40,10 +40,10 @@ class SmoothProblem(LowerProblem):
         self.data.check()
         self.regularizer.examine(self.data.start)
 
-    def count(self, x: Primal) -> None:
-        """Add one pair per sample of ``x`` to the counter."""
+    def count(self, x: Primal, passes: int = 2) -> None:
+        """Add a number of ``passes``, by default one pair, per sample of ``x`` to the counter."""
         if self.counter is not None:
-            self.counter.halves += 2 * x.shape[0]
+            self.counter.halves += passes * x.shape[0]
 
     def energy(self, x: Primal) -> PerSample:
         return self.data.value(x) + self.regularizer.value(x)

@@ -14,14 +14,14 @@ from piggyback.batched import norm
 from piggyback.certificates.smooth import SmoothEvidence, smooth_bound
 from piggyback.certified import Certification, certify, double_copy, evidence_of, gradient_bound
 from piggyback.hypergradient.base import Sensitivity, WarmStart
-from piggyback.operators import ApplicationCounter
+from piggyback.operators import ApplicationCounter, DenseInverse
 from piggyback.regularizer import Regularizer
 from piggyback.smooth import SmoothProblem
 from piggyback.solve import Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.lower import certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.solvers.quasi_newton import InverseHessian, QuasiNewton
 from piggyback.terms.energies import (
     EnergyBounds,
     FunctionalBound,
@@ -178,10 +178,62 @@ def test_a_step_limit_and_a_wrong_solver_are_reported() -> None:
     problem = network().problem(Denoising(picture(network(), 2)))
     outcome = solve_lower(problem, QuasiNewton(), radius_per_element(problem, 1e-12), schedule=Schedule(max_steps=2))
     assert (outcome.status == Status.STEP_LIMIT).all()
-    with pytest.raises(ValueError, match="NonlinearCG needs a SaddleProblem, got a SmoothProblem"):
+    with pytest.raises(ValueError, match="NonlinearCG needs a SaddleProblem, got a NetworkProblem"):
         solve_lower(problem, NonlinearCG(), torch.ones(2))
     with pytest.raises(ValueError, match="Piggyback needs a SaddleProblem"):
         Piggyback().differentiate(problem, SquaredError(problem.data.start), Accuracy(1e-3, 1e-3))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("two layers", 0.5), ("three layers, 3x3 kernels", 0.5), ("colour, periodic", 0.8)]
+)
+def test_the_preconditioner_knows_the_curvature(name: str, part: float) -> None:
+    model = MODELS[name]
+    data = Denoising(picture(model), weight=0.1)
+    problem = model.problem(data).detached()
+    eye = torch.eye(data.start.numel(), dtype=torch.float64).reshape(-1, *data.start.shape[1:])
+    curvature = problem.curvature(data.start)
+    matrix = problem.hessian(curvature.expand(len(eye), -1), eye).flatten(1)
+    metric = problem.preconditioner(curvature, data.start)
+    inverse = torch.cat([metric.apply(column.unsqueeze(0)) for column in eye]).flatten(1)
+    torch.testing.assert_close(inverse, inverse.mT)
+    assert float(torch.linalg.eigvalsh(inverse).min()) > 0
+    root = torch.linalg.cholesky(inverse)
+    conditions = [torch.linalg.cond(m) for m in (matrix, root.mT @ matrix @ root)]
+    assert float(conditions[1]) < part * float(conditions[0])  # colours are treated as if they were not coupled
+
+
+def test_networks_whose_sites_are_not_pixels_go_without_a_preconditioner() -> None:
+    model = MODELS["whole windows, sharp"]
+    problem = model.problem(Denoising(picture(model))).detached()
+    v = picture(model, seed=3)
+    assert torch.equal(problem.preconditioner(problem.curvature(v), v).apply(v), v)
+
+
+def test_preconditioning_saves_steps() -> None:
+    model = network((8, 4), smoothing=0.02, seed=6)
+    data, loss = Denoising(images(2, 1, 16, 16), weight=0.3), SquaredError(images(2, 1, 16, 16, seed=3))
+    costs = []
+    for problem in (model.problem(data), SmoothProblem(data, model.network())):
+        counter = ApplicationCounter()
+        pair = ImplicitCG().differentiate(problem.counted(counter), loss, Accuracy(1e-6, 1e-6))
+        assert bool((pair.lower_status == Status.CONVERGED).all() and (pair.adjoint_status == Status.CONVERGED).all())
+        costs.append(counter.applications)
+    assert costs[0] < 0.6 * costs[1]
+
+
+def test_quasi_newton_matrices_satisfy_the_latest_secant_equation() -> None:
+    """Also with a base of its own, and after the base has been renewed."""
+    generator = torch.Generator().manual_seed(0)
+    step, change = (torch.randn(2, 1, 4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    change = change + 3 * step
+    bases = [DenseInverse(torch.diag_embed(images(2, 1, 1, 5, seed=seed) + 0.1)) for seed in (1, 2)]
+    metric = InverseHessian(torch.ones(2, dtype=torch.float64), bases[0])
+    metric = metric.updated(step, change, torch.tensor([True, True]), memory=3)
+    for matrix in (metric, metric.renewed(bases[1]), metric.select(torch.tensor([0, 1]))):
+        torch.testing.assert_close(matrix.apply(change), step)
+    square = (change * bases[1].apply(change)).flatten(1).sum(1)
+    torch.testing.assert_close(metric.renewed(bases[1]).scale, (step * change).flatten(1).sum(1) / square)
 
 
 # --- hypergradients ---------------------------------------------------------------------------------------------------

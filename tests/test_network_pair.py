@@ -245,7 +245,9 @@ def test_the_turn_of_two_layers_written_out() -> None:
     model = MODELS["two layers"]
     energy, x, adjoint = model.network().detached(), picture(model, 3), picture(model, 4) - 0.5
     point, direction = surroundings(energy, x, adjoint, 0.0)
-    matrix = energy.layers[1].inner[..., 0, 0]
+    kernels = energy.layers[1].inner
+    assert kernels is not None
+    matrix = kernels[..., 0, 0]
     size = direction.size[0]
     ahead = torch.einsum("jk,bhwk->bhwj", matrix, point.bend[0].here * size)
     early = torch.einsum("jk,bhwj->bhwk", matrix, point.weight[1].here) * size / point.pull[0].here
