@@ -265,12 +265,13 @@ class NetworkEnergy(SmoothEnergy):
             )
             backward = point.backward_gain()
             direction = point.along([self.layers[index].skip.forward(seen[1][index]) for index in layers])
-            turn = direction.turn(point)
+            own = [direction.own_turn(point, index) for index in layers]
+            turn = direction.turn(point, own)
             return PairBounds(
                 turn=highest(turn),
                 shared_turn=shared_turn(turn, point, modulus, norm_bound),
                 mixed=near.answer(backward),
-                mixed_turn=near.answer_along(backward, direction, seen[1]),
+                mixed_turn=near.answer_along(backward, own, direction, seen[1]),
                 rounding=near.rounding(x, backward),
             )
 

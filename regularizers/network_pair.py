@@ -50,11 +50,13 @@ class Neighbourhood:
             found.append(_group(flat, bent, whole))
         return FunctionalBound.together(found)
 
-    def answer_along(self, backward: list[Field], direction: Direction, images: Sequence[Primal]) -> FunctionalBound:
+    def answer_along(
+        self, backward: list[Field], own_turn: list[Field], direction: Direction, images: Sequence[Primal]
+    ) -> FunctionalBound:
         """The same for ``|D^3 R[theta, P, d]|`` as a functional of ``d`` (eq. N29); ``images``: what each layer sees of ``P``."""
         point = self.point
         tangent = direction.tangent_gain(point)
-        change, size = direction.force_gain(point, backward, tangent), direction.force_size
+        change, size = direction.force_gain(point, own_turn, backward, tangent), direction.force_size
         through = mass(self.output_gain.square() * tangent[-1])
         zero = torch.zeros_like(through)
         found = [_group(zero, through, zero)]

@@ -126,8 +126,11 @@ class Direction:
         twist = torch.fmin(self.twist[index] / point.pull[index].lower, per_sample(average, rate))
         return rate * self.size[index] + twist
 
-    def turn(self, point: NetworkPoint) -> list[Field]:
-        """``f_l`` with ``|D^3 R[P, v, w]|^2 <= F(v) F(w)``, ``F(v) = sum_l <f_l w_l, (J_l v)^2>``, on the ball (eq. N25)."""
+    def turn(self, point: NetworkPoint, own: list[Field]) -> list[Field]:
+        """``f_l`` with ``|D^3 R[P, v, w]|^2 <= F(v) F(w)``, ``F(v) = sum_l <f_l w_l, (J_l v)^2>``, on the ball (eq. N25).
+
+        ``own``: those of ``own_turn``, layer by layer.
+        """
         layers, last = point.layers, len(point.layers) - 1
         ahead, behind = [torch.zeros_like(self.size[0])], [torch.zeros_like(self.size[-1])]
         for index in range(last):
@@ -145,7 +148,7 @@ class Direction:
         found = []
         for index in range(last + 1):
             factor = per_sample(balance, ahead[index])
-            found.append(self.own_turn(point, index) + ahead[index] * factor + early[index] / factor)
+            found.append(own[index] + ahead[index] * factor + early[index] / factor)
         return found
 
     def tangent_gain(self, point: NetworkPoint) -> list[Field]:
@@ -156,15 +159,17 @@ class Direction:
             found.append(own if index == 0 else own + gather(layer, point.slope[index].upper, found[-1]))
         return found
 
-    def force_gain(self, point: NetworkPoint, backward: list[Field], tangent: list[Field]) -> list[Field]:
+    def force_gain(
+        self, point: NetworkPoint, own_turn: list[Field], backward: list[Field], tangent: list[Field]
+    ) -> list[Field]:
         """``v_l``: the change of ``D p_l[P]`` along ``d`` is ``v_l^{1/2} xi`` with ``||xi|| <= ||d||_R`` (eq. N27).
 
-        ``backward`` and ``tangent``: ``u`` and ``chi``.
+        ``backward`` and ``tangent``: ``u`` and ``chi``; ``own_turn``: as for ``turn``.
         """
         layers, found = point.layers, list[Field]()
         for index in range(len(layers) - 1, -1, -1):
             weight = point.weight[index].upper
-            own = weight * self.own_turn(point, index).square()
+            own = weight * own_turn[index].square()
             if index > 0:
                 own = own + gather(layers[index], weight, tangent[index - 1])
             if index < len(layers) - 1:

@@ -252,8 +252,9 @@ def test_the_turn_of_two_layers_written_out() -> None:
     ahead = torch.einsum("jk,bhwk->bhwj", matrix, point.bend[0].here * size)
     early = torch.einsum("jk,bhwj->bhwk", matrix, point.weight[1].here) * size / point.pull[0].here
     balance = (early.max() / ahead.max()).sqrt()
-    expected = [direction.own_turn(point, 0) + early / balance, direction.own_turn(point, 1) + balance * ahead]
-    for found, wanted in zip(direction.turn(point), expected, strict=True):
+    own = [direction.own_turn(point, index) for index in range(2)]
+    expected = [own[0] + early / balance, own[1] + balance * ahead]
+    for found, wanted in zip(direction.turn(point, own), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
 
 
