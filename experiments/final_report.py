@@ -74,7 +74,7 @@ def is_reported(run: RunFolder) -> bool:
 
 
 def certificate(regularizer: Learned, samples: Samples, degradation: Degradation) -> ModelCertificate:
-    """Refine loss and gradient of the model on ``samples`` until they are certain to a tenth, or say how far that went."""
+    """Refine loss and gradient of the model on ``samples`` until they are certain to a few per cent, or say how far that went."""
     parts = [samples.select(slice(first, first + CERTIFIED_BATCH)) for first in range(0, len(samples), CERTIFIED_BATCH)]
     results = [_certified(regularizer, part, degradation) for part in parts]
     count = len(samples)
@@ -95,7 +95,7 @@ def certificate(regularizer: Learned, samples: Samples, degradation: Degradation
 def _certified(regularizer: Learned, part: Samples, degradation: Degradation) -> CertifiedGradient:
     data = degradation.data_term(part.degraded)
     loss = regularizer.problem(data).of_image(SquaredError(part.clean))
-    return OnDemand(rounds=2).differentiate(regularizer, data, loss, relative_error=0.1)
+    return OnDemand(rounds=2).differentiate(regularizer, data, loss, relative_error=0.03)
 
 
 def _in_words(found: ModelCertificate) -> str:

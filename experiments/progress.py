@@ -47,13 +47,24 @@ class TrainingProgress:
 
 def _line(row: HistoryRow, done: float) -> str:
     """What a row says, in words; ``done``: the part of the limits that is used up."""
-    left = row.seconds * (1 / done - 1) if done > 0 else 0.0
     return (
         f"{row.iteration:5d}  PSNR {row.psnr:.2f} dB  loss {row.loss:.4f} in [{row.loss_lower:.4f}, {row.loss_upper:.4f}]  "
         f"{gradient_in_words(row)}  tolerances {row.lower_tolerance:.1e}, {row.adjoint_tolerance:.2f}  "
         f"{'rate' if row.phase == 'stochastic' else 'step'} {row.step:.2g}  {row.operator_applications:.0f} pairs  "
-        f"{int(left) // 60}:{int(left) % 60:02d} left"
+        f"{_left(row.seconds, done)} left"
     )
+
+
+def _left(seconds: float, done: float) -> str:
+    """Minutes and seconds that the rest takes at this pace, a question mark where nobody can say."""
+    left = seconds * (1 / done - 1) if done > 0 else math.inf
+    if not left < _LONGEST:
+        return "?"
+    return f"{int(left) // 60}:{int(left) % 60:02d}"
+
+
+_LONGEST = 1e6
+"""Seconds; a larger time is a guess from next to nothing."""
 
 
 def gradient_in_words(row: HistoryRow) -> str:

@@ -20,6 +20,7 @@ class Control:
 
     ``lower``, ``adjoint``: tolerances; ``rate``: step size; ``raced``: whether it was found by a race.
     ``stepped``, ``assessed``, ``price``: operator applications of the steps, of the assessments, of the last one of these.
+    ``looks``: assessments so far; ``settled``: whether the tolerances have been close to what is wanted.
     ``error``, ``noise``: certified error and noise of the gradient that was assessed last, relative to its norm ``size``.
     """
 
@@ -30,6 +31,8 @@ class Control:
     stepped: float = 0.0
     assessed: float = 0.0
     price: float = 0.0
+    looks: int = 0
+    settled: bool = False
     error: float = float("inf")
     noise: float = float("inf")
     size: float = 0.0
@@ -60,14 +63,10 @@ class DrivenDescent:
         self._use(control.accuracy)
 
     def step(self) -> StochasticStep:
-        """One step; on the gradient of its assessment, which is the better one, where one is due.
-
-        The first step is always assessed: what is known of the tolerances before is a guess.
-        """
-        control = self.control
-        if control.price > 0 and not self.rule.due(control.assessed, control.stepped + control.assessed, control.price):
+        """One step; on the gradient of its assessment, which is the better one, where one is due."""
+        if not self._due():
             taken = self.descent.step()
-            self.control = replace(control, stepped=control.stepped + taken.applications)
+            self.control = replace(self.control, stepped=self.control.stepped + taken.applications)
             return taken
         quality = self._assess()
         self.descent.move(quality.refined.to(self.descent.average))
@@ -82,15 +81,23 @@ class DrivenDescent:
         self.control = replace(self.control, rate=rate, raced=True, stepped=self.control.stepped + work)
         return laps
 
+    def _due(self) -> bool:
+        """The first steps are assessed until the tolerances have settled, later ones when there is room for it."""
+        control = self.control
+        if not control.settled and control.looks < (1 if self.fixed else _FIRST_LOOKS):
+            return True
+        return self.rule.due(control.assessed, control.stepped + control.assessed, control.price)
+
     def _assess(self) -> GradientQuality:
         settings = self.descent.settings
         problem = MinibatchProblem(settings.method, settings.data_term, settings.loss, settings.batch, settings.workers)
-        samples = self.descent.draw(settings.samples)
+        samples = self.descent.draw(max(settings.samples, 2))  # one alone has no noise to be seen
         return assess(self.descent.regularizer, samples, problem, self.control.accuracy)
 
     def _after(self, quality: GradientQuality) -> Control:
         control = self.control
-        accuracy = control.accuracy if self.fixed else self.rule.next(control.accuracy, quality)
+        settled = control.settled or self.rule.close(quality) or control.looks + 1 >= _FIRST_LOOKS
+        accuracy = control.accuracy if self.fixed else self.rule.next(control.accuracy, quality, settled)
         return replace(
             control,
             lower=accuracy.lower,
@@ -98,6 +105,8 @@ class DrivenDescent:
             stepped=control.stepped + quality.applications,
             assessed=control.assessed + quality.extra,
             price=quality.extra,
+            looks=control.looks + 1,
+            settled=settled,
             error=quality.relative_bound,
             noise=quality.relative_noise,
             size=quality.size,
@@ -105,3 +114,7 @@ class DrivenDescent:
 
     def _use(self, accuracy: Accuracy) -> None:
         self.descent.settings = replace(self.descent.settings, accuracy=accuracy)
+
+
+_FIRST_LOOKS = 3
+"""The most steps in a row that are assessed at the beginning."""

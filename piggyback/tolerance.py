@@ -29,12 +29,14 @@ class GradientQuality:
     ``bound``: certified distance of the computed gradient to the exact one of the same mini-batch (infinite if nothing
     certifies it).  Estimates: ``error`` of that distance; ``error_lower`` and ``error_adjoint``, what the tolerances of ``x``
     and of ``P`` contribute to it; ``noise``, the standard deviation that the choice of the samples gives to the mean.
-    ``refined``: a gradient of the mini-batch within ``bound - error`` of the exact one, flat, and ``size`` its norm.
+    ``refined``: a gradient of the mini-batch within ``bound - error`` of the exact one, flat, ``size`` its norm, and
+    ``difference`` what the computed one lacks to it (``error`` is its norm).
     ``loss``: the mean loss at the computed reconstructions.  ``applications``: operator applications of the computed gradient,
     ``extra``: those of its assessment.
     """
 
     refined: Tensor
+    difference: Tensor
     bound: float
     error: float
     error_lower: float
@@ -115,6 +117,7 @@ def assess(
     error = float((refined - computed).norm())
     return GradientQuality(
         refined=refined,
+        difference=refined - computed,
         bound=error + sum(part.uncertainty for part in found) / count,
         error=error,
         error_lower=float((refined - middle).norm()),
@@ -182,27 +185,36 @@ class ToleranceRule:
     ``coarsest`` and ``finest`` limit both.
     """
 
-    share: float = 0.25
+    share: float = 0.5
     work: float = 0.08
-    change: float = 4.0
+    change: float = 10.0
     coarsest: Accuracy = Accuracy(lower=0.05, adjoint=0.8)
     finest: Accuracy = Accuracy(lower=1e-5, adjoint=1e-3)
 
-    def next(self, accuracy: Accuracy, quality: GradientQuality) -> Accuracy:
-        """The tolerances after a mini-batch at ``accuracy`` turned out to have this ``quality``."""
+    def next(self, accuracy: Accuracy, quality: GradientQuality, settled: bool = True) -> Accuracy:
+        """The tolerances after a mini-batch at ``accuracy`` turned out to have this ``quality``.
+
+        One mini-batch is a small sample of what errors do: half a step, in logarithms, once the tolerances have ``settled``.
+        """
         wanted = self.share * quality.noise / math.sqrt(2)
+        power = 0.5 if settled else 1.0
+        lower = self._factor(wanted, quality.error_lower) ** power
+        adjoint = self._factor(wanted, quality.error_adjoint) ** power
         return Accuracy(
-            lower=self._moved(accuracy.lower, wanted, quality.error_lower, (self.finest.lower, self.coarsest.lower)),
-            adjoint=self._moved(
-                accuracy.adjoint, wanted, quality.error_adjoint, (self.finest.adjoint, self.coarsest.adjoint)
-            ),
+            lower=min(max(accuracy.lower * lower, self.finest.lower), self.coarsest.lower),
+            adjoint=min(max(accuracy.adjoint * adjoint, self.finest.adjoint), self.coarsest.adjoint),
         )
 
-    def _moved(self, tolerance: float, wanted: float, found: float, limits: tuple[float, float]) -> float:
-        # one mini-batch is a small sample of what errors do: half a step, in logarithms
-        factor = math.sqrt(wanted / found) if found > 0 else self.change
-        factor = min(max(factor, 1 / self.change), self.change)
-        return min(max(tolerance * factor, limits[0]), limits[1])
+    def _factor(self, wanted: float, found: float) -> float:
+        factor = wanted / found if found > 0 else math.inf
+        return min(max(factor, 1 / self.change), self.change)
+
+    def close(self, quality: GradientQuality) -> bool:
+        """Whether both errors are within a factor of two of what is wanted: nothing has to be found out quickly any more."""
+        wanted = self.share * quality.noise / math.sqrt(2)
+        return all(
+            wanted <= 2 * found and found <= 2 * wanted for found in (quality.error_lower, quality.error_adjoint)
+        )
 
     def due(self, assessed: float, spent: float, price: float) -> bool:
         """Whether there is room for an assessment of ``price``: ``assessed`` of ``spent`` applications went into earlier ones."""

@@ -57,7 +57,9 @@ def warn_of_scale(images: Tensor) -> None:
         return
     size = images.detach().flatten(1)
     largest = size.amax(dim=1)
-    bright = (largest <= _FULL_SCALE) & ((largest > _BRIGHT) | (size.abs().mean(dim=1) > _BRIGHT_MEAN))
+    noise = size.amin(dim=1) < -largest / 8  # as far below zero as above: whatever it is, it is no picture in 0...255
+    bright = ((largest > _BRIGHT) & ~noise) | (size.mean(dim=1).abs() > _BRIGHT_MEAN)
+    bright = bright & (largest <= _FULL_SCALE)
     if bool(bright.any()):
         found = float(torch.where(bright, largest, 0.0).max())
         warnings.warn(

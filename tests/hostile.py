@@ -8,6 +8,7 @@ from types import ModuleType
 
 from experiments import (
     benchmark,
+    compare_descents,
     compare_lifted,
     compare_methods,
     compare_tolerances,
@@ -24,8 +25,8 @@ from experiments.instances import PRETRAINED
 COMMANDS = {
     module.__name__.split(".")[1]: module
     for module in (
-        benchmark, compare_lifted, compare_methods, compare_tolerances, deblurring, evaluate, few_shot, learned_solver,
-        ridge_study, truth_test, validate_bounds,
+        benchmark, compare_descents, compare_lifted, compare_methods, compare_tolerances, deblurring, evaluate, few_shot,
+        learned_solver, ridge_study, truth_test, validate_bounds,
     )
 }  # fmt: skip
 HOSTILE = (

@@ -632,8 +632,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/stochastic.py",
-        "share = (settings.averaging + 1)",
-        "share = settings.averaging",
+        "share = (averaging + 1)",
+        "share = averaging",
         "average of the stochastic iterates",
         (ADAPTIVE, "-k", "weighted_mean"),
     ),

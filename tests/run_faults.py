@@ -51,7 +51,7 @@ class TinyRun:
 
     base: Path
     own: tuple[str, ...] = FAMILIES["linear"]
-    limits: tuple[str, ...] = ("--steps", "1", "--iterations", "1")
+    limits: tuple[str, ...] = ("--steps", "1", "--iterations", "1", "--stochastic", "0.8")
 
     def command(self, out: Path, *more: str) -> list[str]:
         """The options come before ``more``, which may contradict them."""

@@ -271,7 +271,7 @@ def test_strides_whose_decrease_finer_estimates_took_back_are_not_certified() ->
 def test_certificates_are_paid_once_in_several_strides() -> None:
     """For the same work at most half as many certified steps as one by one, each of them a true decrease all the same.
 
-    (Which of the two gets lower depends on the problem and on luck: experiments.compare_tolerances.)
+    (Which of the two gets lower depends on the problem and on luck: experiments.compare_descents.)
     """
     spent = {}
     for amortise in (0.0, 3.0):

@@ -19,7 +19,7 @@ from experiments.blur_kernels import motion_kernel
 from experiments.restoration import TOLERANCE
 
 TINY = ["--filters", "4", "--size", "3", "--patches", "8", "--patch", "16", "--batch", "4", "--threads", "2"]
-PHASES = ["--steps", "4", "--report-every", "2", "--minibatch", "2", "--iterations", "3"]
+PHASES = ["--steps", "4", "--report-every", "2", "--minibatch", "2", "--iterations", "3", "--stochastic", "0.8"]
 """Reports at the start and after two and four steps on mini-batches, then three certified ones."""
 
 
@@ -161,7 +161,9 @@ def test_mini_batches_alone_train(folders: tuple[Path, Path], tmp_path: Path, un
     run_training(folders, out, *more, "--resume")
     assert history(out) == rows
     certified = tmp_path / "certified"
-    run_training(folders, certified, "--regularizer", "linear", "--steps", "0", "--iterations", "1")
+    run_training(
+        folders, certified, "--regularizer", "linear", "--stochastic", "0", "--steps", "0", "--iterations", "1"
+    )
     assert [row["phase"] for row in history(certified)] == ["adaptive"] * 2
 
 
@@ -193,7 +195,20 @@ def deblurring_run(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPath
     """Two iterations of deblurring with a motion blur."""
     out = tmp_path_factory.mktemp("runs") / "deblur"
     where = ["--train", str(folders[0]), "--test", str(folders[1]), "--out", str(out)]
-    more = ["--blur", "motion", "--blur-seed", "3", "--steps", "2", "--iterations", "2", "--tolerance", "1e-3"]
+    more = [
+        "--blur",
+        "motion",
+        "--blur-seed",
+        "3",
+        "--steps",
+        "2",
+        "--iterations",
+        "2",
+        "--stochastic",
+        "0.8",
+        "--tolerance",
+        "1e-3",
+    ]
     train.main(["deblur", "--budget", "600", *where, *TINY, *more])
     return out
 

@@ -37,7 +37,7 @@ from tests.reliability import runs
 from tests.reliability.base import CommandRefused, Refusal, message_of, run_command
 from tests.run_faults import FAMILIES, TinyRun, cheap_reports, contents, draw, results
 
-LIMITS = ("--steps", "2", "--iterations", "2")
+LIMITS = ("--steps", "2", "--iterations", "2", "--stochastic", "0.8")
 SIDE = 24
 """Of pictures that a blur of 9x9 pixels leaves enough of."""
 
@@ -162,7 +162,7 @@ def test_new_limits_are_kept(base: Path, tmp_path: Path) -> None:
     """What was given at the last resume holds for the next one."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     TinyRun(base, limits=LIMITS).train(whole)
-    TinyRun(base, limits=("--steps", "1", "--iterations", "0")).train(parts)
+    TinyRun(base, limits=("--steps", "1", "--iterations", "0", "--stochastic", "0.8")).train(parts)
     run_command(train.main, "--resume", "--out", parts, "--steps", "2", "--iterations", "1")
     run_command(train.main, "--resume", "--out", parts, "--iterations", "2")
     assert results(parts) == results(whole)
@@ -175,7 +175,7 @@ def test_moved_images_are_the_same_images(base: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     draw(here / "train", range(2), SIDE)
     draw(here / "test", range(10, 11), SIDE)
-    TinyRun(here, limits=("--steps", "1", "--iterations", "0")).train(out)
+    TinyRun(here, limits=("--steps", "1", "--iterations", "0", "--stochastic", "0.8")).train(out)
     (here / "train").rename(tmp_path / "elsewhere")
     with pytest.raises(CommandRefused, match="no such folder"):
         run_command(train.main, "--resume", "--out", out, "--iterations", "1")
@@ -263,8 +263,8 @@ def test_signals_end_in_one_line(
 def _raise_at(patch: pytest.MonkeyPatch, moment: str, number: int) -> None:
     """Let a signal arrive at its first call after two reports, or at once."""
     where = {
-        "training": "experiments.training.Trainer._line",
-        "a worker": "experiments.training.StochasticDescent._part",
+        "training": "experiments.training.Trainer._psnr",
+        "a worker": "piggyback.tolerance._assess_part",
         "the report": "experiments.final_report.compare",
         "the images": "experiments.train.load_photographs",
     }[moment]

@@ -97,7 +97,9 @@ def test_the_two_tolerances_are_told_apart() -> None:
 
 
 def quality(error_lower: float, error_adjoint: float, noise: float) -> GradientQuality:
-    return GradientQuality(torch.ones(2), 2.0, 1.0, error_lower, error_adjoint, noise, math.sqrt(2), 3.0, 8.0, 10.0)
+    return GradientQuality(
+        torch.ones(2), torch.ones(2), 2.0, 1.0, error_lower, error_adjoint, noise, math.sqrt(2), 3.0, 8.0, 10.0
+    )
 
 
 def test_tolerances_follow_errors_and_noise() -> None:
@@ -106,9 +108,13 @@ def test_tolerances_follow_errors_and_noise() -> None:
     target = 0.25 / math.sqrt(2)
     same = rule.next(now, quality(target, target, 1.0))
     assert (same.lower, same.adjoint) == (pytest.approx(4e-3), pytest.approx(0.4))
-    tighter = rule.next(now, quality(4 * target, 16 * target, 1.0))
-    assert (tighter.lower, tighter.adjoint) == (pytest.approx(2e-3), pytest.approx(0.1))
-    assert rule.next(now, quality(0.0, target, 1.0)).lower == pytest.approx(1.6e-2)  # nothing seen: as far as allowed
+    tighter = rule.next(now, quality(4 * target, 9 * target, 1.0))
+    assert (tighter.lower, tighter.adjoint) == (pytest.approx(2e-3), pytest.approx(0.4 / 3))
+    at_once = rule.next(now, quality(4 * target, 9 * target, 1.0), settled=False)
+    assert (at_once.lower, at_once.adjoint) == (pytest.approx(1e-3), pytest.approx(0.4 / 9))
+    nothing_seen = rule.next(now, quality(0.0, target, 1.0), settled=False)
+    assert nothing_seen.lower == pytest.approx(10 * 4e-3)  # as far as allowed
+    assert rule.close(quality(1.9 * target, target / 1.9, 1.0)) and not rule.close(quality(2.1 * target, target, 1.0))
     assert rule.next(Accuracy(0.04, 0.7), quality(1e-9, 1e-9, 1.0)) == rule.coarsest
     assert rule.next(rule.finest, quality(1e9, 1e9, 1.0)) == rule.finest
 

@@ -40,7 +40,21 @@ def test_a_network_is_trained_saved_and_evaluated(tmp_path: Path) -> None:
         "1",
     ]
     train.main(
-        ["denoise", "--regularizer", "icnn", *where, *sizes, "--out", str(out), "--steps", "2", "--iterations", "2"]
+        [
+            "denoise",
+            "--regularizer",
+            "icnn",
+            *where,
+            *sizes,
+            "--out",
+            str(out),
+            "--steps",
+            "2",
+            "--iterations",
+            "2",
+            "--stochastic",
+            "0.8",
+        ]
     )
     model, config = load_regularizer(RunFolder.open(out))
     assert isinstance(model, NetworkRegularizer) and model.config.widths == (4, 2)

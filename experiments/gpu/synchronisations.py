@@ -72,7 +72,7 @@ def iterations() -> dict[str, Build]:
         "accelerated gradient": partial(_bound, DEFAULT, AcceleratedGradient()),
         "PDHG": partial(_bound, DEFAULT, PDHG()),
         "PDHG, dense": partial(_dense, PDHG()),
-        "PDHG, least squares": partial(_bound, blurred, PDHG()),
+        "PDHG, least squares in the dual": partial(_dualised, blurred, PDHG()),  # its prox would look at residuals
         "gradient descent": partial(_bound, DEFAULT, GradientDescent()),
         "learned solver": partial(_bound, DEFAULT, LearnedSolver(1.4, torch.full((3, 3), 1 / 9))),
         "quasi-Newton": partial(_bound, network, QuasiNewton()),
@@ -97,6 +97,12 @@ def _level(problem: LowerProblem) -> LowerLevel[LowerProblem]:
 
 def _bound(case: Case, solver: LowerSolver, device: torch.device) -> Iteration:
     return solver.bind(_level(_posed(case, device)))
+
+
+def _dualised(case: Case, solver: LowerSolver, device: torch.device) -> Iteration:
+    problem = _posed(case, device)
+    assert isinstance(problem, SaddleProblem)
+    return solver.bind(_level(problem.lifted()))
 
 
 def _dense(solver: LowerSolver, device: torch.device) -> Iteration:

@@ -18,9 +18,9 @@ from PIL import Image
 
 from experiments import (
     benchmark,
+    compare_descents,
     compare_lifted,
     compare_methods,
-    compare_tolerances,
     deblurring,
     evaluate,
     few_shot,
@@ -489,7 +489,7 @@ LINES = [
     line("a smoothing that is next to nothing", compare_lifted.main, "--smoothing 1e-300", "--smoothing must lie"),
     line("more digits than there are", compare_methods.main, "--examples 1000", "--examples must be at most"),
     line("an infinite learning rate", compare_methods.main, "--rate inf", "--rate must be positive"),
-    line("a budget of NaN", compare_tolerances.main, "--budget nan", "--budget must be positive"),
+    line("a budget of NaN", compare_descents.main, "--budget nan", "--budget must be positive"),
     line("an empty list of sides", benchmark.main, "--sides []", "--sides must list something"),
     line("sides that are too small", benchmark.main, "--sides [32,4]", "--sides must be at least 16"),
     line("a part that does not exist", benchmark.main, "--parts [speed]", "--parts must be among"),

@@ -470,8 +470,8 @@ OTHERS = [
     ("--patches", "3", "--patches 2 (not 3)"),
     ("--minibatch", "2", "--minibatch 1 (not 2)"),
     ("--batch", "1", "--batch 2 (not 1)"),
-    ("--rate", "0.1", "--rate 0.008 (not 0.1)"),
-    ("--tolerance", "0.01", "--tolerance 0.001 (not 0.01)"),
+    ("--rate", "0.1", "--rate auto (not 0.1)"),
+    ("--tolerance", "0.01", "--tolerance auto (not 0.01)"),
 ]
 
 RESUMED = [

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import compare_tolerances
-from experiments.compare_tolerances import (
+from experiments import compare_descents
+from experiments.compare_descents import (
     HINDSIGHT,
     LITERATURE,
     OURS,
@@ -100,7 +100,7 @@ def test_levels_look_at_true_losses_only() -> None:
     ours, other = curve(OURS, (1, 2.0), (10, 1.4), (40, 1.0)), curve("worst", (1, 2.0), (30, 1.5), (90, 1.2))
     published = [curve(method, (1, 2.0), (50 + number, 1.5)) for number, method in enumerate(LITERATURE)]
     found = list(levels([ours, other, *published, curve(HINDSIGHT, (1, 2.0), (5, 1.0))]))
-    assert [level.remaining for level in found] == list(compare_tolerances.REMAINING)
+    assert [level.remaining for level in found] == list(compare_descents.REMAINING)
     assert found[0].target == 1.5 and [found[0].costs[m] for m in (OURS, "worst", HINDSIGHT)] == [10, 30, 5]
     assert found[0].against_all == pytest.approx(1 / 3) and found[0].against_hindsight == 2
     assert found[0].against_literature == 10 / 50
@@ -110,7 +110,7 @@ def test_levels_look_at_true_losses_only() -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Tables, figure and JSON of a tiny run: all methods, same start, certified judgement."""
     out = tmp_path / "c.json"
-    compare_tolerances.main([*TINY, "--json", str(out), "--out", str(tmp_path / "figures")])
+    compare_descents.main([*TINY, "--json", str(out), "--out", str(tmp_path / "figures")])
     content = json.loads(out.read_text())
     names = {problem.name for problem in problems(16, 3, 3)}
     assert set(content["certified"]) == names and max(content["certified"].values()) < 1e-3
@@ -120,11 +120,11 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert len(starts) == 1
     ours = next(c for c in content["curves"] if c["method"] == OURS)
     assert all(after["loss"] < before["loss"] for before, after in pairwise(ours["points"]))
-    assert (tmp_path / "figures" / "tolerances.png").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "descents.png").stat().st_size > 10_000
     assert "MAID" in capsys.readouterr().out
 
 
 def test_bad_budget_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        compare_tolerances.main(["--budget", "-1"])
+        compare_descents.main(["--budget", "-1"])
     assert "--budget must be positive" in capsys.readouterr().err
