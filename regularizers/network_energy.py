@@ -139,7 +139,7 @@ class NetworkEnergy(SmoothEnergy):
     def product(self, curvature: Tensor, v: Primal) -> Primal:
         with torch.no_grad():
             image = self.extended(v)
-            parts = self._unpacked(curvature, image)
+            parts = self.unpacked(curvature, image)
             slopes = [slope for slope, _ in parts]
             tangents = self._tangents(slopes, image)
             return self._gathered([weight * a for (_, weight), a in zip(parts, tangents, strict=True)], slopes, image)
@@ -163,31 +163,14 @@ class NetworkEnergy(SmoothEnergy):
             self.linear_adjoint(index, force, pulled)
         return self.boundary.fold(pulled, self.margin)
 
-    def as_bank(self, curvature: Tensor, like: Primal) -> tuple[ConvolutionBank, Tensor] | None:
-        """A filter bank ``K`` and weights ``D`` with ``K^T D K`` near ``D^2 R``, for preconditioners (eq. N33).
+    def bank(self) -> ConvolutionBank:
+        """The filters of all layers, which must be of one size, as one bank that sees the image; made once."""
+        if self._bank is None:
+            filters = torch.cat([layer.skip.filters.detach() for layer in self.layers])
+            self._bank = ConvolutionBank(filters, self.boundary)
+        return self._bank
 
-        All filters see the image; those of a layer bend with it and, by the squares of the slopes and kernels on the way, with
-        the later ones.  None where sites of layers and pixels do not correspond, or filters differ in size.
-        """
-        boundary, eaten = self.boundary, self.margin - self.layers[0].skip.margin
-        if len({layer.skip.size for layer in self.layers}) > 1 or (boundary.name == "valid" and eaten > 0):
-            return None
-        with torch.no_grad():
-            parts, found, passed = self._unpacked(curvature, self.extended(like)), [], None
-            for index in reversed(range(len(self.layers))):
-                slope, weight = parts[index]
-                if passed is not None:
-                    weight = weight + slope.square() * self.layers[index + 1].squared().back(passed)
-                passed = weight
-                beyond = eaten - sum(layer.margin for layer in self.layers[1 : index + 1])
-                height, width = weight.shape[1:3]
-                found.insert(0, weight[:, beyond : height - beyond, beyond : width - beyond])
-            if self._bank is None:
-                filters = torch.cat([layer.skip.filters.detach() for layer in self.layers])
-                self._bank = ConvolutionBank(filters, boundary)
-            return self._bank, torch.cat(found, dim=-1)
-
-    def _unpacked(self, curvature: Tensor, image: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def unpacked(self, curvature: Tensor, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The pairs of ``curvature``, layer by layer."""
         shapes = self.shapes(image)
         sizes = [shape.numel() for shape in reversed(shapes) for _ in range(2)]
@@ -232,17 +215,14 @@ class NetworkEnergy(SmoothEnergy):
         output = self.output.detach()
         return output if self.logarithmic else torch.ones_like(output)
 
-    def _gains(self) -> list[Layer]:
-        """The layers with the squares of the derivatives of ``W`` in its parameters in the place of ``W``."""
-        found = []
-        for layer in self.layers:
-            inner = None if layer.inner is None else layer.inner.detach()
-            if inner is not None:
-                inner = inner.square() if self.logarithmic else torch.ones_like(inner)
-            found.append(Layer(layer.skip, inner, layer.offset.detach()))
-        return found
-
     def pair_bounds(self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float) -> PairBounds:
+        # some forty fields are alive at once: a few samples at a time
+        fields = sum(shape.numel() for shape in self.shapes(self.extended(x[:1])))
+        count = max(1, _ENTRIES // fields)
+        parts = zip(x.split(count), adjoint.split(count), radius.split(count), strict=True)
+        return PairBounds.joined([self._pair_bounds(a, b, c, modulus) for a, b, c in parts])
+
+    def _pair_bounds(self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float) -> PairBounds:
         with torch.no_grad():
             z, constants, layers = self.pre_activations(x), self.constants(), range(len(self.layers))
             moved = [per_sample(radius, part) * rows.to(part) for part, rows in zip(z, constants.rows, strict=True)]
@@ -258,7 +238,7 @@ class NetworkEnergy(SmoothEnergy):
                 modulus=modulus,
                 images=seen[0],
                 hidden=[self.activation.value(part) for part in z],
-                gains=self._gains(),
+                gains=[layer.gains(self.logarithmic) for layer in self.layers],
                 output_gain=self._output_gains(),
                 extension=extension_norm(self.boundary),
                 norm_bound=norm_bound,
@@ -343,3 +323,7 @@ class NetworkEnergy(SmoothEnergy):
     def _converted(self, change: Callable[[Tensor], Tensor]) -> NetworkEnergy:
         layers = tuple(layer.converted(change) for layer in self.layers)
         return NetworkEnergy(layers, change(self.output.detach()), self.activation, self.boundary, self.logarithmic)
+
+
+_ENTRIES = 2**20
+"""Entries of all the fields of ``z`` that ``pair_bounds`` looks at together (one sample at least)."""

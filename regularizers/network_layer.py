@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
@@ -37,6 +38,13 @@ class Layer:
         """With the squares of the kernels."""
         assert self.inner is not None
         return replace(self, inner=self.inner.square())
+
+    def gains(self, logarithmic: bool) -> Layer:
+        """With the squares of the derivatives of ``W`` in its parameters, itself or its logarithms, for kernels; detached."""
+        inner = None if self.inner is None else self.inner.detach()
+        if inner is not None:
+            inner = inner.square() if logarithmic else torch.ones_like(inner)
+        return Layer(self.skip, inner, self.offset.detach())
 
     def through(self, s: Tensor) -> Tensor:
         """``W s`` for ``s`` ``(batch, height, width, inputs)``."""

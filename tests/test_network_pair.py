@@ -258,6 +258,22 @@ def test_the_turn_of_two_layers_written_out() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
 
 
+def test_bounds_of_a_batch_are_those_of_its_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["three layers, 3x3 kernels"]
+    energy = model.network().detached()
+    size = picture(model, 1).shape[2:]
+    x, adjoint = (images(3, 1, *size, seed=seed) for seed in (1, 2))
+    radius = torch.tensor([0.0, 1e-3, 0.1], dtype=x.dtype)
+    whole = energy.pair_bounds(x, adjoint, radius, MODULUS)
+    monkeypatch.setattr("regularizers.network_energy._ENTRIES", 1)
+    split = energy.pair_bounds(x, adjoint, radius, MODULUS)
+    torch.testing.assert_close(split.turn, whole.turn)
+    torch.testing.assert_close(split.shared_turn, whole.shared_turn)
+    for kind in ("mixed", "mixed_turn", "rounding"):
+        for part in ("flat", "bent", "whole"):
+            torch.testing.assert_close(getattr(getattr(split, kind), part), getattr(getattr(whole, kind), part))
+
+
 # --- attained ---------------------------------------------------------------------------------------------------------
 
 

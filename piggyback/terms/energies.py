@@ -49,13 +49,22 @@ class FunctionalBound:
     @staticmethod
     def together(groups: Sequence[FunctionalBound]) -> FunctionalBound:
         """Several groups side by side."""
-        flat, bent, whole = zip(*((part.flat, part.bent, part.whole) for part in groups), strict=True)
-        return FunctionalBound(*(torch.cat(numbers, dim=1) for numbers in (flat, bent, whole)))
+        return _concatenated(groups, axis=1)
+
+    @staticmethod
+    def joined(samples: Sequence[FunctionalBound]) -> FunctionalBound:
+        """Samples one after the other."""
+        return _concatenated(samples, axis=0)
 
     @staticmethod
     def unknown(like: PerSample) -> FunctionalBound:
         """Infinite, one group."""
         return FunctionalBound(*(torch.full_like(like, torch.inf).unsqueeze(1) for _ in range(3)))
+
+
+def _concatenated(parts: Sequence[FunctionalBound], axis: int) -> FunctionalBound:
+    flat, bent, whole = zip(*((part.flat, part.bent, part.whole) for part in parts), strict=True)
+    return FunctionalBound(*(torch.cat(numbers, dim=axis) for numbers in (flat, bent, whole)))
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,17 @@ class PairBounds:
         """Infinite."""
         infinite, functional = torch.full_like(like, torch.inf), FunctionalBound.unknown(like)
         return PairBounds(infinite, infinite, functional, functional, functional)
+
+    @staticmethod
+    def joined(parts: Sequence[PairBounds]) -> PairBounds:
+        """Samples one after the other."""
+        return PairBounds(
+            turn=torch.cat([part.turn for part in parts]),
+            shared_turn=torch.cat([part.shared_turn for part in parts]),
+            mixed=FunctionalBound.joined([part.mixed for part in parts]),
+            mixed_turn=FunctionalBound.joined([part.mixed_turn for part in parts]),
+            rounding=FunctionalBound.joined([part.rounding for part in parts]),
+        )
 
 
 class SmoothEnergy(ABC):
