@@ -21,6 +21,17 @@ def extension_norm(boundary: Boundary) -> float:
     return 1.0 if isinstance(boundary, Valid) else 2.0
 
 
+def folded_rows(filters: Tensor, boundary: Boundary) -> Tensor:
+    """The largest norm of a row of ``V E`` for each filter: near a mirror two taps fall on one pixel, along each axis (eq. 19b).
+
+    Wherever a border crosses the window, up to a reflection of filter and pixels it is one of ``Boundary.folds``.
+    """
+    filters = filters.detach().double()
+    folds = boundary.folds(filters.shape[-1]).to(filters)
+    rows = torch.einsum("apt,fctu,bqu->abfcpq", folds, filters, folds)
+    return torch.linalg.vector_norm(rows.flatten(3), dim=3).amax((0, 1)) * _ROUNDING
+
+
 @dataclass(frozen=True)
 class LayerConstants:
     """One layer ``z = W s + V x + b``, in float64.
@@ -41,8 +52,8 @@ class LayerConstants:
     offset: Scalar
 
     @staticmethod
-    def of(bank: ConvolutionBank, inner: Tensor | None, offset: Tensor, extension: float) -> LayerConstants:
-        rows = bank.filters.detach().double().flatten(1).norm(dim=1) * extension * _ROUNDING
+    def of(bank: ConvolutionBank, inner: Tensor | None, offset: Tensor, boundary: Boundary) -> LayerConstants:
+        extension, rows = extension_norm(boundary), folded_rows(bank.filters, boundary)
         skip = bank.double().norm_bound() * extension * _ROUNDING
         sums = None if inner is None else inner.detach().double().sum(dim=(2, 3))
         norm = torch.zeros_like(skip) if sums is None else torch.linalg.matrix_norm(sums, ord=2) * _ROUNDING

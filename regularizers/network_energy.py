@@ -192,10 +192,7 @@ class NetworkEnergy(SmoothEnergy):
     def constants(self) -> NetworkConstants:
         """What does not depend on the point; computed once, in float64."""
         if self._constants is None:
-            layers = [
-                LayerConstants.of(layer.skip, layer.inner, layer.offset, extension_norm(self.boundary))
-                for layer in self.layers
-            ]
+            layers = [LayerConstants.of(layer.skip, layer.inner, layer.offset, self.boundary) for layer in self.layers]
             self._constants = NetworkConstants.of(layers, self.output, self.activation)
         return self._constants
 

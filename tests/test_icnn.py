@@ -341,8 +341,11 @@ def test_constants_are_never_below_what_they_bound(model: NetworkRegularizer) ->
         assert change <= float(bounds.third * radius)
         turned = float(bounds.concordance * radius)
         if turned < 30:
-            slack = 1e-12 * torch.eye(first.shape[0], dtype=torch.float64)
-            grown = torch.exp(torch.tensor(turned)) * first - second + slack
+            growth = math.exp(turned)
+            slack = (
+                1e-12 * growth * torch.eye(first.shape[0], dtype=torch.float64)
+            )  # constants bend nothing: an eigenvalue 0
+            grown = growth * first - second + slack
             assert float(torch.linalg.eigvalsh(grown).min()) >= 0
         here, there = mixed(model, x), mixed(model, point)
         assert float(torch.linalg.matrix_norm(here, ord=2)) <= float(bounds.mixed)

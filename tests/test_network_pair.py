@@ -17,6 +17,7 @@ from piggyback.terms.energies import FunctionalBound, PairBounds
 from regularizers.boundaries import BOUNDARIES
 from regularizers.convolution import ConvolutionBank
 from regularizers.icnn import NetworkRegularizer
+from regularizers.network_bounds import folded_rows
 from regularizers.network_energy import NetworkEnergy
 from regularizers.network_layer import Layer
 from regularizers.network_point import Direction, NetworkPoint
@@ -272,6 +273,17 @@ def test_bounds_of_a_batch_are_those_of_its_samples(monkeypatch: pytest.MonkeyPa
     for kind in ("mixed", "mixed_turn", "rounding"):
         for part in ("flat", "bent", "whole"):
             torch.testing.assert_close(getattr(getattr(split, kind), part), getattr(getattr(whole, kind), part))
+
+
+@pytest.mark.parametrize("boundary", ["valid", "circular", "reflect"])
+@pytest.mark.parametrize("further", [0, 1, 3])
+def test_rows_of_folded_filters_are_exact(boundary: str, further: int) -> None:
+    """Also where the margin is wider than the filter asks for, as before the kernels of later layers."""
+    filters = torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    eye = torch.eye(2 * 12 * 13, dtype=torch.float64).reshape(-1, 2, 12, 13)
+    seen = ConvolutionBank(filters, BOUNDARIES["valid"]).forward(BOUNDARIES[boundary].extend(eye, 2 + further))
+    largest_rows = seen.square().sum(0).sqrt().amax((0, 1))
+    torch.testing.assert_close(folded_rows(filters, BOUNDARIES[boundary]), largest_rows, rtol=1e-8, atol=0)
 
 
 # --- attained ---------------------------------------------------------------------------------------------------------
