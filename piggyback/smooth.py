@@ -40,10 +40,10 @@ class SmoothProblem(LowerProblem):
         self.data.check()
         self.regularizer.examine(self.data.start)
 
-    def count(self, x: Primal) -> None:
-        """Add one pair per sample of ``x`` to the counter."""
+    def count(self, x: Primal, passes: int = 2) -> None:
+        """Add a number of ``passes``, by default one pair, per sample of ``x`` to the counter."""
         if self.counter is not None:
-            self.counter.halves += 2 * x.shape[0]
+            self.counter.halves += passes * x.shape[0]
 
     def energy(self, x: Primal) -> PerSample:
         return self.data.value(x) + self.regularizer.value(x)
@@ -73,6 +73,10 @@ class SmoothProblem(LowerProblem):
         return self.data.hessian(v) + self.bend(curvature, v)
 
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
+        return ScalarPreconditioner(torch.ones((), dtype=like.dtype, device=like.device))
+
+    def metric(self, curvature: Tensor, like: Primal) -> Preconditioner:
+        """What quasi-Newton methods start their matrix from: a guess of ``A(x)^{-1}`` up to a factor."""
         return ScalarPreconditioner(torch.ones((), dtype=like.dtype, device=like.device))
 
     def stiffness(self) -> Scalar:

@@ -16,7 +16,9 @@ from piggyback.types import Scalar
 from regularizers.boundaries import BOUNDARIES
 from regularizers.constraints import starting_coefficients, zero_mean_filters
 from regularizers.convolution import ConvolutionBank
-from regularizers.network_energy import Layer, NetworkEnergy
+from regularizers.network_energy import NetworkEnergy
+from regularizers.network_layer import Layer
+from regularizers.network_problem import NetworkProblem
 
 ACTIVATIONS = ("softplus", "relu", "leaky_relu")
 
@@ -124,14 +126,11 @@ class NetworkRegularizer(Regularizer):
         for index, kernel in enumerate(inner):
             bank = ConvolutionBank(self.filters(index), BOUNDARIES["valid"], zero_mean=True)
             layers.append(Layer(bank, kernel, self.offset[index]))
-        output = self.log_output.exp()
-        largest = torch.stack([kernel.detach().amax() for kernel in inner if kernel is not None]).amax()
-        return NetworkEnergy(
-            tuple(layers), output, config.phi(), BOUNDARIES[config.boundary], largest, output.detach().amax()
-        )
+        boundary = BOUNDARIES[config.boundary]
+        return NetworkEnergy(tuple(layers), self.log_output.exp(), config.phi(), boundary, logarithmic=True)
 
     def problem(self, data: DataTerm) -> SmoothProblem:
-        return SmoothProblem(data, self.network())
+        return NetworkProblem(data, self.network())
 
     def relative_rates(self) -> dict[str, float]:
         return {"log_inner": 3.0, "log_output": 3.0, "offset": 0.1}

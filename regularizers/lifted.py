@@ -15,7 +15,8 @@ from piggyback.terms.energies import EnergyBounds, SmoothEnergy
 from piggyback.terms.epigraph import cone, envelope, normals, project
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal, Scalar
-from regularizers.network_energy import Layer, NetworkEnergy
+from regularizers.network_energy import NetworkEnergy
+from regularizers.network_layer import Layer
 
 Block = tuple[Tensor, Tensor]
 """``(z_l, s_l)``, or the dual pair that belongs to it."""

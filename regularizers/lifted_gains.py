@@ -13,7 +13,7 @@ from regularizers.boundaries import BOUNDARIES
 from regularizers.convolution import ConvolutionBank
 from regularizers.lifted_problem import LiftedProblem
 from regularizers.network_bounds import extension_norm
-from regularizers.network_energy import Layer
+from regularizers.network_layer import Layer
 
 _ROUNDING = 1 + 1e-9
 

@@ -21,32 +21,46 @@ def extension_norm(boundary: Boundary) -> float:
     return 1.0 if isinstance(boundary, Valid) else 2.0
 
 
+def folded_rows(filters: Tensor, boundary: Boundary) -> Tensor:
+    """The largest norm of a row of ``V E`` for each filter: near a mirror two taps fall on one pixel, along each axis (eq. 19b).
+
+    Wherever a border crosses the window, up to a reflection of filter and pixels it is one of ``Boundary.folds``.
+    """
+    filters = filters.detach().double()
+    folds = boundary.folds(filters.shape[-1]).to(filters)
+    rows = torch.einsum("apt,fctu,bqu->abfcpq", folds, filters, folds)
+    return torch.linalg.vector_norm(rows.flatten(3), dim=3).amax((0, 1)) * _ROUNDING
+
+
 @dataclass(frozen=True)
 class LayerConstants:
     """One layer ``z = W s + V x + b``, in float64.
 
     ``sums`` ``(outputs, inputs)``: taps of ``W`` summed; as ``W >= 0``, its spectral norm is ``inner = ||W||`` and its row and
-    column sums are the norms of ``W`` and ``W^T`` in the maximum norm, channel by channel.  ``skip >= ||V E||``, ``rows``
-    ``(outputs,)`` bounds the rows of ``V E``; ``gain`` and ``inner_gain`` bound ``||V'|| / ||v'||`` and ``||W'|| / ||w'||`` for
-    directions ``v'``, ``w'`` of the kernels; ``offset = ||b||``.
+    column sums are the norms of ``W`` and ``W^T`` in the maximum norm, channel by channel.  ``skip >= ||V E||``; ``rows`` and
+    ``inner_rows`` ``(outputs,)`` bound the rows of ``V E`` and of ``W``; ``gain`` and ``inner_gain`` bound ``||V'|| / ||v'||``
+    and ``||W'|| / ||w'||`` for directions ``v'``, ``w'`` of the kernels; ``offset = ||b||``.
     """
 
     sums: Tensor | None
     inner: Scalar
     skip: Scalar
     rows: Tensor
+    inner_rows: Tensor
     gain: float
     inner_gain: float
     offset: Scalar
 
     @staticmethod
-    def of(bank: ConvolutionBank, inner: Tensor | None, offset: Tensor, extension: float) -> LayerConstants:
-        rows = bank.filters.detach().double().flatten(1).norm(dim=1) * extension * _ROUNDING
+    def of(bank: ConvolutionBank, inner: Tensor | None, offset: Tensor, boundary: Boundary) -> LayerConstants:
+        extension, rows = extension_norm(boundary), folded_rows(bank.filters, boundary)
         skip = bank.double().norm_bound() * extension * _ROUNDING
         sums = None if inner is None else inner.detach().double().sum(dim=(2, 3))
         norm = torch.zeros_like(skip) if sums is None else torch.linalg.matrix_norm(sums, ord=2) * _ROUNDING
         reach = 1.0 if inner is None else float(inner.shape[-1])
-        return LayerConstants(sums, norm, skip, rows, bank.size * extension, reach, offset.detach().double().norm())
+        taps = torch.zeros_like(rows) if inner is None else inner.detach().double().flatten(1).norm(dim=1) * _ROUNDING
+        size = offset.detach().double().norm()
+        return LayerConstants(sums, norm, skip, rows, taps, bank.size * extension, reach, size)
 
 
 @dataclass(frozen=True)
@@ -62,15 +76,16 @@ class PointNorms:
 
 @dataclass(frozen=True)
 class NetworkConstants:
-    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx``; ``ceiling >= |q_l|``
-    (``channel_ceilings``: channel by channel); along unit directions, ``turn >= ||dq_l||_inf``, ``turn_norm >= ||dq_l||`` and
-    ``twist >= ||dJ_l||``.  ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and ``concordance`` its
-    relative one (eq. N5).
+    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l = dz_l/dx`` (``rows``: channel by channel);
+    ``ceiling >= |q_l|`` (``channel_ceilings``: channel by channel); along unit directions, ``turn >= ||dq_l||_inf``,
+    ``turn_norm >= ||dq_l||`` and ``twist >= ||dJ_l||``.  ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of
+    ``D^2 R`` and ``concordance`` its relative one (eq. N5).
     """
 
     layers: list[LayerConstants]
     activation: Activation
     reach: list[Scalar]
+    rows: list[Tensor]
     peak: list[Scalar]
     ceiling: list[Scalar]
     turn: list[Scalar]
@@ -96,7 +111,7 @@ class NetworkConstants:
             ]
         ).sum()
         concordance = _concordance(layers, activation, peak)
-        local = (layers, activation, reach, peak, ceiling, turn, turn_norm, twist)
+        local = (layers, activation, reach, peaks, peak, ceiling, turn, turn_norm, twist)
         return NetworkConstants(*local, hessian * _ROUNDING, third * _ROUNDING, concordance * _ROUNDING, ceilings)
 
     def at(self, point: PointNorms, radius: PerSample, inner_gain: Scalar, output_gain: Scalar) -> EnergyBounds:

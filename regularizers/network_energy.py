@@ -3,64 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
-from piggyback.batched import norm
+from piggyback.batched import norm, per_sample
 from piggyback.terms.activations import Activation
-from piggyback.terms.energies import EnergyBounds, SmoothEnergy
+from piggyback.terms.energies import EnergyBounds, PairBounds, SmoothEnergy
 from piggyback.types import PerSample, Primal, Scalar
 from regularizers.boundaries import Boundary
 from regularizers.convolution import ConvolutionBank
 from regularizers.network_bounds import LayerConstants, NetworkConstants, PointNorms, extension_norm
-
-
-@dataclass(frozen=True)
-class Layer:
-    """``z = W s + V x + b``: ``filters`` of the image, non-negative ``inner`` kernels of the layer before (None in the first).
-
-    ``skip``: the bank of ``filters`` (channels last); ``inner`` ``(outputs, inputs, k, k)``; ``offset`` ``(outputs,)``.
-    """
-
-    skip: ConvolutionBank
-    inner: Tensor | None
-    offset: Tensor
-
-    @property
-    def margin(self) -> int:
-        """Pixels per side that the inner kernels eat."""
-        return 0 if self.inner is None else self.inner.shape[-1] // 2
-
-    def converted(self, change: Callable[[Tensor], Tensor]) -> Layer:
-        """Detached and in another form."""
-        bank = ConvolutionBank(change(self.skip.filters.detach()), self.skip.boundary, self.skip.zero_mean)
-        inner = None if self.inner is None else change(self.inner.detach())
-        return Layer(bank, inner, change(self.offset.detach()))
-
-    def through(self, s: Tensor) -> Tensor:
-        """``W s`` for ``s`` ``(batch, height, width, inputs)``."""
-        assert self.inner is not None
-        if self.inner.shape[-1] == 1:
-            return s @ self.inner[..., 0, 0].T
-        return nnf.conv2d(s.permute(0, 3, 1, 2), self.inner).permute(0, 2, 3, 1)
-
-    def back(self, p: Tensor) -> Tensor:
-        """``W^T p``."""
-        assert self.inner is not None
-        if self.inner.shape[-1] == 1:
-            return p @ self.inner[..., 0, 0]
-        return nnf.conv_transpose2d(p.permute(0, 3, 1, 2), self.inner).permute(0, 2, 3, 1)
+from regularizers.network_layer import Layer
+from regularizers.network_pair import Neighbourhood, shared_turn
+from regularizers.network_point import NetworkPoint, highest
 
 
 class NetworkEnergy(SmoothEnergy):
     """``R(x) = sum_p <c, s_L(p)>``, ``s_1 = phi(V_1 x + b_1)``, ``s_l = phi(W_l s_{l-1} + V_l x + b_l)``, ``W_l, c >= 0``.
 
     The image is extended once, by the sum of the layers' margins, and all layers see whole windows only: layer ``l`` lives on
-    the sites that all later ones need.  ``inner_gain`` and ``output_gain``: largest derivative of an entry of ``W`` and of ``c``
-    in the parameter it is computed from (1: they are the parameters).  ``phi`` must be smooth for everything but ``value``.
+    the sites that all later ones need.  ``logarithmic``: the parameters are the logarithms of ``W`` and ``c``, which only the
+    bounds of derivatives ask about.  ``phi`` must be smooth for everything but ``value``.
     """
 
     structural = True
@@ -71,18 +36,16 @@ class NetworkEnergy(SmoothEnergy):
         output: Tensor,
         activation: Activation,
         boundary: Boundary,
-        inner_gain: Scalar | None = None,
-        output_gain: Scalar | None = None,
+        logarithmic: bool = False,
     ) -> None:
-        one = torch.ones((), dtype=output.dtype, device=output.device)
         self.layers = layers
         self.output = output
         self.activation = activation
         self.boundary = boundary
-        self.inner_gain = one if inner_gain is None else inner_gain.detach()
-        self.output_gain = one if output_gain is None else output_gain.detach()
+        self.logarithmic = logarithmic
         self.margin = layers[0].skip.margin + sum(layer.margin for layer in layers)
         self._constants: NetworkConstants | None = None
+        self._bank: ConvolutionBank | None = None
 
     # --- the network -----------------------------------------------------------------------------------------------
 
@@ -176,23 +139,38 @@ class NetworkEnergy(SmoothEnergy):
     def product(self, curvature: Tensor, v: Primal) -> Primal:
         with torch.no_grad():
             image = self.extended(v)
-            parts = self._unpacked(curvature, image)
-            tangents, tangent = [], None
-            for index, (slope, _) in enumerate(parts):
-                moved = self.linear(index, image, tangent)
-                tangents.append(moved)
-                tangent = slope * moved
-            pulled, p = torch.zeros_like(image), None
-            for index in reversed(range(len(self.layers))):
-                slope, weight = parts[index]
-                force = weight * tangents[index]
-                if p is not None:
-                    force = force + slope * self.layers[index + 1].back(p)
-                p = force
-                self.linear_adjoint(index, p, pulled)
-            return self.boundary.fold(pulled, self.margin)
+            parts = self.unpacked(curvature, image)
+            slopes = [slope for slope, _ in parts]
+            tangents = self._tangents(slopes, image)
+            return self._gathered([weight * a for (_, weight), a in zip(parts, tangents, strict=True)], slopes, image)
 
-    def _unpacked(self, curvature: Tensor, image: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _tangents(self, slopes: list[Tensor], image: Tensor) -> list[Tensor]:
+        """``J_l v`` for the slopes ``phi'(z_l)`` and the extended image of ``v``."""
+        found, tangent = [], None
+        for index, slope in enumerate(slopes):
+            found.append(self.linear(index, image, tangent))
+            tangent = slope * found[-1]
+        return found
+
+    def _gathered(self, forces: list[Tensor], slopes: list[Tensor], image: Tensor) -> Primal:
+        """``sum_l J_l^T f_l`` for the forces ``f_l``; the extended ``image`` says how large."""
+        pulled, passed = torch.zeros_like(image), None
+        for index in reversed(range(len(self.layers))):
+            force = forces[index]
+            if passed is not None:
+                force = force + slopes[index] * self.layers[index + 1].back(passed)
+            passed = force
+            self.linear_adjoint(index, force, pulled)
+        return self.boundary.fold(pulled, self.margin)
+
+    def bank(self) -> ConvolutionBank:
+        """The filters of all layers, which must be of one size, as one bank that sees the image; made once."""
+        if self._bank is None:
+            filters = torch.cat([layer.skip.filters.detach() for layer in self.layers])
+            self._bank = ConvolutionBank(filters, self.boundary)
+        return self._bank
+
+    def unpacked(self, curvature: Tensor, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The pairs of ``curvature``, layer by layer."""
         shapes = self.shapes(image)
         sizes = [shape.numel() for shape in reversed(shapes) for _ in range(2)]
@@ -214,12 +192,83 @@ class NetworkEnergy(SmoothEnergy):
     def constants(self) -> NetworkConstants:
         """What does not depend on the point; computed once, in float64."""
         if self._constants is None:
-            layers = [
-                LayerConstants.of(layer.skip, layer.inner, layer.offset, extension_norm(self.boundary))
-                for layer in self.layers
-            ]
+            layers = [LayerConstants.of(layer.skip, layer.inner, layer.offset, self.boundary) for layer in self.layers]
             self._constants = NetworkConstants.of(layers, self.output, self.activation)
         return self._constants
+
+    @property
+    def inner_gain(self) -> Scalar:
+        """Largest derivative of an entry of a ``W`` in its parameter."""
+        kernels = [layer.inner.detach().amax() for layer in self.layers if layer.inner is not None]
+        one = torch.ones_like(self.output[0].detach())
+        return torch.stack(kernels).amax() if self.logarithmic and kernels else one
+
+    @property
+    def output_gain(self) -> Scalar:
+        """Largest derivative of an entry of ``c`` in its parameter."""
+        return self._output_gains().amax()
+
+    def _output_gains(self) -> Tensor:
+        output = self.output.detach()
+        return output if self.logarithmic else torch.ones_like(output)
+
+    def pair_bounds(self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float) -> PairBounds:
+        # some forty fields are alive at once: a few samples at a time
+        fields = sum(shape.numel() for shape in self.shapes(self.extended(x[:1])))
+        count = max(1, _ENTRIES // fields)
+        parts = zip(x.split(count), adjoint.split(count), radius.split(count), strict=True)
+        return PairBounds.joined([self._pair_bounds(a, b, c, modulus) for a, b, c in parts])
+
+    def _pair_bounds(self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float) -> PairBounds:
+        with torch.no_grad():
+            z, constants, layers = self.pre_activations(x), self.constants(), range(len(self.layers))
+            moved = [per_sample(radius, part) * rows.to(part) for part, rows in zip(z, constants.rows, strict=True)]
+            point = NetworkPoint.of(self.layers, self.output, self.activation, z, moved)
+            norm_bound = self._absolute()._norm_bound(point, self.extended(x))
+            seen = [
+                [self.window(index, image) for index in layers] for image in (self.extended(x), self.extended(adjoint))
+            ]
+            near = Neighbourhood(
+                point=point,
+                constants=constants,
+                radius=radius,
+                modulus=modulus,
+                images=seen[0],
+                hidden=[self.activation.value(part) for part in z],
+                gains=[layer.gains(self.logarithmic) for layer in self.layers],
+                output_gain=self._output_gains(),
+                extension=extension_norm(self.boundary),
+                norm_bound=norm_bound,
+            )
+            backward = point.backward_gain()
+            direction = point.along([self.layers[index].skip.forward(seen[1][index]) for index in layers])
+            own = [direction.own_turn(point, index) for index in layers]
+            turn = direction.turn(point, own)
+            return PairBounds(
+                turn=highest(turn),
+                shared_turn=shared_turn(turn, point, modulus, norm_bound),
+                mixed=near.answer(backward),
+                mixed_turn=near.answer_along(backward, own, direction, seen[1]),
+                rounding=near.rounding(x, backward),
+            )
+
+    def _absolute(self) -> NetworkEnergy:
+        """The network of the absolute values of the filters."""
+        layers = [
+            replace(layer, skip=ConvolutionBank(layer.skip.filters.abs(), layer.skip.boundary)) for layer in self.layers
+        ]
+        return NetworkEnergy(tuple(layers), self.output, self.activation, self.boundary, self.logarithmic)
+
+    def _norm_bound(self, point: NetworkPoint, image: Tensor) -> Callable[[list[Tensor]], PerSample]:
+        """``f -> max |J|^T (f |J| 1)``, at least ``||sum_l J_l^T diag(f_l) J_l||`` for ``f >= 0``, if no filter is negative."""
+        slopes = [slope.upper for slope in point.slope]
+        rows = self._tangents(slopes, torch.ones_like(image))
+
+        def bound(weights: list[Tensor]) -> PerSample:
+            forces = [weight * row for weight, row in zip(weights, rows, strict=True)]
+            return self._gathered(forces, slopes, image).flatten(1).amax(1)
+
+        return bound
 
     def bounds(self, x: Primal, radius: PerSample) -> EnergyBounds:
         with torch.no_grad():
@@ -262,7 +311,7 @@ class NetworkEnergy(SmoothEnergy):
 
     def detached(self) -> NetworkEnergy:
         copy = self._converted(lambda v: v)
-        copy._constants = self._constants
+        copy._constants, copy._bank = self._constants, self._bank
         return copy
 
     def double(self) -> NetworkEnergy:
@@ -270,5 +319,8 @@ class NetworkEnergy(SmoothEnergy):
 
     def _converted(self, change: Callable[[Tensor], Tensor]) -> NetworkEnergy:
         layers = tuple(layer.converted(change) for layer in self.layers)
-        gains = change(self.inner_gain), change(self.output_gain)
-        return NetworkEnergy(layers, change(self.output.detach()), self.activation, self.boundary, *gains)
+        return NetworkEnergy(layers, change(self.output.detach()), self.activation, self.boundary, self.logarithmic)
+
+
+_ENTRIES = 2**20
+"""Entries of all the fields of ``z`` that ``pair_bounds`` looks at together (one sample at least)."""

@@ -60,6 +60,8 @@ LAPPED = "tests/test_lapped.py"
 GPU = "tests/test_gpu_check.py"
 OPERATORS_THAT_LEARN = "tests/test_learned_operators.py"
 LIFTED = "tests/test_lifted.py"
+NETWORK_PAIR = "tests/test_network_pair.py"
+NETWORKS = "tests/test_icnn.py"
 VALUES = "tests/test_values.py"
 LIFTED_CERTIFICATE = "tests/test_lifted_certificate.py"
 LIFTED_PIGGYBACK = ("tests/test_lifted_piggyback.py", "-k", "dense_algebra")
@@ -855,6 +857,105 @@ MUTATIONS: tuple[Mutation, ...] = (
         "cp.logistic(2 * t) - t",
         "constant of log-cosh in its cone form",
         ("tests/test_cone.py", "-k", "equal_dense_newton and dense-logcosh"),
+    ),
+    # networks near a point
+    Mutation(
+        "regularizers/network_point.py",
+        "found.insert(0, self.weight[index].upper + passed)",
+        "found.insert(0, self.weight[index].upper)",
+        "networks (eq. N23): sensitivities of later layers",
+        (NETWORK_PAIR, "-k", "hold"),
+    ),
+    Mutation(
+        "regularizers/network_point.py",
+        "layer.through(slope.upper * drift[-1] + slope.change * tangent[-1].abs())",
+        "layer.through(slope.upper * drift[-1])",
+        "networks (eq. N24): slopes change on the ball",
+        (NETWORK_PAIR, "-k", "in_its_range"),
+    ),
+    Mutation(
+        "regularizers/network_point.py",
+        "return rate * self.size[index] + twist",
+        "return rate * self.size[index]",
+        "networks (eq. N25): the pull of later layers turns too",
+        (NETWORK_PAIR, "-k", "turn_at_most"),
+    ),
+    Mutation(
+        "regularizers/network_point.py",
+        "ahead[index] * factor + early[index] / factor",
+        "ahead[index] * factor",
+        "networks (eq. N25): the other half of the change of J",
+        (NETWORK_PAIR, "-k", "written_out"),
+    ),
+    Mutation(
+        "regularizers/network_pair.py",
+        "valid = norm_bound(excess) <= rate * modulus",
+        "valid = norm_bound(excess) <= 30 * rate * modulus",
+        "networks (eq. N26): more than the data term has",
+        (NETWORK_PAIR, "-k", "hold"),
+    ),
+    Mutation(
+        "regularizers/network_point.py",
+        "own if index == 0 else own + gather(layer, point.slope[index].upper, found[-1])",
+        "own",
+        "networks (eq. N27): tangents change through earlier layers",
+        (NETWORK_PAIR, "-k", "hold"),
+    ),
+    Mutation(
+        "regularizers/network_pair.py",
+        "energy = 1 + layer.skip.window_energy",
+        "energy = layer.skip.window_energy",
+        "networks (eq. N28): the offsets",
+        (NETWORK_PAIR, "-k", "ball or alike"),
+    ),
+    Mutation(
+        "regularizers/network_pair.py",
+        "self.modulus / price",
+        "30 * self.modulus / price",
+        "networks (eq. N28): lends more than the data term has",
+        (NETWORK_PAIR, "-k", "ball or alike"),
+    ),
+    Mutation(
+        "regularizers/network_pair.py",
+        "bent = bent + mass(backward[index] * along)",
+        "bent = bent + 0 * mass(backward[index] * along)",
+        "networks (eq. N29): what the filters see of P",
+        (NETWORK_PAIR, "-k", "alike"),
+    ),
+    Mutation(
+        "regularizers/network_pair.py",
+        "sums = backward[index].sum((1, 2))",
+        "sums = 0.1 * backward[index].sum((1, 2))",
+        "networks (eq. N30): rounding of the pre-activations",
+        (NETWORK_PAIR, "-k", "rounding"),
+    ),
+    Mutation(
+        "piggyback/terms/activations.py",
+        "curvature((z.abs() - reach).clamp(min=0))",
+        "curvature(z.abs())",
+        "networks (eq. N22): curvatures rise on the ball",
+        (NETWORK_PAIR, "-k", "hold"),
+    ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "torch.fmin(0.5 * pair.turn, pair.shared_turn)",
+        "torch.fmin(0.3 * pair.turn, pair.shared_turn)",
+        "smooth energies (eq. N31): the rate of coupling",
+        (NETWORKS, "-k", "exact_local"),
+    ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "return 0.5 * (flat + torch.hypot(flat, functional.bent))",
+        "return 0.45 * (flat + torch.hypot(flat, functional.bent))",
+        "smooth energies (eq. N32): the top of the half disc",
+        (NETWORKS, "-k", "exact_local"),
+    ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "torch.fmin(0.5 * torch.exp(0.5 * bounds.concordance * radius), torch.ones_like(radius))",
+        "torch.fmin(0.4 * torch.exp(0.5 * bounds.concordance * radius), torch.ones_like(radius))",
+        "smooth energies (eq. N31): the Hessian at x and its mean",
+        (NETWORKS, "-k", "exact_local"),
     ),
     # the lifted form of networks
     Mutation(

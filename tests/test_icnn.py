@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -13,15 +14,22 @@ from piggyback.batched import norm
 from piggyback.certificates.smooth import SmoothEvidence, smooth_bound
 from piggyback.certified import Certification, certify, double_copy, evidence_of, gradient_bound
 from piggyback.hypergradient.base import Sensitivity, WarmStart
-from piggyback.operators import ApplicationCounter
+from piggyback.operators import ApplicationCounter, DenseInverse
 from piggyback.regularizer import Regularizer
 from piggyback.smooth import SmoothProblem
 from piggyback.solve import Schedule, Status
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.lower import certified_distance, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.solvers.quasi_newton import QuasiNewton
-from piggyback.terms.energies import EnergyBounds, ModuleEnergy, SmoothEnergy, is_convex_along
+from piggyback.solvers.quasi_newton import InverseHessian, QuasiNewton
+from piggyback.terms.energies import (
+    EnergyBounds,
+    FunctionalBound,
+    ModuleEnergy,
+    PairBounds,
+    SmoothEnergy,
+    is_convex_along,
+)
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.module import ModuleRegularizer
 from tests.networks import PlainEnergy, dense_gradient, hessian, images, network, newton
@@ -170,10 +178,62 @@ def test_a_step_limit_and_a_wrong_solver_are_reported() -> None:
     problem = network().problem(Denoising(picture(network(), 2)))
     outcome = solve_lower(problem, QuasiNewton(), radius_per_element(problem, 1e-12), schedule=Schedule(max_steps=2))
     assert (outcome.status == Status.STEP_LIMIT).all()
-    with pytest.raises(ValueError, match="NonlinearCG needs a SaddleProblem, got a SmoothProblem"):
+    with pytest.raises(ValueError, match="NonlinearCG needs a SaddleProblem, got a NetworkProblem"):
         solve_lower(problem, NonlinearCG(), torch.ones(2))
     with pytest.raises(ValueError, match="Piggyback needs a SaddleProblem"):
         Piggyback().differentiate(problem, SquaredError(problem.data.start), Accuracy(1e-3, 1e-3))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("two layers", 0.5), ("three layers, 3x3 kernels", 0.5), ("colour, periodic", 0.8)]
+)
+def test_the_preconditioner_knows_the_curvature(name: str, part: float) -> None:
+    model = MODELS[name]
+    data = Denoising(picture(model), weight=0.1)
+    problem = model.problem(data).detached()
+    eye = torch.eye(data.start.numel(), dtype=torch.float64).reshape(-1, *data.start.shape[1:])
+    curvature = problem.curvature(data.start)
+    matrix = problem.hessian(curvature.expand(len(eye), -1), eye).flatten(1)
+    metric = problem.preconditioner(curvature, data.start)
+    inverse = torch.cat([metric.apply(column.unsqueeze(0)) for column in eye]).flatten(1)
+    torch.testing.assert_close(inverse, inverse.mT)
+    assert float(torch.linalg.eigvalsh(inverse).min()) > 0
+    root = torch.linalg.cholesky(inverse)
+    conditions = [torch.linalg.cond(m) for m in (matrix, root.mT @ matrix @ root)]
+    assert float(conditions[1]) < part * float(conditions[0])  # colours are treated as if they were not coupled
+
+
+def test_networks_whose_sites_are_not_pixels_go_without_a_preconditioner() -> None:
+    model = MODELS["whole windows, sharp"]
+    problem = model.problem(Denoising(picture(model))).detached()
+    v = picture(model, seed=3)
+    assert torch.equal(problem.preconditioner(problem.curvature(v), v).apply(v), v)
+
+
+def test_preconditioning_saves_steps() -> None:
+    model = network((8, 4), smoothing=0.02, seed=6)
+    data, loss = Denoising(images(2, 1, 16, 16), weight=0.3), SquaredError(images(2, 1, 16, 16, seed=3))
+    costs = []
+    for problem in (model.problem(data), SmoothProblem(data, model.network())):
+        counter = ApplicationCounter()
+        pair = ImplicitCG().differentiate(problem.counted(counter), loss, Accuracy(1e-6, 1e-6))
+        assert bool((pair.lower_status == Status.CONVERGED).all() and (pair.adjoint_status == Status.CONVERGED).all())
+        costs.append(counter.applications)
+    assert costs[0] < 0.6 * costs[1]
+
+
+def test_quasi_newton_matrices_satisfy_the_latest_secant_equation() -> None:
+    """Also with a base of its own, and after the base has been renewed."""
+    generator = torch.Generator().manual_seed(0)
+    step, change = (torch.randn(2, 1, 4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    change = change + 3 * step
+    bases = [DenseInverse(torch.diag_embed(images(2, 1, 1, 5, seed=seed) + 0.1)) for seed in (1, 2)]
+    metric = InverseHessian(torch.ones(2, dtype=torch.float64), bases[0])
+    metric = metric.updated(step, change, torch.tensor([True, True]), memory=3)
+    for matrix in (metric, metric.renewed(bases[1]), metric.select(torch.tensor([0, 1]))):
+        torch.testing.assert_close(matrix.apply(change), step)
+    square = (change * bases[1].apply(change)).flatten(1).sum(1)
+    torch.testing.assert_close(metric.renewed(bases[1]).scale, (step * change).flatten(1).sum(1) / square)
 
 
 # --- hypergradients ---------------------------------------------------------------------------------------------------
@@ -281,8 +341,11 @@ def test_constants_are_never_below_what_they_bound(model: NetworkRegularizer) ->
         assert change <= float(bounds.third * radius)
         turned = float(bounds.concordance * radius)
         if turned < 30:
-            slack = 1e-12 * torch.eye(first.shape[0], dtype=torch.float64)
-            grown = torch.exp(torch.tensor(turned)) * first - second + slack
+            growth = math.exp(turned)
+            slack = (
+                1e-12 * growth * torch.eye(first.shape[0], dtype=torch.float64)
+            )  # constants bend nothing: an eigenvalue 0
+            grown = growth * first - second + slack
             assert float(torch.linalg.eigvalsh(grown).min()) >= 0
         here, there = mixed(model, x), mixed(model, point)
         assert float(torch.linalg.matrix_norm(here, ord=2)) <= float(bounds.mixed)
@@ -403,6 +466,89 @@ def test_certificates_are_nearly_attained(side: float) -> None:
     result = certify(model, data, loss, consistent, Certification(), ApplicationCounter())
     error = abs(float(result.gradient) - exact)
     assert error <= result.gradient_error <= 1.05 * error
+
+
+class Exponential(SmoothEnergy):
+    """``R(x) = slope exp(x)`` of one number: ``R_xx = R_xxx``, so that every constant of eq. N22 is known exactly."""
+
+    def __init__(self, slope: Tensor) -> None:
+        self.slope = slope
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.slope * x.exp().flatten(1).sum(1)
+
+    def check(self) -> None:
+        assert bool(self.slope > 0)
+
+    def detached(self) -> Exponential:
+        return Exponential(self.slope.detach())
+
+    def double(self) -> Exponential:
+        return Exponential(self.slope.detach().double())
+
+    def bounds(self, x: Tensor, radius: Tensor) -> EnergyBounds:
+        unknown, one = torch.full_like(radius, torch.inf), torch.ones_like(radius)
+        return EnergyBounds(unknown, unknown, one, unknown, unknown, 0 * one)
+
+    def pair_bounds(self, x: Tensor, adjoint: Tensor, radius: Tensor, modulus: float) -> PairBounds:
+        zero, size = torch.zeros_like(radius).unsqueeze(1), norm(adjoint)
+        steep = (((x[:, 0] + radius).exp() / self.slope.detach()).sqrt()).unsqueeze(1)
+        first, second = FunctionalBound(zero, steep, zero), FunctionalBound(zero, steep * size.unsqueeze(1), zero)
+        return PairBounds(size, size, first, second, FunctionalBound(zero, zero, zero))
+
+
+class ExponentialRegularizer(RidgeRegularizer):
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope, dtype=torch.float64))
+
+    def problem(self, data) -> SmoothProblem:
+        return SmoothProblem(data, Exponential(self.slope))
+
+
+@pytest.mark.parametrize("slope", [0.2, 2.5, 20.0])
+@pytest.mark.parametrize(
+    "off", [(1e-4, 0.0), (-1e-4, 0.0), (0.0, 1e-4), (0.0, -1e-4), (0.3, 0.0), (-0.3, 0.4), (1e-4, 1e-4)]
+)
+def test_certificates_from_exact_local_constants(slope: float, off: tuple[float, float], record_property) -> None:
+    """Eqs. N31 and N32: valid for every pair, and near the truth where curvature and modulus are alike."""
+    model, mu = ExponentialRegularizer(slope), 2.5
+    data, loss = (
+        Denoising(torch.tensor([[0.7]], dtype=torch.float64), weight=mu),
+        SquaredError(torch.full((1, 1), 4.0).double()),
+    )
+    energy = Exponential(model.slope.detach())
+    x = newton(energy, data, data.start)
+    curvature = float(slope * x.exp())
+    adjoint = (x - 4.0) / (mu + curvature)
+    exact = -float(adjoint * x.exp())
+    done = torch.zeros(1, dtype=torch.long)
+    pair = Sensitivity(x + off[0], adjoint + off[1], done, done)
+    result = certify(model, data, loss, pair, Certification(), ApplicationCounter())
+    evidence, _ = evidence_of(model.problem(data), loss, pair.x, pair.adjoint)
+    error = abs(float(result.gradient) - exact)
+    missing = abs(curvature - slope * float(pair.x.exp())) * float(pair.adjoint.abs()) / (mu + curvature) ** 0.5
+    coupled = float(evidence.coupling.change(evidence.error))
+    value = abs(float(result.loss.value) - float(loss.value(x)))
+    assert error <= result.gradient_error
+    assert missing <= coupled * (1 + 1e-6)
+    assert value <= float(result.loss.radius)
+    bend = abs(float((pair.adjoint * (slope * pair.x.exp() - _mean_curvature(slope, pair.x, x))).squeeze()))
+    assert bend <= float(evidence.bend) * _mean_curvature(slope, pair.x, x) * abs(off[0]) + 1e-12
+    record_property("gradient", result.gradient_error / max(error, 1e-300))
+    record_property("coupling", coupled / max(missing, 1e-300))
+    if slope == 2.5 and max(map(abs, off)) < 1e-3:
+        if off[0] == 0.0:
+            assert result.gradient_error <= 1.3 * error  # x is exact: the half disc of P alone, nearly at its top
+        else:
+            assert coupled <= 1.6 * missing
+
+
+def _mean_curvature(slope: float, first: Tensor, second: Tensor) -> float:
+    """Mean of ``slope exp`` between two points."""
+    gap = float(second - first)
+    middle = slope * float(((first + second) / 2).exp())
+    return middle if abs(gap) < 1e-8 else middle * math.sinh(gap / 2) / (gap / 2)
 
 
 def test_gradients_of_a_wanted_accuracy() -> None:

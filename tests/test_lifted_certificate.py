@@ -25,7 +25,8 @@ from regularizers.convolution import ConvolutionBank
 from regularizers.lifted_certificate import LiftedEvidence, _most, lifted_bound
 from regularizers.lifted_gains import LiftedGains, row_norms
 from regularizers.lifted_problem import ImageLoss, LiftedProblem, lifted_problem, require_lifted
-from regularizers.network_energy import Layer, NetworkEnergy
+from regularizers.network_energy import NetworkEnergy
+from regularizers.network_layer import Layer
 from tests.lifted_oracle import Lifted, LiftedTruth, lifted_truth, pair_at
 from tests.networks import images, network
 

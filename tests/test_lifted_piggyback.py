@@ -168,7 +168,7 @@ def test_step_limits_and_wrong_problems_are_reported() -> None:
     short = replace(LiftedPiggyback(), schedule=Schedule(max_steps=3, check_every=1))
     assert int(short.differentiate(problem, loss, TIGHT).lower_status) == Status.STEP_LIMIT
     smooth = network().problem(Denoising(images(1, 1, 4, 5)))
-    with pytest.raises(ValueError, match="LiftedPiggyback needs a lifted problem, got a SmoothProblem"):
+    with pytest.raises(ValueError, match="LiftedPiggyback needs a lifted problem, got a NetworkProblem"):
         LiftedPiggyback().differentiate(smooth, loss, TIGHT)
     with pytest.raises(ValueError, match="Piggyback needs a SaddleProblem"):
         Piggyback().differentiate(problem, loss, TIGHT)

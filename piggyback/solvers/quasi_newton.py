@@ -9,7 +9,7 @@ from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
 from piggyback.lower_problem import LowerProblem
-from piggyback.operators import Preconditioner
+from piggyback.operators import Preconditioner, ScalarPreconditioner
 from piggyback.smooth import SmoothProblem
 from piggyback.solve import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
@@ -19,6 +19,8 @@ from piggyback.values import require_count
 _ARMIJO = 1e-4
 _SHORTEST, _LONGEST = 0.1, 0.6
 """Factors of a rejected step."""
+_EARLY, _PERIOD = (4, 8), 16
+"""The metric is taken anew from the curvature after 4, 8, 16, 32, 48, ... steps: it changes most at the beginning."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class CurvaturePair:
 
 
 class InverseHessian(Preconditioner):
-    """The limited-memory BFGS matrix of the latest pairs (oldest first), started from ``scale`` times the identity."""
+    """The limited-memory BFGS matrix of the latest pairs (oldest first), started from ``scale`` times ``base``."""
 
-    def __init__(self, scale: PerSample, pairs: tuple[CurvaturePair, ...] = ()) -> None:
+    def __init__(self, scale: PerSample, base: Preconditioner, pairs: tuple[CurvaturePair, ...] = ()) -> None:
         self.scale = scale
+        self.base = base
         self.pairs = pairs
 
     def apply(self, v: Primal) -> Primal:
@@ -46,27 +49,40 @@ class InverseHessian(Preconditioner):
             share = pair.inverse * inner(pair.step, v)
             v = torch.addcmul(v, pair.change, per_sample(-share, v))
             shares.append(share)
-        v = per_sample(self.scale, v) * v
+        v = per_sample(self.scale, v) * self.base.apply(v)
         for pair, share in zip(self.pairs, reversed(shares), strict=True):
             v = torch.addcmul(v, pair.step, per_sample(share - pair.inverse * inner(pair.change, v), v))
         return v
 
     def select(self, index: Tensor) -> InverseHessian:
-        return InverseHessian(self.scale[index], tuple(pair.select(index) for pair in self.pairs))
+        return InverseHessian(
+            self.scale[index], self.base.select(index), tuple(pair.select(index) for pair in self.pairs)
+        )
 
     def updated(self, step: Primal, change: Primal, valid: Tensor, memory: int) -> InverseHessian:
         """With one more pair for the samples where it is ``valid``, and at most ``memory`` pairs."""
-        product, square = inner(step, change), inner(change, change)
+        product, square = inner(step, change), inner(change, self.base.apply(change))
         valid = valid & (product > 0)
         inverse = safe_divide(torch.ones_like(product), torch.where(valid, product, 0.0))
         scale = torch.where(valid, safe_divide(product, square), self.scale)
         pairs = (*self.pairs, CurvaturePair(step, change, inverse))
-        return InverseHessian(scale, pairs[-memory:])
+        return InverseHessian(scale, self.base, pairs[-memory:])
+
+    def renewed(self, base: Preconditioner) -> InverseHessian:
+        """From another ``base``, whose scale is that of the latest pair."""
+        pair = self.pairs[-1]
+        square = inner(pair.change, base.apply(pair.change))
+        valid = pair.inverse > 0
+        scale = torch.where(valid, safe_divide(torch.ones_like(square), pair.inverse * square), self.scale)
+        return InverseHessian(scale, base, self.pairs)
 
 
 @dataclass(frozen=True)
 class QuasiNewtonState(State):
-    """``x``, ``h(x)``, ``grad h(x)``, direction ``p``, ``slope = <grad h, p>``, and the factor ``trial`` of the next step."""
+    """``x``, ``h(x)``, ``grad h(x)``, direction ``p``, ``slope = <grad h, p>``, and the factor ``trial`` of the next step.
+
+    ``age``: steps taken, or tried.
+    """
 
     x: Primal
     energy: PerSample
@@ -75,6 +91,7 @@ class QuasiNewtonState(State):
     slope: PerSample
     trial: PerSample
     metric: Preconditioner
+    age: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,8 @@ class QuasiNewton(LowerSolver):
 
     A step is taken when ``h`` falls enough (Armijo) or when the new slope along it is not positive, which by convexity means
     that ``h`` fell too and can be told where differences of ``h`` drown in rounding; else it is tried again, shorter, each
-    sample for itself.  Converges linearly for every strongly convex energy with Lipschitz gradient (docs/theory.md, eq. N2).
+    sample for itself.  ``B`` starts from the problem's ``metric``, renewed now and then.  Converges linearly for every
+    strongly convex energy with Lipschitz gradient (docs/theory.md, eq. N2).
     """
 
     memory: int = 10
@@ -107,11 +125,14 @@ class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
     def start(self) -> QuasiNewtonState:
         problem, x = self.lower.problem, self.lower.start
         energy, gradient = problem.energy_and_gradient(x)
-        bent = problem.hessian(problem.curvature(x), gradient)
-        metric = InverseHessian(safe_divide(inner(gradient, gradient), inner(gradient, bent)))
+        curvature = problem.curvature(x)
+        base = problem.metric(curvature, x)
+        step = base.apply(gradient)
+        bent = problem.hessian(curvature, step)
+        metric = InverseHessian(safe_divide(inner(gradient, step), inner(step, bent)), base)
         direction = -metric.apply(gradient)
         trial = torch.ones_like(energy)
-        return QuasiNewtonState(x, energy, gradient, direction, inner(gradient, direction), trial, metric)
+        return QuasiNewtonState(x, energy, gradient, direction, inner(gradient, direction), trial, metric, 0)
 
     def step(self, state: QuasiNewtonState) -> QuasiNewtonState:
         move = per_sample(state.trial, state.x) * state.direction
@@ -123,6 +144,11 @@ class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
         metric = state.metric.updated(move, gradient - state.gradient, taken, self.memory)
         mask = per_sample(taken, x)
         x, gradient = torch.where(mask, x, state.x), torch.where(mask, gradient, state.gradient)
+        age = state.age + 1
+        if (age in _EARLY or age % _PERIOD == 0) and not isinstance(metric.base, ScalarPreconditioner):
+            problem = self.lower.problem
+            problem.count(x, passes=1)
+            metric = metric.renewed(problem.metric(problem.curvature(x), x))
         direction = torch.where(mask, -metric.apply(gradient), state.direction)
         root = safe_divide(state.slope, state.slope - slope).nan_to_num(nan=_SHORTEST).clamp(_SHORTEST, _LONGEST)
         return QuasiNewtonState(
@@ -133,6 +159,7 @@ class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
             slope=inner(gradient, direction),
             trial=torch.where(taken, 1.0, state.trial * root),
             metric=metric,
+            age=age,
         )
 
     def error(self, state: QuasiNewtonState) -> PerSample:

@@ -31,6 +31,18 @@ class Activation(ABC):
     def slope_and_curvature(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``phi'(z)`` and ``phi''(z)`` (0 at kinks and off them for piecewise linear activations)."""
 
+    @abstractmethod
+    def slopes_around(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest ``phi'`` between ``z - reach`` and ``z + reach``."""
+
+    @abstractmethod
+    def curvatures_around(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        """At most the least and at least the largest ``phi''`` between ``z - reach`` and ``z + reach``."""
+
+    @abstractmethod
+    def turning(self, lowest: Tensor, highest: Tensor) -> Tensor:
+        """At least ``|D phi''| / phi''`` where the slope lies between ``lowest`` and ``highest``."""
+
 
 @dataclass(frozen=True)
 class Softplus(Activation):
@@ -58,6 +70,21 @@ class Softplus(Activation):
         slope = self.slope(z)
         return slope, slope * (1 - slope) / self.smoothing
 
+    def slopes_around(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        return self.slope(z - reach), self.slope(z + reach)
+
+    def curvatures_around(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        # even in z, and falling in |z|; written so that it does not cancel where the slope is nearly 1
+        def curvature(distance: Tensor) -> Tensor:
+            small = self.slope(-distance)
+            return small * (1 - small) / self.smoothing
+
+        return curvature(z.abs() + reach), curvature((z.abs() - reach).clamp(min=0))
+
+    def turning(self, lowest: Tensor, highest: Tensor) -> Tensor:
+        # D phi'' = phi'' (1 - 2 phi') / smoothing, and |1 - 2 s| is convex in the slope s
+        return torch.maximum((1 - 2 * lowest).abs(), (1 - 2 * highest).abs()) * self.relative
+
 
 @dataclass(frozen=True)
 class LeakyReLU(Activation):
@@ -80,3 +107,12 @@ class LeakyReLU(Activation):
 
     def slope_and_curvature(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.slope(z), torch.zeros_like(z)
+
+    def slopes_around(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        return self.slope(z - reach), self.slope(z + reach)
+
+    def curvatures_around(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(z), torch.full_like(z, self.max_curvature)
+
+    def turning(self, lowest: Tensor, highest: Tensor) -> Tensor:
+        return torch.full_like(lowest, self.relative)

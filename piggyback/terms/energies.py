@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,6 +34,73 @@ class EnergyBounds:
     mixed: PerSample
     mixed_lipschitz: PerSample
     rounding: PerSample
+
+
+@dataclass(frozen=True)
+class FunctionalBound:
+    """Linear functionals ``f``, one per group: ``|f(d)| <= flat ||d|| + bent ||d||_R + whole (mu ||d||^2 + ||d||_R^2)^{1/2}``.
+
+    Each ``(batch, groups)``; what is wanted is the Euclidean norm over the groups.
+    """
+
+    flat: Tensor
+    bent: Tensor
+    whole: Tensor
+
+    @staticmethod
+    def together(groups: Sequence[FunctionalBound]) -> FunctionalBound:
+        """Several groups side by side."""
+        return _concatenated(groups, axis=1)
+
+    @staticmethod
+    def joined(samples: Sequence[FunctionalBound]) -> FunctionalBound:
+        """Samples one after the other."""
+        return _concatenated(samples, axis=0)
+
+    @staticmethod
+    def unknown(like: PerSample) -> FunctionalBound:
+        """Infinite, one group."""
+        return FunctionalBound(*(torch.full_like(like, torch.inf).unsqueeze(1) for _ in range(3)))
+
+
+def _concatenated(parts: Sequence[FunctionalBound], axis: int) -> FunctionalBound:
+    flat, bent, whole = zip(*((part.flat, part.bent, part.whole) for part in parts), strict=True)
+    return FunctionalBound(*(torch.cat(numbers, dim=axis) for numbers in (flat, bent, whole)))
+
+
+@dataclass(frozen=True)
+class PairBounds:
+    """What an energy knows about a pair ``(x, P)`` on a ball around ``x`` (docs/theory.md, eq. N22).
+
+    For all ``x'`` in the ball, ``||v||_R^2 = D^2 R(x')[v, v]``: ``|D^3 R[P, v, w]|`` is at most ``turn ||v||_R ||w||_R``, and at
+    most ``shared_turn ||v||_A ||w||_A`` with ``||v||_A^2 = mu ||v||^2 + ||v||_R^2``, ``(batch,)``.  Over unit directions of the
+    parameters, ``mixed`` bounds ``D^2 R[theta, a]`` as a functional of ``a`` and ``mixed_turn`` ``D^3 R[theta, P, d]`` as one of
+    ``d``.  ``rounding``: what ``grad R(x)`` as computed can be off, tested with ``d``, in units of rounding.  Infinite where
+    nothing is known.
+    """
+
+    turn: PerSample
+    shared_turn: PerSample
+    mixed: FunctionalBound
+    mixed_turn: FunctionalBound
+    rounding: FunctionalBound
+
+    @staticmethod
+    def unknown(like: PerSample) -> PairBounds:
+        """Infinite."""
+        infinite, functional = torch.full_like(like, torch.inf), FunctionalBound.unknown(like)
+        return PairBounds(infinite, infinite, functional, functional, functional)
+
+    @staticmethod
+    def joined(parts: Sequence[PairBounds]) -> PairBounds:
+        """Samples one after the other."""
+        return PairBounds(
+            turn=torch.cat([part.turn for part in parts]),
+            shared_turn=torch.cat([part.shared_turn for part in parts]),
+            mixed=FunctionalBound.joined([part.mixed for part in parts]),
+            mixed_turn=FunctionalBound.joined([part.mixed_turn for part in parts]),
+            rounding=FunctionalBound.joined([part.rounding for part in parts]),
+        )
 
 
 class SmoothEnergy(ABC):
@@ -100,6 +167,10 @@ class SmoothEnergy(ABC):
         _, gradient = self.value_and_gradient(x)
         lost = norm(gradient) + norm(self.product(self.curvature(x), x))
         return EnergyBounds(unknown, unknown, unknown, unknown, unknown, lost)
+
+    def pair_bounds(self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float) -> PairBounds:
+        """Bounds on the ball of ``radius`` around ``x`` for ``P = adjoint``; ``modulus`` is the ``mu`` of the norms."""
+        return PairBounds.unknown(radius)
 
     @property
     def device(self) -> torch.device | None:
