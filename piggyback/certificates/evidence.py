@@ -252,7 +252,7 @@ def _rounding(
     data, operator = problem.data, problem.operator
     summed = data.smoothness * (norm(x) + norm(data.start)) + operator.norm_bound() * dual
     moved = inflate(norm(bounds.upper * inverse_root * operator.row_norms(bounds.upper))).to(x.dtype)
-    return ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed / data.strong_convexity**0.5 + moved * norm(x))
+    return ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed / data.strong_convexity**0.5 + 2 * moved * norm(x))
 
 
 _LEAST = 1e-2
