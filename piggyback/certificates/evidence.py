@@ -141,7 +141,7 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         bounds = potential.bounds(z, radius)
         inverse_root = (bounds.lower + _lent(potential, operator, mu)).rsqrt_()
         finer = measured + _rounding(fixed, x, dual, bounds, inverse_root)
-        residuals = replace(residuals, error=torch.minimum(residuals.error, finer))
+        residuals = replace(residuals, error=torch.fmin(residuals.error, finer))
         evidence = Evidence(
             residuals=residuals,
             gaps=(-gradient, gap),
@@ -252,7 +252,7 @@ def _rounding(
     data, operator = problem.data, problem.operator
     summed = data.smoothness * (norm(x) + norm(data.start)) + operator.norm_bound() * dual
     moved = inflate(norm(bounds.upper * inverse_root * operator.row_norms(bounds.upper))).to(x.dtype)
-    return ROUNDING_TERMS * torch.finfo(x.dtype).eps * (summed / data.strong_convexity**0.5 + 2 * moved * norm(x))
+    return ROUNDING_TERMS * data.unit_roundoff(x.dtype) * (summed / data.strong_convexity**0.5 + 2 * moved * norm(x))
 
 
 _LEAST = 1e-2
