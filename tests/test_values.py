@@ -726,3 +726,31 @@ def test_how_small_an_error_of_an_adjoint_is_noticed() -> None:
     assert rows["0.1"][0] == rows["0.001"][0] == rows["0.1"][3] == rows["0.001"][3] == 50
     assert rows["0"] == [0, 0, 50, 0, 50]
     assert rows["1e-08"][:3] == [0, 50, 0] and rows["1e-10"][:3] == [0, 50, 0]
+
+
+class OnlySingle:
+    """A blur that computes in float32 whatever it is given."""
+
+    norm_bound = 1.0
+    kernel = torch.ones(1, 1, 3, 3) / 9
+
+    def A(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x.float(), self.kernel).to(x.dtype)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return torch.nn.functional.conv_transpose2d(y.float(), self.kernel).to(y.dtype)
+
+
+def test_single_precision_of_an_operator_is_in_every_bound_of_a_pair() -> None:
+    """The same blur in both precisions, one pair: rounding of float32 in the one bound, not in the other."""
+    image = torch.rand(1, 1, 10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    regularizer = LinearRegularizer(LinearConfig(filters=2, size=3), torch.Generator().manual_seed(0)).double()
+    errors = []
+    for operator in (OnlySingle(), ValidBlur(torch.ones(3, 3, dtype=torch.float64) / 9)):
+        data, loss = LeastSquares(operator.A(image), operator, 0.05), SquaredError(image)
+        pair = ImplicitCG().differentiate(regularizer.problem(data), loss, Accuracy(1e-4, 1e-2))
+        exact = regularizer.problem(data).double()
+        evidence, _ = gather_evidence(exact, loss, pair.x.double(), pair.adjoint.double())
+        errors.append(float(evidence.residuals.error))
+    assert errors[0] > 100 * errors[1]
+    assert errors[0] >= 4096 * torch.finfo(torch.float32).eps * float(image.norm())
