@@ -8,6 +8,7 @@ from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.certified import Certification, CertifiedGradient
 from piggyback.cone import ConeProgram
 from piggyback.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
+from piggyback.driven import Control, DrivenDescent
 from piggyback.forward import ForwardOperator, Inpainting, SuperResolution, ValidBlur
 from piggyback.gradients import Hypergradient, hypergradient
 from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, Sensitivity, WarmStart
@@ -29,6 +30,7 @@ from piggyback.on_demand import Assessment, OnDemand
 from piggyback.operators import DenseOperator, LinearOperator
 from piggyback.oracle import Evaluation, Oracle
 from piggyback.problem import SaddleProblem
+from piggyback.rate import RateRace
 from piggyback.regularizer import Regularizer
 from piggyback.smooth import SmoothProblem
 from piggyback.solve import NotConverged, Outcome, Schedule, Status
@@ -38,12 +40,14 @@ from piggyback.solvers.lower import certified_distance, certified_energy, solve_
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.stochastic import StochasticDescent, StochasticSettings
 from piggyback.terms.energies import ModuleEnergy, SmoothEnergy, is_convex_along
 from piggyback.terms.least_squares import LeastSquares
 from piggyback.terms.masked import MaskedDenoising
 from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising, DenseQuadratic
+from piggyback.tolerance import GradientQuality, ToleranceRule
 
 __all__ = [
     "BDA",
@@ -63,6 +67,7 @@ __all__ = [
     "CertifiedGradient",
     "Charbonnier",
     "ConeProgram",
+    "Control",
     "DataTerm",
     "Deblurring",
     "Denoising",
@@ -71,10 +76,12 @@ __all__ = [
     "DescentSettings",
     "DescentState",
     "DirectMethod",
+    "DrivenDescent",
     "Evaluation",
     "ForwardOperator",
     "GradientBound",
     "GradientDescent",
+    "GradientQuality",
     "Guarantee",
     "Huber",
     "Hypergradient",
@@ -102,6 +109,7 @@ __all__ = [
     "Potential",
     "Profile",
     "QuasiNewton",
+    "RateRace",
     "Reconstruction",
     "Refined",
     "Refused",
@@ -115,8 +123,11 @@ __all__ = [
     "SmoothProblem",
     "SquaredError",
     "Status",
+    "StochasticDescent",
+    "StochasticSettings",
     "StopReason",
     "SuperResolution",
+    "ToleranceRule",
     "Truncated",
     "Unrolled",
     "ValidBlur",
