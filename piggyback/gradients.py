@@ -18,6 +18,7 @@ from piggyback.regularizer import Regularizer
 from piggyback.solve import Status, warn_unless_converged
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Primal
+from piggyback.values import require_samples
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def hypergradient(
     Raises ``Refused`` (a ``ValueError``) for a lower level that the method cannot take, or if it gives less than ``least``.
     """
     method.capabilities.require(data, least)
+    require_samples(data.start)
     loss.check()
     if start is not None:
         require_same_device("start", start.x, "the data are", data.start)

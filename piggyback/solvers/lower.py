@@ -14,7 +14,7 @@ from piggyback.lower_problem import LowerProblem, ProblemT
 from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Outcome, Schedule, iterate
 from piggyback.types import PerSample, Primal
-from piggyback.values import first_bad_sample, require_positive
+from piggyback.values import first_bad_sample, require_positive, require_samples
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def solve_lower(
     problem = problem.detached()
     problem.check()
     begin = checked_start(problem, start)
+    require_samples(begin)
     require_same_device("start", begin, "the data are", problem.data.start)
     require_same_device("radius", radius, "the data are", problem.data.start)
     _check_radius(radius, begin)

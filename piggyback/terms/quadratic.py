@@ -12,7 +12,7 @@ from torch import Tensor
 from piggyback.batched import inner, multiplied_spectrum, norm
 from piggyback.forward import checked_kernel, kept
 from piggyback.types import PerSample, Primal, Scalar
-from piggyback.values import first_bad_sample, require_finite, require_images, warn_of_scale
+from piggyback.values import first_bad_sample, require_finite, require_images, require_number, warn_of_scale
 
 
 class DataTerm(ABC):
@@ -215,8 +215,12 @@ def _range(values: float | Tensor) -> tuple[float, float]:
 
 
 def one_value(name: str, value: float | Tensor) -> float | Tensor:
-    """``value`` as a number or a tensor of shape ``()``, copied unless learned.  Raises ``ValueError`` for several values."""
+    """``value`` as a number or a tensor of shape ``()``, copied unless learned.
+
+    Raises ``ValueError`` for several values, and for what is no real number.
+    """
     if not isinstance(value, Tensor):
+        require_number(f"the {name}", value)
         return value
     if value.numel() != 1:
         raise ValueError(f"the {name} must be one value, got a tensor of shape {tuple(value.shape)}")
@@ -295,10 +299,7 @@ class Deblurring(_SpectrallyBounded):
         self._power = power.to(observed)
         self._least_power = (power - slack).to(observed)  # at most the eigenvalues of H
         self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
-        self.centre = torch.as_tensor(self._given_centre, dtype=observed.dtype, device=observed.device).expand_as(
-            observed
-        )
-        require_finite("the centre of Deblurring", self.centre)
+        self.centre = whole_centre("the centre of Deblurring", self._given_centre, observed)
         self.linear = self._back(observed) + ridge * self.centre
 
     def check(self) -> None:
@@ -371,6 +372,24 @@ class Deblurring(_SpectrallyBounded):
 def kept_centre(centre: float | Tensor) -> float | Tensor:
     """What a ridge pulls to, in its own precision, copied unless it is learned."""
     return kept(centre) if isinstance(centre, Tensor) else centre
+
+
+def whole_centre(name: str, given: float | Tensor, like: Primal) -> Primal:
+    """What a ridge pulls to, one value per pixel of the images ``like``.
+
+    Raises ``ValueError`` for what is no real number or tensor, does not broadcast against ``like``, or is not finite.
+    """
+    if isinstance(given, Tensor):
+        sides = zip(reversed(given.shape), reversed(like.shape), strict=False)
+        if given.is_complex() or given.dim() > like.dim() or any(c not in (1, n) for c, n in sides):
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)} in {given.dtype}, which does not fit images {tuple(like.shape)}"
+            )
+    else:
+        require_number(name, given)
+    centre = torch.as_tensor(given, dtype=like.dtype, device=like.device).expand_as(like)
+    require_finite(name, centre)
+    return centre
 
 
 def select_centre(given: float | Tensor, whole: Tensor, index: Tensor) -> float | Tensor:
