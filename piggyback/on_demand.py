@@ -10,7 +10,7 @@ from torch import Tensor
 
 from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.local import adjoint_move
-from piggyback.certified import Certification, CertifiedGradient, assemble, double_copy, examine
+from piggyback.certified import Certification, CertifiedGradient, assemble, double_copy, examine, require_parts
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.hypergradient.refinement import adjoint_gap, correction
@@ -20,7 +20,7 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample
-from piggyback.values import require_count, require_positive, require_samples
+from piggyback.values import require_count, require_kind, require_positive, require_samples
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class OnDemand:
     rounds: int = 8
 
     def __post_init__(self) -> None:
+        require_kind("the method", self.method, HypergradientMethod)
         require_positive("the margin", self.margin)
         require_count("the number of rounds", self.rounds, least=0)
 
@@ -79,6 +80,7 @@ class OnDemand:
         Raises ``ValueError`` for a ``relative_error`` that is not positive.
         """
         require_positive("the relative error", relative_error)
+        require_parts(regularizer, data, loss)
         require_samples(data.start)
         return self._reach(
             regularizer,
@@ -99,6 +101,7 @@ class OnDemand:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the fraction must lie between 0 and 1, got {fraction}")
+        require_parts(regularizer, data, loss)
         require_samples(data.start)
         counter, exact = ApplicationCounter(), double_copy(regularizer)
         _, given = examine(exact, data.double(), loss.double(), pair.double(), counter)

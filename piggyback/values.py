@@ -33,9 +33,18 @@ def require_tensor(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be a torch.Tensor, got {type(values).__name__}: torch.as_tensor makes it one")
 
 
+def require_kind(name: str, value: object, kind: type) -> None:
+    """Raise ``ValueError`` unless ``value`` is an object of the class ``kind``; says so where it is the class itself."""
+    if not isinstance(value, kind):
+        found = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.40}"
+        raise ValueError(f"{name} must be of the class {kind.__name__}, got {found}")
+
+
 def require_images(name: str, values: Tensor) -> None:
     """Raise ``ValueError`` unless ``values`` ``(batch, ...)`` are pixels in float32 or float64: what everything computes in."""
     require_tensor(name, values)
+    if values.is_nested or values.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got a {'nested' if values.is_nested else values.layout} one")
     if values.dim() == 0 or 0 in values.shape[1:]:
         raise ValueError(f"{name} has no pixels: it needs a batch axis and images, got shape {tuple(values.shape)}")
     if values.dtype in (torch.float32, torch.float64):

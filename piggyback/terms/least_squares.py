@@ -97,7 +97,7 @@ class LeastSquares(DataTerm):
             found = examine(exact, like)
             with torch.no_grad():
                 image = self.forward.A(self.linear.detach())
-            if _memory(image) == _memory(self.observed):
+            if image.numel() > 0 and _memory(image) == _memory(self.observed):
                 raise ValueError(
                     f"A of {type(source_of(self.forward)).__name__} writes into the memory of the observation: return new "
                     "tensors, or observe a clone()"
@@ -109,6 +109,8 @@ class LeastSquares(DataTerm):
                 )
             if not self.estimated:
                 require_norm(type(source_of(self.forward)).__name__, self.norm, found)
+            with torch.no_grad():
+                warn_of_scale(self._first_step())  # observations may be anything, this is an image
         elif self.norm <= _IMAGE_LIKE:
             warn_of_scale(self.observed)
 

@@ -410,10 +410,13 @@ def _transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 class DenseQuadratic(_SpectrallyBounded):
     """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H`` of shape ``(n, n)`` and ``b`` of shape ``(batch, n)``.
 
-    Raises ``ValueError`` unless ``H`` is symmetric positive definite.
+    ``bounds`` of the eigenvalues, from below and above; computed if None.  Raises ``ValueError`` unless ``H`` is symmetric
+    positive definite, and for a ``b`` that does not fit it or bounds in the wrong order.
     """
 
     def __init__(self, hessian: Tensor, linear: Primal, bounds: tuple[float, float] | None = None) -> None:
+        require_images("the matrix of DenseQuadratic", hessian)
+        require_images("the linear part of DenseQuadratic", linear)
         require_finite("the matrix of DenseQuadratic", hessian)
         if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
             raise ValueError("DenseQuadratic needs a symmetric matrix")
@@ -421,6 +424,13 @@ class DenseQuadratic(_SpectrallyBounded):
         if not self._bounds[0] > 0:
             raise ValueError(
                 f"DenseQuadratic needs a positive definite matrix, smallest eigenvalue {self._bounds[0]:.3g}"
+            )
+        if not self._bounds[0] <= self._bounds[1] < math.inf:
+            raise ValueError(f"DenseQuadratic needs bounds (below, above) of the eigenvalues, got {self._bounds}")
+        if linear.dim() != 2 or linear.shape[1] != hessian.shape[0] or linear.dtype != hessian.dtype:
+            raise ValueError(
+                f"DenseQuadratic needs a linear part of shape (batch, {hessian.shape[0]}) in {hessian.dtype}, got "
+                f"{tuple(linear.shape)} in {linear.dtype}"
             )
         self.matrix = hessian
         self.linear = linear

@@ -44,6 +44,7 @@ from piggyback import (
     ValidBlur,
     ValueFunction,
     WarmStart,
+    certified_distance,
     check_adjoint,
     hypergradient,
     reconstruct,
@@ -615,6 +616,14 @@ def _shapes() -> list[_Quick]:
             "mask of shape (1, 10, 5) does not fit images (2, 1, 10, 10)",
         ),
         _Quick("a number in the place of images", lambda: Denoising(torch.tensor(0.5)), "no pixels"),
+        _Quick(
+            "sparse images", lambda: Denoising(images().to_sparse()), "must be a dense tensor, got a torch.sparse_coo"
+        ),
+        _Quick(
+            "images of several sizes in one tensor",
+            lambda: Denoising(torch.nested.nested_tensor([half[0, 0], half[0, 0, 1:]], layout=torch.jagged)),
+            "got a nested one",
+        ),
         _Quick("images without channels", lambda: Denoising(images()[:, :0]), "no pixels"),
         _Quick(
             "a centre of other images",
@@ -641,12 +650,18 @@ def _shapes() -> list[_Quick]:
             "the batch is empty",
         ),
         _Quick("a solve of an empty batch", lambda: solved(model().problem(Denoising(images()[:0]))), "batch is empty"),
+        *_kinds(),
         _Quick("corrections with a margin that is NaN", lambda: OnDemand(margin=NAN), "the margin must be positive"),
         _Quick("-1 rounds of corrections", lambda: OnDemand(rounds=-1), "the number of rounds must be"),
         _Quick(
             "an operator that writes into the observation",
             lambda: _overwritten(),
             "A of _Buffered writes into the memory of the observation",
+        ),
+        _Quick(
+            "an operator with one mask per sample",
+            lambda: solved(model().problem(LeastSquares(images(), _Masks(), 0.1))),
+            "the result of a sample depends on its place in the batch",
         ),
         _Quick(
             "an adjoint that changes its argument",
@@ -663,6 +678,63 @@ def _shapes() -> list[_Quick]:
             lambda: reconstruct(images(), ModuleRegularizer(_Square(lambda x: x.float()))),
             "compute in the dtype of the argument",
         ),
+    ]
+
+
+def _kinds() -> list[_Quick]:
+    """Objects of the wrong class."""
+    data, loss, accuracy = Denoising(images()), SquaredError(images()), Accuracy(1e-3, 1e-2)
+    return [
+        _Quick(
+            "a hypergradient by the name of a method",
+            lambda: hypergradient("cg", model(), data, loss, accuracy),  # type: ignore[arg-type]
+            "the method must be of the class HypergradientMethod, got str 'cg'",
+        ),
+        _Quick(
+            "a class in the place of a method",
+            lambda: hypergradient(ImplicitCG, model(), data, loss, accuracy),  # type: ignore[arg-type]
+            "got the class ImplicitCG",
+        ),
+        _Quick(
+            "a hypergradient of an image",
+            lambda: hypergradient(ImplicitCG(), model(), images(), loss, accuracy),  # type: ignore[arg-type]
+            "the data term must be of the class DataTerm, got Tensor",
+        ),
+        _Quick(
+            "a loss that is a function",
+            lambda: OnDemand().differentiate(model(), data, torch.sum),  # type: ignore[arg-type]
+            "the loss must be of the class Loss, got builtin",
+        ),
+        _Quick(
+            "an accuracy that is a number",
+            lambda: hypergradient(Unrolled(), model(), data, loss, 1e-3),  # type: ignore[arg-type]
+            "the accuracy must be of the class Accuracy, got float 0.001",
+        ),
+        _Quick(
+            "corrections of no method", lambda: Refined("cg"), "the method must be of the class HypergradientMethod"
+        ),  # type: ignore[arg-type]
+        _Quick(
+            "a solve by the name of a solver",
+            lambda: solve_lower(lower(), "cg", torch.ones(2, dtype=torch.float64)),  # type: ignore[arg-type]
+            "the solver must be of the class LowerSolver",
+        ),
+        _Quick(
+            "the certified distance of one image to two",
+            lambda: certified_distance(lower(), images()[:1]),
+            "x has shape (1, 1, 10, 10), the problem (2, 1, 10, 10)",
+        ),
+        _Quick(
+            "a linear part that does not fit H",
+            lambda: DenseQuadratic(torch.eye(3), torch.ones(1, 4)),
+            "linear part of shape (batch, 3)",
+        ),
+        _Quick(
+            "bounds of eigenvalues in the wrong order",
+            lambda: DenseQuadratic(torch.eye(3), torch.ones(1, 3), bounds=(2.0, 1.0)),
+            "bounds (below, above)",
+        ),
+        _Quick("H of whole numbers", lambda: DenseQuadratic(torch.eye(3).long(), torch.ones(1, 3)), "torch.int64"),
+        _Quick("a matrix K as a list", lambda: DenseOperator([[1.0]]), "must be a torch.Tensor"),  # type: ignore[arg-type]
     ]
 
 
@@ -687,6 +759,19 @@ class _Greedy:
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         return y.mul_(0.5)
+
+
+class _Masks:
+    """As many masks as there are samples."""
+
+    norm_bound = 1.0
+    masks = (images(7) < 0.6).double()
+
+    def A(self, x: Tensor) -> Tensor:
+        return x * self.masks[: x.shape[0]]
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return y * self.masks[: y.shape[0]]
 
 
 class _Buffered(_Greedy):
