@@ -711,8 +711,10 @@ def _kinds() -> list[_Quick]:
             "the accuracy must be of the class Accuracy, got float 0.001",
         ),
         _Quick(
-            "corrections of no method", lambda: Refined("cg"), "the method must be of the class HypergradientMethod"
-        ),  # type: ignore[arg-type]
+            "corrections of no method",
+            lambda: Refined("cg"),  # type: ignore[arg-type]
+            "the method must be of the class HypergradientMethod",
+        ),
         _Quick(
             "a solve by the name of a solver",
             lambda: solve_lower(lower(), "cg", torch.ones(2, dtype=torch.float64)),  # type: ignore[arg-type]
