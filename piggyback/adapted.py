@@ -91,12 +91,17 @@ def adapted(operator: ForwardOperator, observed: Tensor, pairs: bool = False) ->
 
 def _failure(operator: Adapted, probe: Tensor) -> str | None:
     """Why the operator cannot be used as it is, in the dtype of ``probe``; None if it can."""
+    before = _changes(probe)
     try:
         with torch.no_grad():
             back = operator.operator.A_adjoint(torch.view_as_complex(probe) if operator.pairs else probe)
             image = operator.operator.A(back.real if back.is_complex() else back)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return one_line(error)
+    if _changes(probe) != before:  # before the observation is what is given
+        raise ValueError(
+            f"A_adjoint of {type(operator.operator).__name__} changes its argument in place: work on a copy"
+        )
     if image.is_complex() != operator.pairs:
         kinds = ("real", "complex")
         raise ValueError(
@@ -104,6 +109,11 @@ def _failure(operator: Adapted, probe: Tensor) -> str | None:
             f"the observation is {kinds[operator.pairs]}"
         )
     return None if probe.dtype == back.real.dtype == image.real.dtype else f"it returns {back.dtype} and {image.dtype}"
+
+
+def _changes(values: Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not count."""
+    return 0 if values.is_inference() else values._version
 
 
 def converted(operator: ForwardOperator, dtype: torch.dtype) -> ForwardOperator | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, inner, norm
 from piggyback.types import PerSample, Primal
+from piggyback.values import require_tensor
 
 Map = Callable[[Tensor], Tensor]
 
@@ -47,6 +48,7 @@ def check_adjoint(operator: object, like: Primal, probes: int = 4, seed: int = 0
     is taken as a real map to pairs, ``<u, v> = Re(u^H v)``.
     Raises ``ValueError`` that names both inner products and, where it can be told, what is wrong.
     """
+    require_tensor("the image in the size in question", like)
     forward, adjoint = maps_of(operator)
     name = type(operator).__name__
     dtype = working_dtype(forward, like)
@@ -101,6 +103,10 @@ def probe_adjoint(
         report = _report(image, y, x, pulled)
         if not report.mismatch <= report.tolerance:
             raise ValueError(f"{name}: {_diagnosis(forward, adjoint, kept, image, report)}")
+        # one mask per sample has an adjoint all right, but solvers take finished samples out of the batch
+        alone = real_form(_applied(name, forward, kept[1:].clone()))
+        if alone.shape != image[1:].shape or _away(alone, image[1:]) > SINGLE * float(norm(image.double()).max()):
+            raise ValueError(f"{name}: the result of a sample depends on its place in the batch, which must not matter")
     return report
 
 

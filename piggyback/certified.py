@@ -25,6 +25,7 @@ from piggyback.solve import Status
 from piggyback.terms.quadratic import DataTerm
 from piggyback.twins import doubled, snapshot, twin
 from piggyback.types import PerSample, Primal
+from piggyback.values import require_kind
 
 
 @singledispatch
@@ -55,6 +56,13 @@ def gradient_bound(evidence: PairEvidence) -> GradientBound:
 
 gradient_bound.register(Evidence, local_bound)
 gradient_bound.register(SmoothEvidence, smooth_bound)
+
+
+def require_parts(regularizer: Regularizer, data: DataTerm, loss: Loss) -> None:
+    """Raise ``ValueError`` for what is no regularizer, data term or loss: errors deep inside would not name it."""
+    require_kind("the regularizer", regularizer, Regularizer)
+    require_kind("the data term", data, DataTerm)
+    require_kind("the loss", loss, Loss)
 
 
 Copied = TypeVar("Copied", bound=Regularizer)

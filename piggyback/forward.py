@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from piggyback.batched import multiplied_spectrum
 from piggyback.twins import snapshot
 from piggyback.types import Primal
+from piggyback.values import require_tensor
 
 
 @runtime_checkable
@@ -124,6 +125,7 @@ class Inpainting:
     """
 
     def __init__(self, mask: Tensor) -> None:
+        require_tensor("the mask", mask)
         if mask.dim() > 3:
             raise ValueError(f"one mask serves all samples: shape (channels, height, width), got {tuple(mask.shape)}")
         self.mask = kept(numbers("the mask", mask))
@@ -153,7 +155,13 @@ class Inpainting:
         return fixed
 
     def _like(self, x: Tensor) -> Tensor:
-        """The mask in the dtype and on the device of ``x``; kept for the next call, which would else wait for the copy."""
+        """The mask in the dtype and on the device of ``x``; kept for the next call, which would else wait for the copy.
+
+        Raises ``ValueError`` for images that the mask does not broadcast against.
+        """
+        sides = zip(reversed(self.mask.shape), reversed(x.shape), strict=False)
+        if x.dim() <= self.mask.dim() or any(m not in (1, n) for m, n in sides):
+            raise ValueError(f"a mask of shape {tuple(self.mask.shape)} does not fit images {tuple(x.shape)}")
         if self.mask.requires_grad:
             return self.mask.to(x)
         key = (x.dtype, x.device)
@@ -174,6 +182,7 @@ def operator_tensors(operator: ForwardOperator) -> dict[str, Tensor]:
 
 def checked_kernel(kernel: Tensor) -> Tensor:
     """The kernel.  Raises ``ValueError`` unless it is two-dimensional, with odd sides and finite entries."""
+    require_tensor("the blur kernel", kernel)
     if kernel.dim() != 2 or kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"a blur kernel needs two odd sides, got shape {tuple(kernel.shape)}")
     return kept(numbers("the blur kernel", kernel))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import require_same_device
-from piggyback.certified import Certification, CertifiedGradient, certify, double_copy
+from piggyback.certified import Certification, CertifiedGradient, certify, double_copy, require_parts
 from piggyback.hypergradient.base import Accuracy, DirectMethod, HypergradientMethod, WarmStart
 from piggyback.hypergradient.capabilities import Guarantee, Refused
 from piggyback.losses import Loss
@@ -18,6 +18,7 @@ from piggyback.regularizer import Regularizer
 from piggyback.solve import Status, warn_unless_converged
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Primal
+from piggyback.values import require_kind, require_samples
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ def hypergradient(
     Warns (``NotConverged``) where a method that promises certified gradients did not reach the ``accuracy``; see ``status``.
     Raises ``Refused`` (a ``ValueError``) for a lower level that the method cannot take, or if it gives less than ``least``.
     """
+    if not isinstance(method, (HypergradientMethod, DirectMethod)):
+        require_kind("the method", method, HypergradientMethod)
+    require_parts(regularizer, data, loss)
+    require_kind("the accuracy", accuracy, Accuracy)
     method.capabilities.require(data, least)
+    require_samples(data.start)
     loss.check()
     if start is not None:
         require_same_device("start", start.x, "the data are", data.start)

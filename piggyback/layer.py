@@ -21,6 +21,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from piggyback.hypergradient.base import HypergradientMethod
 from piggyback.hypergradient.implicit import ImplicitCG
@@ -149,6 +150,10 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx, *cotangents: Tensor):
         if torch.is_grad_enabled():  # with create_graph=True, and only then
             raise RuntimeError("a Reconstruction has no second derivatives: leave out create_graph=True")
+        if is_legacy_batchedtensor(cotangents[0]):  # is_grads_batched=True, vectorize=True: vmap under another name
+            raise RuntimeError(
+                "a Reconstruction takes one cotangent at a time: leave out is_grads_batched=True or vectorize=True"
+            )
         _ = ctx.saved_tensors  # refuses values that were changed since the solve
         with torch.autocast(cotangents[0].device.type, enabled=False):
             weight = ctx.call.pull(cotangents[0].detach().contiguous())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from piggyback.batched import inner, require_same_device
 from piggyback.types import PerSample, Primal
-from piggyback.values import require_finite, require_images
+from piggyback.values import require_finite, require_images, warn_of_scale
 
 
 class Loss(ABC):
@@ -62,6 +62,7 @@ class SquaredError(Loss):
 
     def check(self) -> None:
         require_finite("the truth", self.truth)
+        warn_of_scale(self.truth)
 
     def value(self, x: Primal) -> PerSample:
         difference = self.gradient(x)

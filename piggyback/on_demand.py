@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.local import adjoint_move
-from piggyback.certified import Certification, CertifiedGradient, assemble, double_copy, examine
+from piggyback.certified import Certification, CertifiedGradient, assemble, double_copy, examine, require_parts
 from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, WarmStart
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.hypergradient.refinement import adjoint_gap, correction
@@ -21,6 +20,7 @@ from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample
+from piggyback.values import require_count, require_kind, require_positive, require_samples
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class OnDemand:
     margin: float = 1.0
     rounds: int = 8
 
+    def __post_init__(self) -> None:
+        require_kind("the method", self.method, HypergradientMethod)
+        require_positive("the margin", self.margin)
+        require_count("the number of rounds", self.rounds, least=0)
+
     def differentiate(
         self,
         regularizer: Regularizer,
@@ -74,8 +79,9 @@ class OnDemand:
 
         Raises ``ValueError`` for a ``relative_error`` that is not positive.
         """
-        if not 0 < relative_error < math.inf:
-            raise ValueError(f"the relative error must be positive and finite, got {relative_error}")
+        require_positive("the relative error", relative_error)
+        require_parts(regularizer, data, loss)
+        require_samples(data.start)
         return self._reach(
             regularizer,
             data,
@@ -95,6 +101,8 @@ class OnDemand:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the fraction must lie between 0 and 1, got {fraction}")
+        require_parts(regularizer, data, loss)
+        require_samples(data.start)
         counter, exact = ApplicationCounter(), double_copy(regularizer)
         _, given = examine(exact, data.double(), loss.double(), pair.double(), counter)
         refined = self._reach(

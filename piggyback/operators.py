@@ -11,6 +11,7 @@ from torch import Tensor
 
 from piggyback.batched import norm
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
+from piggyback.values import require_tensor
 
 
 class LinearOperator(ABC):
@@ -144,6 +145,7 @@ class DenseOperator(LinearOperator):
     trusted = True
 
     def __init__(self, matrix: Tensor) -> None:
+        require_tensor("the matrix of DenseOperator", matrix)
         if matrix.dim() != 2:
             raise ValueError(f"DenseOperator needs a matrix, got shape {tuple(matrix.shape)}")
         self.matrix = matrix

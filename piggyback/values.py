@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -26,10 +27,26 @@ def require_finite(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} has NaN or infinite values")
 
 
-def require_images(name: str, values: Tensor) -> None:
-    """Raise ``ValueError`` unless ``values`` are a tensor of float32 or float64: what everything here computes in."""
+def require_tensor(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` unless ``values`` are a tensor."""
     if not isinstance(values, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, got {type(values).__name__}: torch.as_tensor makes it one")
+
+
+def require_kind(name: str, value: object, kind: type) -> None:
+    """Raise ``ValueError`` unless ``value`` is an object of the class ``kind``; says so where it is the class itself."""
+    if not isinstance(value, kind):
+        found = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.40}"
+        raise ValueError(f"{name} must be of the class {kind.__name__}, got {found}")
+
+
+def require_images(name: str, values: Tensor) -> None:
+    """Raise ``ValueError`` unless ``values`` ``(batch, ...)`` are pixels in float32 or float64: what everything computes in."""
+    require_tensor(name, values)
+    if values.is_nested or values.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got a {'nested' if values.is_nested else values.layout} one")
+    if values.dim() == 0 or 0 in values.shape[1:]:
+        raise ValueError(f"{name} has no pixels: it needs a batch axis and images, got shape {tuple(values.shape)}")
     if values.dtype in (torch.float32, torch.float64):
         return
     if values.dtype.is_complex:
@@ -37,6 +54,18 @@ def require_images(name: str, values: Tensor) -> None:
     if values.dtype.is_floating_point:
         raise ValueError(f"{name} is {values.dtype}, which is too coarse for any tolerance: convert it with .float()")
     raise ValueError(f"{name} is {values.dtype}: grey values are floats in [0, 1], as x.float() / 255 makes them")
+
+
+def require_samples(images: Tensor) -> None:
+    """Raise ``ValueError`` for an empty batch, where something is asked of its samples."""
+    if images.shape[0] == 0:
+        raise ValueError("the batch is empty: there is nothing to solve or to differentiate")
+
+
+def require_number(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a real number, finite or not."""
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def require_positive(name: str, value: float) -> None:

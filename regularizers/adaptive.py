@@ -19,6 +19,7 @@ from piggyback.problem import SaddleProblem
 from piggyback.terms.potentials import Emphasis, Potential, PullBack
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerSample, Primal, Scalar
+from piggyback.values import require_count, require_positive
 from regularizers.boundaries import Reflect
 from regularizers.constraints import zero_mean_filters
 from regularizers.convolution import ConvolutionBank, largest_eigenvalue_bound
@@ -43,11 +44,14 @@ class WeightConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows", tuple(self.windows))  # a list, in a configuration file
-        if self.features < 1 or self.size < 3 or self.size % 2 == 0:
+        require_count("features", self.features)
+        require_count("size", self.size)
+        if self.size < 3 or self.size % 2 == 0:
             raise ValueError(f"the weight network needs features and an odd size of at least 3, got {self}")
         if any(window < 1 or window % 2 == 0 for window in self.windows):
             raise ValueError(f"windows must be odd and positive, got {self.windows}")
-        if not (self.contrast > 0 and 0 < self.reach <= 10):
+        require_positive("contrast", self.contrast)
+        if not 0 < self.reach <= 10:
             raise ValueError(f"need a positive contrast and a reach in (0, 10], got {self}")
 
 

@@ -12,6 +12,7 @@ from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.operators import LinearOperator, Preconditioner
 from piggyback.precision import require_full_precision
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
+from piggyback.values import require_tensor
 from regularizers.boundaries import Boundary, Reflect
 from regularizers.kernels import KernelPlan, default_plan
 from regularizers.lapped import SCALING, LappedSpectra
@@ -37,6 +38,7 @@ class ConvolutionBank(LinearOperator):
         plan: KernelPlan | None = None,
         spectrum: FilterSpectrum | None = None,
     ) -> None:
+        require_tensor("the filters", filters)
         if filters.dim() != 4 or filters.shape[-1] != filters.shape[-2] or filters.shape[-1] % 2 == 0:
             raise ValueError(f"filters need shape (filters, channels, k, k) with odd k, got {tuple(filters.shape)}")
         require_full_precision()

@@ -13,6 +13,7 @@ from piggyback.smooth import SmoothProblem
 from piggyback.terms.activations import Activation, LeakyReLU, Softplus
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Scalar
+from piggyback.values import require_count, require_positive
 from regularizers.boundaries import BOUNDARIES
 from regularizers.constraints import starting_coefficients, zero_mean_filters
 from regularizers.convolution import ConvolutionBank
@@ -65,15 +66,19 @@ class NetworkConfig:
         object.__setattr__(self, "widths", tuple(self.widths))  # a list, in a configuration file
         if len(self.widths) < 2 or min(self.widths) < 1 or self.widths[0] % 2:
             raise ValueError(f"a network needs at least two hidden layers, the first of even width, got {self.widths}")
-        if self.size < 3 or self.size % 2 == 0 or self.inner < 1 or self.inner % 2 == 0 or self.channels < 1:
+        require_count("size", self.size)
+        require_count("inner", self.inner)
+        require_count("channels", self.channels)
+        if self.size < 3 or self.size % 2 == 0 or self.inner % 2 == 0:
             raise ValueError(f"kernels need odd sides (at least 3 for the image) and positive counts, got {self}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"unknown boundary {self.boundary!r}; choose one of {', '.join(BOUNDARIES)}")
-        if not (self.weight > 0 and self.gradient_weight > 0 and self.smoothing > 0):
-            raise ValueError(f"need positive weights and smoothing, got {self}")
-        self.phi()  # checks the leak
+        require_positive("weight", self.weight)
+        require_positive("gradient_weight", self.gradient_weight)
+        require_positive("smoothing", self.smoothing)
+        LeakyReLU(self.leak)  # checks it
 
     def phi(self) -> Activation:
         """The activation."""

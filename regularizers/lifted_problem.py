@@ -14,6 +14,7 @@ from piggyback.operators import Preconditioner
 from piggyback.smooth import SmoothProblem
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import PerSample, Primal
+from piggyback.values import require_positive
 from regularizers.lifted import Layout, LiftedData, LiftedEnergy
 from regularizers.lifted_elimination import SiteElimination
 from regularizers.network_energy import NetworkEnergy
@@ -48,8 +49,10 @@ def lifted_problem(network: NetworkEnergy, data: DataTerm, smoothing: float, rid
     """The lifted lower level of a (leaky) ReLU network; its variable is flat.
 
     Its image is at most ``deviation`` away from the minimiser of the nested form.  Raises ``ValueError`` for other activations
-    and unless ``smoothing`` and ``ridge`` are positive.
+    and unless ``smoothing`` and ``ridge`` are positive and finite.
     """
+    require_positive("smoothing", smoothing)
+    require_positive("ridge", ridge)
     layout = Layout.of(network, data.start)
     energy = LiftedEnergy(network, layout, smoothing)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from piggyback.terms.potentials import Potential
 from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Scalar
+from piggyback.values import require_count, require_positive
 from regularizers.boundaries import BOUNDARIES
 from regularizers.constraints import basis_frequencies, positive, starting_coefficients, zero_mean_filters
 from regularizers.convolution import ConvolutionBank
@@ -62,9 +63,15 @@ class LinearConfig:
             raise ValueError(f"unknown profile {self.profile!r}; choose one of {', '.join(PROFILES)}")
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"unknown boundary {self.boundary!r}; choose one of {', '.join(BOUNDARIES)}")
-        if self.size < 3 or self.size % 2 == 0 or self.filters < 1 or self.channels < 1:
+        require_count("filters", self.filters)
+        require_count("size", self.size)
+        require_count("channels", self.channels)
+        if self.size < 3 or self.size % 2 == 0:
             raise ValueError(f"filters need an odd size of at least 3 and positive counts, got {self}")
-        if not (self.weight > 0 and self.gradient_weight > 0 and self.smoothing > self.smoothing_floor > 0):
+        require_positive("weight", self.weight)
+        require_positive("gradient_weight", self.gradient_weight)
+        require_positive("smoothing", self.smoothing)
+        if not self.smoothing > self.smoothing_floor > 0:
             raise ValueError(f"need positive weights and smoothing > smoothing_floor > 0, got {self}")
 
 

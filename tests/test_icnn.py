@@ -129,7 +129,10 @@ def test_energy_of_the_start_does_not_depend_on_depth_and_width() -> None:
         ({"size": 4}, "odd sides"),
         ({"activation": "tanh"}, "unknown activation 'tanh'"),
         ({"boundary": "zero"}, "unknown boundary 'zero'"),
-        ({"smoothing": 0.0}, "positive weights and smoothing"),
+        ({"smoothing": 0.0}, "smoothing must be positive"),
+        ({"weight": float("inf")}, "weight must be positive and finite"),
+        ({"inner": 1.5}, "inner must be a whole number"),
+        ({"leak": -1.0}, "leak must lie in"),
     ],
 )
 def test_impossible_networks_are_refused(arguments: dict, message: str) -> None:

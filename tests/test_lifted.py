@@ -265,9 +265,11 @@ def test_inadmissible_lifted_forms_are_refused() -> None:
     smooth, piecewise = network().network(), NETWORKS["relu"].network()
     with pytest.raises(ValueError, match="ReLU and leaky ReLU"):
         lifted_problem(smooth, data_of(), 0.1, 0.1)
-    with pytest.raises(ValueError, match="positive smoothing, got 0"):
+    with pytest.raises(ValueError, match="smoothing must be positive and finite, got 0"):
         lifted_problem(piecewise, data_of(), 0.0, 0.1)
-    with pytest.raises(ValueError, match="positive ridge, got -1"):
+    with pytest.raises(ValueError, match="ridge must be positive and finite, got -1"):
         lifted_problem(piecewise, data_of(), 0.1, -1.0)
+    with pytest.raises(ValueError, match="smoothing must be positive and finite, got inf"):
+        lifted_problem(piecewise, data_of(), float("inf"), 0.1)
     with pytest.raises(ValueError, match="LiftedPrimalDual needs a lifted problem"):
         solve_lower(network().problem(data_of()), LiftedPrimalDual(), torch.ones(1))

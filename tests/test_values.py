@@ -611,6 +611,14 @@ def test_a_sample_of_another_scale_harms_no_other(factor: float) -> None:
     assert layer.report.gradient_error == layer.report.gradient_error  # not NaN
 
 
+def test_a_distance_to_nan_is_infinite() -> None:
+    """Of the sample concerned, not of the other."""
+    problem, x = model().problem(Denoising(images())), images(2)
+    x[1, 0, 2, 3] = float("nan")
+    found = certified_distance(problem, x)
+    assert float(found[1]) == float("inf") and 0 < float(found[0]) < float("inf")
+
+
 def test_bounds_without_end_are_infinite() -> None:
     """An infinite distance: infinity in every group, and no NaN."""
     case = BY_NAME["reflect-logcosh"]
@@ -659,6 +667,31 @@ def test_grey_values_up_to_255_are_said(make: Callable[[Tensor], DataTerm]) -> N
         warnings.simplefilter("error")
         make(images() + noise).check()
         make(255 * images()).double()  # said once, where a solve begins
+
+
+def test_a_truth_up_to_255_is_said() -> None:
+    with pytest.warns(UserWarning, match="grey values up to 25"):
+        SquaredError(255 * images() / images().max()).check()
+
+
+def test_grey_values_behind_any_operator_are_said() -> None:
+    """The observation is no image; what it was made of is estimated, here at 215."""
+    image = images() / images().max()
+    with pytest.warns(UserWarning, match="grey values up to 21"):
+        LeastSquares(_Flat().A(255 * image), _Flat(), 0.01).check()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LeastSquares(_Flat().A(image), _Flat(), 0.01).check()
+
+
+class _Flat(Blur):
+    """Observations that do not look like an image."""
+
+    def A(self, x: Tensor) -> Tensor:
+        return super().A(x).flatten(1)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return super().A_adjoint(y.reshape(-1, 1, 10, 10))
 
 
 # --- energies --------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from piggyback.lower_problem import LowerProblem
 from piggyback.solve import Schedule, iterate
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
 from piggyback.types import PerSample, Primal
-from piggyback.values import require_count, require_positive
+from piggyback.values import require_count, require_kind, require_positive
 
 CORRECTION = Schedule(max_steps=300, check_every=1, patience=30)
 """How long a correction may take: it is asked for a few digits only, and any result is certified as it is."""
@@ -48,6 +48,7 @@ class Refined(HypergradientMethod):
     schedule: Schedule = CORRECTION
 
     def __post_init__(self) -> None:
+        require_kind("the method", self.method, HypergradientMethod)
         require_count("rounds", self.rounds, least=0)
         require_positive("the tolerance of corrections", self.tolerance)
 

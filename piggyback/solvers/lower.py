@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Generic
@@ -14,7 +15,7 @@ from piggyback.lower_problem import LowerProblem, ProblemT
 from piggyback.problem import SaddleProblem, require_saddle
 from piggyback.solve import Iteration, Outcome, Schedule, iterate
 from piggyback.types import PerSample, Primal
-from piggyback.values import first_bad_sample, require_positive
+from piggyback.values import first_bad_sample, require_kind, require_positive, require_samples
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ def solve_lower(
 
     Raises ``ValueError`` for non-finite or non-positive data, radius and start, or an operator that is not what it says.
     """
+    require_kind("the solver", solver, LowerSolver)
     problem = problem.detached()
     problem.check()
     begin = checked_start(problem, start)
+    require_samples(begin)
     require_same_device("start", begin, "the data are", problem.data.start)
     require_same_device("radius", radius, "the data are", problem.data.start)
     _check_radius(radius, begin)
@@ -113,13 +116,17 @@ def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
     """A bound of ``||x - x*||_H`` per sample, from one residual in float64 (eq. 10); rounding included.
 
     For ``H = B^T B + ridge I`` it bounds the distance in the data, ``||B (x - x*)||``, however small the ridge (eq. 28).
+    Infinite for an ``x`` that is NaN or infinite.  Raises ``ValueError`` for one of another shape than the problem.
     """
+    if x.shape != problem.data.start.shape:  # broadcasting would certify one image for another sample
+        raise ValueError(f"x has shape {tuple(x.shape)}, the problem {tuple(problem.data.start.shape)}")
     problem = problem.double()
     with torch.no_grad():
         x = x.double()
         gradient, size = problem.gradient_and_rounding(x)
         lost = ROUNDING_TERMS * problem.data.unit_roundoff(x.dtype) * size
-        return problem.data.dual_norm(gradient) + lost / problem.data.strong_convexity**0.5
+        bound = problem.data.dual_norm(gradient) + lost / problem.data.strong_convexity**0.5
+        return bound.masked_fill(bound.isnan(), math.inf)
 
 
 def certified_distance(problem: LowerProblem, x: Primal) -> PerSample:

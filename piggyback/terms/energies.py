@@ -270,6 +270,7 @@ def require_convex(energy: SmoothEnergy, like: Primal, name: str) -> None:
     spread = torch.tensor(_SPREADS, dtype=image.dtype).reshape(-1, *([1] * (image.dim() - 1))).to(image)
     ends = [spread * torch.randn(shape, generator=generator, dtype=torch.float64).to(image) for _ in range(2)]
     first, second = torch.cat([torch.zeros_like(image), image + ends[0]]), torch.cat([image, image + ends[1]])
+    _require_differentiable(energy, second, name)
     with torch.no_grad():
         value, again, alone = energy.value(second), energy.value(second), energy.value(second[:1])
     if not bool(torch.isfinite(value).all()):
@@ -283,6 +284,20 @@ def require_convex(energy: SmoothEnergy, like: Primal, name: str) -> None:
         raise ValueError(
             f"the energy {name} is not convex: its slope decreases along a segment; nothing could be certified"
         )
+
+
+def _require_differentiable(energy: SmoothEnergy, like: Primal, name: str) -> None:
+    """Raise ``ValueError`` unless the values are in the dtype of ``like`` and autograd reaches it from them."""
+    with _recording():
+        point = _leaf(like)
+        value = energy.value(point)
+        if value.dtype != like.dtype:
+            raise ValueError(
+                f"the energy {name} of {like.dtype} images is {value.dtype}: compute in the dtype of the argument"
+            )
+        reached = value.requires_grad and torch.autograd.grad(value.sum(), point, allow_unused=True)[0] is not None
+    if not reached:
+        raise ValueError(f"the energy {name} has no gradient in the image: nothing may be detached from its argument")
 
 
 _SLACK = 1e3

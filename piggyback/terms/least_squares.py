@@ -24,9 +24,9 @@ from piggyback.adapted import (
 from piggyback.batched import ROUNDING_TERMS, conjugate_step, inner, multiplied_spectrum, norm, per_sample
 from piggyback.forward import ForwardOperator, Inpainting, ValidBlur, operator_tensors
 from piggyback.precision import without_autocast
-from piggyback.terms.quadratic import DataTerm, kept_centre, number, one_value, select_centre
+from piggyback.terms.quadratic import DataTerm, kept_centre, number, one_value, select_centre, whole_centre
 from piggyback.types import PerSample, Primal, Scalar
-from piggyback.values import require_finite, require_images, warn_of_scale
+from piggyback.values import require_finite, require_images, require_number, warn_of_scale
 
 
 class LeastSquares(DataTerm):
@@ -63,6 +63,8 @@ class LeastSquares(DataTerm):
         else:
             pairs = isinstance(forward, Adapted) and forward.pairs
         require_images("the observation", observed)
+        if pairs and isinstance(forward, OWN):
+            raise ValueError(f"A of {type(forward).__name__} returns real values, the observation is complex")
         ridge = one_value("ridge", ridge)
         self._modulus = number(ridge)
         if not 0 < self._modulus < math.inf:
@@ -77,10 +79,10 @@ class LeastSquares(DataTerm):
             self.forward = adapted(forward, observed, pairs)
             pulled = self.forward.A_adjoint(observed)
             self.norm = norm_for_steps(examine(self.forward, pulled.detach())) if norm is None else norm
+        require_number("norm", self.norm)
         if not (math.isfinite(self.norm) and self.norm >= 0):
             raise ValueError(f"say how large the forward operator can be: norm >= ||B||, got {self.norm}")
-        self.centre = torch.as_tensor(self._given_centre, dtype=pulled.dtype, device=pulled.device).expand_as(pulled)
-        require_finite("the centre of LeastSquares", self.centre)
+        self.centre = whole_centre("the centre of LeastSquares", self._given_centre, pulled)
         self.linear = pulled + ridge * self.centre
         self._read: tuple[Tensor, float] | None = None
         self._symbol: Tensor | None = None
@@ -93,7 +95,13 @@ class LeastSquares(DataTerm):
         if not isinstance(self.forward, OWN):
             exact, like = self._exact()
             found = examine(exact, like)
-            image = exact.A(like)
+            with torch.no_grad():
+                image = self.forward.A(self.linear.detach())
+            if image.numel() > 0 and _memory(image) == _memory(self.observed):
+                raise ValueError(
+                    f"A of {type(source_of(self.forward)).__name__} writes into the memory of the observation: return new "
+                    "tensors, or observe a clone()"
+                )
             if image.shape[1:] != self.observed.shape[1:]:
                 raise ValueError(
                     f"A makes {tuple(image.shape[1:])} of images {tuple(like.shape[1:])}, observed were "
@@ -101,6 +109,8 @@ class LeastSquares(DataTerm):
                 )
             if not self.estimated:
                 require_norm(type(source_of(self.forward)).__name__, self.norm, found)
+            with torch.no_grad():
+                warn_of_scale(self._first_step())  # observations may be anything, this is an image
         elif self.norm <= _IMAGE_LIKE:
             warn_of_scale(self.observed)
 
@@ -283,6 +293,11 @@ _UNWATCHED = 64
 """Steps of a search that are cheaper than waiting for the device."""
 _PLATEAU = 8
 """Looks without a smaller residual after which rounding has the say."""
+
+
+def _memory(values: Tensor) -> int:
+    """Where a tensor, or what it is a view of, lies."""
+    return values.untyped_storage().data_ptr()
 
 
 def _stated_norm(forward: ForwardOperator) -> float | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from piggyback.batched import inner
 from piggyback.terms.quadratic import DataTerm, number, one_value
 from piggyback.types import PerSample, Primal, Scalar
-from piggyback.values import require_images, warn_of_scale
+from piggyback.values import require_images, require_tensor, warn_of_scale
 
 
 class MaskedDenoising(DataTerm):
@@ -25,6 +25,7 @@ class MaskedDenoising(DataTerm):
 
     def __init__(self, observed: Primal, mask: Primal, ridge: float | Tensor = 0.0) -> None:
         require_images("the observation", observed)
+        require_tensor("the mask", mask)
         if mask.requires_grad:
             raise ValueError(
                 "a mask of zeros and ones has no gradient: LeastSquares with Inpainting(mask) differentiates in one"

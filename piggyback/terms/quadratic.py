@@ -12,7 +12,7 @@ from torch import Tensor
 from piggyback.batched import inner, multiplied_spectrum, norm
 from piggyback.forward import checked_kernel, kept
 from piggyback.types import PerSample, Primal, Scalar
-from piggyback.values import first_bad_sample, require_finite, require_images, warn_of_scale
+from piggyback.values import first_bad_sample, require_finite, require_images, require_number, warn_of_scale
 
 
 class DataTerm(ABC):
@@ -215,8 +215,12 @@ def _range(values: float | Tensor) -> tuple[float, float]:
 
 
 def one_value(name: str, value: float | Tensor) -> float | Tensor:
-    """``value`` as a number or a tensor of shape ``()``, copied unless learned.  Raises ``ValueError`` for several values."""
+    """``value`` as a number or a tensor of shape ``()``, copied unless learned.
+
+    Raises ``ValueError`` for several values, and for what is no real number.
+    """
     if not isinstance(value, Tensor):
+        require_number(f"the {name}", value)
         return value
     if value.numel() != 1:
         raise ValueError(f"the {name} must be one value, got a tensor of shape {tuple(value.shape)}")
@@ -295,10 +299,7 @@ class Deblurring(_SpectrallyBounded):
         self._power = power.to(observed)
         self._least_power = (power - slack).to(observed)  # at most the eigenvalues of H
         self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
-        self.centre = torch.as_tensor(self._given_centre, dtype=observed.dtype, device=observed.device).expand_as(
-            observed
-        )
-        require_finite("the centre of Deblurring", self.centre)
+        self.centre = whole_centre("the centre of Deblurring", self._given_centre, observed)
         self.linear = self._back(observed) + ridge * self.centre
 
     def check(self) -> None:
@@ -373,6 +374,24 @@ def kept_centre(centre: float | Tensor) -> float | Tensor:
     return kept(centre) if isinstance(centre, Tensor) else centre
 
 
+def whole_centre(name: str, given: float | Tensor, like: Primal) -> Primal:
+    """What a ridge pulls to, one value per pixel of the images ``like``.
+
+    Raises ``ValueError`` for what is no real number or tensor, does not broadcast against ``like``, or is not finite.
+    """
+    if isinstance(given, Tensor):
+        sides = zip(reversed(given.shape), reversed(like.shape), strict=False)
+        if given.is_complex() or given.dim() > like.dim() or any(c not in (1, n) for c, n in sides):
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)} in {given.dtype}, which does not fit images {tuple(like.shape)}"
+            )
+    else:
+        require_number(name, given)
+    centre = torch.as_tensor(given, dtype=like.dtype, device=like.device).expand_as(like)
+    require_finite(name, centre)
+    return centre
+
+
 def select_centre(given: float | Tensor, whole: Tensor, index: Tensor) -> float | Tensor:
     """The ``given`` centre of the chosen samples, ``whole`` being what it was broadcast to."""
     if isinstance(given, Tensor) and given.dim() == whole.dim() and given.shape[0] == whole.shape[0]:
@@ -391,10 +410,13 @@ def _transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 class DenseQuadratic(_SpectrallyBounded):
     """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H`` of shape ``(n, n)`` and ``b`` of shape ``(batch, n)``.
 
-    Raises ``ValueError`` unless ``H`` is symmetric positive definite.
+    ``bounds`` of the eigenvalues, from below and above; computed if None.  Raises ``ValueError`` unless ``H`` is symmetric
+    positive definite, and for a ``b`` that does not fit it or bounds in the wrong order.
     """
 
     def __init__(self, hessian: Tensor, linear: Primal, bounds: tuple[float, float] | None = None) -> None:
+        require_images("the matrix of DenseQuadratic", hessian)
+        require_images("the linear part of DenseQuadratic", linear)
         require_finite("the matrix of DenseQuadratic", hessian)
         if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
             raise ValueError("DenseQuadratic needs a symmetric matrix")
@@ -402,6 +424,13 @@ class DenseQuadratic(_SpectrallyBounded):
         if not self._bounds[0] > 0:
             raise ValueError(
                 f"DenseQuadratic needs a positive definite matrix, smallest eigenvalue {self._bounds[0]:.3g}"
+            )
+        if not self._bounds[0] <= self._bounds[1] < math.inf:
+            raise ValueError(f"DenseQuadratic needs bounds (below, above) of the eigenvalues, got {self._bounds}")
+        if linear.dim() != 2 or linear.shape[1] != hessian.shape[0] or linear.dtype != hessian.dtype:
+            raise ValueError(
+                f"DenseQuadratic needs a linear part of shape (batch, {hessian.shape[0]}) in {hessian.dtype}, got "
+                f"{tuple(linear.shape)} in {linear.dtype}"
             )
         self.matrix = hessian
         self.linear = linear

@@ -130,6 +130,12 @@ def _step(regularizer: Regularizer) -> None:
     torch.optim.Adam(regularizer.parameters()).step()
 
 
+def _together(_: Path) -> object:
+    observed = image().requires_grad_()
+    x = Reconstruction(linear(), 1e-6)(Denoising(observed))
+    return torch.autograd.grad(x, observed, torch.stack([image(1), image(2)]), is_grads_batched=True)
+
+
 def _twice(_: Path) -> None:
     loss = Reconstruction(linear(), 1e-6)(Denoising(image())).square().sum()
     loss.backward()
@@ -191,6 +197,7 @@ REFUSALS: list[Refusal] = [
     Refusal("torch.func.vmap of a layer", _transformed(torch.func.vmap), "a batch", RuntimeError),
     Refusal("forward-mode derivatives of a layer", _tangent, "observation", RuntimeError),
     Refusal("a gradient penalty through a layer", _penalty, "create_graph=True", RuntimeError),
+    Refusal("many cotangents at once", _together, "is_grads_batched", RuntimeError),
     Refusal("backward twice without retain_graph", _twice, "second time", RuntimeError),
     Refusal(
         "an observation overwritten between forward and backward",

@@ -44,6 +44,7 @@ from piggyback import (
     ValidBlur,
     ValueFunction,
     WarmStart,
+    certified_distance,
     check_adjoint,
     hypergradient,
     reconstruct,
@@ -567,6 +568,7 @@ def _settings() -> list[_Quick]:
             lambda: solve_lower(lower(), NonlinearCG(), torch.ones(1)),
             "one number per sample",
         ),
+        *_shapes(),
         _Quick("an infinite accuracy", lambda: Accuracy(math.inf, 0.1), "accuracies must be positive and finite"),
         _Quick(
             "an infinite relative error",
@@ -600,6 +602,196 @@ def _settings() -> list[_Quick]:
             Refused,
         ),
     ]
+
+
+def _shapes() -> list[_Quick]:
+    """What has no shape, or one that does not fit."""
+    half = images()[..., :5]
+    return [
+        _Quick("a kernel as a list", lambda: ValidBlur([[1.0]]), "the blur kernel must be a torch.Tensor"),  # type: ignore[arg-type]
+        _Quick("a mask as a list", lambda: Inpainting([1.0]), "the mask must be a torch.Tensor"),  # type: ignore[arg-type]
+        _Quick(
+            "a mask of other images",
+            lambda: LeastSquares(images(), Inpainting(half[0])),
+            "mask of shape (1, 10, 5) does not fit images (2, 1, 10, 10)",
+        ),
+        _Quick("a number in the place of images", lambda: Denoising(torch.tensor(0.5)), "no pixels"),
+        _Quick(
+            "sparse images", lambda: Denoising(images().to_sparse()), "must be a dense tensor, got a torch.sparse_coo"
+        ),
+        _Quick(
+            "images of several sizes in one tensor",
+            lambda: Denoising(torch.nested.nested_tensor([half[0, 0], half[0, 0, 1:]], layout=torch.jagged)),
+            "got a nested one",
+        ),
+        _Quick("images without channels", lambda: Denoising(images()[:, :0]), "no pixels"),
+        _Quick(
+            "a centre of other images",
+            lambda: Deblurring(images(), kernel(), centre=half),
+            "centre of Deblurring has shape (2, 1, 10, 5)",
+        ),
+        _Quick(
+            "a complex centre",
+            lambda: LeastSquares(images(), Blur(), centre=images() + 0j),
+            "centre of LeastSquares has shape (2, 1, 10, 10) in torch.complex128",
+        ),
+        _Quick("a ridge in quotes", lambda: Deblurring(images(), kernel(), "0.1"), "the ridge must be a number"),  # type: ignore[arg-type]
+        _Quick("a norm in quotes", lambda: LeastSquares(images(), Blur(), norm="1"), "norm must be a number"),  # type: ignore[arg-type]
+        _Quick(
+            "complex observations of a real mask",
+            lambda: LeastSquares(images() + 0j, Inpainting(images()[0])),
+            "A of Inpainting returns real values",
+        ),
+        _Quick(
+            "the hypergradient of an empty batch",
+            lambda: hypergradient(
+                Unrolled(), model(), Denoising(images()[:0]), SquaredError(images()[:0]), Accuracy(1e-3, 1e-2)
+            ),
+            "the batch is empty",
+        ),
+        _Quick("a solve of an empty batch", lambda: solved(model().problem(Denoising(images()[:0]))), "batch is empty"),
+        *_kinds(),
+        _Quick("corrections with a margin that is NaN", lambda: OnDemand(margin=NAN), "the margin must be positive"),
+        _Quick("-1 rounds of corrections", lambda: OnDemand(rounds=-1), "the number of rounds must be"),
+        _Quick(
+            "an operator that writes into the observation",
+            lambda: _overwritten(),
+            "A of _Buffered writes into the memory of the observation",
+        ),
+        _Quick(
+            "an operator with one mask per sample",
+            lambda: solved(model().problem(LeastSquares(images(), _Masks(), 0.1))),
+            "the result of a sample depends on its place in the batch",
+        ),
+        _Quick(
+            "an adjoint that changes its argument",
+            lambda: LeastSquares(images(), _Greedy()),
+            "A_adjoint of _Greedy changes its argument in place",
+        ),
+        _Quick(
+            "an energy of what is detached from the image",
+            lambda: reconstruct(images(), ModuleRegularizer(_Square(lambda x: x.detach()))),
+            "has no gradient in the image",
+        ),
+        _Quick(
+            "an energy in single precision",
+            lambda: reconstruct(images(), ModuleRegularizer(_Square(lambda x: x.float()))),
+            "compute in the dtype of the argument",
+        ),
+    ]
+
+
+def _kinds() -> list[_Quick]:
+    """Objects of the wrong class."""
+    data, loss, accuracy = Denoising(images()), SquaredError(images()), Accuracy(1e-3, 1e-2)
+    return [
+        _Quick(
+            "a hypergradient by the name of a method",
+            lambda: hypergradient("cg", model(), data, loss, accuracy),  # type: ignore[arg-type]
+            "the method must be of the class HypergradientMethod, got str 'cg'",
+        ),
+        _Quick(
+            "a class in the place of a method",
+            lambda: hypergradient(ImplicitCG, model(), data, loss, accuracy),  # type: ignore[arg-type]
+            "got the class ImplicitCG",
+        ),
+        _Quick(
+            "a hypergradient of an image",
+            lambda: hypergradient(ImplicitCG(), model(), images(), loss, accuracy),  # type: ignore[arg-type]
+            "the data term must be of the class DataTerm, got Tensor",
+        ),
+        _Quick(
+            "a loss that is a function",
+            lambda: OnDemand().differentiate(model(), data, torch.sum),  # type: ignore[arg-type]
+            "the loss must be of the class Loss, got builtin",
+        ),
+        _Quick(
+            "an accuracy that is a number",
+            lambda: hypergradient(Unrolled(), model(), data, loss, 1e-3),  # type: ignore[arg-type]
+            "the accuracy must be of the class Accuracy, got float 0.001",
+        ),
+        _Quick(
+            "corrections of no method",
+            lambda: Refined("cg"),  # type: ignore[arg-type]
+            "the method must be of the class HypergradientMethod",
+        ),
+        _Quick(
+            "a solve by the name of a solver",
+            lambda: solve_lower(lower(), "cg", torch.ones(2, dtype=torch.float64)),  # type: ignore[arg-type]
+            "the solver must be of the class LowerSolver",
+        ),
+        _Quick(
+            "the certified distance of one image to two",
+            lambda: certified_distance(lower(), images()[:1]),
+            "x has shape (1, 1, 10, 10), the problem (2, 1, 10, 10)",
+        ),
+        _Quick(
+            "a linear part that does not fit H",
+            lambda: DenseQuadratic(torch.eye(3), torch.ones(1, 4)),
+            "linear part of shape (batch, 3)",
+        ),
+        _Quick(
+            "bounds of eigenvalues in the wrong order",
+            lambda: DenseQuadratic(torch.eye(3), torch.ones(1, 3), bounds=(2.0, 1.0)),
+            "bounds (below, above)",
+        ),
+        _Quick("H of whole numbers", lambda: DenseQuadratic(torch.eye(3).long(), torch.ones(1, 3)), "torch.int64"),
+        _Quick("a matrix K as a list", lambda: DenseOperator([[1.0]]), "must be a torch.Tensor"),  # type: ignore[arg-type]
+    ]
+
+
+class _Square(nn.Module):
+    """``1/2 ||change(x)||^2``."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * self.change(x).flatten(1).square().sum(1)
+
+
+class _Greedy:
+    """Half the image, its adjoint at the cost of the argument."""
+
+    norm_bound = 0.5
+
+    def A(self, x: Tensor) -> Tensor:
+        return 0.5 * x
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return y.mul_(0.5)
+
+
+class _Masks:
+    """As many masks as there are samples."""
+
+    norm_bound = 1.0
+    masks = (images(7) < 0.6).double()
+
+    def A(self, x: Tensor) -> Tensor:
+        return x * self.masks[: x.shape[0]]
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return y * self.masks[: y.shape[0]]
+
+
+class _Buffered(_Greedy):
+    """All results for images of one shape in one array."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[torch.Size, Tensor] = {}
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.arrays.setdefault(x.shape, torch.empty_like(x)).copy_(0.5 * x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return 0.5 * y
+
+
+def _overwritten() -> object:
+    operator = _Buffered()
+    return Reconstruction(model())(LeastSquares(operator.A(images()), operator, 0.1))
 
 
 REFUSALS: list[Refusal] = [row.row() for row in (*_operators(), *_data(), *_energies(), *_settings())]
