@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
@@ -67,5 +67,7 @@ def _fail(message: str) -> NoReturn:
 
 def _end(message: str, code: int) -> NoReturn:
     line = _one_line(message).encode(errors="backslashreplace").decode()  # names of files need not be valid Unicode
-    sys.stderr.write(f"{line}\n")
+    with suppress(OSError):  # a full disk may be what is to be said, and where it is said
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
     raise SystemExit(code)

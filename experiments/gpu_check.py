@@ -7,9 +7,9 @@ device never came back.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,34 +18,27 @@ from pathlib import Path
 
 import torch
 
+from experiments.errors import Interrupted, UserError, one_line_errors
 from experiments.gpu import blocks, gradients, marks, right, speed, synchronisations, training
-from experiments.gpu.checks import Check, Json, Report, Row, Setting, run_all, table_line
+from experiments.gpu.checks import REPORTED, Check, Json, Report, Row, Setting, run_all, table_line
+from experiments.options import Parser, path, positive
+from experiments.places import check_file, our_json
 
 LIMIT = 465.0
 """Seconds of a whole run: below eight minutes with what starting and stopping take."""
 
 
-def seconds(text: str) -> float:
-    """A positive, finite number of seconds."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no positive number of seconds")
-    return value
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.gpu_check", description="Check and time this project on a card."
-    )
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="report, rewritten after every check")
+    parser = Parser("python -m experiments.gpu_check", "Check and time this project on a card.")
+    parser.add_argument("--json", type=path, required=True, metavar="FILE", help="report, rewritten after every check")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument(
         "--quick", action="store_true", help="small shapes and few repeats: tries the code, not the card"
     )
     parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, default=list(PARTS), help="some parts only")
     parser.add_argument(
-        "--limit", type=seconds, metavar="SECONDS", help=f"of the whole run (default: {LIMIT:.0f} on a card)"
+        "--limit", type=positive(), metavar="SECONDS", help=f"of the whole run (default: {LIMIT:.0f} on a card)"
     )
     return parser
 
@@ -105,21 +98,23 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
+@one_line_errors()
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = build_parser().parse_args(arguments)
-    if not options.json.absolute().parent.is_dir():
-        print(f"error: --json {options.json}: there is no folder {options.json.absolute().parent}", file=sys.stderr)
-        return 2
+    check_file("--json", options.json, our_json(REPORTED))
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device cuda: this machine has no usable CUDA device; try --device cpu --quick", file=sys.stderr)
-        return 2
+        raise UserError("--device cuda: this machine has no usable CUDA device; try --device cpu --quick")
     setting = Setting(torch.device(options.device), options.quick)
     head = machine(setting.device)
     print("  ".join(f"{name} {value}" for name, value in head.items()), flush=True)
     report = Report(options.json, {"machine": head, "quick": options.quick, "parts": list(options.only)})
     limit = options.limit or (LIMIT if setting.on_card else _PATIENCE * LIMIT)
-    run_all(chosen(options.only, setting), setting, report, limit, show)
+    try:
+        run_all(chosen(options.only, setting), setting, report, limit, show)
+    except KeyboardInterrupt:
+        report.write("interrupted")
+        raise Interrupted(signal.SIGINT, f"{options.json} holds what was found so far") from None
     report.marks = marks.judged(report.rows, setting)
     report.write("complete")
     for mark in report.marks:

@@ -18,7 +18,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from experiments.metrics import psnr, ssim
-from experiments.outputs import MARK, Output, write_to
+from experiments.outputs import MARK, Output
+from experiments.places import write_to
 
 MAXIMUM_ROWS, MAXIMUM_HEIGHT = 4, 4.0
 """Images in a comparison, and height over width of the room for one: longer ones are shown smaller, not left out."""

@@ -29,10 +29,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from experiments.atomic import leftovers, write_if_new, write_in_one_piece
 from experiments.errors import UserError
+from experiments.events import Events
 from experiments.history import HISTORY, TIME, Cell, HistoryRow, table
 from experiments.sealed import checkpoint_bytes, checkpoint_content, model_bytes, model_content
 
@@ -51,11 +51,11 @@ class Checkpoint:
 
 
 class RunFolder:
-    """The files of one run.  Use ``create``, ``resume`` or ``open``; close it (or use ``with``) to flush the events."""
+    """The files of one run.  Use ``create``, ``resume`` or ``open``; close it (or use ``with``) to close the events."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
         self._purge_from: int | None = None
 
     @classmethod
@@ -210,11 +210,11 @@ class RunFolder:
     def add_events(self, rows: Sequence[HistoryRow]) -> None:
         """Append the finite numbers of the rows to the events."""
         if self._events is None:
-            self._events = SummaryWriter(self.path / "tensorboard", purge_step=self._purge_from)
+            self._events = Events(self.path / "tensorboard", self._purge_from)
         for row in rows:
-            for name, value in asdict(row).items():
-                if name != "iteration" and not isinstance(value, str) and math.isfinite(value):
-                    self._events.add_scalar(name, value, row.iteration)
+            cells = {name: value for name, value in asdict(row).items() if name != "iteration"}
+            numbers = {name: value for name, value in cells.items() if not isinstance(value, str)}
+            self._events.add(row.iteration, {name: value for name, value in numbers.items() if math.isfinite(value)})
 
     def drop_events_from(self, iteration: int) -> None:
         """Let the next events replace those of ``iteration`` and later ones."""
@@ -225,7 +225,7 @@ class RunFolder:
         write_if_new(self.metrics, json_text(metrics).encode())
 
     def close(self) -> None:
-        """Flush and close the events."""
+        """Close the events."""
         if self._events is not None:
             self._events.close()
             self._events = None

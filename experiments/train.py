@@ -139,7 +139,7 @@ def carry_out(run: RunFolder, job: Job, state: RunState | None) -> None:
         return
     console.print(f"stopped: {reached.stopped} after {reached.spent.seconds:.0f} s", highlight=False)
     if reached.stopped == DIVERGED:
-        console.print(f"a smaller step size than --rate {job.plan.rate:g} may do better", highlight=False)
+        console.print(f"a smaller step size than --rate {reached.rows[-1].step:g} may do better", highlight=False)
     report(run, job.samples, job.test, job.plan.degradation, job.plan.workers)
 
 

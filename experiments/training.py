@@ -78,6 +78,7 @@ class Trainer:
         self.unseen: list[HistoryRow] = []  # rows whose events a kill may have lost
         self.spent = Spent()
         self.since = time.perf_counter()
+        self.probed = 0.0  # seconds that the last evaluation of the probe took
 
     def train(self, state: RunState | None) -> RunState | None:
         """Train until the budget, the iteration limit, or the floor; returns the last state (None: there was nothing to do)."""
@@ -259,8 +260,12 @@ class Trainer:
             driven.resume(Control(**part.control))
             best, best_loss, races = part.best, part.best_loss, part.races
             steps = self._affordable(descent.taken, 0.0)
+            if before.stopped == RUNNING and self._over(steps):  # limits that were given anew
+                before = replace(before, stopped=self._limit(descent.taken))
+                yield before
         while before is None or steps > 0:
             begun = self.seconds()
+            taken = descent.taken
             try:
                 current = self._walked(driven, probe, steps, races)
             except Divergence:
@@ -270,11 +275,10 @@ class Trainer:
                 return
             elapsed = self.seconds() - begun
             races = before is None and plan.raced and self._room_for_a_race(elapsed)
-            pace = elapsed / max(steps, plan.report_every / 2)  # the probe at the start is no step
+            pace = elapsed / (descent.taken - taken or _STEPS_IN_A_PROBE)  # the probe at the start is no step
             steps, stopped = self._affordable(descent.taken, pace), RUNNING
-            if steps == 0 and (plan.stochastic == 1 or plan.iterations == 0):
-                last = StopReason.ITERATIONS if descent.taken >= plan.steps else StopReason.BUDGET
-                stopped = last.value
+            if self._over(steps):
+                stopped = self._limit(descent.taken)
             if current.value < best_loss:
                 best, best_loss = descent.average, current.value
             part = StochasticPart(
@@ -301,9 +305,9 @@ class Trainer:
         """
         descent = driven.descent
         try:
-            if races:
-                laps = driven.race(RACE, lambda parameters: probe.evaluate(parameters, 1.0))
-                steps -= RACE.laps
+            if races and steps >= RACE.laps:  # limits that were given anew may leave no room for one
+                laps = driven.race(RACE, lambda parameters: probe.evaluate(parameters, 1.0), self._late)
+                steps = 0 if self._late() else steps - RACE.laps
                 work = self.spent.work + sum(lap.applications for lap in laps)
                 self.spent = replace(self.spent, taken=descent.taken, work=work)
             for _ in range(steps):
@@ -311,7 +315,11 @@ class Trainer:
                 if not math.isfinite(step.loss):
                     raise Divergence
                 self.spent = replace(self.spent, taken=descent.taken, work=self.spent.work + step.applications)
+                if self._late():
+                    break
+            begun = self.seconds()
             current = probe.evaluate(descent.average, 1.0)
+            self.probed = self.seconds() - begun
         except ValueError as error:  # weights that overflow are refused by what would compute with them
             if descent.taken == 0:
                 raise
@@ -340,17 +348,29 @@ class Trainer:
         control = Control(accuracy.lower, accuracy.adjoint, plan.rate)
         return DrivenDescent(descent, control, fixed=not plan.driven)
 
+    def _over(self, steps: int) -> bool:
+        """Whether the run ends with this phase, of which ``steps`` more are to be taken now."""
+        return steps == 0 and (self.plan.stochastic == 1 or self.plan.iterations == 0)
+
+    def _limit(self, taken: int) -> str:
+        """Why the phase ended after ``taken`` steps."""
+        return (StopReason.ITERATIONS if taken >= self.plan.steps else StopReason.BUDGET).value
+
     def _room_for_a_race(self, probed: float) -> bool:
         """Whether the plan has room for a race and much more; ``probed``: seconds that the first evaluation of the probe took."""
         step = probed / _STEPS_IN_A_PROBE
         room = self.plan.stochastic * self.plan.budget - self.seconds()
         return min(self.plan.steps, room / step) >= _ROOM * RACE.laps and self.plan.report_every >= RACE.laps
 
+    def _late(self) -> bool:
+        """Whether the phase has time for nothing but one more evaluation of the probe, whatever was planned."""
+        return self.seconds() + self.probed >= self.plan.stochastic * self.plan.budget
+
     def _affordable(self, taken: int, pace: float) -> int:
         """Steps until the next report, of ``pace`` seconds each, that the plan has room for after ``taken`` ones."""
         room = self.plan.stochastic * self.plan.budget - self.seconds()
         most = min(self.plan.report_every, self.plan.steps - taken)
-        if room <= 0 or most <= 0:
+        if self._late() or most <= 0:
             return 0
         return int(min(most, room / pace)) if pace > 0 else most
 

@@ -74,9 +74,11 @@ class DrivenDescent:
         self._use(self.control.accuracy)
         return StochasticStep(quality.loss, quality.applications + quality.extra)
 
-    def race(self, race: RateRace, probe: Callable[[Tensor], Evaluation]) -> list[Lap]:
-        """Find the step size; the steps of the winner are taken."""
-        rate, laps = race.run(self.descent, self.control.rate, probe)
+    def race(
+        self, race: RateRace, probe: Callable[[Tensor], Evaluation], late: Callable[[], bool] = lambda: False
+    ) -> list[Lap]:
+        """Find the step size, with what there is time for (``late``: as in ``RateRace.run``); the winner's steps are taken."""
+        rate, laps = race.run(self.descent, self.control.rate, probe, late)
         work = sum(lap.applications for lap in laps)
         self.control = replace(self.control, rate=rate, raced=True, stepped=self.control.stepped + work)
         return laps

@@ -40,12 +40,17 @@ class RateRace:
     most: int = 8
 
     def run(
-        self, descent: StochasticDescent, rate: float, probe: Callable[[Tensor], Evaluation]
+        self,
+        descent: StochasticDescent,
+        rate: float,
+        probe: Callable[[Tensor], Evaluation],
+        late: Callable[[], bool] = lambda: False,
     ) -> tuple[float, list[Lap]]:
         """The best rate, and all laps in the order they were run; ``descent`` then stands where the best lap ended.
 
         ``rate``: what the optimiser of ``descent`` uses now.  ``probe``: the certified loss of a flat parameter vector on a
-        fixed set of samples.  The mini-batches are drawn from ``descent.draw``, once.
+        fixed set of samples.  The mini-batches are drawn from ``descent.draw``, once.  ``late``: asked after every step; from
+        when it says so the race is over, and the lap that it ended is lost.
         """
         batches = [descent.draw(descent.settings.samples) for _ in range(self.laps)]
         start = probe(descent.average)
@@ -56,19 +61,22 @@ class RateRace:
         def lap(index: int) -> float:
             if index not in found:
                 begin.restore(descent)
-                found[index] = _lap(descent, self.step**index, rate, batches, probe, start)
+                found[index] = _lap(descent, self.step**index, rate, batches, probe, start, late)
                 ends[index] = _Snapshot.of(descent)
             return found[index].loss
 
-        best = self._climb(lap)
+        best = self._climb(lap, late)
         ends[best].restore(descent)
         return found[best].rate, list(found.values())
 
-    def _climb(self, lap: Callable[[int], float]) -> int:
-        """The index with the smallest loss among neighbours, starting at 0."""
-        best = 0 if lap(0) <= lap(1) else 1
+    def _climb(self, lap: Callable[[int], float], late: Callable[[], bool]) -> int:
+        """The index with the smallest loss among neighbours, starting at 0; the best so far once it is ``late``."""
+        first = lap(0)
+        best = 0 if late() or first <= lap(1) else 1
         direction = 1 if best == 1 else -1
         for _ in range(self.most - 2):
+            if late():
+                break
             lost = math.isinf(lap(best))  # then smaller rates are the only way out
             if lap(best + direction) >= lap(best) and not lost:
                 break
@@ -102,12 +110,15 @@ def _lap(
     batches: list[Samples],
     probe: Callable[[Tensor], Evaluation],
     start: Evaluation,
+    late: Callable[[], bool],
 ) -> Lap:
     descent.scale_rate(factor)
     work = 0.0
     try:
         for samples in batches:
             work += descent.step(samples).applications
+            if late():
+                return Lap(rate * factor, math.inf, False, work)
         end = probe(descent.average)
     except ValueError:  # the parameters left the domain: weights that overflow, filters that are not finite
         return Lap(rate * factor, math.inf, False, work)

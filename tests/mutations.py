@@ -1115,6 +1115,27 @@ MUTATIONS: tuple[Mutation, ...] = (
     # runs
     Mutation(
         "experiments/training.py",
+        "                if self._late():\n                    break\n",
+        "                if self._late():\n                    continue\n",
+        "steps that turn out slow are taken beyond the budget",
+        ("tests/test_reliable_runs.py", "-k", "budget_is_kept"),
+    ),
+    Mutation(
+        "experiments/training.py",
+        "if races and steps >= RACE.laps:",
+        "if races:",
+        "a race takes more steps than the limits given anew allow",
+        ("tests/test_reliable_runs.py", "-k", "limits_given_anew"),
+    ),
+    Mutation(
+        "piggyback/rate.py",
+        "            if late():\n                return",
+        "            if False:\n                return",
+        "a lap goes on when there is no time left",
+        ("tests/test_tolerance.py", "-k", "gets_late"),
+    ),
+    Mutation(
+        "experiments/training.py",
         "        save(self.run, state)\n        self._publish(state)\n",
         "        self._publish(state)\n        save(self.run, state)\n",
         "the model is released before the checkpoint that it follows from",
@@ -1291,21 +1312,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         (FILES, "-k", "refused_in_one_line"),
     ),
     Mutation(
-        "experiments/outputs.py",
-        "if mode is not None and not _replaceable(target, ours):",
+        "experiments/places.py",
+        "if mode is not None and not replaceable(target, ours):",
         "if False:",
         "figures replace a file of the user",
         (FILES, "-k", "refused_in_one_line"),
     ),
     Mutation(
-        "experiments/outputs.py",
+        "experiments/places.py",
         "if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):",
         "if False:",
         "a FIFO becomes a file",
         (FILES, "-k", "devices or two_outputs"),
     ),
     Mutation(
-        "experiments/outputs.py",
+        "experiments/places.py",
         "    target = Path(os.path.realpath(path))\n    target.parent.mkdir",
         "    target = path\n    target.parent.mkdir",
         "a link becomes a file",

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import evaluate, outputs
+from experiments import evaluate, places
 from experiments.data import load_folder
 from experiments.errors import UserError
 from experiments.evaluate import save_image
-from experiments.outputs import Output, Outputs, distinct_names, our_figure, our_json, write_to
+from experiments.outputs import Output, Outputs, distinct_names, our_figure
+from experiments.places import our_json, write_to
 from experiments.report import Comparison, comparison, save
 from experiments.terminal import printable
 from tests.reliability.base import CommandRefused, Refusal, message_of, run_command
@@ -189,7 +190,7 @@ def test_folders_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(outputs.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(places.tempfile, "mkstemp", refuse)
     chosen = Outputs()
     for attempt in (
         lambda: chosen.json(tmp_path / "a.json", ("rows",)),

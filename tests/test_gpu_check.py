@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from regularizers import ConvolutionBank
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "experiments" / "gpu_check.py", *sorted((ROOT / "experiments" / "gpu").glob("*.py"))]
+LIGHT = [ROOT / "experiments" / name for name in ("atomic.py", "errors.py", "options.py", "places.py")]
+"""Of the commands that need more, what this one uses."""
 ABSENT = (*training.NEEDED, "pandas", "yaml", "cvxpy", "pytest")
 """Packages that a bare machine with a card does not have."""
 WITHOUT_THEM = f"""
@@ -99,9 +102,10 @@ def test_a_cpu_meets_no_marks_of_a_card(whole: tuple[Any, dict[str, Any]]) -> No
     assert verdicts == ["met", "not measured", "not measured", "not measured"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [*FILES, *LIGHT], ids=lambda file: file.name)
 def test_imports_are_torch_ours_and_the_standard_library(file: Path) -> None:
-    ours = ("piggyback", "regularizers", "experiments.gpu", "torch")
+    light = ("experiments.atomic", "experiments.errors", "experiments.options", "experiments.places")
+    ours = ("piggyback", "regularizers", "experiments.gpu", "torch", *light)
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
@@ -192,16 +196,41 @@ def test_numbers_that_json_has_not_are_words() -> None:
     [
         (["--json", "absent/report.json", "--device", "cpu"], "absent/report.json"),
         (["--json", "report.json"], "--device cuda"),
+        (["--json", "mine.json", "--device", "cpu"], "mine.json: exists and was not written by this command"),
+        (["--json", ".", "--device", "cpu"], "is a folder"),
+        (["--json", "", "--device", "cpu"], "--json"),
     ],
 )
 def test_what_cannot_run_is_refused(
     words: list[str], culprit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text('{"a": 1}')
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_check.main(words) == 2
+    with pytest.raises(SystemExit) as end:
+        gpu_check.main(words)
+    assert end.value.code == 2
     error = capsys.readouterr().err
     assert culprit in error and error.count("\n") == 1
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mine.json", '{"a": 1}')]
+
+
+def test_reports_leave_streams_and_links_what_they_are(tmp_path: Path) -> None:
+    """A FIFO gets the report once, at the end; a link leads to it."""
+    fifo, link, target = tmp_path / "fifo", tmp_path / "link", tmp_path / "target.json"
+    os.mkfifo(fifo)
+    link.symlink_to(target)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for path in (fifo, link):
+            report = Report(path, {})
+            report.add(Row("trial", "fine", "right", 0.0, {}))
+            report.write("complete")
+        received = os.read(reader, 1 << 16)
+    finally:
+        os.close(reader)
+    assert json.loads(received)["state"] == json.loads(target.read_text())["state"] == "complete"
+    assert fifo.is_fifo() and link.is_symlink()
 
 
 @pytest.mark.parametrize("limit", ["0", "-3", "nan", "inf", "soon"])

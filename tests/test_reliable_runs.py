@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -24,11 +24,13 @@ from experiments.memory import peak_memory
 from experiments.model_file import Learned, load_regularizer
 from experiments.restoration import restore
 from experiments.run_folder import RunFolder
+from experiments.run_state import RunState
 from experiments.sealed import model_bytes
 from experiments.start_checks import SOLVE_ARRAYS, TEST_ARRAYS
 from experiments.training import Trainer
 from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.hypergradient.base import Accuracy
+from piggyback.stochastic import StochasticDescent
 from piggyback.terms.quadratic import Denoising
 from regularizers.adaptive import AdaptiveRegularizer
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
@@ -362,6 +364,67 @@ def test_a_model_that_training_made_worse_is_not_kept(base: Path, tmp_path: Path
     TinyRun(base, limits=("--steps", "1", "--iterations", "0")).train(alone, "--budget", "1e-9", "--rate", "0.5")
     start, kept = (load_regularizer(RunFolder.open(path))[0].state_dict() for path in (alone, out))
     assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", ["auto", "0.01"])
+def test_the_budget_is_kept_whatever_steps_turn_out_to_cost(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: str
+) -> None:
+    """By a clock that steps move by far more than the start lets expect: as on a machine that gets busy."""
+    now = [0.0]
+
+    def slow(work: Callable[..., object], seconds: float) -> Callable[..., object]:
+        def slowed(*arguments: object) -> object:
+            now[0] += seconds
+            return work(*arguments)
+
+        return slowed
+
+    monkeypatch.setattr("experiments.training.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(StochasticDescent, "move", slow(StochasticDescent.move, 1.0))
+    monkeypatch.setattr(BilevelOracle, "evaluate", slow(BilevelOracle.evaluate, 0.01))
+    out = tmp_path / "run"
+    limits = ("--steps", "1000", "--iterations", "0", "--budget", "30", "--report-every", "50", "--rate", rate)
+    TinyRun(base, limits=limits).train(out)
+    *_, last = (out / "timing.csv").read_text().splitlines()
+    assert 29 <= float(last.split(",")[-1]) <= 30.5
+    assert RunFolder(out).read_history()[-1]["iteration"] == (12 if rate == "auto" else 30)
+    assert json.loads((out / "config.json").read_text())["training"]["stopped"] == "time budget"
+
+
+LIMITED = {
+    "few steps": (("--steps", "5"), [0, 5], "iteration limit"),
+    "short reports": (("--steps", "15", "--report-every", "5"), [0, 5, 10, 15], "iteration limit"),
+    "no time": (("--budget", "1e-9"), [0], "time budget"),
+}
+"""Limits given anew to a run that was about to race: its reports from then on, and why it ended."""
+
+
+@pytest.mark.parametrize("limits", LIMITED)
+def test_limits_given_anew_hold_for_a_race(
+    base: Path, tmp_path: Path, limits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, keep = tmp_path / "run", Trainer._keep
+
+    def killing(trainer: Trainer, state: RunState) -> None:
+        keep(trainer, state)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_keep", killing)
+        with pytest.raises(Killed):
+            TinyRun(base, limits=("--steps", "130", "--iterations", "0", "--budget", "1e6")).train(
+                out, "--report-every", "13"
+            )
+    part = RunFolder(out).load_checkpoint().state["part"]
+    assert part["races"]
+    more, reports, reason = LIMITED[limits]
+    run_command(train.main, "--resume", "--out", out, *more)
+    assert [row["iteration"] for row in RunFolder(out).read_history()] == reports
+    assert json.loads((out / "config.json").read_text())["training"]["stopped"] == reason
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -6,12 +6,17 @@ import errno
 import json
 import math
 import os
+import resource
+import signal
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import atomic
 from experiments.errors import UserError
@@ -61,6 +66,36 @@ def test_history_round_trip(tmp_path: Path) -> None:
     assert "seconds" not in read[0]
     assert run.timing.read_text().splitlines()[:2] == ["iteration,phase,seconds", "0,adaptive,0.25"]
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
+    """Numbers that are finite, and after a resumption those of the resumed run from there on."""
+    for first, last, scale in ((0, 6, 1.0), (4, 8, 2.0)):
+        with RunFolder(tmp_path) as run:
+            run.drop_events_from(first)
+            run.add_events([replace(row(index), loss=scale * index) for index in range(first, last)])
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    found = [(event.step, event.value) for event in read.Scalars("loss")]
+    assert found == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 8.0), (5, 10.0), (6, 12.0), (7, 14.0)]
+    assert "phase" not in read.Tags()["scalars"] and "iteration" not in read.Tags()["scalars"]
+
+
+def test_events_that_cannot_be_written_are_one_error(tmp_path: Path) -> None:
+    """In the thread that writes them, and no other is left behind."""
+    run, threads = RunFolder.create(tmp_path), threading.active_count()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+        with pytest.raises(OSError, match="tfevents") as caught:
+            for index in range(100):
+                run.add_events([row(index)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    run.close()
+    assert caught.value.errno == errno.EFBIG and threading.active_count() == threads
 
 
 def test_what_is_right_is_not_written_again(tmp_path: Path) -> None:

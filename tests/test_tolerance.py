@@ -175,6 +175,24 @@ def test_a_rate_that_leaves_the_domain_loses() -> None:
     assert math.isinf(laps[0].loss) and best < 1e4
 
 
+@pytest.mark.parametrize(("most", "laps_run", "ended"), [(2, 1, 2), (4, 1, 4), (6, 2, 4), (9, 3, 4)])
+def test_a_race_that_gets_late_is_over(most: int, laps_run: int, ended: int) -> None:
+    """No step is taken once it is late; the lap that this cuts off is lost, unless there is no other."""
+    descent, oracle = racing(1e-2)
+    step, steps = descent.step, 0
+
+    def counted(*arguments: Samples) -> object:
+        nonlocal steps
+        steps += 1
+        return step(*arguments)
+
+    descent.step = counted  # pyright: ignore[reportAttributeAccessIssue]
+    rate, laps = RateRace(laps=4).run(descent, 1e-2, lambda v: oracle.evaluate(v, 1.0), lambda: steps >= most)
+    assert steps == most and len(laps) == laps_run and descent.taken == ended
+    assert rate in [lap.rate for lap in laps]
+    assert math.isinf(laps[-1].loss)
+
+
 def test_settings_are_not_changed() -> None:
     """A rule returns new tolerances; the old ones stay."""
     settings = StochasticSettings()

@@ -22,6 +22,8 @@ from types import FrameType
 
 import torch
 
+from experiments.places import is_stream, write_to
+
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 HUNG = 3
@@ -88,6 +90,10 @@ class Row:
     note: str = ""
 
 
+REPORTED = ("machine", "quick", "parts", "state", "running", "seconds", "marks", "checks")
+"""Keys of the JSON file."""
+
+
 class Report:
     """The JSON file: what is known so far, whole at every moment."""
 
@@ -114,10 +120,10 @@ class Report:
             "marks": self.marks,
             "checks": [asdict(row) for row in self.rows],
         }
+        if state == "running" and is_stream(self.path):
+            return  # a device or a FIFO gets the report once
         with self._lock:
-            part = self.path.with_name(f"{self.path.name}.part")
-            part.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(part, self.path)
+            write_to(self.path, (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode())
 
 
 def plain(value: Json) -> Json:

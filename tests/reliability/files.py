@@ -24,6 +24,7 @@ from experiments import (
     deblurring,
     evaluate,
     few_shot,
+    gpu_check,
     learned_solver,
     ridge_study,
     truth_test,
@@ -446,6 +447,12 @@ RUNS = [
         ridge_study.main,
     ),
     evaluation(
+        "the report of the checks of a card over a photograph",
+        lambda f: ["--device", "cpu", "--json", f / "photos" / "a.png"],
+        "was not written by this command",
+        gpu_check.main,
+    ),
+    evaluation(
         "patches that are larger than the training images",
         lambda f: [deblurring_run(f / "run"), "--train", f / "photos", "--patch", "33"],
         "patch of 33x33",
@@ -485,6 +492,7 @@ LINES = [
     line("images smaller than the blur", learned_solver.main, "--side 8", "--side must be at least 9"),
     line("layers without channels", compare_lifted.main, "--widths 4 0", "--widths must be at least 1"),
     line("a network of one layer", compare_lifted.main, "--widths 4", "two hidden layers"),
+    line("no time for the checks of a card", gpu_check.main, "--json gpu.json --limit nan", "--limit must be positive"),
     line("no time for the race", compare_lifted.main, "--limit 0", "--limit must be positive"),
     line("a smoothing that is next to nothing", compare_lifted.main, "--smoothing 1e-300", "--smoothing must lie"),
     line("more digits than there are", compare_methods.main, "--examples 1000", "--examples must be at most"),
