@@ -81,7 +81,7 @@ class RateRace:
             if lap(best + direction) >= lap(best) and not lost:
                 break
             best += direction
-        return best
+        return best if math.isfinite(lap(best)) else 0  # nothing is known: the given rate stays
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def _lap(
         end = probe(descent.average)
     except ValueError:  # the parameters left the domain: weights that overflow, filters that are not finite
         return Lap(rate * factor, math.inf, False, work)
-    # a solve that got nowhere may report any loss; its interval says so
-    known = end.converged and end.value_error <= start.value
+    # a solve that got nowhere may report any loss; its interval says so, where the start shows that intervals say anything
+    silent = not start.value_error <= start.value
+    known = end.converged and end.value >= -start.value and (silent or end.value_error <= start.value)
     return Lap(rate * factor, end.value if known else math.inf, end.upper < start.lower, work + end.work)
