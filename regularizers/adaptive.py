@@ -47,12 +47,12 @@ class WeightConfig:
         require_count("features", self.features)
         require_count("size", self.size)
         if self.size < 3 or self.size % 2 == 0:
-            raise ValueError(f"the weight network needs features and an odd size of at least 3, got {self}")
+            raise ValueError(f"the weight network needs an odd size of at least 3, got {self}")
         if any(window < 1 or window % 2 == 0 for window in self.windows):
             raise ValueError(f"windows must be odd and positive, got {self.windows}")
         require_positive("contrast", self.contrast)
         if not 0 < self.reach <= 10:
-            raise ValueError(f"need a positive contrast and a reach in (0, 10], got {self}")
+            raise ValueError(f"the reach must lie in (0, 10], got {self.reach}")
 
 
 class WeightNetwork(nn.Module):

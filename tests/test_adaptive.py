@@ -541,7 +541,7 @@ def test_parameters_that_overflow_are_refused() -> None:
         (lambda: WeightConfig(windows=(-1,)), "windows must be odd and positive"),
         (lambda: WeightConfig(features=0), "features must be a whole number, at least 1"),
         (lambda: WeightConfig(size=4), "odd size of at least 3"),
-        (lambda: WeightConfig(contrast=0.0), "positive contrast"),
+        (lambda: WeightConfig(contrast=0.0), "contrast must be positive"),
         (lambda: WeightConfig(reach=11.0), r"reach in \(0, 10\]"),
     ],
 )
