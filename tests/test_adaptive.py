@@ -542,7 +542,7 @@ def test_parameters_that_overflow_are_refused() -> None:
         (lambda: WeightConfig(features=0), "features must be a whole number, at least 1"),
         (lambda: WeightConfig(size=4), "odd size of at least 3"),
         (lambda: WeightConfig(contrast=0.0), "contrast must be positive"),
-        (lambda: WeightConfig(reach=11.0), r"reach in \(0, 10\]"),
+        (lambda: WeightConfig(reach=11.0), r"reach must lie in \(0, 10\]"),
     ],
 )
 def test_impossible_architectures_are_refused(build: Callable[[], object], message: str) -> None:
