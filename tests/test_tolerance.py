@@ -14,6 +14,7 @@ from piggyback.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.hypergradient.base import Accuracy, flat_gradient
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.losses import SquaredError
+from piggyback.oracle import Evaluation
 from piggyback.rate import RateRace
 from piggyback.solve import Schedule
 from piggyback.stochastic import StochasticDescent, StochasticSettings
@@ -198,3 +199,22 @@ def test_settings_are_not_changed() -> None:
     settings = StochasticSettings()
     moved = replace(settings, accuracy=ToleranceRule().next(settings.accuracy, quality(1.0, 1.0, 1.0)))
     assert settings.accuracy == Accuracy(4e-3, 0.4) != moved.accuracy
+
+
+def test_a_race_without_intervals_goes_by_the_losses() -> None:
+    """A network of which nothing bounds the loss: infinite radii must not make every rate a loser, and the smallest one win."""
+
+    def silent(oracle: BilevelOracle, parameters: Tensor) -> Evaluation:
+        return replace(oracle.evaluate(parameters, 1.0), value_error=math.inf)
+
+    told, oracle = racing(3e-2)
+    best, _ = RateRace(laps=6).run(told, 3e-2, lambda v: oracle.evaluate(v, 1.0))
+    untold, other = racing(3e-2)
+    assert RateRace(laps=6).run(untold, 3e-2, lambda v: silent(other, v))[0] == best
+
+
+def test_a_race_that_nobody_wins_leaves_the_rate() -> None:
+    descent, oracle = racing(3e-2)
+    lost = replace(oracle.evaluate(descent.average, 1.0), converged=False)
+    best, laps = RateRace(laps=2, most=4).run(descent, 3e-2, lambda v: lost)
+    assert all(math.isinf(lap.loss) for lap in laps) and best == pytest.approx(3e-2)
