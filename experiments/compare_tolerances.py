@@ -40,8 +40,8 @@ from piggyback.losses import SquaredError
 from piggyback.rate import RateRace
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.suited import SuitedSolver
-from piggyback.stochastic import StochasticDescent, StochasticSettings
-from piggyback.tolerance import GradientQuality, MinibatchProblem, assess
+from piggyback.stochastic import StochasticDescent, StochasticSettings, parameter_groups
+from piggyback.tolerance import GradientQuality, assess
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.icnn import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
@@ -186,7 +186,7 @@ def run(case: TaskCase, method: str, bench: Bench, accuracy: Accuracy, rate: flo
     settings = StochasticSettings(
         accuracy, EACH_STEP, case.degradation.data_term, SquaredError, MINIBATCH, BATCH, bench.workers
     )
-    optimizer = torch.optim.Adam(_groups(regularizer, rate), betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(parameter_groups(regularizer, rate), betas=(0.9, 0.99))
     descent = StochasticDescent(regularizer, lambda count: source.draw(count, generator), optimizer, settings)
     driven = DrivenDescent(descent, Control(accuracy.lower, accuracy.adjoint, rate), fixed=not driven_tolerance)
     points, looks = [_point(case, bench, driven)], []
@@ -214,14 +214,6 @@ def _plain_step(driven: DrivenDescent) -> None:
 
 def _moments(steps: int) -> list[int]:
     return [max(1, round(steps * (look + 1) / LOOKS)) for look in range(LOOKS)]
-
-
-def _groups(regularizer: Learned, rate: float) -> list[dict]:
-    relative = regularizer.relative_rates()
-    return [
-        {"params": [parameter], "lr": rate * relative.get(name.split(".")[0], 1.0)}
-        for name, parameter in regularizer.named_parameters()
-    ]
 
 
 def _oracle_settings(case: TaskCase, bench: Bench) -> BilevelSettings:
@@ -254,9 +246,8 @@ def _look(case: TaskCase, bench: Bench, driven: DrivenDescent, step: int) -> Loo
     """Errors at the tolerances of now, on mini-batches of their own."""
     generator = torch.Generator().manual_seed(3)
     source = replace(bench.train, degradation=case.degradation)
-    problem = MinibatchProblem(EACH_STEP, case.degradation.data_term, SquaredError, BATCH, bench.workers)
     found: list[GradientQuality] = [
-        assess(driven.descent.regularizer, source.draw(MINIBATCH, generator), problem, driven.control.accuracy)
+        assess(driven.descent.regularizer, source.draw(MINIBATCH, generator), driven.descent.settings)
         for _ in range(BATCHES_PER_LOOK)
     ]
     errors = torch.stack([quality.difference for quality in found])

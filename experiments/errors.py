@@ -50,13 +50,6 @@ def one_line_errors() -> Iterator[None]:
         _fail(f"not enough memory ({_one_line(error)[:200]}): ask for fewer or smaller things at once")
 
 
-def require_positive(**options: int) -> None:
-    """Raise ``UserError`` naming the first command-line option below 1."""
-    for name, value in options.items():
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-
-
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
 

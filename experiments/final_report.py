@@ -75,8 +75,7 @@ def is_reported(run: RunFolder) -> bool:
 
 def certificate(regularizer: Learned, samples: Samples, degradation: Degradation) -> ModelCertificate:
     """Refine loss and gradient of the model on ``samples`` until they are certain to a few per cent, or say how far that went."""
-    parts = [samples.select(slice(first, first + CERTIFIED_BATCH)) for first in range(0, len(samples), CERTIFIED_BATCH)]
-    results = [_certified(regularizer, part, degradation) for part in parts]
+    results = [_certified(regularizer, part, degradation) for part in samples.parts(CERTIFIED_BATCH)]
     count = len(samples)
     value = sum(float(result.loss.value.sum()) for result in results) / count
     radius = sum(float(result.loss.radius.sum()) for result in results) / count

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from piggyback.driven import Control, DrivenDescent
 from piggyback.hypergradient.implicit import ImplicitCG
 from piggyback.oracle import Evaluation
 from piggyback.rate import RateRace
-from piggyback.stochastic import StochasticDescent, StochasticSettings
+from piggyback.stochastic import StochasticDescent, StochasticSettings, parameter_groups
 
 _AFTER_ADAM = 0.005
 """Decrease that the first certified step aims at, over the loss, after a stochastic phase."""
@@ -335,7 +334,7 @@ class Trainer:
         descent = StochasticDescent(
             self.regularizer,
             lambda count: self.source.draw(count, generator),
-            torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99)),
+            torch.optim.Adam(parameter_groups(self.regularizer, plan.rate), betas=(0.9, 0.99)),
             StochasticSettings(
                 accuracy=accuracy,
                 method=method,
@@ -373,14 +372,6 @@ class Trainer:
         if self._late() or most <= 0:
             return 0
         return int(min(most, room / pace)) if pace > 0 else most
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Every parameter with its step size, for a torch optimiser."""
-        relative = self.regularizer.relative_rates()
-        return [
-            {"params": [parameter], "lr": self.plan.rate * relative.get(name.split(".")[0], 1.0)}
-            for name, parameter in self.regularizer.named_parameters()
-        ]
 
     def _probe_samples(self) -> Samples:
         return self.samples.select(slice(0, 2 * self.plan.minibatch))

@@ -55,6 +55,10 @@ class Samples:
     def select(self, index: Tensor | slice) -> Samples:
         return Samples(self.clean[index], self.degraded[index])
 
+    def parts(self, batch: int) -> list[Samples]:
+        """In order, ``batch`` at a time; the last may have fewer."""
+        return [self.select(slice(first, first + batch)) for first in range(0, len(self), batch)]
+
 
 EACH_STEP = ImplicitCG(lower_schedule=Schedule(check_every=1), adjoint_schedule=Schedule(check_every=1))
 """Looks at the residuals after every step: warm starts need few, and each is worth more than a look."""

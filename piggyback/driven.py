@@ -11,7 +11,7 @@ from piggyback.hypergradient.base import Accuracy
 from piggyback.oracle import Evaluation
 from piggyback.rate import Lap, RateRace
 from piggyback.stochastic import StochasticDescent, StochasticStep
-from piggyback.tolerance import GradientQuality, MinibatchProblem, ToleranceRule, assess
+from piggyback.tolerance import GradientQuality, ToleranceRule, assess
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,8 @@ class DrivenDescent:
 
     def _assess(self) -> GradientQuality:
         settings = self.descent.settings
-        problem = MinibatchProblem(settings.method, settings.data_term, settings.loss, settings.batch, settings.workers)
         samples = self.descent.draw(max(settings.samples, 2))  # one alone has no noise to be seen
-        return assess(self.descent.regularizer, samples, problem, self.control.accuracy)
+        return assess(self.descent.regularizer, samples, settings)
 
     def _after(self, quality: GradientQuality) -> Control:
         control = self.control

@@ -253,13 +253,7 @@ def _scaled(bound: GradientBound, factor: PerSample) -> GradientBound:
         factors = per_sample(factor, values)
         return torch.where(factors > 0, values.double() * factors, 0.0)
 
-    return GradientBound(
-        scaled(bound.operator),
-        scaled(bound.weight),
-        scaled(bound.smoothing),
-        scaled(bound.shift),
-        scaled(bound.emphasis),
-    )
+    return bound.converted(scaled)
 
 
 def _product(error: float, size: float) -> float:

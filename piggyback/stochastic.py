@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,15 @@ class StochasticSettings:
             raise ValueError(f"averaging must be non-negative and finite, got {self.averaging}")
 
 
+def parameter_groups(regularizer: Regularizer, rate: float) -> list[dict[str, Any]]:
+    """Every parameter with its step size, ``rate`` times the regularizer's relative one, for a torch optimiser."""
+    relative = regularizer.relative_rates()
+    return [
+        {"params": [parameter], "lr": rate * relative.get(name.split(".")[0], 1.0)}
+        for name, parameter in regularizer.named_parameters()
+    ]
+
+
 @dataclass(frozen=True)
 class StochasticStep:
     """One step: the mean loss at the computed reconstructions of the mini-batch (uncertified), and its cost."""
@@ -83,7 +93,7 @@ class StochasticDescent:
         settings = self.settings
         samples = self.draw(settings.samples) if samples is None else samples
         count = len(samples)
-        parts = [samples.select(slice(first, first + settings.batch)) for first in range(0, count, settings.batch)]
+        parts = samples.parts(settings.batch)
         solved = in_order(self._part, parts, settings.workers)
         gradient = torch.stack([part for part, _, _ in solved]).sum(0) / count
         self.move(gradient)

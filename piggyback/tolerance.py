@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from piggyback.bilevel import Samples, in_order
 from piggyback.certified import double_copy
-from piggyback.hypergradient.base import Accuracy, HypergradientMethod, Sensitivity, flat_gradient
+from piggyback.hypergradient.base import Accuracy, Sensitivity, flat_gradient
 from piggyback.hypergradient.refinement import adjoint_gap, correction
 from piggyback.losses import Loss
 from piggyback.lower_problem import LowerProblem
 from piggyback.on_demand import OnDemand
 from piggyback.operators import ApplicationCounter
 from piggyback.regularizer import Regularizer
+from piggyback.stochastic import StochasticSettings
 from piggyback.terms.quadratic import DataTerm
-from piggyback.types import Primal
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,6 @@ class GradientQuality:
 
 
 @dataclass(frozen=True)
-class MinibatchProblem:
-    """How samples become lower levels and losses, and how many share one solve (as in ``StochasticSettings``)."""
-
-    method: HypergradientMethod
-    data_term: Callable[[Primal], DataTerm]
-    loss: Callable[[Primal], Loss]
-    batch: int
-    workers: int
-
-
-@dataclass(frozen=True)
 class _Part:
     """Sums over the samples of one solve: the computed gradient, with an exact adjoint at the same ``x``, and refined."""
 
@@ -92,23 +81,22 @@ LOOSEST_CERTIFICATE = OnDemand(rounds=2)
 def assess(
     regularizer: Regularizer,
     samples: Samples,
-    problem: MinibatchProblem,
-    accuracy: Accuracy,
+    settings: StochasticSettings,
     on_demand: OnDemand = LOOSEST_CERTIFICATE,
 ) -> GradientQuality:
-    """The quality of the mean gradient over ``samples`` that ``problem.method`` computes to ``accuracy``.
+    """The quality of the mean gradient over ``samples`` that a step with these ``settings`` computes (but for their number).
 
     Costs about three times that gradient.  Raises ``ValueError`` for fewer than two samples (no noise to be seen).
     """
     count = len(samples)
     if count < 2:
         raise ValueError(f"the noise of a mini-batch shows from two samples on, got {count}")
-    parts = [samples.select(slice(first, first + problem.batch)) for first in range(0, count, problem.batch)]
+    parts = samples.parts(settings.batch)
 
     def assess_part(part: Samples) -> _Part:
-        return _assess_part(regularizer, part, problem, accuracy, on_demand)
+        return _assess_part(regularizer, part, settings, on_demand)
 
-    found = in_order(assess_part, parts, problem.workers)
+    found = in_order(assess_part, parts, settings.workers)
     computed = _total(part.computed for part in found) / count
     middle = _total(part.at_exact_adjoint for part in found) / count
     refined = _total(part.refined for part in found) / count
@@ -135,14 +123,14 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _assess_part(
-    regularizer: Regularizer, samples: Samples, setting: MinibatchProblem, accuracy: Accuracy, on_demand: OnDemand
+    regularizer: Regularizer, samples: Samples, settings: StochasticSettings, on_demand: OnDemand
 ) -> _Part:
     counter, exact = ApplicationCounter(), double_copy(regularizer)
-    data, loss = setting.data_term(samples.degraded), setting.loss(samples.clean)
+    data, loss = settings.data_term(samples.degraded), settings.loss(samples.clean)
     problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
     loss = problem.of_image(loss)
     leaves = list(regularizer.parameters())
-    pair = setting.method.differentiate(problem, loss, accuracy)
+    pair = settings.method.differentiate(problem, loss, settings.accuracy)
     computed = flat_gradient(problem.surrogate(pair.x, pair.adjoint).sum(), leaves)
     spent = counter.applications
     close = _with_exact_adjoint(problem, loss, pair)

@@ -291,7 +291,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/certificates/evidence.py",
-        "finer = measured + _rounding(fixed, x, dual, bounds, inverse_root)",
+        "finer = measured + _rounding(fixed, x, summed, bounds, inverse_root)",
         "finer = measured",
         "rounding of the residual of x, with the curvature that is there (eq. 10c)",
         SINGLE,

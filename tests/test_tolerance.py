@@ -19,7 +19,7 @@ from piggyback.rate import RateRace
 from piggyback.solve import Schedule
 from piggyback.stochastic import StochasticDescent, StochasticSettings
 from piggyback.terms.quadratic import Deblurring, Denoising
-from piggyback.tolerance import GradientQuality, MinibatchProblem, ToleranceRule, assess
+from piggyback.tolerance import GradientQuality, ToleranceRule, assess
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.linear import LinearConfig, LinearRegularizer
 
@@ -45,13 +45,12 @@ def model(kind: str) -> LinearRegularizer:
     return adaptive
 
 
-def problem(method: ImplicitCG = METHOD, task: str = "denoise") -> MinibatchProblem:
-    if task == "denoise":
-        return MinibatchProblem(method, Denoising, SquaredError, batch=3, workers=1)
-    return MinibatchProblem(method, lambda y: Deblurring(y, KERNEL, 0.05), SquaredError, batch=3, workers=1)
+def at(accuracy: Accuracy, task: str = "denoise") -> StochasticSettings:
+    data_term = Denoising if task == "denoise" else lambda observed: Deblurring(observed, KERNEL, 0.05)
+    return StochasticSettings(accuracy, METHOD, data_term, SquaredError, samples=6, batch=3)
 
 
-def exact_gradients(regularizer: LinearRegularizer, minibatch: Samples, setting: MinibatchProblem) -> Tensor:
+def exact_gradients(regularizer: LinearRegularizer, minibatch: Samples, setting: StochasticSettings) -> Tensor:
     """Of every sample, by a solve to rounding in float64."""
     exact = copy.deepcopy(regularizer).double()
     rows = []
@@ -68,14 +67,14 @@ def exact_gradients(regularizer: LinearRegularizer, minibatch: Samples, setting:
 @pytest.mark.parametrize("accuracy", [Accuracy(3e-2, 0.7), Accuracy(3e-3, 0.3), Accuracy(3e-4, 0.02)], ids=str)
 def test_quality_brackets_the_true_error(kind: str, task: str, accuracy: Accuracy) -> None:
     """The bound is above the error of the gradient that a step takes, at most 1.7 times; the noise is that of the exact ones."""
-    regularizer, minibatch, setting = model(kind), samples(6), problem(task=task)
-    quality = assess(regularizer, minibatch, setting, accuracy)
+    regularizer, minibatch, setting = model(kind), samples(6), at(accuracy, task)
+    quality = assess(regularizer, minibatch, setting)
     each = exact_gradients(regularizer, minibatch, setting)
     descent = StochasticDescent(
         regularizer,
         lambda _: minibatch,
         torch.optim.SGD(regularizer.parameters(), lr=0.0),
-        StochasticSettings(accuracy, METHOD, setting.data_term, samples=6, batch=3),
+        setting,
     )
     descent.step()
     taken = torch.cat([leaf.grad.flatten() for leaf in descent.leaves if leaf.grad is not None]).double()
@@ -91,8 +90,8 @@ def test_quality_brackets_the_true_error(kind: str, task: str, accuracy: Accurac
 def test_the_two_tolerances_are_told_apart() -> None:
     """A loose adjoint beside an exact ``x`` is blamed on the adjoint, and the other way round."""
     regularizer, minibatch = model("adaptive"), samples(6)
-    adjoint = assess(regularizer, minibatch, problem(), Accuracy(1e-5, 0.6))
-    lower = assess(regularizer, minibatch, problem(), Accuracy(2e-2, 1e-3))
+    adjoint = assess(regularizer, minibatch, at(Accuracy(1e-5, 0.6)))
+    lower = assess(regularizer, minibatch, at(Accuracy(2e-2, 1e-3)))
     assert adjoint.error_adjoint > 5 * adjoint.error_lower
     assert lower.error_lower > 5 * lower.error_adjoint
 
@@ -129,7 +128,7 @@ def test_assessments_keep_to_their_share() -> None:
 
 def test_one_sample_has_no_noise() -> None:
     with pytest.raises(ValueError, match="two samples"):
-        assess(model("linear"), samples(1), problem(), Accuracy(1e-3, 0.1))
+        assess(model("linear"), samples(1), at(Accuracy(1e-3, 0.1)))
 
 
 def racing(rate: float, seed: int = 3) -> tuple[StochasticDescent, BilevelOracle]:

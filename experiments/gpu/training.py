@@ -33,7 +33,7 @@ from piggyback import (
 )
 from piggyback.regularizer import Regularizer
 from piggyback.solvers.lower import radius_per_element
-from piggyback.stochastic import StochasticDescent, StochasticSettings
+from piggyback.stochastic import StochasticDescent, StochasticSettings, parameter_groups
 from regularizers import AdaptiveRegularizer, LinearConfig, WeightConfig
 
 RATE = 8e-3
@@ -97,12 +97,7 @@ class Patches:
 
 def stochastic(regularizer: Regularizer, patch: int, device: torch.device, batch: int) -> StochasticDescent:
     """The first phase of the training command, all patches of a step in one solve."""
-    rates = regularizer.relative_rates()
-    groups = [
-        {"params": [parameter], "lr": RATE * rates.get(name.split(".")[0], 1.0)}
-        for name, parameter in regularizer.named_parameters()
-    ]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(parameter_groups(regularizer, RATE), betas=(0.9, 0.99))
     settings = StochasticSettings(samples=batch, batch=batch)
     return StochasticDescent(regularizer, Patches(patch, device, 3).draw, optimizer, settings)
 

@@ -134,13 +134,13 @@ def gather_evidence(problem: SaddleProblem, loss: Loss, x: Primal, adjoint: Prim
         # the shift is taken out before the digits are: z - shift may be small where z is not
         z = z - fixed.potential.shift
         mu = fixed.data.strong_convexity
-        kind, dual = problem.sums, norm(y)
+        kind, summed = problem.sums, fixed.magnitude(x, y, y.new_zeros(()))
         operator, potential = _in_kind(fixed, kind)
         z, image, y, u = (v.to(kind) for v in (z, image, y, u))
         radius = _row_norms(fixed.data, operator, z) * per_sample(residuals.error.to(kind), z)
         bounds = potential.bounds(z, radius)
         inverse_root = (bounds.lower + _lent(potential, operator, mu)).rsqrt_()
-        finer = measured + _rounding(fixed, x, dual, bounds, inverse_root)
+        finer = measured + _rounding(fixed, x, summed, bounds, inverse_root)
         residuals = replace(residuals, error=torch.fmin(residuals.error, finer))
         evidence = Evidence(
             residuals=residuals,
@@ -243,14 +243,13 @@ def _lent(potential: Potential, operator: LinearOperator, modulus: float) -> Per
 
 
 def _rounding(
-    problem: SaddleProblem, x: Primal, dual: PerSample, bounds: CurvatureBounds, inverse_root: Dual
+    problem: SaddleProblem, x: Primal, summed: PerSample, bounds: CurvatureBounds, inverse_root: Dual
 ) -> PerSample:
     """What rounding adds to ``||grad h(x)||_{H^{-1}}`` in a bound of ``||x - x*||_H``, knowing the curvature (eq. 10c).
 
-    ``dual = ||f'(K x)||``; ``bounds`` hold on intervals around ``K x`` that are wider than its rounding.
+    ``summed``: the ``magnitude`` of all but ``K x``; ``bounds`` hold on intervals around ``K x`` wider than its rounding.
     """
     data, operator = problem.data, problem.operator
-    summed = data.smoothness * (norm(x) + norm(data.start)) + operator.norm_bound() * dual
     moved = inflate(norm(bounds.upper * inverse_root * operator.row_norms(bounds.upper))).to(x.dtype)
     return ROUNDING_TERMS * data.unit_roundoff(x.dtype) * (summed / data.strong_convexity**0.5 + 2 * moved * norm(x))
 

@@ -304,12 +304,6 @@ _SLACK = 1e3
 """Units in the last place that values which should be equal, or slopes that should increase, may be off by."""
 
 
-def convexity_gap(energy: SmoothEnergy, first: Primal, second: Primal) -> PerSample:
-    """``R(m) - (R(a) + R(b))/2`` at the midpoint: positive beyond rounding only if ``R`` is not convex."""
-    middle = energy.value((first + second) / 2)
-    return middle - (energy.value(first) + energy.value(second)) / 2
-
-
 def is_convex_along(energy: SmoothEnergy, first: Primal, second: Primal, points: int = 9) -> bool:
     """Whether slopes do not decrease from ``a`` to ``b`` beyond rounding (a test, not a proof; synchronises)."""
     direction = second - first
