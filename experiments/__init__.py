@@ -1,4 +1,4 @@
-"""The command line: training, evaluation, and the figures and tables of docs/results.md."""
+"""``python -m experiments.train`` and ``evaluate``, and the studies behind docs/results.md."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import os
 import signal
 import sys
 from types import FrameType, TracebackType
-
-USUAL_HANDLERS: list[object] = [signal.SIG_DFL, signal.default_int_handler]
-"""Those that a command may replace."""
 
 
 def _ended(number: int, frame: FrameType | None) -> None:
@@ -27,7 +24,7 @@ if sys.argv[:1] == [
     "-m"
 ]:  # Python is still looking for the command: while modules load, signals end it in one line too
     sys.excepthook = _interrupted
-    USUAL_HANDLERS.append(_ended)
+    _ended.until_a_command_begins = True  # type: ignore[attr-defined]
     for _name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_DFL:
             signal.signal(getattr(signal, _name), _ended)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.batched import separable
+from piggyback.certificates.bounds import GradientBound
 from piggyback.certificates.evidence import defined
-from piggyback.certificates.local import GradientBound
-from piggyback.problem import SaddleProblem
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.potentials import Emphasis, Potential, PullBack
-from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerSample, Primal, Scalar
 from piggyback.values import require_count, require_positive
-from regularizers.boundaries import Reflect
 from regularizers.constraints import zero_mean_filters
-from regularizers.convolution import ConvolutionBank, largest_eigenvalue_bound
+from regularizers.filter_bank.boundaries import Reflect
+from regularizers.filter_bank.convolution import ConvolutionBank, largest_eigenvalue_bound
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 

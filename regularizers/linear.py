@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from piggyback.certificates.local import GradientBound
-from piggyback.problem import SaddleProblem
-from piggyback.regularizer import Regularizer
+from piggyback.certificates.bounds import GradientBound
+from piggyback.problems.regularizer import Regularizer
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.potentials import Potential
-from piggyback.terms.profiles import Charbonnier, Huber, LogCosh, Profile
-from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Scalar
 from piggyback.values import require_count, require_positive
-from regularizers.boundaries import BOUNDARIES
 from regularizers.constraints import basis_frequencies, positive, starting_coefficients, zero_mean_filters
-from regularizers.convolution import ConvolutionBank
-from regularizers.kernels import KernelPlan
+from regularizers.filter_bank.boundaries import BOUNDARIES
+from regularizers.filter_bank.convolution import ConvolutionBank
+from regularizers.filter_bank.kernels import KernelPlan
 
 PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), "logcosh": LogCosh()}
 """By the name stored in a configuration file."""

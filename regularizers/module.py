@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from piggyback.certificates.local import GradientBound
-from piggyback.regularizer import Regularizer
-from piggyback.smooth import SmoothProblem
+from piggyback.certificates.bounds import GradientBound
+from piggyback.problems.regularizer import Regularizer
+from piggyback.problems.smooth import SmoothProblem
+from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.energies import ModuleEnergy
-from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Scalar
 
 
@@ -16,7 +16,7 @@ class ModuleRegularizer(Regularizer):
     """``R(x) = energy(x)`` for a module that returns one value per sample, convex and twice differentiable in ``x``.
 
     Reconstructions come with a certified distance, gradients without a bound (infinite): that takes constants of the energy,
-    which a subclass of ``SmoothEnergy`` may know (``regularizers.icnn``).  Convexity is the caller's promise: before a solve it
+    which a subclass of ``SmoothEnergy`` may know (``regularizers.icnn.regularizer``).  Convexity is the caller's promise: before a solve it
     is tried along a few random segments, once for every state of the module, and the solve refused (``ValueError``) where it
     fails, as for modules in training mode, random ones and such that mix samples.  Concavity in a small region is not found so.
     """

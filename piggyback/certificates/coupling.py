@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from piggyback.batched import norm, per_sample
-from piggyback.operators import LinearOperator
+from piggyback.operators.base import LinearOperator
 from piggyback.terms.potentials import CurvatureBounds
 from piggyback.types import Dual, PerSample
 

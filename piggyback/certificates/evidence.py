@@ -9,11 +9,11 @@ from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
 from piggyback.certificates.coupling import Coupling, CouplingRate, couple
-from piggyback.losses import Loss
-from piggyback.operators import LinearOperator
-from piggyback.problem import SaddleProblem
+from piggyback.operators.base import LinearOperator
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.losses import Loss
 from piggyback.terms.potentials import CurvatureBounds, Potential
-from piggyback.terms.quadratic import DataTerm
 from piggyback.types import Dual, PerFilter, PerSample, Primal
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, norm
+from piggyback.certificates.bounds import adjoint_error
 from piggyback.certificates.evidence import PairEvidence, defined
-from piggyback.certificates.local import adjoint_error
-from piggyback.forward import Inpainting, ValidBlur
-from piggyback.terms.least_squares import LeastSquares
-from piggyback.terms.masked import MaskedDenoising
-from piggyback.terms.quadratic import DataTerm, Deblurring, Denoising
+from piggyback.forward.base import Inpainting, ValidBlur
+from piggyback.terms.data.least_squares import LeastSquares
+from piggyback.terms.data.masked import MaskedDenoising
+from piggyback.terms.data.quadratic import DataTerm, Deblurring, Denoising
 from piggyback.types import PerSample, Primal
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
+from piggyback.certificates.bounds import GradientBound, adjoint_error
 from piggyback.certificates.coupling import CouplingRate
 from piggyback.certificates.evidence import PairEvidence, Residuals, defined, inflate
-from piggyback.certificates.local import GradientBound, adjoint_error
-from piggyback.losses import Loss
-from piggyback.smooth import SmoothProblem
+from piggyback.problems.smooth import SmoothProblem
 from piggyback.terms.energies import EnergyBounds, FunctionalBound, PairBounds
+from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm
+from piggyback.certificates.bounds import GradientBound
 from piggyback.certificates.evidence import Evidence, PairEvidence, defined, inflate, saddle_evidence
-from piggyback.certificates.local import GradientBound
 from piggyback.types import PerSample
 
 

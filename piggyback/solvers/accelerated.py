@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from piggyback.lower_problem import LowerProblem
-from piggyback.solve import Iteration, State
+from piggyback.problems.base import LowerProblem
+from piggyback.solvers.loop import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import PerSample, Primal, Scalar
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import conjugate_step, inner, per_sample
-from piggyback.lower_problem import LowerProblem
-from piggyback.operators import Preconditioner
-from piggyback.solve import Iteration, State
-from piggyback.terms.quadratic import DataTerm
+from piggyback.operators.base import Preconditioner
+from piggyback.problems.base import LowerProblem
+from piggyback.solvers.loop import Iteration, State
+from piggyback.terms.data.quadratic import DataTerm
 from piggyback.types import PerSample, Primal
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.operators import Preconditioner
-from piggyback.solve import Iteration, State
+from piggyback.operators.base import Preconditioner
 from piggyback.solvers.conjugate_gradient import LinearSystem
+from piggyback.solvers.loop import Iteration, State
 from piggyback.types import PerSample, Primal
 
 

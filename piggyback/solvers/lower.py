@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, require_same_device
-from piggyback.lower_problem import LowerProblem, ProblemT
-from piggyback.problem import SaddleProblem, require_saddle
-from piggyback.solve import Iteration, Outcome, Schedule, iterate
+from piggyback.problems.base import LowerProblem, ProblemT
+from piggyback.problems.saddle import SaddleProblem, require_saddle
+from piggyback.solvers.loop import Iteration, Outcome, Schedule, iterate
 from piggyback.types import PerSample, Primal
 from piggyback.values import first_bad_sample, require_kind, require_positive, require_samples
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.lower_problem import LowerProblem
-from piggyback.operators import Preconditioner
-from piggyback.problem import SaddleProblem, UnitForm
-from piggyback.solve import Iteration, State
+from piggyback.operators.base import Preconditioner
+from piggyback.problems.base import LowerProblem
+from piggyback.problems.saddle import SaddleProblem, UnitForm
+from piggyback.solvers.loop import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import Dual, PerSample, Primal
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from piggyback.lower_problem import LowerProblem
-from piggyback.problem import SaddleProblem
-from piggyback.solve import Iteration, State
+from piggyback.problems.base import LowerProblem
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.solvers.loop import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.lower_problem import LowerProblem
-from piggyback.operators import Preconditioner, ScalarPreconditioner
-from piggyback.smooth import SmoothProblem
-from piggyback.solve import Iteration, State
+from piggyback.operators.base import Preconditioner, ScalarPreconditioner
+from piggyback.problems.base import LowerProblem
+from piggyback.problems.smooth import SmoothProblem
+from piggyback.solvers.loop import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_count

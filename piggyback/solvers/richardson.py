@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from piggyback.solve import Iteration, State
 from piggyback.solvers.conjugate_gradient import LinearSystem
 from piggyback.solvers.gradient import step_length
+from piggyback.solvers.loop import Iteration, State
 from piggyback.types import PerSample, Primal, Scalar
 
 

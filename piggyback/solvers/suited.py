@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from piggyback.lower_problem import LowerProblem
-from piggyback.problem import SaddleProblem
-from piggyback.solve import Iteration
+from piggyback.problems.base import LowerProblem
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.solvers.loop import Iteration
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.quasi_newton import QuasiNewton

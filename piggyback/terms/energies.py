@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from piggyback.adapted import fingerprint
 from piggyback.batched import inner, norm
-from piggyback.twins import doubled, snapshot, twin
+from piggyback.copies import doubled, snapshot, twin
+from piggyback.forward.adapters import fingerprint
 from piggyback.types import PerSample, Primal, Scalar
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import require_same_device
-from piggyback.terms.profiles import Profile
+from piggyback.terms.penalties import Profile
 from piggyback.types import Dual, PerFilter, PerSample
 
 

@@ -16,31 +16,29 @@ import tifffile
 import torch
 from PIL import Image
 
-from experiments import (
-    benchmark,
-    compare_descents,
-    compare_lifted,
-    compare_methods,
-    deblurring,
-    evaluate,
-    few_shot,
-    gpu_check,
-    learned_solver,
-    ridge_study,
-    truth_test,
-    validate_bounds,
-)
-from experiments.blur_kernels import motion_kernel, read_kernel
-from experiments.data import load_folder, read_image
-from experiments.errors import UserError
-from experiments.instances import PRETRAINED
-from experiments.model_file import save_regularizer
-from experiments.run_folder import Json, RunFolder
+from experiments.studies.benchmark import run as benchmark
+from experiments.studies.compare_descents import run as compare_descents
+from experiments.studies.compare_lifted import run as compare_lifted
+from experiments.studies.compare_methods import run as compare_methods
+from experiments.studies.deblurring import run as deblurring
+from experiments.studies.few_shot import run as few_shot
+from experiments.studies.gpu_check import run as gpu_check
+from experiments.studies.learned_solver import run as learned_solver
+from experiments.studies.ridge import run as ridge_study
+from experiments.studies.shared.instances import PRETRAINED
+from experiments.studies.truth_test import run as truth_test
+from experiments.studies.validate_bounds import run as validate_bounds
+from piggyback.app import evaluate
+from piggyback.app.degradations.blur_kernels import motion_kernel, read_kernel
+from piggyback.app.errors import UserError
+from piggyback.app.images.sources import load_folder, read_image
+from piggyback.app.runs.folder import Json, RunFolder
+from piggyback.app.runs.model_file import save_regularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
-from tests.hostile import CASES, COMMANDS, HOSTILE
-from tests.image_kinds import KINDS, damaged
-from tests.image_writers import chunk, lzw_tiff, png
 from tests.reliability.base import CommandRefused, Main, Refusal, run_command
+from tests.support.hostile import CASES, COMMANDS, HOSTILE
+from tests.support.image_kinds import KINDS, damaged
+from tests.support.image_writers import chunk, lzw_tiff, png
 
 RUN = str(PRETRAINED)
 GREY = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from piggyback.hypergradient.unrolled import Unrolled
-from piggyback.layer import Reconstruction
-from piggyback.regularizer import Regularizer
-from piggyback.terms.least_squares import LeastSquares
-from piggyback.terms.masked import MaskedDenoising
-from piggyback.terms.quadratic import Deblurring, Denoising
-from tests.layer_cases import DOUBLE, INPUTS, KERNEL, REGULARIZERS, Closed, LearnedBlur, image, linear, seeded
+from piggyback.hypergradients.literature.unrolled import Unrolled
+from piggyback.layer.reconstruction import Reconstruction
+from piggyback.problems.regularizer import Regularizer
+from piggyback.terms.data.least_squares import LeastSquares
+from piggyback.terms.data.masked import MaskedDenoising
+from piggyback.terms.data.quadratic import Deblurring, Denoising
 from tests.reliability.base import Refusal
+from tests.support.layer_cases import DOUBLE, INPUTS, KERNEL, REGULARIZERS, Closed, LearnedBlur, image, linear, seeded
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ from PIL import Image
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from experiments import start_checks, train
-from experiments.errors import UserError
-from experiments.model_file import load_regularizer
-from experiments.run_folder import RunFolder
-from experiments.sealed import checkpoint_bytes, checkpoint_content, model_bytes, model_content
+from piggyback.app import train
+from piggyback.app.errors import UserError
+from piggyback.app.files.sealed import checkpoint_bytes, checkpoint_content, model_bytes, model_content
+from piggyback.app.runs.folder import RunFolder
+from piggyback.app.runs.model_file import load_regularizer
+from piggyback.app.training import checks as start_checks
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.reliability.base import CommandRefused, Refusal, run_command
-from tests.run_faults import (
+from tests.support.run_faults import (
     FILES,
     Flips,
     TinyRun,

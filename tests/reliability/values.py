@@ -50,7 +50,7 @@ from piggyback import (
     reconstruct,
     solve_lower,
 )
-from piggyback.stochastic import StochasticSettings
+from piggyback.training.stochastic import StochasticSettings
 from regularizers import LinearConfig, LinearRegularizer, ModuleRegularizer, NetworkConfig, NetworkRegularizer
 from tests.reliability.base import Refusal
 

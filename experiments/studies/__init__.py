@@ -1,0 +1,1 @@
+"""Figures and tables of docs/results.md: ``python -m experiments.studies.<name>``."""

@@ -1,0 +1,3 @@
+from experiments.studies.benchmark.run import main
+
+main()

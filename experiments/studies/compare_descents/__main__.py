@@ -1,0 +1,3 @@
+from experiments.studies.compare_descents.run import main
+
+main()

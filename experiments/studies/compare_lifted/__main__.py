@@ -1,0 +1,3 @@
+from experiments.studies.compare_lifted.run import main
+
+main()

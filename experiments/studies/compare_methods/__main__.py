@@ -1,0 +1,3 @@
+from experiments.studies.compare_methods.run import main
+
+main()

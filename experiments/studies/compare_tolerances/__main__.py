@@ -1,0 +1,3 @@
+from experiments.studies.compare_tolerances.run import main
+
+main()

@@ -1,0 +1,3 @@
+from experiments.studies.deblurring.run import main
+
+main()

@@ -1,0 +1,3 @@
+from experiments.studies.few_shot.run import main
+
+main()

@@ -1,0 +1,256 @@
+"""Pictures, models and lower levels to check with: made by torch alone, seeded, on the CPU, then moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from piggyback import (
+    Accuracy,
+    Certification,
+    Deblurring,
+    Denoising,
+    ImplicitCG,
+    Inpainting,
+    LeastSquares,
+    MaskedDenoising,
+    SquaredError,
+    SuperResolution,
+    ValidBlur,
+    certified_distance,
+)
+from piggyback.certificates.certify import CertifiedGradient, certify, double_copy
+from piggyback.hypergradients.base import HypergradientMethod
+from piggyback.operators.base import ApplicationCounter
+from piggyback.problems.regularizer import Regularizer
+from piggyback.solvers.loop import Schedule
+from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.losses import Loss
+from regularizers import (
+    AdaptiveRegularizer,
+    LiftedConfig,
+    LiftedRegularizer,
+    LinearConfig,
+    LinearRegularizer,
+    NetworkConfig,
+    NetworkRegularizer,
+    WeightConfig,
+)
+
+SIGMA = 25 / 255
+"""Noise of the default task, in grey values."""
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(count: int, side: int, channels: int = 1, seed: int = 0) -> Tensor:
+    """Boxes on smooth ramps and waves, ``(count, channels, side, side)`` in [0, 1]: edges, flat parts and texture."""
+    generator = seeded(seed)
+    axis = torch.linspace(0, 1, side)
+    found = []
+    for _ in range(count):
+        tilt, wave = torch.randn(2, generator=generator), 4 + 12 * torch.rand(2, generator=generator)
+        image = 0.5 + 0.15 * (tilt[0] * axis.unsqueeze(1) + tilt[1] * axis)
+        image = image + 0.08 * torch.sin(wave[0] * axis.unsqueeze(1)) * torch.cos(wave[1] * axis)
+        for _ in range(6):
+            corner, extent = torch.rand(2, generator=generator) * 0.7, 0.1 + 0.3 * torch.rand(2, generator=generator)
+            inside = (axis >= corner[0]) & (axis <= corner[0] + extent[0])
+            across = (axis >= corner[1]) & (axis <= corner[1] + extent[1])
+            step = 0.4 * (torch.rand((), generator=generator) - 0.5)
+            image = image + step * (inside.unsqueeze(1) & across).float()
+        shades = 1 + 0.2 * torch.randn(channels, 1, 1, generator=generator)
+        found.append((0.5 + (image - 0.5) * shades).clamp(0, 1))
+    return torch.stack(found)
+
+
+def noisy(clean: Tensor, sigma: float = SIGMA, seed: int = 1) -> Tensor:
+    return clean + sigma * torch.randn(clean.shape, generator=seeded(seed))
+
+
+def trained_size(channels: int = 1) -> LinearConfig:
+    """The architecture that ``piggyback.app.train denoise`` starts from."""
+    return LinearConfig.for_noise(SIGMA, 32, 7, channels, "logcosh", "reflect")
+
+
+def training_model() -> AdaptiveRegularizer:
+    """The default model of ``piggyback.app.train denoise``, at its start."""
+    return AdaptiveRegularizer(trained_size(), WeightConfig(contrast=2 * SIGMA), seeded(0))
+
+
+def _moved(model: AdaptiveRegularizer) -> AdaptiveRegularizer:
+    """With factors that are not all 1."""
+    with torch.no_grad():
+        model.network.mixing.add_(0.3 * torch.randn(model.network.mixing.shape, generator=seeded(5)))
+    return model
+
+
+def _linear(boundary: str, channels: int = 1, profile: str = "logcosh") -> Callable[[], Regularizer]:
+    config = LinearConfig.for_noise(SIGMA, 6, 5, channels, profile, boundary)
+    return lambda: LinearRegularizer(config, seeded(3))
+
+
+def _adaptive() -> Regularizer:
+    config = LinearConfig.for_noise(SIGMA, 6, 5, 1, "logcosh", "reflect")
+    return _moved(AdaptiveRegularizer(config, WeightConfig(features=4, size=5, windows=(3, 9)), seeded(3)))
+
+
+def _network(inner: int) -> Callable[[], Regularizer]:
+    return lambda: NetworkRegularizer(NetworkConfig.for_noise(SIGMA, (6, 4), 5, inner, 1, "reflect"), seeded(3))
+
+
+def _lifted(activation: str) -> Callable[[], Regularizer]:
+    config = NetworkConfig(widths=(4, 3), size=3, activation=activation, gradient_weight=0.04, weight=0.005)
+    return lambda: LiftedRegularizer(config, LiftedConfig(), seeded(3))
+
+
+def _blur() -> Tensor:
+    axis = torch.arange(-2.0, 3.0)
+    weights = torch.exp(-axis.square() / 2)
+    kernel = weights.unsqueeze(1) * weights
+    return kernel / kernel.sum()
+
+
+def _seen(observed: Tensor) -> Tensor:
+    return (torch.rand(observed.shape[1:], generator=seeded(7)) < 0.7).to(observed)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A regularizer and what is to be undone; ``observe`` degrades clean images, ``term`` makes a data term of the result."""
+
+    name: str
+    model: Callable[[], Regularizer]
+    observe: Callable[[Tensor], Tensor]
+    term: Callable[[Tensor], DataTerm]
+    channels: int = 1
+    side: int = 24
+
+    def regularizer(self, dtype: torch.dtype, device: torch.device) -> Regularizer:
+        """Parameters that float32 can hold, in either precision: all devices and dtypes then pose the same problem."""
+        return self.model().to(device=device, dtype=dtype)
+
+    def clean(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return pictures(2, self.side, self.channels, seed=11).to(device=device, dtype=dtype)
+
+    def data(self, dtype: torch.dtype, device: torch.device) -> DataTerm:
+        observed = self.observe(pictures(2, self.side, self.channels, seed=11)).to(device=device, dtype=dtype)
+        return self.term(observed)
+
+    def loss(self, regularizer: Regularizer, data: DataTerm) -> Loss:
+        """Half the squared error of the image, as a function of the primal variable."""
+        clean = self.clean(data.start.dtype, data.start.device)
+        with torch.no_grad():
+            return regularizer.problem(data).of_image(SquaredError(clean))
+
+
+def _least_squares(
+    operator: ValidBlur | SuperResolution | Inpainting,
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], DataTerm]]:
+    return (
+        lambda clean: noisy(operator.A(clean), 0.02),
+        lambda observed: LeastSquares(observed, operator, 0.05, centre=0.5),
+    )
+
+
+def denoising(name: str, model: Callable[[], Regularizer], channels: int = 1, side: int = 24) -> Case:
+    return Case(name, model, noisy, Denoising, channels, side)
+
+
+def degraded(name: str, operator: ValidBlur | SuperResolution | Inpainting) -> Case:
+    observe, term = _least_squares(operator)
+    return Case(name, _linear("reflect"), observe, term)
+
+
+def periodic_deblurring(model: Callable[[], Regularizer], name: str) -> Case:
+    return Case(
+        name,
+        model,
+        lambda clean: Deblurring(noisy(clean, 0.01), _blur(), 0.02).blur(clean),
+        lambda observed: Deblurring(observed, _blur(), 0.02, centre=0.5),
+    )
+
+
+DEFAULT = denoising("denoising", _linear("reflect"))
+MODELS = (
+    DEFAULT,
+    denoising("periodic, three channels, Charbonnier", _linear("circular", 3, "charbonnier"), 3),
+    denoising("no boundary, Huber", _linear("valid", 1, "huber")),
+    denoising("adaptive weights", _adaptive),
+    denoising("softplus network", _network(1), side=16),
+    denoising("softplus network, kernels of 3x3", _network(3), side=16),
+    denoising("lifted ReLU network", _lifted("relu"), side=12),
+    denoising("lifted leaky ReLU network", _lifted("leaky_relu"), side=12),
+)
+DEGRADATIONS = (
+    periodic_deblurring(_linear("circular"), "deblurring, periodic"),
+    periodic_deblurring(_adaptive, "deblurring, adaptive weights"),
+    degraded("deblurring, nothing assumed beyond the border", ValidBlur(_blur())),
+    degraded("super-resolution by 2", SuperResolution(2)),
+    degraded("inpainting", Inpainting(_seen(torch.zeros(1, 1, 24, 24)))),
+    Case(
+        "missing pixels",
+        _linear("reflect"),
+        noisy,
+        lambda observed: MaskedDenoising(observed, _seen(observed).expand_as(observed), 0.05),
+    ),
+)
+NETWORKS = tuple(case for case in MODELS if "network" in case.name)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Solution and gradient on the CPU in float64, solved to rounding, with certified distances to the exact ones."""
+
+    x: Tensor
+    distance: Tensor
+    adjoint: Tensor
+    gradient: Tensor
+    gradient_error: float
+    loss: Tensor
+    loss_error: Tensor
+
+
+CPU = torch.device("cpu")
+_FINE = ImplicitCG(
+    lower_schedule=Schedule(max_steps=6000, patience=60), adjoint_schedule=Schedule(max_steps=4000, patience=60)
+)
+
+
+@cache
+def reference(case: Case) -> Reference:
+    """Of one case; computed once."""
+    found = certified(case, torch.float64, CPU, _FINE, Accuracy(1e-11, 1e-9))
+    problem = case.regularizer(torch.float64, CPU).problem(case.data(torch.float64, CPU))
+    return Reference(
+        found.sensitivity.x,
+        certified_distance(problem, found.sensitivity.x),
+        found.sensitivity.adjoint,
+        found.gradient,
+        found.gradient_error,
+        found.loss.value,
+        found.loss.radius,
+    )
+
+
+def certified(
+    case: Case, dtype: torch.dtype, device: torch.device, method: HypergradientMethod, accuracy: Accuracy
+) -> CertifiedGradient:
+    """A pair by ``method`` and its certificates, evaluated in float64 on the same device."""
+    regularizer, data = case.regularizer(dtype, device), case.data(dtype, device)
+    exact, loss, counter = double_copy(regularizer), case.loss(regularizer, data), ApplicationCounter()
+    problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
+    pair = method.differentiate(problem, loss, accuracy)
+    return certify(exact, data.double(), loss.double(), pair, Certification(), counter)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """``||found - wanted|| / ||wanted||`` on the CPU in float64."""
+    found, wanted = found.detach().cpu().double(), wanted.detach().cpu().double()
+    return float((found - wanted).norm() / wanted.norm().clamp(min=math.ulp(0.0)))

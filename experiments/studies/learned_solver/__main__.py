@@ -1,0 +1,3 @@
+from experiments.studies.learned_solver.run import main
+
+main()

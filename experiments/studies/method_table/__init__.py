@@ -1,0 +1,1 @@
+"""The compatibility table of docs/methods.md, written from what the methods declare."""

@@ -1,0 +1,3 @@
+from experiments.studies.method_table.run import main
+
+main()

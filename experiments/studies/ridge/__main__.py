@@ -1,0 +1,3 @@
+from experiments.studies.ridge.run import main
+
+main()

@@ -1,0 +1,3 @@
+from experiments.studies.truth_test.run import main
+
+main()

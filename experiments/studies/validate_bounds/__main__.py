@@ -1,0 +1,3 @@
+from experiments.studies.validate_bounds.run import main
+
+main()

@@ -1,0 +1,1 @@
+"""From clean images to observations, and from observations to data terms."""

@@ -1,0 +1,1 @@
+"""Reading pictures, and where training images come from."""

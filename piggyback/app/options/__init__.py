@@ -1,0 +1,1 @@
+"""Command lines: their parsers, and what a run keeps of them."""

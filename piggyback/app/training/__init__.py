@@ -1,0 +1,1 @@
+"""The run of ``train``: checks, start, both phases."""

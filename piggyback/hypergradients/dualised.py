@@ -1,0 +1,37 @@
+"""A hypergradient method on the lifted problem: least-squares data terms in the dual (docs/theory.md, eq. 27)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from piggyback.hypergradients.base import HypergradientMethod
+from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.piggyback import Piggyback
+from piggyback.problems.base import LowerProblem
+from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
+from piggyback.problems.saddle import require_saddle
+from piggyback.terms.losses import Loss
+
+
+@dataclass(frozen=True)
+class Lifted(HypergradientMethod):
+    """``method`` on ``problem.lifted()``: the pair is that of the problem itself, and no system with ``B`` is solved."""
+
+    capabilities = Capabilities(
+        name="lifted",
+        formula="a pair of another method, the least-squares data term in the dual",
+        smoothness=Smoothness.CURVATURE,
+        hessian_products=False,
+        strong_convexity=True,
+        memory=Memory.CONSTANT,
+        guarantee=Guarantee.CERTIFIED,
+        error="to the tolerance, certified",
+        cost="the method, B and Bᵀ counted with K",
+    )
+
+    method: HypergradientMethod = field(default_factory=Piggyback)
+
+    def differentiate(
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+    ) -> Sensitivity:
+        return self.method.differentiate(require_saddle(problem, "Lifted").lifted(), loss, accuracy, start)

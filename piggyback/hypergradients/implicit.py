@@ -1,0 +1,125 @@
+"""Implicit differentiation: solve the lower level, then the adjoint system ``A(x) P = grad l(x)`` by an iteration of choice."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+
+from piggyback.batched import per_sample
+from piggyback.hypergradients.base import HypergradientMethod
+from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.problems.base import LowerProblem
+from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart, checked_slope
+from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
+from piggyback.solvers.conjugate_residual import ConjugateResidual
+from piggyback.solvers.loop import Iteration, Schedule, iterate
+from piggyback.solvers.lower import LowerSolver, checked_start, radius_per_element, solve_lower
+from piggyback.solvers.richardson import Richardson
+from piggyback.solvers.suited import SuitedSolver
+from piggyback.terms.losses import Loss
+from piggyback.types import Primal
+
+
+@dataclass(frozen=True)
+class _Implicit(HypergradientMethod):
+    """Lower level by ``solver``, then an iteration on ``A(x) P = grad l(x)`` (eq. 8)."""
+
+    solver: LowerSolver = field(default_factory=SuitedSolver)
+    lower_schedule: Schedule = Schedule(max_steps=2000)
+    adjoint_schedule: Schedule = Schedule(max_steps=1000)
+
+    @abstractmethod
+    def adjoint(self, system: LinearSystem) -> Iteration:
+        """The iteration that solves the adjoint system."""
+
+    def differentiate(
+        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+    ) -> Sensitivity:
+        loss.check()
+        radius = radius_per_element(problem, accuracy.lower)
+        first, previous = (None, None) if start is None else (start.x, start.adjoint)
+        lower = solve_lower(problem, self.solver, radius, first, self.lower_schedule)
+        (x,) = lower.result
+        previous = None if previous is None else checked_start(problem, previous, "the start of the adjoint")
+        system, unit = adjoint_system(problem, loss, x, accuracy.adjoint, previous).in_units()
+        with torch.no_grad():
+            adjoint = iterate(self.adjoint(system), self.adjoint_schedule)
+        found = adjoint.result[0] * per_sample(unit, x)
+        return Sensitivity(x, found, lower.status, adjoint.status)
+
+
+def adjoint_system(
+    problem: LowerProblem, loss: Loss, x: Primal, tolerance: float, start: Primal | None
+) -> LinearSystem:
+    """``A(x) P = grad l(x)`` until ``||grad l(x) - A(x) P|| <= tolerance ||grad l(x)||`` in the norm of ``H^{-1}`` (eq. 8)."""
+    problem = problem.detached()
+    with torch.no_grad():
+        right = checked_slope(loss, x)
+        curvature = problem.curvature(x)
+        return LinearSystem(problem, curvature, right, relative_radius(problem.data, right, tolerance), start)
+
+
+class ImplicitCG(_Implicit):
+    """The adjoint by preconditioned conjugate gradients: the default."""
+
+    capabilities = Capabilities(
+        name="implicit-cg",
+        formula="A P = ∇ℓ by conjugate gradients; −∂θ⟨P, ∇h⟩",
+        smoothness=Smoothness.CURVATURE,
+        hessian_products=True,
+        strong_convexity=True,
+        memory=Memory.CONSTANT,
+        guarantee=Guarantee.CERTIFIED,
+        error="to the tolerance, certified",
+        cost="S + one per CG step",
+    )
+
+    def adjoint(self, system: LinearSystem) -> Iteration:
+        return ConjugateGradient(system)
+
+
+class ImplicitMINRES(_Implicit):
+    """The adjoint by preconditioned MINRES: its residual falls with every step, so that it can be cut short anywhere."""
+
+    capabilities = Capabilities(
+        name="implicit-minres",
+        formula="A P = ∇ℓ by MINRES; −∂θ⟨P, ∇h⟩",
+        smoothness=Smoothness.CURVATURE,
+        hessian_products=True,
+        strong_convexity=True,
+        memory=Memory.CONSTANT,
+        guarantee=Guarantee.CERTIFIED,
+        error="to the tolerance, certified",
+        cost="S + one per MINRES step",
+    )
+
+    def adjoint(self, system: LinearSystem) -> Iteration:
+        return ConjugateResidual(system)
+
+
+@dataclass(frozen=True)
+class Neumann(_Implicit):
+    """The adjoint by the Neumann series, ``P = a sum_{j < M} (I - a A)^j grad l`` with ``a = 1/L``; no inner products at all.
+
+    ``M = adjoint_schedule.max_steps``, or fewer where the residual reaches the tolerance before.  From a zero start the relative
+    error of ``P`` is at most ``(1 - a mu)^M``; a warm start continues its own series.
+    """
+
+    capabilities = Capabilities(
+        name="neumann",
+        formula="P = α Σ_{j<M} (I − αA)ʲ ∇ℓ; −∂θ⟨P, ∇h⟩",
+        smoothness=Smoothness.CURVATURE,
+        hessian_products=True,
+        strong_convexity=True,
+        memory=Memory.CONSTANT,
+        guarantee=Guarantee.CERTIFIED,
+        error="(1 − αμ)ᴹ, certified",
+        cost="S + M",
+    )
+
+    adjoint_schedule: Schedule = Schedule(max_steps=200)
+
+    def adjoint(self, system: LinearSystem) -> Iteration:
+        return Richardson(system)

@@ -1,0 +1,92 @@
+"""BDA: reverse mode through steps that descend both levels, for lower levels with more than one minimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from piggyback.hypergradients.base import Direct, DirectMethod
+from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.literature.unrolled import differentiable, differentiated, unroll
+from piggyback.problems.pair import Accuracy, WarmStart
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.solvers.gradient import step_length
+from piggyback.solvers.loop import State
+from piggyback.solvers.lower import checked_start
+from piggyback.terms.losses import Loss
+from piggyback.types import Primal, Scalar
+from piggyback.values import require_count
+
+
+@dataclass(frozen=True)
+class AggregationState(State):
+    """The iterate and the number of steps taken."""
+
+    x: Primal
+    age: int
+
+
+@dataclass(frozen=True)
+class BDA(DirectMethod):
+    """Bilevel descent aggregation (Liu et al. 2020), then reverse mode through its ``steps``.
+
+        x+ = x - [(1 - a_k) t grad h(x) + a_k s grad l(x)],   a_k = mixing/(k + 1),  t = 1/L,  s = 1/L_l
+
+    Among the minimisers of a lower level that is not strongly convex it tends to the one with the least upper loss (the
+    optimistic one), as the ``a_k`` sum up to infinity; where the minimiser is unique, the price is a bias ``O(1/steps)``.
+    ``segment``: steps between checkpoints (0: none).  Raises ``ValueError`` unless ``0 < mixing <= 1``.
+    """
+
+    capabilities = Capabilities(
+        name="bda",
+        formula="d/dθ ℓ(x_K(θ)), x⁺ = x − [(1 − α_k) t∇h + α_k s∇ℓ]",
+        smoothness=Smoothness.CURVATURE,
+        hessian_products=True,
+        strong_convexity=False,
+        memory=Memory.CHECKPOINTS,
+        guarantee=Guarantee.ESTIMATE,
+        error="O(1/K), no bound comes with it",
+        cost="2K (3K with checkpoints)",
+    )
+
+    steps: int = 500
+    mixing: float = 0.5
+    segment: int = 0
+
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+        require_count("segment", self.segment, least=0)
+        if not 0 < self.mixing <= 1:
+            raise ValueError(f"the mixing must lie between 0 and 1, got {self.mixing}")
+
+    def differentiate(
+        self,
+        problem: SaddleProblem,
+        parameters: Sequence[Tensor],
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
+    ) -> Direct:
+        problem.check()
+        length = step_length(problem.detached())
+        smooth = differentiable(problem)
+        first = checked_start(problem, None if start is None else start.x)
+        with torch.enable_grad():
+            state = unroll(self.step(smooth, loss, length), AggregationState(first, 0), self.steps, self.segment)
+            return differentiated(problem, parameters, loss, accuracy, state.x)
+
+    def step(
+        self, problem: SaddleProblem, loss: Loss, length: Scalar
+    ) -> Callable[[AggregationState], AggregationState]:
+        """One step as a function of the state."""
+        upper = 1 / loss.curvature_unit
+
+        def aggregate(state: AggregationState) -> AggregationState:
+            mix = self.mixing / (state.age + 1)
+            descent = (1 - mix) * length * problem.gradient(state.x) + mix * upper * loss.gradient(state.x)
+            return AggregationState(state.x - descent, state.age + 1)
+
+        return aggregate

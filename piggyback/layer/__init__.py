@@ -1,0 +1,1 @@
+"""``Reconstruction``: the lower level as a torch function."""

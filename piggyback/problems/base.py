@@ -1,0 +1,90 @@
+"""What solvers, adjoints and certificates ask of a lower-level problem ``min_x h(x) = g(x) + R(x)``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+from torch import Tensor
+
+from piggyback.operators.base import ApplicationCounter, Preconditioner
+from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.losses import Loss
+from piggyback.types import PerSample, Primal, Scalar
+
+
+class LowerProblem(ABC):
+    """One strongly convex problem per sample of a batch: a quadratic ``g`` plus a convex differentiable ``R``.
+
+    ``SaddleProblem`` has ``R(x) = f(K x)``, ``SmoothProblem`` any smooth convex energy.
+    """
+
+    data: DataTerm
+    """``g``."""
+
+    def image(self, x: Primal) -> Primal:
+        """The image in the primal variable: all of it, unless the problem has hidden variables."""
+        return x
+
+    def of_image(self, loss: Loss) -> Loss:
+        """``loss``, a function of the image, as one of the primal variable."""
+        return loss
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ``ValueError`` for non-finite data or inadmissible parameters (reads values: synchronises)."""
+
+    @abstractmethod
+    def energy(self, x: Primal) -> PerSample:
+        """``h(x)``."""
+
+    @abstractmethod
+    def gradient(self, x: Primal) -> Primal:
+        """``grad h(x)``, the residual that certifies ``x`` (docs/theory.md, eq. 10)."""
+
+    @abstractmethod
+    def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
+        """``grad h(x)``, and the size of the numbers it is computed from, which its rounding is proportional to."""
+
+    @abstractmethod
+    def curvature(self, x: Primal) -> Tensor:
+        """What Hessian products at ``x`` need, batch first."""
+
+    @abstractmethod
+    def hessian(self, curvature: Tensor, v: Primal) -> Primal:
+        """``A(x) v``, the Hessian of ``h`` at the point that ``curvature`` was computed at (eq. 8)."""
+
+    @abstractmethod
+    def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
+        """An approximation of ``A(x)^{-1}``; it only steers solvers."""
+
+    @abstractmethod
+    def stiffness(self) -> Scalar:
+        """At least the norm of the Hessian of ``R``, everywhere (infinite if nothing is known)."""
+
+    @abstractmethod
+    def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
+        """``-<P, grad_x h_theta(x)>`` with ``x`` and ``P`` fixed: its autograd gradient is the hypergradient (eq. 9)."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> LowerProblem:
+        """The problems of the chosen samples."""
+
+    @abstractmethod
+    def detached(self) -> LowerProblem:
+        """The same problem outside any autograd graph: what solvers work on."""
+
+    @abstractmethod
+    def with_exact(self, exact: LowerProblem) -> LowerProblem:
+        """The same problem, with ``exact`` for ``double`` to return."""
+
+    @abstractmethod
+    def double(self) -> LowerProblem:
+        """The same problem in float64: the exact one where known, else the numbers of this one converted."""
+
+    @abstractmethod
+    def counted(self, counter: ApplicationCounter) -> LowerProblem:
+        """The same problem, its operator applications added to ``counter``."""
+
+
+ProblemT = TypeVar("ProblemT", bound=LowerProblem, covariant=True)

@@ -1,0 +1,1 @@
+"""Data terms, one file each: quadratics with a constant Hessian ``H``."""

@@ -1,0 +1,209 @@
+"""Tolerances of stochastic descent: as loose as the noise of a mini-batch allows, by certificate (docs/theory.md, 7.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from piggyback.certificates.certify import double_copy
+from piggyback.hypergradients.on_demand import OnDemand
+from piggyback.hypergradients.refinement import adjoint_gap, correction
+from piggyback.operators.base import ApplicationCounter
+from piggyback.problems.base import LowerProblem
+from piggyback.problems.pair import Accuracy, Sensitivity, flat_gradient
+from piggyback.problems.regularizer import Regularizer
+from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.losses import Loss
+from piggyback.training.bilevel import Samples, in_order
+from piggyback.training.stochastic import StochasticSettings
+
+
+@dataclass(frozen=True)
+class GradientQuality:
+    """What is known of the gradient of one mini-batch; all norms are Euclidean, of means over its samples.
+
+    ``bound``: certified distance of the computed gradient to the exact one of the same mini-batch (infinite if nothing
+    certifies it).  Estimates: ``error`` of that distance; ``error_lower`` and ``error_adjoint``, what the tolerances of ``x``
+    and of ``P`` contribute to it; ``noise``, the standard deviation that the choice of the samples gives to the mean.
+    ``refined``: a gradient of the mini-batch within ``bound - error`` of the exact one, flat, ``size`` its norm, and
+    ``difference`` what the computed one lacks to it (``error`` is its norm).
+    ``loss``: the mean loss at the computed reconstructions.  ``applications``: operator applications of the computed gradient,
+    ``extra``: those of its assessment.
+    """
+
+    refined: Tensor
+    difference: Tensor
+    bound: float
+    error: float
+    error_lower: float
+    error_adjoint: float
+    noise: float
+    size: float
+    loss: float
+    applications: float
+    extra: float
+
+    @property
+    def relative_bound(self) -> float:
+        """The bound over the size of the gradient: below 1 the computed gradient certainly points the right way."""
+        return self.bound / self.size if self.size > 0 else math.inf
+
+    @property
+    def relative_noise(self) -> float:
+        """The noise over the size of the gradient."""
+        return self.noise / self.size if self.size > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sums over the samples of one solve: the computed gradient, with an exact adjoint at the same ``x``, and refined."""
+
+    computed: Tensor
+    at_exact_adjoint: Tensor
+    refined: Tensor
+    uncertainty: float
+    each: Tensor
+    loss: float
+    applications: float
+    extra: float
+
+
+ADJOINT_REFINED = 0.1
+"""To how much of its residual the adjoint is refined to tell the two tolerances apart: a magnitude is all that is wanted."""
+LOOSEST_CERTIFICATE = OnDemand(rounds=2)
+"""Refines until the certificate is a quarter of the error that it is about, or gives up after three looks."""
+
+
+def assess(
+    regularizer: Regularizer,
+    samples: Samples,
+    settings: StochasticSettings,
+    on_demand: OnDemand = LOOSEST_CERTIFICATE,
+) -> GradientQuality:
+    """The quality of the mean gradient over ``samples`` that a step with these ``settings`` computes (but for their number).
+
+    Costs about three times that gradient.  Raises ``ValueError`` for fewer than two samples (no noise to be seen).
+    """
+    count = len(samples)
+    if count < 2:
+        raise ValueError(f"the noise of a mini-batch shows from two samples on, got {count}")
+    parts = samples.parts(settings.batch)
+
+    def assess_part(part: Samples) -> _Part:
+        return _assess_part(regularizer, part, settings, on_demand)
+
+    found = in_order(assess_part, parts, settings.workers)
+    computed = _total(part.computed for part in found) / count
+    middle = _total(part.at_exact_adjoint for part in found) / count
+    refined = _total(part.refined for part in found) / count
+    each = torch.cat([part.each for part in found])
+    spread = (each - each.mean(0)).square().sum() / (count - 1)
+    error = float((refined - computed).norm())
+    return GradientQuality(
+        refined=refined,
+        difference=refined - computed,
+        bound=error + sum(part.uncertainty for part in found) / count,
+        error=error,
+        error_lower=float((refined - middle).norm()),
+        error_adjoint=float((middle - computed).norm()),
+        noise=float((spread / count).sqrt()),
+        size=float(refined.norm()),
+        loss=sum(part.loss for part in found) / count,
+        applications=sum(part.applications for part in found),
+        extra=sum(part.extra for part in found),
+    )
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).sum(0)
+
+
+def _assess_part(
+    regularizer: Regularizer, samples: Samples, settings: StochasticSettings, on_demand: OnDemand
+) -> _Part:
+    counter, exact = ApplicationCounter(), double_copy(regularizer)
+    data, loss = settings.data_term(samples.degraded), settings.loss(samples.clean)
+    problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
+    loss = problem.of_image(loss)
+    leaves = list(regularizer.parameters())
+    pair = settings.method.differentiate(problem, loss, settings.accuracy)
+    computed = flat_gradient(problem.surrogate(pair.x, pair.adjoint).sum(), leaves)
+    spent = counter.applications
+    close = _with_exact_adjoint(problem, loss, pair)
+    verdict = on_demand.assess(regularizer, data, loss, close)
+    return _Part(
+        computed=computed.double(),
+        at_exact_adjoint=verdict.given,
+        refined=verdict.refined.gradient,
+        uncertainty=verdict.refined.gradient_error,
+        each=_each_gradient(regularizer, data, pair, leaves),
+        loss=float(loss.value(pair.x).sum()),
+        applications=spent,
+        extra=counter.applications - spent + verdict.refined.applications,
+    )
+
+
+def _with_exact_adjoint(problem: LowerProblem, loss: Loss, pair: Sensitivity) -> Sensitivity:
+    """The pair with an adjoint that is nearly exact for its ``x``."""
+    pair = pair.double()
+    gap = adjoint_gap(problem.double(), loss.double(), pair)
+    return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, ADJOINT_REFINED))
+
+
+def _each_gradient(regularizer: Regularizer, data: DataTerm, pair: Sensitivity, leaves: Sequence[Tensor]) -> Tensor:
+    """The gradient of every sample, ``(batch, parameters)``, in the working precision: its spread is the noise."""
+    rows = []
+    for index in torch.arange(pair.x.shape[0], device=pair.x.device).split(1):
+        alone = regularizer.problem(data.select(index))
+        rows.append(flat_gradient(alone.surrogate(pair.x[index], pair.adjoint[index]).sum(), leaves))
+    return torch.stack(rows).double()
+
+
+@dataclass(frozen=True)
+class ToleranceRule:
+    """Tolerances at which the error of a mini-batch gradient is ``share`` of its noise, half from ``x``, half from ``P`` (22a).
+
+    A decade of either tolerance costs nearly the same number of steps, and the two errors add up like independent ones: equal
+    parts are the cheapest.  Noise averages out over the run, a bias would not: ``share`` is well below 1.  ``work``: part of all
+    operator applications that assessments may take.  ``change``: the most that one assessment changes a tolerance by.
+    ``coarsest`` and ``finest`` limit both.
+    """
+
+    share: float = 0.5
+    work: float = 0.08
+    change: float = 10.0
+    coarsest: Accuracy = Accuracy(lower=0.05, adjoint=0.8)
+    finest: Accuracy = Accuracy(lower=1e-5, adjoint=1e-3)
+
+    def next(self, accuracy: Accuracy, quality: GradientQuality, settled: bool = True) -> Accuracy:
+        """The tolerances after a mini-batch at ``accuracy`` turned out to have this ``quality``.
+
+        One mini-batch is a small sample of what errors do: half a step, in logarithms, once the tolerances have ``settled``.
+        """
+        wanted = self.share * quality.noise / math.sqrt(2)
+        power = 0.5 if settled else 1.0
+        lower = self._factor(wanted, quality.error_lower) ** power
+        adjoint = self._factor(wanted, quality.error_adjoint) ** power
+        return Accuracy(
+            lower=min(max(accuracy.lower * lower, self.finest.lower), self.coarsest.lower),
+            adjoint=min(max(accuracy.adjoint * adjoint, self.finest.adjoint), self.coarsest.adjoint),
+        )
+
+    def _factor(self, wanted: float, found: float) -> float:
+        factor = wanted / found if found > 0 else math.inf
+        return min(max(factor, 1 / self.change), self.change)
+
+    def close(self, quality: GradientQuality) -> bool:
+        """Whether both errors are within a factor of two of what is wanted: nothing has to be found out quickly any more."""
+        wanted = self.share * quality.noise / math.sqrt(2)
+        return all(
+            wanted <= 2 * found and found <= 2 * wanted for found in (quality.error_lower, quality.error_adjoint)
+        )
+
+    def due(self, assessed: float, spent: float, price: float) -> bool:
+        """Whether there is room for an assessment of ``price``: ``assessed`` of ``spent`` applications went into earlier ones."""
+        return assessed + price <= self.work * (spent + price)

@@ -1,0 +1,1 @@
+"""Convolution banks: boundaries, kernels that compute them, bounds of their norms."""

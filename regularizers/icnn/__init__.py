@@ -1,0 +1,1 @@
+"""Input-convex networks as regularizers: energy, derivatives, bounds of curvature."""

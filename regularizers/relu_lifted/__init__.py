@@ -1,0 +1,1 @@
+"""ReLU networks, their layers lifted to variables of one convex problem (docs/theory.md)."""
