@@ -1,4 +1,5 @@
-"""Float32 has to mean float32: residuals, stopping rules and certificates count on its 24 bits, adjoints on equal rounding."""
+"""Float32 has to mean float32: residuals, stopping rules and certificates count
+on its 24 bits, adjoints on equal rounding."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ _REDUCED = ("tf32", "bf16")
 
 
 def require_full_precision() -> None:
-    """Switch off what lets the framework compute float32 products and convolutions with fewer bits, for this process.
+    """Switch off what lets the framework compute float32 products and
+    convolutions with fewer bits, for this process.
 
-    Convolutions on CUDA devices use TF32 by default: 11 bits, errors of 3e-4 in ``K`` and ``K^T``.  The switch is
-    global, since reverse mode runs in threads of its own; other networks of the process lose that speed, and nothing else.
+    Convolutions on CUDA devices use TF32 by default: 11 bits, errors of 3e-4 in
+    ``K`` and ``K^T``. The switch is global, since reverse mode runs in threads
+    of its own; other networks of the process lose that speed, and nothing else.
     Raises ``ValueError`` under autocast, which would hand over half precision.
     """
     for device in ("cpu", "cuda"):
@@ -28,8 +31,13 @@ def require_full_precision() -> None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Computations inside keep the dtype of their arguments, whatever ``torch.autocast`` says around them."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """Computations inside keep the dtype of their arguments, whatever
+    ``torch.autocast`` says around them."""
+    return (
+        nullcontext()
+        if device.type == "meta"
+        else torch.autocast(device.type, enabled=False)
+    )
 
 
 class _Switch(Protocol):
@@ -37,10 +45,23 @@ class _Switch(Protocol):
 
 
 def _switches() -> list[_Switch]:
-    """The settings of torch 2.9 and later, one per library and operation; none before."""
-    backends = (torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn)
-    found = (getattr(backend, name, None) for backend in backends for name in ("conv", "matmul"))
-    return [switch for switch in found if switch is not None and hasattr(switch, "fp32_precision")]
+    """The settings of torch 2.9 and later, one per library and operation; none
+    before."""
+    backends = (
+        torch.backends.cudnn,
+        torch.backends.cuda,
+        torch.backends.mkldnn,
+    )
+    found = (
+        getattr(backend, name, None)
+        for backend in backends
+        for name in ("conv", "matmul")
+    )
+    return [
+        switch
+        for switch in found
+        if switch is not None and hasattr(switch, "fp32_precision")
+    ]
 
 
 _SWITCHES = _switches()
@@ -49,12 +70,19 @@ _SWITCHES = _switches()
 def _is_reduced() -> bool:
     if _SWITCHES:
         return any(switch.fp32_precision in _REDUCED for switch in _SWITCHES)
-    return torch.backends.cudnn.allow_tf32 or torch.get_float32_matmul_precision() != "highest"
+    return (
+        torch.backends.cudnn.allow_tf32
+        or torch.get_float32_matmul_precision() != "highest"
+    )
 
 
 def _switch_off() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some releases advise against the older settings, which others still read
+        warnings.simplefilter(
+            "ignore"
+            # some releases advise against the older settings, which others still
+            # read
+        )
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
     for switch in _SWITCHES:  # what was set by the newer names alone

@@ -1,4 +1,5 @@
-"""Shape vocabulary.  Every array is a ``torch.Tensor``; the names say what its axes are.
+"""Shape vocabulary. Every array is a ``torch.Tensor``; the names say what its
+axes are.
 
 ``Primal``     ``(batch, *signal)``               images ``(batch, channels, height, width)`` or vectors ``(batch, n)``
 ``Dual``       ``(batch, *sites, coefficients)``  coefficients last: ``(batch, height, width, filters)``, ``(batch, m)``

@@ -10,15 +10,22 @@ import torch
 from torch import Tensor
 
 _FULL_SCALE = 1e5
-"""Largest grey value of whole numbers of 16 bits, and a little noise: beyond it nothing can be said of the scale."""
+"""Largest grey value of whole numbers of 16 bits, and a little noise: beyond it
+nothing can be said of the scale."""
 _BRIGHT, _BRIGHT_MEAN = 16.0, 2.0
-"""No image in [0, 1] has a pixel or, whatever its outliers, a mean beyond these; nearly every one in 0...255 has."""
+"""No image in [0, 1] has a pixel or, whatever its outliers, a mean beyond
+these; nearly every one in 0...255 has."""
 
 
 def first_bad_sample(values: Tensor) -> int | None:
-    """The first sample with a NaN or infinite value, None if there is none (synchronises)."""
+    """The first sample with a NaN or infinite value, None if there is none
+    (synchronises)."""
     finite = torch.isfinite(values).flatten(1).all(dim=1)
-    return None if values.is_meta or bool(finite.all()) else int((~finite).nonzero()[0])
+    return (
+        None
+        if values.is_meta or bool(finite.all())
+        else int((~finite).nonzero()[0])
+    )
 
 
 def require_finite(name: str, values: Tensor) -> None:
@@ -30,36 +37,64 @@ def require_finite(name: str, values: Tensor) -> None:
 def require_tensor(name: str, values: Tensor) -> None:
     """Raise ``ValueError`` unless ``values`` are a tensor."""
     if not isinstance(values, Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor, got {type(values).__name__}: torch.as_tensor makes it one")
+        raise ValueError(
+            f"{name} must be a torch.Tensor, got {type(values).__name__}: "
+            "torch.as_tensor makes it one"
+        )
 
 
 def require_kind(name: str, value: object, kind: type) -> None:
-    """Raise ``ValueError`` unless ``value`` is an object of the class ``kind``; says so where it is the class itself."""
+    """Raise ``ValueError`` unless ``value`` is an object of the class ``kind``;
+    says so where it is the class itself."""
     if not isinstance(value, kind):
-        found = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.40}"
-        raise ValueError(f"{name} must be of the class {kind.__name__}, got {found}")
+        found = (
+            f"the class {value.__name__}"
+            if isinstance(value, type)
+            else f"{type(value).__name__} {value!r:.40}"
+        )
+        raise ValueError(
+            f"{name} must be of the class {kind.__name__}, got {found}"
+        )
 
 
 def require_images(name: str, values: Tensor) -> None:
-    """Raise ``ValueError`` unless ``values`` ``(batch, ...)`` are pixels in float32 or float64: what everything computes in."""
+    """Raise ``ValueError`` unless ``values`` ``(batch, ...)`` are pixels in
+    float32 or float64: what everything computes in."""
     require_tensor(name, values)
     if values.is_nested or values.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got a {'nested' if values.is_nested else values.layout} one")
+        raise ValueError(
+            f"{name} must be a dense tensor, got a "
+            f"{'nested' if values.is_nested else values.layout} one"
+        )
     if values.dim() == 0 or 0 in values.shape[1:]:
-        raise ValueError(f"{name} has no pixels: it needs a batch axis and images, got shape {tuple(values.shape)}")
+        raise ValueError(
+            f"{name} has no pixels: it needs a batch axis and images, got "
+            f"shape {tuple(values.shape)}"
+        )
     if values.dtype in (torch.float32, torch.float64):
         return
     if values.dtype.is_complex:
-        raise ValueError(f"{name} is {values.dtype}: complex data need LeastSquares with the operator that made them")
+        raise ValueError(
+            f"{name} is {values.dtype}: complex data need LeastSquares with "
+            "the operator that made them"
+        )
     if values.dtype.is_floating_point:
-        raise ValueError(f"{name} is {values.dtype}, which is too coarse for any tolerance: convert it with .float()")
-    raise ValueError(f"{name} is {values.dtype}: grey values are floats in [0, 1], as x.float() / 255 makes them")
+        raise ValueError(
+            f"{name} is {values.dtype}, which is too coarse for any "
+            "tolerance: convert it with .float()"
+        )
+    raise ValueError(
+        f"{name} is {values.dtype}: grey values are floats in [0, 1], as x.float() / 255 makes them"
+    )
 
 
 def require_samples(images: Tensor) -> None:
-    """Raise ``ValueError`` for an empty batch, where something is asked of its samples."""
+    """Raise ``ValueError`` for an empty batch, where something is asked of its
+    samples."""
     if images.shape[0] == 0:
-        raise ValueError("the batch is empty: there is nothing to solve or to differentiate")
+        raise ValueError(
+            "the batch is empty: there is nothing to solve or to differentiate"
+        )
 
 
 def require_number(name: str, value: float) -> None:
@@ -75,24 +110,32 @@ def require_positive(name: str, value: float) -> None:
 
 
 def require_count(name: str, value: int, least: int = 1) -> None:
-    """Raise ``ValueError`` unless ``value`` is a whole number, ``least`` or more."""
+    """Raise ``ValueError`` unless ``value`` is a whole number, ``least`` or
+    more."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value}")
+        raise ValueError(
+            f"{name} must be a whole number, at least {least}, got {value}"
+        )
 
 
 def warn_of_scale(images: Tensor) -> None:
-    """A ``UserWarning`` if ``images`` ``(batch, channels, height, width)`` are clearly in 0...255 (or 65535); synchronises."""
+    """A ``UserWarning`` if ``images`` ``(batch, channels, height, width)`` are
+    clearly in 0...255 (or 65535); synchronises."""
     if images.dim() != 4 or images.numel() == 0 or images.is_meta:
         return
     size = images.detach().flatten(1)
     largest = size.amax(dim=1)
-    noise = size.amin(dim=1) < -largest / 8  # as far below zero as above: whatever it is, it is no picture in 0...255
-    bright = ((largest > _BRIGHT) & ~noise) | (size.mean(dim=1).abs() > _BRIGHT_MEAN)
+    # as far below zero as above: whatever it is, it is no picture in 0...255
+    noise = size.amin(dim=1) < -largest / 8
+    bright = ((largest > _BRIGHT) & ~noise) | (
+        size.mean(dim=1).abs() > _BRIGHT_MEAN
+    )
     bright = bright & (largest <= _FULL_SCALE)
     if bool(bright.any()):
         found = float(torch.where(bright, largest, 0.0).max())
         warnings.warn(
-            f"grey values up to {found:.4g}: weights, tolerances and smoothings are for [0, 1], divide by 255 (or 65535)",
+            f"grey values up to {found:.4g}: weights, tolerances and "
+            "smoothings are for [0, 1], divide by 255 (or 65535)",
             UserWarning,
             stacklevel=3,
         )

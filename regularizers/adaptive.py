@@ -1,7 +1,9 @@
-"""Weights that adapt to the observation: ``R(x; y) = sum_i weight_i sum_p m_i(y)_p phi_{smoothing_i}((k_i * x)_p)``.
+"""Weights that adapt to the observation: ``R(x; y) = sum_i weight_i sum_p
+m_i(y)_p phi_{smoothing_i}((k_i * x)_p)``.
 
-The factors ``m > 0`` are computed from the observation ``y``, never from ``x``: for every observation the regularizer is
-convex in ``x``, and nothing of what is proved for fixed weights changes.
+The factors ``m > 0`` are computed from the observation ``y``, never from ``x``:
+for every observation the regularizer is convex in ``x``, and nothing of what is
+proved for fixed weights changes.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from piggyback.types import Dual, PerSample, Primal, Scalar
 from piggyback.values import require_count, require_positive
 from regularizers.constraints import zero_mean_filters
 from regularizers.filter_bank.boundaries import Reflect
-from regularizers.filter_bank.convolution import ConvolutionBank, largest_eigenvalue_bound
+from regularizers.filter_bank.convolution import (
+    ConvolutionBank,
+    largest_eigenvalue_bound,
+)
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 
@@ -30,10 +35,12 @@ from regularizers.linear import LinearConfig, LinearRegularizer
 class WeightConfig:
     """Architecture of the weight network.
 
-    ``features`` zero-mean filters of ``size`` x ``size`` see the observation; responses far above ``contrast`` (grey values)
-    count by their size, those far below by their square; they are averaged over ``windows`` (odd numbers of pixels, applied
-    twice; the unsmoothed responses are used too).  Factors lie in ``[exp(-reach), exp(reach)]``.
-    Raises ``ValueError`` for impossible values.
+    ``features`` zero-mean filters of ``size`` x ``size`` see the observation;
+    responses far above ``contrast`` (grey values) count by their size, those
+    far below by their square; they are averaged over ``windows`` (odd numbers
+    of pixels, applied twice; the unsmoothed responses are used too). Factors
+    lie in ``[exp(-reach), exp(reach)]``. Raises ``ValueError`` for impossible
+    values.
     """
 
     features: int = 24
@@ -43,42 +50,64 @@ class WeightConfig:
     reach: float = 3.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "windows", tuple(self.windows))  # a list, in a configuration file
+        # a list, in a configuration file
+        object.__setattr__(self, "windows", tuple(self.windows))
         require_count("features", self.features)
         require_count("size", self.size)
         if self.size < 3 or self.size % 2 == 0:
-            raise ValueError(f"the weight network needs an odd size of at least 3, got {self}")
+            raise ValueError(
+                f"the weight network needs an odd size of at least 3, got {self}"
+            )
         if any(window < 1 or window % 2 == 0 for window in self.windows):
-            raise ValueError(f"windows must be odd and positive, got {self.windows}")
+            raise ValueError(
+                f"windows must be odd and positive, got {self.windows}"
+            )
         require_positive("contrast", self.contrast)
         if not 0 < self.reach <= 10:
             raise ValueError(f"the reach must lie in (0, 10], got {self.reach}")
 
 
 class WeightNetwork(nn.Module):
-    """``log m = reach tanh((V [a, S_1 a, ...] + b) / reach)``, ``a = rho(U * y / contrast + c)``, ``rho(t) = sqrt(1 + t^2) - 1``.
+    """``log m = reach tanh((V [a, S_1 a, ...] + b) / reach)``, ``a = rho(U * y
+    / contrast + c)``, ``rho(t) = sqrt(1 + t^2) - 1``.
 
-    ``S_j`` are local means.  Parameters: ``coefficients`` ``(features, channels, k^2 - 1)`` of ``U`` in an orthonormal zero-mean
-    basis, ``offset`` ``c``, ``mixing`` ``V`` ``(windows + 1, features, filters)`` and ``level`` ``b``.  It starts at ``m = 1``.
+    ``S_j`` are local means. Parameters: ``coefficients`` ``(features, channels,
+    k^2 - 1)`` of ``U`` in an orthonormal zero-mean basis, ``offset`` ``c``,
+    ``mixing`` ``V`` ``(windows + 1, features, filters)`` and ``level`` ``b``.
+    It starts at ``m = 1``.
     """
 
-    def __init__(self, config: WeightConfig, filters: int, channels: int, generator: torch.Generator | None) -> None:
+    def __init__(
+        self,
+        config: WeightConfig,
+        filters: int,
+        channels: int,
+        generator: torch.Generator | None,
+    ) -> None:
         super().__init__()
         self.config = config
         shape = (config.features, channels, config.size**2 - 1)
         start = torch.randn(shape, generator=generator)
-        self.coefficients = nn.Parameter(start / start.flatten(1).norm(dim=1).reshape(-1, 1, 1))
+        self.coefficients = nn.Parameter(
+            start / start.flatten(1).norm(dim=1).reshape(-1, 1, 1)
+        )
         self.offset = nn.Parameter(torch.zeros(config.features))
-        self.mixing = nn.Parameter(torch.zeros(1 + len(config.windows), config.features, filters))
+        self.mixing = nn.Parameter(
+            torch.zeros(1 + len(config.windows), config.features, filters)
+        )
         self.level = nn.Parameter(torch.zeros(filters))
 
     def forward(self, observed: Primal) -> Emphasis:
-        """Factors ``(batch, height, width, filters)`` of the weights for observations ``(batch, channels, height, width)``."""
+        """Factors ``(batch, height, width, filters)`` of the weights for
+        observations ``(batch, channels, height, width)``."""
         bank = self._bank()
         features = self._features(bank, observed)
         reach = self.config.reach
-        logarithm = reach * torch.tanh((self._mixed(features) + self.level) / reach)
-        # the rounding of the exponential must not lift a factor over the ceiling
+        logarithm = reach * torch.tanh(
+            (self._mixed(features) + self.level) / reach
+        )
+        # the rounding of the exponential must not lift a factor over the
+        # ceiling
         ceiling = math.exp(reach) * (1 + 1e-5)
         jacobian = NetworkPullBack(
             config=self.config,
@@ -86,18 +115,24 @@ class WeightNetwork(nn.Module):
             observed=observed.detach(),
             features=[part.detach() for part in features],
             logarithm=logarithm.detach(),
-            mixing=self.mixing.detach().clone(),  # the parameters may move before a certificate asks
+            # the parameters may move before a certificate asks
+            mixing=self.mixing.detach().clone(),
         )
         return Emphasis(logarithm.exp(), ceiling, jacobian)
 
     def _bank(self) -> ConvolutionBank:
-        return ConvolutionBank(zero_mean_filters(self.coefficients), Reflect(), zero_mean=True)
+        return ConvolutionBank(
+            zero_mean_filters(self.coefficients), Reflect(), zero_mean=True
+        )
 
     def _features(self, bank: ConvolutionBank, observed: Primal) -> list[Dual]:
         """``a`` and its local means, each ``(batch, height, width, features)``."""
         response = bank.forward(observed) / self.config.contrast + self.offset
         size = (1 + response.square()).sqrt() - 1
-        return [size, *(local_mean(size, window) for window in self.config.windows)]
+        return [
+            size,
+            *(local_mean(size, window) for window in self.config.windows),
+        ]
 
     def _mixed(self, features: list[Dual]) -> Dual:
         mixed = features[0] @ self.mixing[0]
@@ -108,9 +143,11 @@ class WeightNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class NetworkPullBack(PullBack):
-    """The Jacobian ``J`` of ``log m`` in the parameters of a ``WeightNetwork`` at one batch of observations (eq. 15c).
+    """The Jacobian ``J`` of ``log m`` in the parameters of a ``WeightNetwork``
+    at one batch of observations (eq. 15c).
 
-    ``features``: ``a`` and its local means; ``logarithm``: ``log m``; ``mixing``: ``V``; all as in ``WeightNetwork``.
+    ``features``: ``a`` and its local means; ``logarithm``: ``log m``;
+    ``mixing``: ``V``; all as in ``WeightNetwork``.
     """
 
     config: WeightConfig
@@ -122,12 +159,21 @@ class NetworkPullBack(PullBack):
 
     @torch.no_grad()
     def norm(self, field: Dual) -> PerSample:
-        # sums of non-negative terms throughout: single precision is enough.  tanh' = 1 - tanh^2 <= 1
-        slope = 1 - (self.logarithm / self.config.reach).float().square() + _DERIVATIVE_ROUNDING
+        # sums of non-negative terms throughout: single precision is enough.
+        # tanh' = 1 - tanh^2 <= 1
+        slope = (
+            1
+            - (self.logarithm / self.config.reach).float().square()
+            + _DERIVATIVE_ROUNDING
+        )
         squares = (field.float() * slope.clamp(max=1)).square()
         features = [part.float() for part in self.features]
-        bound = torch.hypot(self._through_mixing(squares, features), self._through_features(squares, features[0]))
-        return defined(bound * (1 + 5e-4)).to(field.dtype)  # features that overflow: no bound
+        bound = torch.hypot(
+            self._through_mixing(squares, features),
+            self._through_features(squares, features[0]),
+        )
+        # features that overflow: no bound
+        return defined(bound * (1 + 5e-4)).to(field.dtype)
 
     def select(self, index: Tensor) -> NetworkPullBack:
         return replace(
@@ -138,29 +184,60 @@ class NetworkPullBack(PullBack):
         )
 
     def _through_mixing(self, squares: Dual, features: list[Dual]) -> PerSample:
-        """The rows of ``J`` for ``V`` and the level: filter by filter ``||Phi^T diag(g)||``, one filter after the other."""
+        """The rows of ``J`` for ``V`` and the level: filter by filter ``||Phi^T
+        diag(g)||``, one filter after the other."""
         energy = 1 + sum(part.square().sum(-1) for part in features)
         trace = torch.einsum("bhwf,bhw->bf", squares, energy).amax(1)
-        # where all filters share one field the Gram matrix knows better than its trace
+        # where all filters share one field the Gram matrix knows better than
+        # its trace
         seen = torch.cat([part.flatten(1, 2) for part in features], dim=-1)
         seen = torch.cat([seen, torch.ones_like(seen[..., :1])], dim=-1)
         weighted = seen * squares.amax(-1).flatten(1).unsqueeze(-1)
         gram = (weighted.mT @ seen).double()
-        return torch.minimum(trace, largest_eigenvalue_bound(gram).to(trace)).sqrt()
+        return torch.minimum(
+            trace, largest_eigenvalue_bound(gram).to(trace)
+        ).sqrt()
 
     def _through_features(self, squares: Dual, sizes: Dual) -> PerSample:
-        """The rows of ``J`` for ``U`` and the offset: the smaller of a weighted Gram matrix and of a product of norms."""
+        """The rows of ``J`` for ``U`` and the offset: the smaller of a weighted
+        Gram matrix and of a product of norms."""
         windows, mixing = self.config.windows, self.mixing.float()
-        steep = 1 - (1 + sizes).square().reciprocal() + _DERIVATIVE_ROUNDING  # rho'^2
-        energy = (1 + self.bank.window_energy(self.observed) / self.config.contrast**2).float()
-        spread = [squares, *(local_mean(squares, window, transposed=True) for window in windows)]
-        weights = [((part @ matrix.square().T) * steep).sum(-1) for part, matrix in zip(spread, mixing, strict=True)]
-        # a sum of operators: M M^T <= sum_j M_j M_j^T / c_j with sum_j c_j = 1; the best c_j go with ||M_j||
-        parts = torch.stack([(weight * energy).sum((1, 2)).sqrt() for weight in weights])
+        # rho'^2
+        steep = 1 - (1 + sizes).square().reciprocal() + _DERIVATIVE_ROUNDING
+        energy = (
+            1 + self.bank.window_energy(self.observed) / self.config.contrast**2
+        ).float()
+        spread = [
+            squares,
+            *(
+                local_mean(squares, window, transposed=True)
+                for window in windows
+            ),
+        ]
+        weights = [
+            ((part @ matrix.square().T) * steep).sum(-1)
+            for part, matrix in zip(spread, mixing, strict=True)
+        ]
+        # a sum of operators: M M^T <= sum_j M_j M_j^T / c_j with sum_j c_j = 1;
+        # the best c_j go with ||M_j||
+        parts = torch.stack(
+            [(weight * energy).sum((1, 2)).sqrt() for weight in weights]
+        )
         shares = parts / parts.sum(0).clamp(min=torch.finfo(parts.dtype).tiny)
-        shares = shares.clamp(min=torch.finfo(parts.dtype).eps).unsqueeze(-1).unsqueeze(-1)
-        together = torch.stack([weight / share for weight, share in zip(weights, shares, strict=True)]).sum(0)
-        gram = self.bank.window_gram(self.observed / self.config.contrast, together)
+        shares = (
+            shares.clamp(min=torch.finfo(parts.dtype).eps)
+            .unsqueeze(-1)
+            .unsqueeze(-1)
+        )
+        together = torch.stack(
+            [
+                weight / share
+                for weight, share in zip(weights, shares, strict=True)
+            ]
+        ).sum(0)
+        gram = self.bank.window_gram(
+            self.observed / self.config.contrast, together
+        )
         height, width = self.observed.shape[-2:]
         onward = torch.linalg.matrix_norm(self.mixing.double(), ord=2)
         onward = onward[0] + sum(
@@ -173,22 +250,28 @@ class NetworkPullBack(PullBack):
 
 
 _DERIVATIVE_ROUNDING = 1e-6
-"""What ``1 - t`` may have lost in single precision, for numbers ``t`` in [0, 1]."""
+"""What ``1 - t`` may have lost in single precision, for numbers ``t`` in [0,
+1]."""
 
 
 def local_mean(values: Dual, window: int, transposed: bool = False) -> Dual:
-    """Mean over ``window`` x ``window`` pixels (those inside the image), twice; ``(batch, height, width, features)``.
+    """Mean over ``window`` x ``window`` pixels (those inside the image), twice;
+    ``(batch, height, width, features)``.
 
-    ``transposed``: every value spread over the pixels in whose mean it has a part, which is not the same at borders.
+    ``transposed``: every value spread over the pixels in whose mean it has a
+    part, which is not the same at borders.
     """
-    rows, columns = (twofold_mean(extent, window, values) for extent in values.shape[1:3])
+    rows, columns = (
+        twofold_mean(extent, window, values) for extent in values.shape[1:3]
+    )
     if transposed:
         rows, columns = rows.mT, columns.mT
     return separable(rows, columns, values)  # far faster than pooling
 
 
 def twofold_mean(extent: int, window: int, like: Tensor) -> Tensor:
-    """The matrix ``(extent, extent)`` that takes the mean over ``window`` pixels of an axis, twice; computed in float64."""
+    """The matrix ``(extent, extent)`` that takes the mean over ``window``
+    pixels of an axis, twice; computed in float64."""
     position = torch.arange(extent, device=like.device)
     inside = ((position.unsqueeze(1) - position).abs() <= window // 2).double()
     mean = inside / inside.sum(1, keepdim=True)
@@ -196,17 +279,25 @@ def twofold_mean(extent: int, window: int, like: Tensor) -> Tensor:
 
 
 def mean_norm(extent: int, window: int) -> float:
-    """At least the norm of the twofold mean along one axis: by Schur's test, rows sum to 1, columns to at most this."""
+    """At least the norm of the twofold mean along one axis: by Schur's test,
+    rows sum to 1, columns to at most this."""
     half = window // 2
-    share = [1 / (min(i + half, extent - 1) - max(i - half, 0) + 1) for i in range(extent)]
-    return max(sum(share[max(j - half, 0) : j + half + 1]) for j in range(extent))
+    share = [
+        1 / (min(i + half, extent - 1) - max(i - half, 0) + 1)
+        for i in range(extent)
+    ]
+    return max(
+        sum(share[max(j - half, 0) : j + half + 1]) for j in range(extent)
+    )
 
 
 class AdaptiveRegularizer(LinearRegularizer):
-    """A ``LinearRegularizer`` whose weights are multiplied, at every pixel, by factors learned as a function of the observation.
+    """A ``LinearRegularizer`` whose weights are multiplied, at every pixel, by
+    factors learned as a function of the observation.
 
-    Convex in ``x`` for every parameter value and every observation: the factors are exponentials, and ``x`` does not enter them.
-    Raises ``ValueError`` for the boundary "valid" (it has no coefficient for every pixel).
+    Convex in ``x`` for every parameter value and every observation: the factors
+    are exponentials, and ``x`` does not enter them. Raises ``ValueError`` for
+    the boundary "valid" (it has no coefficient for every pixel).
     """
 
     sees_data = True
@@ -219,20 +310,32 @@ class AdaptiveRegularizer(LinearRegularizer):
     ) -> None:
         super().__init__(config, generator)
         if self.config.boundary == "valid":
-            raise ValueError("adaptive weights need one coefficient per pixel: choose another boundary than 'valid'")
+            raise ValueError(
+                "adaptive weights need one coefficient per pixel: choose "
+                "another boundary than 'valid'"
+            )
         weights = weights if weights is not None else WeightConfig()
-        self.network = WeightNetwork(weights, self.config.filters, self.config.channels, generator)
+        self.network = WeightNetwork(
+            weights, self.config.filters, self.config.channels, generator
+        )
 
     def problem(self, data: DataTerm) -> SaddleProblem:
         base = self.potential()
-        potential = Potential(base.profile, base.weight, base.smoothing, emphasis=self.network(data.pilot))
+        potential = Potential(
+            base.profile,
+            base.weight,
+            base.smoothing,
+            emphasis=self.network(data.pilot),
+        )
         return SaddleProblem(data, potential, self.operator())
 
     def relative_rates(self) -> dict[str, float]:
         return super().relative_rates() | {"network": 0.5}
 
     def metric(self) -> Tensor:
-        network = torch.cat([torch.ones_like(p).flatten() for p in self.network.parameters()])
+        network = torch.cat(
+            [torch.ones_like(p).flatten() for p in self.network.parameters()]
+        )
         return torch.cat([super().metric(), network])
 
     def pull_back(self, bound: GradientBound) -> Scalar:

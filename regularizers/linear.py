@@ -1,4 +1,5 @@
-"""Learned linear operator times convex potential: ``R(x) = sum_i weight_i sum_p phi_{smoothing_i}((k_i * x)_p)``."""
+"""Learned linear operator times convex potential: ``R(x) = sum_i weight_i sum_p
+phi_{smoothing_i}((k_i * x)_p)``."""
 
 from __future__ import annotations
 
@@ -15,12 +16,21 @@ from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
 from piggyback.terms.potentials import Potential
 from piggyback.types import Scalar
 from piggyback.values import require_count, require_positive
-from regularizers.constraints import basis_frequencies, positive, starting_coefficients, zero_mean_filters
+from regularizers.constraints import (
+    basis_frequencies,
+    positive,
+    starting_coefficients,
+    zero_mean_filters,
+)
 from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.filter_bank.convolution import ConvolutionBank
 from regularizers.filter_bank.kernels import KernelPlan
 
-PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), "logcosh": LogCosh()}
+PROFILES: dict[str, Profile] = {
+    "charbonnier": Charbonnier(),
+    "huber": Huber(),
+    "logcosh": LogCosh(),
+}
 """By the name stored in a configuration file."""
 
 
@@ -28,9 +38,10 @@ PROFILES: dict[str, Profile] = {"charbonnier": Charbonnier(), "huber": Huber(), 
 class LinearConfig:
     """Everything that defines the architecture; the rest are parameters.
 
-    ``gradient_weight`` (two first differences), ``weight`` (the other filters) and ``smoothing`` are starting values:
-    they make total variation with a little of everything else.  ``smoothing_floor`` (grey values) bounds the conditioning.
-    Raises ``ValueError`` for unknown names and impossible sizes.
+    ``gradient_weight`` (two first differences), ``weight`` (the other filters)
+    and ``smoothing`` are starting values: they make total variation with a
+    little of everything else. ``smoothing_floor`` (grey values) bounds the
+    conditioning. Raises ``ValueError`` for unknown names and impossible sizes.
     """
 
     filters: int = 48
@@ -44,8 +55,16 @@ class LinearConfig:
     smoothing_floor: float = 0.002
 
     @staticmethod
-    def for_noise(sigma: float, filters: int, size: int, channels: int, profile: str, boundary: str) -> LinearConfig:
-        """Starting values in proportion to the noise ``sigma`` (grey values): at least the quality of total variation."""
+    def for_noise(
+        sigma: float,
+        filters: int,
+        size: int,
+        channels: int,
+        profile: str,
+        boundary: str,
+    ) -> LinearConfig:
+        """Starting values in proportion to the noise ``sigma`` (grey values):
+        at least the quality of total variation."""
         return LinearConfig(
             filters=filters,
             size=size,
@@ -60,41 +79,61 @@ class LinearConfig:
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
-            raise ValueError(f"unknown profile {self.profile!r}; choose one of {', '.join(PROFILES)}")
+            raise ValueError(
+                f"unknown profile {self.profile!r}; choose one of {', '.join(PROFILES)}"
+            )
         if self.boundary not in BOUNDARIES:
-            raise ValueError(f"unknown boundary {self.boundary!r}; choose one of {', '.join(BOUNDARIES)}")
+            raise ValueError(
+                f"unknown boundary {self.boundary!r}; choose one of {', '.join(BOUNDARIES)}"
+            )
         require_count("filters", self.filters)
         require_count("size", self.size)
         require_count("channels", self.channels)
         if self.size < 3 or self.size % 2 == 0:
-            raise ValueError(f"filters need an odd size of at least 3 and positive counts, got {self}")
+            raise ValueError(
+                f"filters need an odd size of at least 3 and positive counts, got {self}"
+            )
         require_positive("weight", self.weight)
         require_positive("gradient_weight", self.gradient_weight)
         require_positive("smoothing", self.smoothing)
         if not self.smoothing > self.smoothing_floor > 0:
-            raise ValueError(f"need positive weights and smoothing > smoothing_floor > 0, got {self}")
+            raise ValueError(
+                f"need positive weights and smoothing > smoothing_floor > 0, got {self}"
+            )
 
 
 class LinearRegularizer(Regularizer):
-    """A bank of zero-mean filters with one weight and one smoothing each (docs/theory.md, eq. 3).
+    """A bank of zero-mean filters with one weight and one smoothing each
+    (docs/theory.md, eq. 3).
 
-    Convex for every parameter value: the profile is convex, weights and smoothings are exponentials, filters are free.
-    Parameters: ``coefficients`` ``(filters, channels, k^2 - 1)`` in an orthonormal zero-mean basis; ``log_weight``
-    and ``log_smoothing`` ``(filters,)``.
+    Convex for every parameter value: the profile is convex, weights and
+    smoothings are exponentials, filters are free. Parameters: ``coefficients``
+    ``(filters, channels, k^2 - 1)`` in an orthonormal zero-mean basis;
+    ``log_weight`` and ``log_smoothing`` ``(filters,)``.
     """
 
     sees_data = False
 
-    def __init__(self, config: LinearConfig | None = None, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        config: LinearConfig | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.config = config = config if config is not None else LinearConfig()
-        start = starting_coefficients(config.filters, config.channels, config.size)
-        self.coefficients = nn.Parameter(start + 0.02 * torch.randn(start.shape, generator=generator))
+        start = starting_coefficients(
+            config.filters, config.channels, config.size
+        )
+        self.coefficients = nn.Parameter(
+            start + 0.02 * torch.randn(start.shape, generator=generator)
+        )
         weight = torch.full((config.filters,), config.weight)
         weight[:2] = config.gradient_weight
         self.log_weight = nn.Parameter(weight.log())
         spread = config.smoothing - config.smoothing_floor
-        self.log_smoothing = nn.Parameter(torch.full((config.filters,), spread).log())
+        self.log_smoothing = nn.Parameter(
+            torch.full((config.filters,), spread).log()
+        )
         self.plan: KernelPlan | None = None
 
     def filters(self) -> Tensor:
@@ -104,31 +143,52 @@ class LinearRegularizer(Regularizer):
     def operator(self) -> ConvolutionBank:
         """The filter bank."""
         plan = self.plan if self.coefficients.dtype == torch.float32 else None
-        return ConvolutionBank(self.filters(), BOUNDARIES[self.config.boundary], zero_mean=True, plan=plan)
+        return ConvolutionBank(
+            self.filters(),
+            BOUNDARIES[self.config.boundary],
+            zero_mean=True,
+            plan=plan,
+        )
 
     def potential(self) -> Potential:
         """The potentials."""
         smoothing = positive(self.log_smoothing, self.config.smoothing_floor)
-        return Potential(PROFILES[self.config.profile], self.log_weight.exp(), smoothing)
+        return Potential(
+            PROFILES[self.config.profile], self.log_weight.exp(), smoothing
+        )
 
     def problem(self, data: DataTerm) -> SaddleProblem:
         return SaddleProblem(data, self.potential(), self.operator())
 
     def relative_rates(self) -> dict[str, float]:
-        """Step sizes of a stochastic optimiser relative to that of the coefficients, by name of the parameter or submodule."""
+        """Step sizes of a stochastic optimiser relative to that of the
+        coefficients, by name of the parameter or submodule."""
         return {"log_weight": 3.0, "log_smoothing": 3.0}
 
     def metric(self) -> Tensor:
-        # photographs have a power spectrum of about 1 / frequency^2, and so has the curvature of the loss in the coefficients;
-        # it goes with the square of the weight too, but weights that are small at first grow: half of that (docs/results.md)
+        # photographs have a power spectrum of about 1 / frequency^2, and so has
+        # the curvature of the loss in the coefficients; it goes with the square
+        # of the weight too, but weights that are small at first grow: half of
+        # that (docs/results.md)
         weight = self.log_weight.detach().exp()
         scale = weight.max() / weight
         whitening = basis_frequencies(self.config.size).to(weight).square()
-        coefficients = (scale.reshape(-1, 1, 1) * whitening).expand_as(self.coefficients)
+        coefficients = (scale.reshape(-1, 1, 1) * whitening).expand_as(
+            self.coefficients
+        )
         return torch.cat([coefficients.flatten(), scale, scale])
 
     def pull_back(self, bound: GradientBound) -> Scalar:
-        # coefficients: orthonormal basis; log-parameters: |d/d raw| = |d/d value| * value, per filter
-        weight = self.log_weight.detach().exp().to(bound.weight) * bound.weight.mean(0)
-        smoothing = self.log_smoothing.detach().exp().to(bound.smoothing) * bound.smoothing.mean(0)
-        return (bound.operator.mean().square() + weight.square().sum() + smoothing.square().sum()).sqrt()
+        # coefficients: orthonormal basis; log-parameters: |d/d raw| = |d/d
+        # value| * value, per filter
+        weight = self.log_weight.detach().exp().to(
+            bound.weight
+        ) * bound.weight.mean(0)
+        smoothing = self.log_smoothing.detach().exp().to(
+            bound.smoothing
+        ) * bound.smoothing.mean(0)
+        return (
+            bound.operator.mean().square()
+            + weight.square().sum()
+            + smoothing.square().sum()
+        ).sqrt()

@@ -13,12 +13,16 @@ from piggyback.types import Scalar
 
 
 class ModuleRegularizer(Regularizer):
-    """``R(x) = energy(x)`` for a module that returns one value per sample, convex and twice differentiable in ``x``.
+    """``R(x) = energy(x)`` for a module that returns one value per sample,
+    convex and twice differentiable in ``x``.
 
-    Reconstructions come with a certified distance, gradients without a bound (infinite): that takes constants of the energy,
-    which a subclass of ``SmoothEnergy`` may know (``regularizers.icnn.regularizer``).  Convexity is the caller's promise: before a solve it
-    is tried along a few random segments, once for every state of the module, and the solve refused (``ValueError``) where it
-    fails, as for modules in training mode, random ones and such that mix samples.  Concavity in a small region is not found so.
+    Reconstructions come with a certified distance, gradients without a bound
+    (infinite): that takes constants of the energy, which a subclass of
+    ``SmoothEnergy`` may know (``regularizers.icnn.regularizer``). Convexity is
+    the caller's promise: before a solve it is tried along a few random
+    segments, once for every state of the module, and the solve refused
+    (``ValueError``) where it fails, as for modules in training mode, random
+    ones and such that mix samples. Concavity in a small region is not found so.
     """
 
     sees_data = False

@@ -1,1 +1,2 @@
-"""Figures and tables of docs/results.md: ``python -m experiments.studies.<name>``."""
+"""Figures and tables of docs/results.md: ``python -m
+experiments.studies.<name>``."""

@@ -1,1 +1,2 @@
-"""What the commands are made of: options, images, degradations, run folders, reports."""
+"""What the commands are made of: options, images, degradations, run folders,
+reports."""

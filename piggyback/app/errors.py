@@ -1,4 +1,5 @@
-"""Errors that are the user's to fix, and how the command line shows them: one line, exit code 2."""
+"""Errors that are the user's to fix, and how the command line shows them: one
+line, exit code 2."""
 
 from __future__ import annotations
 
@@ -9,15 +10,18 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-"""How torch says that it ran out of memory, in errors without a class of their own."""
+"""How torch says that it ran out of memory, in errors without a class of their
+own."""
 
 
 class UserError(Exception):
-    """Input or settings that cannot be used; the message is one line that names the culprit."""
+    """Input or settings that cannot be used; the message is one line that names
+    the culprit."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user (SIGINT) or the system (SIGTERM) stopped the command; the message is one line: what was kept, how to go on."""
+    """The user (SIGINT) or the system (SIGTERM) stopped the command; the
+    message is one line: what was kept, how to go on."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -28,9 +32,10 @@ class Interrupted(KeyboardInterrupt):
 def one_line_errors() -> Iterator[None]:
     """Turn what is no fault of the program into one line on stderr.
 
-    ``UserError``, ``OSError`` (disk full, no permission) and exhausted memory: ``error: ...``, exit code 2.  Ctrl-C and SIGTERM:
-    ``interrupted: ...``, exit code 128 plus the number of the signal, as shells have it.  A context manager that is equally a
-    decorator for ``main`` functions.
+    ``UserError``, ``OSError`` (disk full, no permission) and exhausted memory:
+    ``error: ...``, exit code 2. Ctrl-C and SIGTERM: ``interrupted: ...``, exit
+    code 128 plus the number of the signal, as shells have it. A context manager
+    that is equally a decorator for ``main`` functions.
     """
     try:
         yield
@@ -40,14 +45,20 @@ def one_line_errors() -> Iterator[None]:
         reason = error.strerror or str(error) or type(error).__name__
         _fail(f"{error.filename}: {reason}" if error.filename else reason)
     except KeyboardInterrupt as stop:
-        number = stop.number if isinstance(stop, Interrupted) else int(signal.SIGINT)
+        number = (
+            stop.number if isinstance(stop, Interrupted) else int(signal.SIGINT)
+        )
         _end(f"interrupted: {str(stop) or 'nothing was kept'}", 128 + number)
     except MemoryError as error:
-        _fail(f"not enough memory ({error or 'no details'}): ask for fewer or smaller things at once")
+        _fail(
+            f"not enough memory ({error or 'no details'}): ask for fewer or smaller things at once"
+        )
     except RuntimeError as error:
         if not any(words in str(error) for words in _NO_MEMORY):
             raise
-        _fail(f"not enough memory ({_one_line(error)[:200]}): ask for fewer or smaller things at once")
+        _fail(
+            f"not enough memory ({_one_line(error)[:200]}): ask for fewer or smaller things at once"
+        )
 
 
 def _one_line(message: object) -> str:
@@ -59,8 +70,10 @@ def _fail(message: str) -> NoReturn:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    line = _one_line(message).encode(errors="backslashreplace").decode()  # names of files need not be valid Unicode
-    with suppress(OSError):  # a full disk may be what is to be said, and where it is said
+    # names of files need not be valid Unicode
+    line = _one_line(message).encode(errors="backslashreplace").decode()
+    # a full disk may be what is to be said, and where it is said
+    with suppress(OSError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
     raise SystemExit(code)

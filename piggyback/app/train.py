@@ -1,8 +1,9 @@
-"""Train a convex regularizer for denoising or deblurring by bilevel learning with certified hypergradients.
+"""Train a convex regularizer for denoising or deblurring by bilevel learning
+with certified hypergradients.
 
 python -m experiments.train denoise --train DIR --test DIR --sigma 25 --out RUN
-python -m experiments.train deblur --blur gaussian --sigma 2.55 --train DIR --test DIR --out RUN
-python -m experiments.train --resume --out RUN
+python -m experiments.train deblur --blur gaussian --sigma 2.55 --train DIR
+--test DIR --out RUN python -m experiments.train --resume --out RUN
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from rich.console import Console
 from piggyback.app.console.interruption import interruptible
 from piggyback.app.console.runtime import choose_device, prepare
 from piggyback.app.errors import Interrupted, UserError, one_line_errors
-from piggyback.app.images.sources import Photograph, load_photographs, split_check
+from piggyback.app.images.sources import (
+    Photograph,
+    load_photographs,
+    split_check,
+)
 from piggyback.app.options.kept import RunOptions, checksum
 from piggyback.app.options.plan import Source, TrainingPlan
 from piggyback.app.options.train import CommandLine, Options
@@ -25,7 +30,13 @@ from piggyback.app.report.final import is_reported, report
 from piggyback.app.runs.folder import RunFolder
 from piggyback.app.runs.model_file import Learned
 from piggyback.app.runs.state import DIVERGED, RunState, restored
-from piggyback.app.training.checks import as_tested, check_disk, check_memory, check_patches, check_test_images
+from piggyback.app.training.checks import (
+    as_tested,
+    check_disk,
+    check_memory,
+    check_patches,
+    check_test_images,
+)
 from piggyback.app.training.start import new_regularizer
 from piggyback.app.training.trainer import Trainer
 from piggyback.training.bilevel import Samples
@@ -43,11 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 begin(folder, command)
         except Interrupted as stop:
-            raise Interrupted(stop.number, what_is_kept(folder, command)) from None
+            raise Interrupted(
+                stop.number, what_is_kept(folder, command)
+            ) from None
 
 
 def begin(folder: Path, command: CommandLine) -> None:
-    """A new run, if it can be carried through to its end: all of that is checked before anything is written."""
+    """A new run, if it can be carried through to its end: all of that is
+    checked before anything is written."""
     options = command.options()
     RunFolder(folder).check_new()
     kernel = options.kernel()
@@ -62,16 +76,23 @@ def begin(folder: Path, command: CommandLine) -> None:
 
 
 def resume(folder: Path, command: CommandLine) -> None:
-    """An interrupted run, by its own options; nothing is written before it is known that it can go on."""
+    """An interrupted run, by its own options; nothing is written before it is
+    known that it can go on."""
     run = RunFolder(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder, nothing to resume")
-    if not run.checkpoint.exists() and run.was_begun() and not run.model.exists():
+    if (
+        not run.checkpoint.exists()
+        and run.was_begun()
+        and not run.model.exists()
+    ):
         begin_again(run, command)
         return
     with run.locked(), run:
         checkpoint = run.load_checkpoint()
-        kept = RunOptions.unpacked(checkpoint.state.get("options", {}), str(run.checkpoint))
+        kept = RunOptions.unpacked(
+            checkpoint.state.get("options", {}), str(run.checkpoint)
+        )
         kept = kept.continued(command, str(folder))
         device = choose_device(kept.options.device)
         state = restored(checkpoint, str(run.checkpoint), device)
@@ -81,15 +102,19 @@ def resume(folder: Path, command: CommandLine) -> None:
 
 
 def begin_again(run: RunFolder, command: CommandLine) -> None:
-    """A run that was killed before its first checkpoint: nothing was trained, it begins once more.
+    """A run that was killed before its first checkpoint: nothing was trained,
+    it begins once more.
 
-    Its options are those that it kept, or, had it not come to that, those of the command line.
+    Its options are those that it kept, or, had it not come to that, those of
+    the command line.
     """
     if not run.options.exists():
         begin(run.path, command)
         return
     with run.locked(), run:
-        kept = RunOptions.unpacked(run.load_options(), str(run.options)).continued(command, str(run.path))
+        kept = RunOptions.unpacked(
+            run.load_options(), str(run.options)
+        ).continued(command, str(run.path))
         train, test = photographs(kept.options)
         kept.check_images(train, test, str(run.path))
         job = prepared(kept, train, test, run.path)
@@ -108,38 +133,67 @@ class Job:
     test: list[Photograph]
 
 
-def prepared(kept: RunOptions, train: list[Photograph], test: list[Photograph], folder: Path) -> Job:
-    """Draw the patches and start the regularizer.  Raises ``UserError`` if anything would fail later."""
+def prepared(
+    kept: RunOptions,
+    train: list[Photograph],
+    test: list[Photograph],
+    folder: Path,
+) -> Job:
+    """Draw the patches and start the regularizer. Raises ``UserError`` if
+    anything would fail later."""
     options, channels = kept.options, 3 if kept.options.colour else 1
-    prepare(threads=1)  # one thread per solve: --threads solves run side by side
+    # one thread per solve: --threads solves run side by side
+    prepare(threads=1)
     device = choose_device(options.device)
     check_memory(options, device, channels, test)
     check_disk(folder, options, channels)
     plan = options.plan(options.degradation(kept.kernel))
     source = Source(train, plan.degradation, plan.patch, channels, device)
     try:
-        samples = source.draw(plan.patches, torch.Generator().manual_seed(plan.seed))
+        samples = source.draw(
+            plan.patches, torch.Generator().manual_seed(plan.seed)
+        )
     except UserError as error:
         raise UserError(f"--patch {plan.patch}: {error}") from error
-    regularizer, kernels = new_regularizer(options, plan.degradation, samples, kept.kernels)
+    regularizer, kernels = new_regularizer(
+        options, plan.degradation, samples, kept.kernels
+    )
     check_patches(regularizer, plan.degradation, samples, options)
     check_test_images(regularizer, as_tested(plan.degradation), test, options)
-    return Job(replace(kept, kernels=kernels), plan, source, samples, regularizer, test)
+    return Job(
+        replace(kept, kernels=kernels), plan, source, samples, regularizer, test
+    )
 
 
 def carry_out(run: RunFolder, job: Job, state: RunState | None) -> None:
     """Train and test; where that was done already, nothing is written."""
     run.clear_leftovers()
-    trainer = Trainer(run, job.regularizer, job.samples, job.source, job.plan, job.kept.packed())
+    trainer = Trainer(
+        run,
+        job.regularizer,
+        job.samples,
+        job.source,
+        job.plan,
+        job.kept.packed(),
+    )
     reached = trainer.train(state)
     assert reached is not None
     console = Console(stderr=True)
     if reached is state and is_reported(run):
-        console.print(f"nothing left to do: {reached.stopped} (iteration {reached.iteration})", highlight=False)
+        console.print(
+            f"nothing left to do: {reached.stopped} (iteration {reached.iteration})",
+            highlight=False,
+        )
         return
-    console.print(f"stopped: {reached.stopped} after {reached.spent.seconds:.0f} s", highlight=False)
+    console.print(
+        f"stopped: {reached.stopped} after {reached.spent.seconds:.0f} s",
+        highlight=False,
+    )
     if reached.stopped == DIVERGED:
-        console.print(f"a smaller step size than --rate {reached.rows[-1].step:g} may do better", highlight=False)
+        console.print(
+            f"a smaller step size than --rate {reached.rows[-1].step:g} may do better",
+            highlight=False,
+        )
     report(run, job.samples, job.test, job.plan.degradation, job.plan.workers)
 
 

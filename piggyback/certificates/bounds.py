@@ -1,4 +1,5 @@
-"""The local certificate: energy norms and curvature intervals instead of global constants (docs/theory.md, section 5)."""
+"""The local certificate: energy norms and curvature intervals instead of global
+constants (docs/theory.md, section 5)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm, per_sample
-from piggyback.certificates.evidence import Evidence, PairEvidence, defined, inflate, saddle_evidence
+from piggyback.certificates.evidence import (
+    Evidence,
+    PairEvidence,
+    defined,
+    inflate,
+    saddle_evidence,
+)
 from piggyback.types import Dual, PerSample
 
 
@@ -17,10 +24,12 @@ from piggyback.types import Dual, PerSample
 class GradientBound:
     """Bounds of the hypergradient error per sample and parameter group.
 
-    ``operator`` ``(batch,)`` bounds the Euclidean norm of the error over all parameters of ``K``;
-    ``weight``, ``smoothing`` and ``shift`` ``(batch, coefficients)`` bound each component of the potential's groups.
-    ``emphasis`` ``(batch,)`` bounds the Euclidean norm of the error over all parameters that the factors are computed from
-    (over the logarithms of the factors themselves where they are given numbers; zero for a potential without emphasis).
+    ``operator`` ``(batch,)`` bounds the Euclidean norm of the error over all
+    parameters of ``K``; ``weight``, ``smoothing`` and ``shift`` ``(batch,
+    coefficients)`` bound each component of the potential's groups. ``emphasis``
+    ``(batch,)`` bounds the Euclidean norm of the error over all parameters that
+    the factors are computed from (over the logarithms of the factors themselves
+    where they are given numbers; zero for a potential without emphasis).
     """
 
     operator: PerSample
@@ -35,11 +44,14 @@ class GradientBound:
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> GradientBound:
         """The same bounds, every group changed alike."""
-        return GradientBound(*(change(getattr(self, part.name)) for part in fields(self)))
+        return GradientBound(
+            *(change(getattr(self, part.name)) for part in fields(self))
+        )
 
 
 def local_bound(evidence: PairEvidence) -> GradientBound:
-    """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs. 12-15b), per sample and group."""
+    """Bound of ``grad L - G`` for ``G`` read off the pair of ``evidence`` (eqs.
+    12-15b), per sample and group."""
     evidence = saddle_evidence(evidence, "local_bound")
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
@@ -59,32 +71,55 @@ def adjoint_error(evidence: PairEvidence) -> PerSample:
 
 
 def adjoint_move(evidence: PairEvidence) -> PerSample:
-    """What the error of ``x`` contributes to ``adjoint_error``; the residual of ``P`` is the rest."""
+    """What the error of ``x`` contributes to ``adjoint_error``; the residual of
+    ``P`` is the rest."""
     r, mu = evidence.error, evidence.strong_convexity
-    return defined(evidence.loss_smoothness * r / mu + evidence.coupling.change(r))
+    return defined(
+        evidence.loss_smoothness * r / mu + evidence.coupling.change(r)
+    )
 
 
 def _operator_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
     """``T1 + T2 + T3`` of eq. 13 for all parameters of ``K`` together."""
-    operator, upper, r = evidence.operator, evidence.bounds.upper, evidence.error
+    operator, upper, r = (
+        evidence.operator,
+        evidence.bounds.upper,
+        evidence.error,
+    )
     root_mu = evidence.strong_convexity**0.5
     steep = upper.flatten(1).amax(1).sqrt() * operator.gain()
     along_x = operator.forward_gain(evidence.x, upper) + steep * r / root_mu
-    along_p = operator.forward_gain(evidence.adjoint, upper) + steep * adjoint / root_mu
-    t1 = torch.hypot(operator.adjoint_gain(evidence.y) / root_mu, along_x) * adjoint
+    along_p = (
+        operator.forward_gain(evidence.adjoint, upper)
+        + steep * adjoint / root_mu
+    )
+    t1 = (
+        torch.hypot(operator.adjoint_gain(evidence.y) / root_mu, along_x)
+        * adjoint
+    )
     t2 = torch.hypot(operator.adjoint_gain(evidence.u) / root_mu, along_p) * r
     return t1 + t2 + _curvature_term(evidence, along_x)
 
 
 def _curvature_term(evidence: Evidence, along_x: PerSample) -> PerSample:
-    """``T3`` of eq. 13: what the change of curvature does to ``u`` at the old ``P``."""
+    """``T3`` of eq. 13: what the change of curvature does to ``u`` at the old
+    ``P``."""
     operator, coupling, r = evidence.operator, evidence.coupling, evidence.error
-    tilted = coupling.jump * evidence.bounds.upper.clamp(min=torch.finfo(coupling.jump.dtype).tiny).rsqrt_()
+    tilted = (
+        coupling.jump
+        * evidence.bounds.upper.clamp(
+            min=torch.finfo(coupling.jump.dtype).tiny
+        ).rsqrt_()
+    )
     apart = norm(torch.where(coupling.apart, tilted, 0.0))
     weighted = coupling.steep * evidence.inverse_root
     moved = torch.minimum(weighted.flatten(1).amax(1) * r, norm(coupling.jump))
     further = operator.gain() * moved * r / evidence.strong_convexity**0.5
-    split = operator.forward_gain(evidence.x, weighted.square()) * r + further + along_x * apart
+    split = (
+        operator.forward_gain(evidence.x, weighted.square()) * r
+        + further
+        + along_x * apart
+    )
     return torch.minimum(along_x * norm(tilted), split)
 
 
@@ -102,22 +137,33 @@ def _coefficient_norm(v: Dual) -> Tensor:
 
 def _away(evidence: Evidence, adjoint: PerSample) -> Tensor:
     """Bound of ``||K_i (P* - P)||`` per coefficient."""
-    return evidence.operator.coefficient_norms() * (adjoint / evidence.strong_convexity**0.5).unsqueeze(-1)
+    return evidence.operator.coefficient_norms() * (
+        adjoint / evidence.strong_convexity**0.5
+    ).unsqueeze(-1)
 
 
 def _along(evidence: Evidence, derivative: Dual, adjoint: PerSample) -> Tensor:
     """Bound of ``|<K(P* - P), derivative>|`` per coefficient (eq. 14)."""
     through = _coefficient_norm(derivative) * _away(evidence, adjoint)
-    return torch.minimum(through, _coefficient_norm(derivative * evidence.inverse_root) * adjoint.unsqueeze(-1))
+    return torch.minimum(
+        through,
+        _coefficient_norm(derivative * evidence.inverse_root)
+        * adjoint.unsqueeze(-1),
+    )
 
 
 def _weight_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     """Eq. 14: one weight per coefficient."""
     potential, upper = evidence.potential, evidence.bounds.upper
     steep = (upper.flatten(1, -2).amax(1) if upper.dim() > 2 else upper).sqrt()
-    image = _coefficient_norm(upper.sqrt() * evidence.image) + steep * _away(evidence, adjoint)
+    image = _coefficient_norm(upper.sqrt() * evidence.image) + steep * _away(
+        evidence, adjoint
+    )
     change = image * evidence.error.unsqueeze(-1) / potential.weight
-    return _along(evidence, potential.weight_derivative(evidence.z), adjoint) + change
+    return (
+        _along(evidence, potential.weight_derivative(evidence.z), adjoint)
+        + change
+    )
 
 
 def _smoothing_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
@@ -125,24 +171,37 @@ def _smoothing_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     potential, bounds = evidence.potential, evidence.bounds
     whole = bounds.mixed * evidence.image.abs()
     kinked = torch.isinf(bounds.mixed_slope)
-    slope = (bounds.mixed_slope * evidence.image * evidence.inverse_root).masked_fill_(kinked, 0.0)
+    slope = (
+        bounds.mixed_slope * evidence.image * evidence.inverse_root
+    ).masked_fill_(kinked, 0.0)
     energy = _coefficient_norm(slope) * evidence.error.unsqueeze(-1)
-    change = torch.minimum(_over_sites(whole), energy + _over_sites(torch.where(kinked, whole, 0.0)))
+    change = torch.minimum(
+        _over_sites(whole),
+        energy + _over_sites(torch.where(kinked, whole, 0.0)),
+    )
     change = change + _away(evidence, adjoint) * _coefficient_norm(bounds.mixed)
-    return _along(evidence, potential.smoothing_derivative(evidence.z), adjoint) + change
+    return (
+        _along(evidence, potential.smoothing_derivative(evidence.z), adjoint)
+        + change
+    )
 
 
 def _shift_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     """Eq. 15a: one shift per coefficient."""
     coupling, r = evidence.coupling, evidence.error.unsqueeze(-1)
-    through = _coefficient_norm(evidence.bounds.upper.sqrt()) * adjoint.unsqueeze(-1)
+    through = _coefficient_norm(
+        evidence.bounds.upper.sqrt()
+    ) * adjoint.unsqueeze(-1)
     energy = _coefficient_norm(coupling.steep * evidence.inverse_root) * r
-    split = energy + _over_sites(torch.where(coupling.apart, coupling.jump, 0.0))
+    split = energy + _over_sites(
+        torch.where(coupling.apart, coupling.jump, 0.0)
+    )
     return through + torch.minimum(_over_sites(coupling.jump), split)
 
 
 def _emphasis_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
-    """Eq. 15b: the two parts of ``K P* o f'(z*) - K P o f'(z)``, pulled back to the parameters behind the factors."""
+    """Eq. 15b: the two parts of ``K P* o f'(z*) - K P o f'(z)``, pulled back to
+    the parameters behind the factors."""
     emphasis = evidence.potential.emphasis
     if emphasis is None:
         return torch.zeros_like(adjoint)
@@ -151,4 +210,7 @@ def _emphasis_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
     along = evidence.y.abs() * evidence.inverse_root
     reach = evidence.image.abs() + evidence.operator.row_norms(upper) * away
     change = reach * upper.sqrt()
-    return emphasis.pull_back(along) * adjoint + emphasis.pull_back(change) * evidence.error
+    return (
+        emphasis.pull_back(along) * adjoint
+        + emphasis.pull_back(change) * evidence.error
+    )

@@ -1,4 +1,5 @@
-"""The baseline certificate from global constants, with its cross terms (docs/theory.md, eq. 17)."""
+"""The baseline certificate from global constants, with its cross terms
+(docs/theory.md, eq. 17)."""
 
 from __future__ import annotations
 
@@ -7,14 +8,22 @@ from torch import Tensor
 
 from piggyback.batched import norm
 from piggyback.certificates.bounds import GradientBound
-from piggyback.certificates.evidence import Evidence, PairEvidence, defined, inflate, saddle_evidence
+from piggyback.certificates.evidence import (
+    Evidence,
+    PairEvidence,
+    defined,
+    inflate,
+    saddle_evidence,
+)
 from piggyback.types import PerSample
 
 
 def worst_case_bound(evidence: PairEvidence) -> GradientBound:
-    """Bound of ``grad L - G`` from ``mu``, ``||K||``, ``max f''`` and the Lipschitz constant of ``f''``.
+    """Bound of ``grad L - G`` from ``mu``, ``||K||``, ``max f''`` and the
+    Lipschitz constant of ``f''``.
 
-    Infinite for potentials whose curvature jumps (Huber): the constants do not exist.
+    Infinite for potentials whose curvature jumps (Huber): the constants do not
+    exist.
     """
     with torch.no_grad():
         return _bound(saddle_evidence(evidence, "worst_case_bound"))
@@ -25,8 +34,12 @@ def _bound(evidence: Evidence) -> GradientBound:
     mu, reach = evidence.strong_convexity, operator.norm_bound()
     distance = evidence.error / mu**0.5
     curvature, third = potential.max_curvature(), potential.max_third()
-    bend = third.max() * reach * distance * evidence.image.abs().flatten(1).amax(1)
-    adjoint = (evidence.loss_smoothness * distance + reach * bend) / mu + evidence.adjoint_residual / mu**0.5
+    bend = (
+        third.max() * reach * distance * evidence.image.abs().flatten(1).amax(1)
+    )
+    adjoint = (
+        evidence.loss_smoothness * distance + reach * bend
+    ) / mu + evidence.adjoint_residual / mu**0.5
     y_change = curvature.max() * reach * distance
     u_change = curvature.max() * reach * adjoint + bend
     filters = operator.gain() * (
@@ -34,27 +47,52 @@ def _bound(evidence: Evidence) -> GradientBound:
         + _product(norm(evidence.x), distance, norm(evidence.u), u_change)
     )
     pair = norm(evidence.image), reach * adjoint
-    slope, mixed = potential.weight_derivative(evidence.z), potential.smoothing_derivative(evidence.z)
-    weight = _per_coefficient(pair, norm(slope), curvature / potential.weight, reach * distance)
-    smoothing = _per_coefficient(pair, norm(mixed), potential.mixed_lipschitz(), reach * distance)
-    shift = _per_coefficient(pair, norm(potential.curvature(evidence.z)), potential.max_third(), reach * distance)
+    slope, mixed = (
+        potential.weight_derivative(evidence.z),
+        potential.smoothing_derivative(evidence.z),
+    )
+    weight = _per_coefficient(
+        pair, norm(slope), curvature / potential.weight, reach * distance
+    )
+    smoothing = _per_coefficient(
+        pair, norm(mixed), potential.mixed_lipschitz(), reach * distance
+    )
+    shift = _per_coefficient(
+        pair,
+        norm(potential.curvature(evidence.z)),
+        potential.max_third(),
+        reach * distance,
+    )
     factors = torch.zeros_like(distance)
     if potential.emphasis is not None:
-        field = _product(norm(evidence.image), reach * adjoint, norm(evidence.y), y_change)
-        factors = field * potential.emphasis.pull_back(torch.ones_like(evidence.image))
+        field = _product(
+            norm(evidence.image), reach * adjoint, norm(evidence.y), y_change
+        )
+        factors = field * potential.emphasis.pull_back(
+            torch.ones_like(evidence.image)
+        )
     bound = GradientBound(filters, weight, smoothing, shift, factors)
     return bound.converted(lambda part: inflate(defined(part)))
 
 
-def _product(a: PerSample, a_change: PerSample, b: PerSample, b_change: PerSample) -> PerSample:
-    """Change of a bilinear form whose factors have norms ``a``, ``b`` and move by at most the given amounts."""
+def _product(
+    a: PerSample, a_change: PerSample, b: PerSample, b_change: PerSample
+) -> PerSample:
+    """Change of a bilinear form whose factors have norms ``a``, ``b`` and move
+    by at most the given amounts."""
     return a * b_change + b * a_change + a_change * b_change
 
 
 def _per_coefficient(
-    pair: tuple[PerSample, PerSample], factor: PerSample, lipschitz: Tensor, moved: PerSample
+    pair: tuple[PerSample, PerSample],
+    factor: PerSample,
+    lipschitz: Tensor,
+    moved: PerSample,
 ) -> Tensor:
-    """Bound of ``|<K P*, q(z*)> - <K P, q(z)>|`` for each coefficient's Lipschitz constant: ``(batch, coefficients)``."""
+    """Bound of ``|<K P*, q(z*)> - <K P, q(z)>|`` for each coefficient's
+    Lipschitz constant: ``(batch, coefficients)``."""
     image, image_change = pair
     change = moved.unsqueeze(-1) * lipschitz
-    return (image + image_change).unsqueeze(-1) * change + (factor * image_change).unsqueeze(-1)
+    return (image + image_change).unsqueeze(-1) * change + (
+        factor * image_change
+    ).unsqueeze(-1)

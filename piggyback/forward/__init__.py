@@ -1,1 +1,2 @@
-"""Forward operators ``B`` of the data term: what a camera, a scanner or a mask does to an image."""
+"""Forward operators ``B`` of the data term: what a camera, a scanner or a mask
+does to an image."""

@@ -1,4 +1,5 @@
-"""Operators of other libraries as the solvers see them: real, in the dtype of their argument, checked once."""
+"""Operators of other libraries as the solvers see them: real, in the dtype of
+their argument, checked once."""
 
 from __future__ import annotations
 
@@ -11,12 +12,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from piggyback.forward.adjointness import norm_estimate, one_line, probe_adjoint, real_form
-from piggyback.forward.base import ForwardOperator, Inpainting, SuperResolution, ValidBlur
+from piggyback.forward.adjointness import (
+    norm_estimate,
+    one_line,
+    probe_adjoint,
+    real_form,
+)
+from piggyback.forward.base import (
+    ForwardOperator,
+    Inpainting,
+    SuperResolution,
+    ValidBlur,
+)
 from piggyback.types import Primal
 
 OWN = (ValidBlur, SuperResolution, Inpainting)
-"""Operators that keep the dtype of their argument, whose adjoints the tests have checked and whose norms are proved."""
+"""Operators that keep the dtype of their argument, whose adjoints the tests
+have checked and whose norms are proved."""
 _MARGIN = 1.05
 """What an estimated norm is widened by, for the steps that it sets."""
 _EXCESS = 1 + 1e-6
@@ -24,10 +36,12 @@ _EXCESS = 1 + 1e-6
 
 
 class Adapted:
-    """``operator`` as a real map: results in the dtype of the argument, complex ones as pairs on a last axis.
+    """``operator`` as a real map: results in the dtype of the argument, complex
+    ones as pairs on a last axis.
 
-    ``source``: the user's operator, of which ``operator`` may be a copy in another precision.  ``through``: the dtype that the
-    operator is given (None: that of the argument).
+    ``source``: the user's operator, of which ``operator`` may be a copy in
+    another precision. ``through``: the dtype that the operator is given (None:
+    that of the argument).
     """
 
     def __init__(
@@ -47,16 +61,21 @@ class Adapted:
 
     def A_adjoint(self, y: Tensor, /) -> Primal:
         given = self._given(y)
-        pulled = self.operator.A_adjoint(torch.view_as_complex(given.contiguous()) if self.pairs else given)
+        pulled = self.operator.A_adjoint(
+            torch.view_as_complex(given.contiguous()) if self.pairs else given
+        )
         return (pulled.real if pulled.is_complex() else pulled).to(y.dtype)
 
     def continued(self, y: Tensor) -> Primal | None:
-        """What the operator's own ``pilot`` makes of an observation; None if it has none."""
+        """What the operator's own ``pilot`` makes of an observation; None if it
+        has none."""
         pilot: Any = getattr(self.operator, "pilot", None)
         if pilot is None:
             return None
         given = self._given(y)
-        return pilot(torch.view_as_complex(given.contiguous()) if self.pairs else given).to(y.dtype)
+        return pilot(
+            torch.view_as_complex(given.contiguous()) if self.pairs else given
+        ).to(y.dtype)
 
     def _given(self, v: Tensor) -> Tensor:
         return v if self.through is None else v.to(self.through)
@@ -67,10 +86,14 @@ def source_of(operator: ForwardOperator) -> ForwardOperator:
     return operator.source if isinstance(operator, Adapted) else operator
 
 
-def adapted(operator: ForwardOperator, observed: Tensor, pairs: bool = False) -> ForwardOperator:
-    """``operator`` in the dtype of ``observed``: as it is, with its tensors converted, or cast around.
+def adapted(
+    operator: ForwardOperator, observed: Tensor, pairs: bool = False
+) -> ForwardOperator:
+    """``operator`` in the dtype of ``observed``: as it is, with its tensors
+    converted, or cast around.
 
-    ``pairs``: ``observed`` is the real form of complex observations.  Raises ``ValueError`` if it fails in every precision.
+    ``pairs``: ``observed`` is the real form of complex observations. Raises
+    ``ValueError`` if it fails in every precision.
     """
     operator, dtype = source_of(operator), observed.dtype
     if isinstance(operator, OWN):
@@ -81,26 +104,37 @@ def adapted(operator: ForwardOperator, observed: Tensor, pairs: bool = False) ->
     if failure is None:
         return candidate
     changed = converted(operator, dtype)
-    if changed is not None and _failure(Adapted(changed, operator, pairs), probe) is None:
+    if (
+        changed is not None
+        and _failure(Adapted(changed, operator, pairs), probe) is None
+    ):
         return Adapted(changed, operator, pairs)
     other = torch.float32 if dtype == torch.float64 else torch.float64
     if _failure(Adapted(operator, operator, pairs), probe.to(other)) is None:
         return Adapted(operator, operator, pairs, other)
-    raise ValueError(f"forward operator {type(operator).__name__} fails on {dtype}: {failure}")
+    raise ValueError(
+        f"forward operator {type(operator).__name__} fails on {dtype}: {failure}"
+    )
 
 
 def _failure(operator: Adapted, probe: Tensor) -> str | None:
-    """Why the operator cannot be used as it is, in the dtype of ``probe``; None if it can."""
+    """Why the operator cannot be used as it is, in the dtype of ``probe``; None
+    if it can."""
     before = _changes(probe)
     try:
         with torch.no_grad():
-            back = operator.operator.A_adjoint(torch.view_as_complex(probe) if operator.pairs else probe)
-            image = operator.operator.A(back.real if back.is_complex() else back)
+            back = operator.operator.A_adjoint(
+                torch.view_as_complex(probe) if operator.pairs else probe
+            )
+            image = operator.operator.A(
+                back.real if back.is_complex() else back
+            )
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return one_line(error)
     if _changes(probe) != before:  # before the observation is what is given
         raise ValueError(
-            f"A_adjoint of {type(operator.operator).__name__} changes its argument in place: work on a copy"
+            f"A_adjoint of {type(operator.operator).__name__} changes its "
+            "argument in place: work on a copy"
         )
     if image.is_complex() != operator.pairs:
         kinds = ("real", "complex")
@@ -108,7 +142,11 @@ def _failure(operator: Adapted, probe: Tensor) -> str | None:
             f"A of {type(operator.operator).__name__} returns {kinds[image.is_complex()]} values, "
             f"the observation is {kinds[operator.pairs]}"
         )
-    return None if probe.dtype == back.real.dtype == image.real.dtype else f"it returns {back.dtype} and {image.dtype}"
+    return (
+        None
+        if probe.dtype == back.real.dtype == image.real.dtype
+        else f"it returns {back.dtype} and {image.dtype}"
+    )
 
 
 def _changes(values: Tensor) -> int:
@@ -116,24 +154,52 @@ def _changes(values: Tensor) -> int:
     return 0 if values.is_inference() else values._version
 
 
-def converted(operator: ForwardOperator, dtype: torch.dtype) -> ForwardOperator | None:
-    """A copy whose floating-point tensors, wherever they are kept, are in ``dtype``; None if it cannot be copied.
+def converted(
+    operator: ForwardOperator, dtype: torch.dtype
+) -> ForwardOperator | None:
+    """A copy whose floating-point tensors, wherever they are kept, are in
+    ``dtype``; None if it cannot be copied.
 
-    A graph goes on through the copy, and the original is left alone.  Copies without a graph are kept for the next call.
+    A graph goes on through the copy, and the original is left alone. Copies
+    without a graph are kept for the next call.
     """
-    tensors = [t for t in tensors_of(operator) if t.is_floating_point() or t.is_complex()]
+    tensors = [
+        t
+        for t in tensors_of(operator)
+        if t.is_floating_point() or t.is_complex()
+    ]
     live = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     key, mark = (id(operator), dtype), () if live else fingerprint(operator)
     held = _copies.get(key)
-    if not live and held is not None and held[0]() is operator and held[1] == mark:
+    if (
+        not live
+        and held is not None
+        and held[0]() is operator
+        and held[1] == mark
+    ):
         return held[2]
-    kinds = {False: dtype, True: torch.complex128 if dtype == torch.float64 else torch.complex64}
+    kinds = {
+        False: dtype,
+        True: torch.complex128 if dtype == torch.float64 else torch.complex64,
+    }
     try:
         if live:
-            found = copy.deepcopy(operator, {id(t): t.to(kinds[t.is_complex()]) for t in tensors})
+            found = copy.deepcopy(
+                operator, {id(t): t.to(kinds[t.is_complex()]) for t in tensors}
+            )
         else:
-            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
-                found = copy.deepcopy(operator, {id(t): t.detach().to(kinds[t.is_complex()]) for t in tensors})
+            # what is kept must serve training too
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):
+                found = copy.deepcopy(
+                    operator,
+                    {
+                        id(t): t.detach().to(kinds[t.is_complex()])
+                        for t in tensors
+                    },
+                )
     except (TypeError, RuntimeError, AttributeError, ValueError):
         return None
     if not live:
@@ -143,11 +209,13 @@ def converted(operator: ForwardOperator, dtype: torch.dtype) -> ForwardOperator 
 
 _DEPTH = 8
 _MOST = 20000
-"""How far an object is searched for tensors: nested so deep, and so many things in all."""
+"""How far an object is searched for tensors: nested so deep, and so many things
+in all."""
 
 
 def tensors_of(thing: object) -> list[Tensor]:
-    """The tensors that an object holds, each once: attributes, entries of containers, parameters, closures."""
+    """The tensors that an object holds, each once: attributes, entries of
+    containers, parameters, closures."""
     found: list[Tensor] = []
     seen: dict[int, object] = {}
     waiting = [(thing, 0)]
@@ -164,15 +232,26 @@ def tensors_of(thing: object) -> list[Tensor]:
 
 
 def _entries(thing: object) -> list[object]:
-    if isinstance(thing, (type, ModuleType, str, bytes, int, float, complex, torch.Generator)):
+    if isinstance(
+        thing,
+        (type, ModuleType, str, bytes, int, float, complex, torch.Generator),
+    ):
         return []
     if isinstance(thing, dict):
         return list(thing.values())
     if isinstance(thing, (list, tuple, set)):
         return list(thing)
     if isinstance(thing, FunctionType):
-        return [cell.cell_contents for cell in thing.__closure__ or () if cell != _EMPTY]
-    slots = [getattr(thing, name) for name in getattr(type(thing), "__slots__", ()) if hasattr(thing, name)]
+        return [
+            cell.cell_contents
+            for cell in thing.__closure__ or ()
+            if cell != _EMPTY
+        ]
+    slots = [
+        getattr(thing, name)
+        for name in getattr(type(thing), "__slots__", ())
+        if hasattr(thing, name)
+    ]
     return [*getattr(thing, "__dict__", {}).values(), *slots]
 
 
@@ -182,30 +261,50 @@ Fingerprint = tuple[object, ...]
 
 
 def fingerprint(thing: object) -> Fingerprint:
-    """Changes when a tensor or number that ``thing`` holds does, in place or not (reads values: synchronises).
+    """Changes when a tensor or number that ``thing`` holds does, in place or
+    not (reads values: synchronises).
 
-    Version counters would not do: memory of a tensor that is gone is given to the next, and ``.data`` goes by them.
+    Version counters would not do: memory of a tensor that is gone is given to
+    the next, and ``.data`` goes by them.
     """
     tensors = [t for t in tensors_of(thing) if not t.is_meta]
     sums = [part for tensor in tensors for part in _sums(tensor)]
-    numbers = tuple(entry for entry in _entries(thing) if isinstance(entry, (int, float, complex)))
-    modes = tuple(module.training for module in thing.modules()) if isinstance(thing, nn.Module) else ()
+    numbers = tuple(
+        entry
+        for entry in _entries(thing)
+        if isinstance(entry, (int, float, complex))
+    )
+    modes = (
+        tuple(module.training for module in thing.modules())
+        if isinstance(thing, nn.Module)
+        else ()
+    )
     shapes = tuple(tensor.shape for tensor in tensors)
-    return shapes, tuple(torch.stack(sums).tolist()) if sums else (), numbers, modes
+    return (
+        shapes,
+        tuple(torch.stack(sums).tolist()) if sums else (),
+        numbers,
+        modes,
+    )
 
 
 def _sums(tensor: Tensor) -> list[Tensor]:
     values = real_form(tensor.detach()).double().flatten()
-    ramp = torch.linspace(1, 2, values.numel(), dtype=values.dtype, device=values.device)
-    return [part.cpu() for part in (values.sum(), values.square().sum(), values @ ramp)]
+    ramp = torch.linspace(
+        1, 2, values.numel(), dtype=values.dtype, device=values.device
+    )
+    return [
+        part.cpu()
+        for part in (values.sum(), values.square().sum(), values @ ramp)
+    ]
 
 
 @dataclass(frozen=True)
 class Examined:
     """What was found out about an operator on images of one shape.
 
-    ``double``: it is the exact operator to double precision (else to single, whatever dtype it is given).
-    ``norm``: ``||A||``, estimated from below.
+    ``double``: it is the exact operator to double precision (else to single,
+    whatever dtype it is given). ``norm``: ``||A||``, estimated from below.
     """
 
     double: bool
@@ -213,24 +312,39 @@ class Examined:
 
 
 Found = TypeVar("Found")
-Kept = dict[tuple[object, ...], "tuple[weakref.ref[object], Fingerprint, Found]"]
+Kept = dict[
+    tuple[object, ...], "tuple[weakref.ref[object], Fingerprint, Found]"
+]
 
 _copies: Kept[ForwardOperator] = {}
 _known: Kept[Examined] = {}
 
 
-def _remember(kept: Kept[Found], key: tuple[object, ...], source: object, mark: Fingerprint, found: Found) -> None:
-    """As long as ``source`` lives; an object that cannot be watched is examined again each time."""
+def _remember(
+    kept: Kept[Found],
+    key: tuple[object, ...],
+    source: object,
+    mark: Fingerprint,
+    found: Found,
+) -> None:
+    """As long as ``source`` lives; an object that cannot be watched is examined
+    again each time."""
     try:
-        kept[key] = weakref.ref(source, lambda _: kept.pop(key, None)), mark, found
+        kept[key] = (
+            weakref.ref(source, lambda _: kept.pop(key, None)),
+            mark,
+            found,
+        )
     except TypeError:
         return
 
 
 def examine(operator: ForwardOperator, like: Primal) -> Examined:
-    """Check once, in the dtype of ``like``, that ``A_adjoint`` is the adjoint of a linear ``A``, and measure ``||A||``.
+    """Check once, in the dtype of ``like``, that ``A_adjoint`` is the adjoint
+    of a linear ``A``, and measure ``||A||``.
 
-    The result is kept as long as the operator lives and its tensors do not change.  Raises ``ValueError`` as ``check_adjoint``.
+    The result is kept as long as the operator lives and its tensors do not
+    change. Raises ``ValueError`` as ``check_adjoint``.
     """
     source = source_of(operator)
     through = operator.through if isinstance(operator, Adapted) else None
@@ -239,7 +353,9 @@ def examine(operator: ForwardOperator, like: Primal) -> Examined:
     if held is not None and held[0]() is source and held[1] == mark:
         return held[2]
     generator = torch.Generator().manual_seed(0)
-    report = probe_adjoint(type(source).__name__, operator.A, operator.A_adjoint, like, generator)
+    report = probe_adjoint(
+        type(source).__name__, operator.A, operator.A_adjoint, like, generator
+    )
     norm = norm_estimate(operator.A, operator.A_adjoint, like)
     found = Examined(report.dtype == torch.float64, norm)
     _remember(_known, key, source, mark, found)
@@ -250,12 +366,14 @@ def require_norm(name: str, norm: float, found: Examined) -> None:
     """Raise ``ValueError`` if the operator is larger than ``norm`` says."""
     if found.norm > norm * _EXCESS:
         raise ValueError(
-            f"norm = {norm:.6g} is too small: {name} amplifies an image by {found.norm:.6g}; norm must be at least ||B||"
+            f"norm = {norm:.6g} is too small: {name} amplifies an image by "
+            f"{found.norm:.6g}; norm must be at least ||B||"
         )
 
 
 def norm_for_steps(found: Examined) -> float:
-    """An estimate of ``||A||`` that seldom lies below it: good for steps, and for nothing that is called a bound."""
+    """An estimate of ``||A||`` that seldom lies below it: good for steps, and
+    for nothing that is called a bound."""
     return found.norm * _MARGIN
 
 
@@ -264,11 +382,13 @@ _POSITIONS = 8
 
 
 def measured_symbol(operator: ForwardOperator, like: Primal) -> Tensor:
-    """A positive multiplier ``(height, width/2 + 1)`` near ``B^T B``: for preconditioners, which any such number will do for.
+    """A positive multiplier ``(height, width/2 + 1)`` near ``B^T B``: for
+    preconditioners, which any such number will do for.
 
-    The mean of the responses to points of light at random places, moved to the origin: exact for a convolution, whatever
-    happens at the border.  Where the responses differ, their spread is added, so that nothing is taken to be small that is
-    only small on average.
+    The mean of the responses to points of light at random places, moved to the
+    origin: exact for a convolution, whatever happens at the border. Where the
+    responses differ, their spread is added, so that nothing is taken to be
+    small that is only small on average.
     """
     height, width = like.shape[-2:]
     generator = torch.Generator().manual_seed(0)
@@ -279,9 +399,18 @@ def measured_symbol(operator: ForwardOperator, like: Primal) -> Tensor:
     points = like.new_zeros(_POSITIONS, *like.shape[1:])
     for index, (row, column) in enumerate(zip(rows, columns, strict=True)):
         points[index, :, row, column] = 1.0
-    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+    # what is kept must serve training too
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
         seen = operator.A_adjoint(operator.A(points)).detach().mean(dim=1)
-        centred = torch.stack([r.roll((-i, -j), (0, 1)) for r, i, j in zip(seen, rows, columns, strict=True)])
+        centred = torch.stack(
+            [
+                r.roll((-i, -j), (0, 1))
+                for r, i, j in zip(seen, rows, columns, strict=True)
+            ]
+        )
         spectra = torch.fft.rfft2(centred).real
         mean, spread = spectra.mean(dim=0), spectra.std(dim=0)
         return (mean.clamp(min=0) + spread).nan_to_num(nan=1.0, posinf=1.0)

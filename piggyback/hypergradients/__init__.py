@@ -1,1 +1,2 @@
-"""Hypergradient methods: each turns (problem, loss, start) into a ``Sensitivity``, from which the gradient is read."""
+"""Hypergradient methods: each turns (problem, loss, start) into a
+``Sensitivity``, from which the gradient is read."""

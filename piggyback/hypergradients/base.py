@@ -18,23 +18,30 @@ from piggyback.types import Primal
 
 
 class HypergradientMethod(ABC):
-    """Solves the lower level and its adjoint; the gradient and its error are read off the pair (eq. 9)."""
+    """Solves the lower level and its adjoint; the gradient and its error are
+    read off the pair (eq. 9)."""
 
     capabilities: ClassVar[Capabilities]
 
     @abstractmethod
     def differentiate(
-        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self,
+        problem: LowerProblem,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
     ) -> Sensitivity:
-        """Bring ``(x, P)`` to ``accuracy``, starting from ``start`` where given."""
+        """Bring ``(x, P)`` to ``accuracy``, starting from ``start`` where
+        given."""
 
 
 @dataclass(frozen=True)
 class Direct:
     """A gradient (flat, summed over the samples) that no adjoint belongs to.
 
-    ``x``: the reconstructions it was computed at; ``status`` ``(batch,)``: whether they are within the wanted accuracy of the
-    minimiser; ``start``: where to go on after a change of the parameters.
+    ``x``: the reconstructions it was computed at; ``status`` ``(batch,)``:
+    whether they are within the wanted accuracy of the minimiser; ``start``:
+    where to go on after a change of the parameters.
     """
 
     gradient: Tensor
@@ -44,7 +51,8 @@ class Direct:
 
 
 class DirectMethod(ABC):
-    """Computes a gradient without an adjoint: through a solver, or from values of the two levels alone."""
+    """Computes a gradient without an adjoint: through a solver, or from values
+    of the two levels alone."""
 
     capabilities: ClassVar[Capabilities]
 
@@ -57,8 +65,5 @@ class DirectMethod(ABC):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
-        """The gradient in ``parameters``, in which ``problem`` must be differentiable, of the sum of the losses."""
-
-
-
-
+        """The gradient in ``parameters``, in which ``problem`` must be
+        differentiable, of the sum of the losses."""

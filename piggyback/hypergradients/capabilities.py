@@ -1,4 +1,5 @@
-"""What a hypergradient method needs, costs and promises: declared once, checked before use, printed in docs/methods.md."""
+"""What a hypergradient method needs, costs and promises: declared once, checked
+before use, printed in docs/methods.md."""
 
 from __future__ import annotations
 
@@ -12,15 +13,19 @@ class Guarantee(IntEnum):
     """What is known of a gradient, from the least to the most."""
 
     DIRECTION = 0
-    """Not an approximation of the gradient, however long one computes; its cosine to it may be positive."""
+    """Not an approximation of the gradient, however long one computes; its
+    cosine to it may be positive."""
     ESTIMATE = 1
-    """Tends to the gradient as steps or penalties grow; nothing says how far off it is."""
+    """Tends to the gradient as steps or penalties grow; nothing says how far
+    off it is."""
     CERTIFIED = 2
-    """Read off a pair ``(x, P)`` whose residuals bound the error (docs/theory.md, section 5)."""
+    """Read off a pair ``(x, P)`` whose residuals bound the error
+    (docs/theory.md, section 5)."""
 
 
 class Memory(Enum):
-    """What has to be kept until the gradient is known, in copies of the solver's state."""
+    """What has to be kept until the gradient is known, in copies of the
+    solver's state."""
 
     CONSTANT = "O(1)"
     WINDOW = "O(k), the k steps of the window"
@@ -36,16 +41,19 @@ class Smoothness(Enum):
 
 
 class Refused(ValueError):
-    """A combination of method and problem that would compute something else than what was asked for; says why."""
+    """A combination of method and problem that would compute something else
+    than what was asked for; says why."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
     """The declaration of one method.
 
-    ``name``: short name in tables; ``formula``: what it computes; ``hessian_products``: whether it multiplies by the Hessian of
-    the lower level; ``strong_convexity``: whether it needs a unique minimiser; ``error``: how its error falls; ``cost``: operator
-    applications of one gradient, ``S`` being those of a lower-level solve.
+    ``name``: short name in tables; ``formula``: what it computes;
+    ``hessian_products``: whether it multiplies by the Hessian of the lower
+    level; ``strong_convexity``: whether it needs a unique minimiser; ``error``:
+    how its error falls; ``cost``: operator applications of one gradient, ``S``
+    being those of a lower-level solve.
     """
 
     name: str
@@ -58,16 +66,21 @@ class Capabilities:
     error: str
     cost: str
 
-    def require(self, data: DataTerm, least: Guarantee = Guarantee.DIRECTION) -> None:
-        """Raise ``Refused`` for a lower level that the method cannot take, or a guarantee that it cannot give."""
+    def require(
+        self, data: DataTerm, least: Guarantee = Guarantee.DIRECTION
+    ) -> None:
+        """Raise ``Refused`` for a lower level that the method cannot take, or a
+        guarantee that it cannot give."""
         if self.strong_convexity and not data.strong_convexity > 0:
             raise Refused(
-                f"{self.name} needs a strongly convex lower level, whose minimiser is unique; {type(data).__name__} has the "
+                f"{self.name} needs a strongly convex lower level, whose "
+                f"minimiser is unique; {type(data).__name__} has the "
                 f"modulus {data.strong_convexity:g}: use bda, or add a ridge"
             )
         if self.guarantee < least:
             raise Refused(
-                f"{self.name} gives no more than {_ARTICLE[self.guarantee]}, {_ARTICLE[least]} was asked for: {self.error}"
+                f"{self.name} gives no more than {_ARTICLE[self.guarantee]}, "
+                f"{_ARTICLE[least]} was asked for: {self.error}"
             )
 
 

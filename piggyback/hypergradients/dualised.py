@@ -1,11 +1,17 @@
-"""A hypergradient method on the lifted problem: least-squares data terms in the dual (docs/theory.md, eq. 27)."""
+"""A hypergradient method on the lifted problem: least-squares data terms in the
+dual (docs/theory.md, eq. 27)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
@@ -15,7 +21,8 @@ from piggyback.terms.losses import Loss
 
 @dataclass(frozen=True)
 class Lifted(HypergradientMethod):
-    """``method`` on ``problem.lifted()``: the pair is that of the problem itself, and no system with ``B`` is solved."""
+    """``method`` on ``problem.lifted()``: the pair is that of the problem
+    itself, and no system with ``B`` is solved."""
 
     capabilities = Capabilities(
         name="lifted",
@@ -32,6 +39,12 @@ class Lifted(HypergradientMethod):
     method: HypergradientMethod = field(default_factory=Piggyback)
 
     def differentiate(
-        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self,
+        problem: LowerProblem,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
     ) -> Sensitivity:
-        return self.method.differentiate(require_saddle(problem, "Lifted").lifted(), loss, accuracy, start)
+        return self.method.differentiate(
+            require_saddle(problem, "Lifted").lifted(), loss, accuracy, start
+        )

@@ -1,4 +1,5 @@
-"""Implicit differentiation: solve the lower level, then the adjoint system ``A(x) P = grad l(x)`` by an iteration of choice."""
+"""Implicit differentiation: solve the lower level, then the adjoint system
+``A(x) P = grad l(x)`` by an iteration of choice."""
 
 from __future__ import annotations
 
@@ -9,13 +10,32 @@ import torch
 
 from piggyback.batched import per_sample
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
 from piggyback.problems.base import LowerProblem
-from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart, checked_slope
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
+from piggyback.problems.pair import (
+    Accuracy,
+    Sensitivity,
+    WarmStart,
+    checked_slope,
+)
+from piggyback.solvers.conjugate_gradient import (
+    ConjugateGradient,
+    LinearSystem,
+    relative_radius,
+)
 from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.loop import Iteration, Schedule, iterate
-from piggyback.solvers.lower import LowerSolver, checked_start, radius_per_element, solve_lower
+from piggyback.solvers.lower import (
+    LowerSolver,
+    checked_start,
+    radius_per_element,
+    solve_lower,
+)
 from piggyback.solvers.richardson import Richardson
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.losses import Loss
@@ -24,7 +44,8 @@ from piggyback.types import Primal
 
 @dataclass(frozen=True)
 class _Implicit(HypergradientMethod):
-    """Lower level by ``solver``, then an iteration on ``A(x) P = grad l(x)`` (eq. 8)."""
+    """Lower level by ``solver``, then an iteration on ``A(x) P = grad l(x)``
+    (eq. 8)."""
 
     solver: LowerSolver = field(default_factory=SuitedSolver)
     lower_schedule: Schedule = Schedule(max_steps=2000)
@@ -35,15 +56,29 @@ class _Implicit(HypergradientMethod):
         """The iteration that solves the adjoint system."""
 
     def differentiate(
-        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self,
+        problem: LowerProblem,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
     ) -> Sensitivity:
         loss.check()
         radius = radius_per_element(problem, accuracy.lower)
-        first, previous = (None, None) if start is None else (start.x, start.adjoint)
-        lower = solve_lower(problem, self.solver, radius, first, self.lower_schedule)
+        first, previous = (
+            (None, None) if start is None else (start.x, start.adjoint)
+        )
+        lower = solve_lower(
+            problem, self.solver, radius, first, self.lower_schedule
+        )
         (x,) = lower.result
-        previous = None if previous is None else checked_start(problem, previous, "the start of the adjoint")
-        system, unit = adjoint_system(problem, loss, x, accuracy.adjoint, previous).in_units()
+        previous = (
+            None
+            if previous is None
+            else checked_start(problem, previous, "the start of the adjoint")
+        )
+        system, unit = adjoint_system(
+            problem, loss, x, accuracy.adjoint, previous
+        ).in_units()
         with torch.no_grad():
             adjoint = iterate(self.adjoint(system), self.adjoint_schedule)
         found = adjoint.result[0] * per_sample(unit, x)
@@ -51,14 +86,25 @@ class _Implicit(HypergradientMethod):
 
 
 def adjoint_system(
-    problem: LowerProblem, loss: Loss, x: Primal, tolerance: float, start: Primal | None
+    problem: LowerProblem,
+    loss: Loss,
+    x: Primal,
+    tolerance: float,
+    start: Primal | None,
 ) -> LinearSystem:
-    """``A(x) P = grad l(x)`` until ``||grad l(x) - A(x) P|| <= tolerance ||grad l(x)||`` in the norm of ``H^{-1}`` (eq. 8)."""
+    """``A(x) P = grad l(x)`` until ``||grad l(x) - A(x) P|| <= tolerance ||grad
+    l(x)||`` in the norm of ``H^{-1}`` (eq. 8)."""
     problem = problem.detached()
     with torch.no_grad():
         right = checked_slope(loss, x)
         curvature = problem.curvature(x)
-        return LinearSystem(problem, curvature, right, relative_radius(problem.data, right, tolerance), start)
+        return LinearSystem(
+            problem,
+            curvature,
+            right,
+            relative_radius(problem.data, right, tolerance),
+            start,
+        )
 
 
 class ImplicitCG(_Implicit):
@@ -81,7 +127,8 @@ class ImplicitCG(_Implicit):
 
 
 class ImplicitMINRES(_Implicit):
-    """The adjoint by preconditioned MINRES: its residual falls with every step, so that it can be cut short anywhere."""
+    """The adjoint by preconditioned MINRES: its residual falls with every step,
+    so that it can be cut short anywhere."""
 
     capabilities = Capabilities(
         name="implicit-minres",
@@ -101,10 +148,12 @@ class ImplicitMINRES(_Implicit):
 
 @dataclass(frozen=True)
 class Neumann(_Implicit):
-    """The adjoint by the Neumann series, ``P = a sum_{j < M} (I - a A)^j grad l`` with ``a = 1/L``; no inner products at all.
+    """The adjoint by the Neumann series, ``P = a sum_{j < M} (I - a A)^j grad
+    l`` with ``a = 1/L``; no inner products at all.
 
-    ``M = adjoint_schedule.max_steps``, or fewer where the residual reaches the tolerance before.  From a zero start the relative
-    error of ``P`` is at most ``(1 - a mu)^M``; a warm start continues its own series.
+    ``M = adjoint_schedule.max_steps``, or fewer where the residual reaches the
+    tolerance before. From a zero start the relative error of ``P`` is at most
+    ``(1 - a mu)^M``; a warm start continues its own series.
     """
 
     capabilities = Capabilities(

@@ -1,4 +1,5 @@
-"""Piggyback: the adjoint saddle problem rides on the primal-dual iterations of the lower level."""
+"""Piggyback: the adjoint saddle problem rides on the primal-dual iterations of
+the lower level."""
 
 from __future__ import annotations
 
@@ -10,13 +11,27 @@ import torch
 from torch import Tensor
 
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
 from piggyback.problems.base import LowerProblem
-from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart, checked_slope
+from piggyback.problems.pair import (
+    Accuracy,
+    Sensitivity,
+    WarmStart,
+    checked_slope,
+)
 from piggyback.problems.saddle import SaddleProblem, require_saddle
 from piggyback.solvers.conjugate_gradient import relative_residual
 from piggyback.solvers.loop import Iteration, Schedule, State, iterate
-from piggyback.solvers.lower import LowerLevel, checked_start, radius_per_element
+from piggyback.solvers.lower import (
+    LowerLevel,
+    checked_start,
+    radius_per_element,
+)
 from piggyback.solvers.pdhg import Steps
 from piggyback.terms.losses import Loss
 from piggyback.types import Dual, PerSample, Primal
@@ -27,7 +42,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PiggybackState(State):
-    """``(x, y)``, the adjoint pair ``(X, Y)`` with ``X -> -P``, and ``K^T y``, ``K^T Y``."""
+    """``(x, y)``, the adjoint pair ``(X, Y)`` with ``X -> -P``, and ``K^T y``,
+    ``K^T Y``."""
 
     x: Primal
     y: Dual
@@ -38,9 +54,17 @@ class PiggybackState(State):
 
 
 class PairIteration(Iteration[PiggybackState], Generic[P, T]):
-    """A saddle problem and its adjoint side by side, by primal-dual ``steps``; the result is ``(x, P)``."""
+    """A saddle problem and its adjoint side by side, by primal-dual ``steps``;
+    the result is ``(x, P)``."""
 
-    def __init__(self, lower: LowerLevel[P], loss: Loss, steps: T, tolerance: float, warm: Primal) -> None:
+    def __init__(
+        self,
+        lower: LowerLevel[P],
+        loss: Loss,
+        steps: T,
+        tolerance: float,
+        warm: Primal,
+    ) -> None:
         self.lower = lower
         self.loss = loss
         self.steps = steps
@@ -49,7 +73,8 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
 
     @abstractmethod
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
-        """Residuals of the two systems with the duals eliminated, over their tolerances."""
+        """Residuals of the two systems with the duals eliminated, over their
+        tolerances."""
 
     def error(self, state: PiggybackState) -> PerSample:
         return torch.maximum(*self.errors(state))
@@ -58,60 +83,102 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
         return state.x, -state.adjoint_x
 
     def select(self, index: Tensor) -> PairIteration[P, T]:
-        lower, loss, warm = self.lower.select(index), self.loss.select(index), self.warm[index]
+        lower, loss, warm = (
+            self.lower.select(index),
+            self.loss.select(index),
+            self.warm[index],
+        )
         return type(self)(lower, loss, self.steps, self.tolerance, warm)
 
     @classmethod
     def solve(
-        cls, problem: P, steps: T, loss: Loss, accuracy: Accuracy, start: WarmStart | None, schedule: Schedule
+        cls,
+        problem: P,
+        steps: T,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None,
+        schedule: Schedule,
     ) -> Sensitivity:
-        """The pair to the ``accuracy``, from ``start`` (None: that of the data term)."""
+        """The pair to the ``accuracy``, from ``start`` (None: that of the data
+        term)."""
         loss.check()
         x = checked_start(problem, None if start is None else start.x)
         warm = (
-            torch.zeros_like(x) if start is None else checked_start(problem, start.adjoint, "the start of the adjoint")
+            torch.zeros_like(x)
+            if start is None
+            else checked_start(
+                problem, start.adjoint, "the start of the adjoint"
+            )
         )
         with torch.no_grad():
             checked_slope(loss, x)
-            lower = LowerLevel(problem, x, radius_per_element(problem, accuracy.lower))
-            outcome = iterate(cls(lower, loss, steps, accuracy.adjoint, warm), schedule)
+            lower = LowerLevel(
+                problem, x, radius_per_element(problem, accuracy.lower)
+            )
+            outcome = iterate(
+                cls(lower, loss, steps, accuracy.adjoint, warm), schedule
+            )
         x, adjoint = outcome.result
         return Sensitivity(x, adjoint, outcome.status, outcome.status)
 
 
 class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
-    """Eq. 7 of docs/theory.md; ``K`` and ``K^T`` see both problems in one batched call."""
+    """Eq. 7 of docs/theory.md; ``K`` and ``K^T`` see both problems in one
+    batched call."""
 
     def start(self) -> PiggybackState:
         problem, x, adjoint_x = self.lower.problem, self.lower.start, -self.warm
         y, adjoint_y = problem.duals(x, adjoint_x)
-        pulled, adjoint_pulled = problem.operator.adjoint(torch.cat([y, adjoint_y])).chunk(2)
-        return PiggybackState(x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled)
+        pulled, adjoint_pulled = problem.operator.adjoint(
+            torch.cat([y, adjoint_y])
+        ).chunk(2)
+        return PiggybackState(
+            x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled
+        )
 
     def step(self, state: PiggybackState) -> PiggybackState:
         problem, steps = self.lower.problem, self.steps
         x = problem.data.prox(state.x - steps.tau * state.pulled, steps.tau)
         slope = self.loss.gradient(x)
-        adjoint_x = problem.data.resolvent(state.adjoint_x - steps.tau * (state.adjoint_pulled + slope), steps.tau)
-        ahead = torch.cat([x + steps.omega * (x - state.x), adjoint_x + steps.omega * (adjoint_x - state.adjoint_x)])
+        adjoint_x = problem.data.resolvent(
+            state.adjoint_x - steps.tau * (state.adjoint_pulled + slope),
+            steps.tau,
+        )
+        ahead = torch.cat(
+            [
+                x + steps.omega * (x - state.x),
+                adjoint_x + steps.omega * (adjoint_x - state.adjoint_x),
+            ]
+        )
         image, adjoint_image = problem.operator.forward(ahead).chunk(2)
-        y, derivative = problem.potential.conjugate_prox_and_derivative(state.y + steps.sigma * image, steps.sigma)
+        y, derivative = problem.potential.conjugate_prox_and_derivative(
+            state.y + steps.sigma * image, steps.sigma
+        )
         adjoint_y = derivative * (state.adjoint_y + steps.sigma * adjoint_image)
-        pulled, adjoint_pulled = problem.operator.adjoint(torch.cat([y, adjoint_y])).chunk(2)
-        return PiggybackState(x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled)
+        pulled, adjoint_pulled = problem.operator.adjoint(
+            torch.cat([y, adjoint_y])
+        ).chunk(2)
+        return PiggybackState(
+            x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled
+        )
 
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
         problem, data = self.lower.problem, self.lower.problem.data
         pair, slope = self.result(state), self.loss.gradient(state.x)
         gradient, gap = problem.residuals(pair, problem.duals(*pair), slope)
-        return self.lower.error(gradient), relative_residual(data, gap, slope, self.tolerance)
+        return self.lower.error(gradient), relative_residual(
+            data, gap, slope, self.tolerance
+        )
 
 
 @dataclass(frozen=True)
 class Piggyback(HypergradientMethod):
-    """PDHG on the saddle problem and on its adjoint at once (Bogensperger, Chambolle, Pock 2022).
+    """PDHG on the saddle problem and on its adjoint at once (Bogensperger,
+    Chambolle, Pock 2022).
 
-    A look at the residuals costs one extra pair per variable, hence the longer interval between looks.
+    A look at the residuals costs one extra pair per variable, hence the longer
+    interval between looks.
     """
 
     capabilities = Capabilities(
@@ -129,8 +196,19 @@ class Piggyback(HypergradientMethod):
     schedule: Schedule = Schedule(max_steps=20000, check_every=10)
 
     def differentiate(
-        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self,
+        problem: LowerProblem,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
     ) -> Sensitivity:
         problem = require_saddle(problem, "Piggyback").detached()
         problem.check()
-        return PiggybackIteration.solve(problem, Steps.optimal(problem), loss, accuracy, start, self.schedule)
+        return PiggybackIteration.solve(
+            problem,
+            Steps.optimal(problem),
+            loss,
+            accuracy,
+            start,
+            self.schedule,
+        )

@@ -1,4 +1,5 @@
-"""Mixed-precision refinement of a pair: residuals in float64, corrections in the dtype of the problem (eq. 23)."""
+"""Mixed-precision refinement of a pair: residuals in float64, corrections in
+the dtype of the problem (eq. 23)."""
 
 from __future__ import annotations
 
@@ -8,27 +9,40 @@ import torch
 
 from piggyback.batched import per_sample
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem, relative_radius
+from piggyback.solvers.conjugate_gradient import (
+    ConjugateGradient,
+    LinearSystem,
+    relative_radius,
+)
 from piggyback.solvers.loop import Schedule, iterate
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_count, require_kind, require_positive
 
 CORRECTION = Schedule(max_steps=300, check_every=1, patience=30)
-"""How long a correction may take: it is asked for a few digits only, and any result is certified as it is."""
+"""How long a correction may take: it is asked for a few digits only, and any
+result is certified as it is."""
 
 
 @dataclass(frozen=True)
 class Refined(HypergradientMethod):
-    """``method``, then ``rounds`` of Newton corrections of ``x`` and one of ``P``, each to the relative ``tolerance`` of CG.
+    """``method``, then ``rounds`` of Newton corrections of ``x`` and one of
+    ``P``, each to the relative ``tolerance`` of CG.
 
-    ``x`` comes first and goes further, because its error enters the certificate of ``P`` multiplied by the coupling rate
-    (eq. 12), and because ``P`` can only be corrected for the ``x`` it is asked at.  A correction costs one residual in float64
-    and a few CG steps in the dtype of the problem.  The pair comes back in float64, since single precision could not hold it.
+    ``x`` comes first and goes further, because its error enters the certificate
+    of ``P`` multiplied by the coupling rate (eq. 12), and because ``P`` can
+    only be corrected for the ``x`` it is asked at. A correction costs one
+    residual in float64 and a few CG steps in the dtype of the problem. The pair
+    comes back in float64, since single precision could not hold it.
     """
 
     capabilities = Capabilities(
@@ -54,16 +68,32 @@ class Refined(HypergradientMethod):
         require_positive("the tolerance of corrections", self.tolerance)
 
     def differentiate(
-        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self,
+        problem: LowerProblem,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
     ) -> Sensitivity:
-        pair = self.method.differentiate(problem, loss, accuracy, start).double()
+        pair = self.method.differentiate(
+            problem, loss, accuracy, start
+        ).double()
         exact = problem.double()
         for _ in range(self.rounds):
             with torch.no_grad():
                 gap = -exact.gradient(pair.x)
-            pair = replace(pair, x=pair.x + correction(problem, pair.x, gap, self.tolerance, self.schedule))
+            pair = replace(
+                pair,
+                x=pair.x
+                + correction(
+                    problem, pair.x, gap, self.tolerance, self.schedule
+                ),
+            )
         gap = adjoint_gap(exact, loss.double(), pair)
-        return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, self.tolerance, self.schedule))
+        return replace(
+            pair,
+            adjoint=pair.adjoint
+            + correction(problem, pair.x, gap, self.tolerance, self.schedule),
+        )
 
 
 def adjoint_gap(exact: LowerProblem, loss: Loss, pair: Sensitivity) -> Primal:
@@ -74,16 +104,27 @@ def adjoint_gap(exact: LowerProblem, loss: Loss, pair: Sensitivity) -> Primal:
 
 
 def correction(
-    problem: LowerProblem, x: Primal, gap: Primal, tolerance: float | PerSample, schedule: Schedule = CORRECTION
+    problem: LowerProblem,
+    x: Primal,
+    gap: Primal,
+    tolerance: float | PerSample,
+    schedule: Schedule = CORRECTION,
 ) -> Primal:
-    """``d`` with ``||gap - A(x) d|| <= tolerance ||gap||`` in the norm of ``H^{-1}``: solved in the dtype of ``problem``.
+    """``d`` with ``||gap - A(x) d|| <= tolerance ||gap||`` in the norm of
+    ``H^{-1}``: solved in the dtype of ``problem``.
 
-    ``x``, ``gap`` and the result are in float64.  Samples whose ``tolerance`` is 1 or more are left as they are (``d = 0``).
+    ``x``, ``gap`` and the result are in float64. Samples whose ``tolerance`` is
+    1 or more are left as they are (``d = 0``).
     """
     problem = problem.detached()
     with torch.no_grad():
         right = gap.to(problem.data.start.dtype)
         curvature = problem.curvature(x.to(right.dtype))
         radius = relative_radius(problem.data, right, tolerance)
-        system, unit = LinearSystem(problem, curvature, right, radius).in_units()
-        return (iterate(ConjugateGradient(system), schedule).result[0] * per_sample(unit, right)).to(gap.dtype)
+        system, unit = LinearSystem(
+            problem, curvature, right, radius
+        ).in_units()
+        return (
+            iterate(ConjugateGradient(system), schedule).result[0]
+            * per_sample(unit, right)
+        ).to(gap.dtype)

@@ -1,4 +1,5 @@
-"""One call of the layer: the solve, the surrogate that its gradients are read off, and what is known of their errors."""
+"""One call of the layer: the solve, the surrogate that its gradients are read
+off, and what is known of their errors."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.loop import Status, warn_unless_converged
-from piggyback.solvers.lower import LowerSolver, certified_distance, radius_per_element, solve_lower
+from piggyback.solvers.lower import (
+    LowerSolver,
+    certified_distance,
+    radius_per_element,
+    solve_lower,
+)
 from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.losses import LinearFunctional
 from piggyback.types import PerSample, Primal
@@ -32,14 +38,18 @@ from piggyback.types import PerSample, Primal
 
 @dataclass
 class Report:
-    """What is known of one reconstruction and, after ``backward`` through it, of its gradients.
+    """What is known of one reconstruction and, after ``backward`` through it,
+    of its gradients.
 
-    ``distance`` ``(batch,)``: certified ``||x - x*||``.  ``converged`` ``(batch,)``: whether the tolerance was reached (the
-    certificate holds either way); ``adjoint_converged``: the same of the adjoint.  ``gradient_error``: certified bound of the
-    error of the whole gradient that the last ``backward`` through this call sent to the regularizer's parameters (Euclidean norm;
-    None before); ``groups``: the same per sample and parameter group.  ``input_errors``: the same for inputs of the data term
-    that require gradients, by name; ``not_certified``: names of what gets a gradient whose error nothing bounds.
-    ``applications``: operator applications so far.
+    ``distance`` ``(batch,)``: certified ``||x - x*||``. ``converged``
+    ``(batch,)``: whether the tolerance was reached (the certificate holds
+    either way); ``adjoint_converged``: the same of the adjoint.
+    ``gradient_error``: certified bound of the error of the whole gradient that
+    the last ``backward`` through this call sent to the regularizer's parameters
+    (Euclidean norm; None before); ``groups``: the same per sample and parameter
+    group. ``input_errors``: the same for inputs of the data term that require
+    gradients, by name; ``not_certified``: names of what gets a gradient whose
+    error nothing bounds. ``applications``: operator applications so far.
     """
 
     distance: PerSample
@@ -54,7 +64,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a layer solves: RMS ``tolerance`` per pixel in grey values, and by what."""
+    """How a layer solves: RMS ``tolerance`` per pixel in grey values, and by
+    what."""
 
     tolerance: float
     method: HypergradientMethod
@@ -63,14 +74,16 @@ class Settings:
 
 @dataclass
 class Rounding:
-    """What the gradients of parameters lose when they leave float64, added to what is ``certified`` of them before."""
+    """What the gradients of parameters lose when they leave float64, added to
+    what is ``certified`` of them before."""
 
     certified: float = 0.0
     square: float = 0.0
     report: Report | None = None
 
     def watching(self, v: Tensor) -> Tensor:
-        """``v`` in float64; once its gradient comes, the report learns what its own dtype cannot hold of it."""
+        """``v`` in float64; once its gradient comes, the report learns what its
+        own dtype cannot hold of it."""
         exact = doubled(v)
         if exact is not v and exact.requires_grad:
             exact.register_hook(partial(self._note, v.dtype))
@@ -78,7 +91,9 @@ class Rounding:
 
     def _note(self, dtype: torch.dtype, gradient: Tensor) -> None:
         gradient = gradient.detach()
-        self.square += float((gradient.to(dtype).double() - gradient).square().sum())
+        self.square += float(
+            (gradient.to(dtype).double() - gradient).square().sum()
+        )
         self._tell()
 
     def begin(self, certified: float) -> None:
@@ -89,17 +104,20 @@ class Rounding:
     def _tell(self) -> None:
         if self.report is not None:
             error = self.certified + self.square**0.5
-            self.report.gradient_error = math.inf if math.isnan(error) else error
+            self.report.gradient_error = (
+                math.inf if math.isnan(error) else error
+            )
 
 
 @dataclass
 class Call:
     """One solved batch.
 
-    ``regularizer``, ``data``, ``exact``: in float64, connected to what they were computed from; ``problem``: in working precision
-    and without a graph, as it was solved; ``x``: its solution, ``residual``: ``grad h(x)`` in float64; ``pair``: where the
-    surrogate is evaluated, in float64.
-    ``names``: inputs of the data term that get a gradient.
+    ``regularizer``, ``data``, ``exact``: in float64, connected to what they
+    were computed from; ``problem``: in working precision and without a graph,
+    as it was solved; ``x``: its solution, ``residual``: ``grad h(x)`` in
+    float64; ``pair``: where the surrogate is evaluated, in float64. ``names``:
+    inputs of the data term that get a gradient.
     """
 
     settings: Settings
@@ -116,10 +134,19 @@ class Call:
     names: tuple[str, ...] = ()
 
     @staticmethod
-    def solved(regularizer: Regularizer, data: DataTerm, settings: Settings, rounding: Rounding) -> Call:
-        """Solve.  Weights, observation and the rest are those of this moment; nothing is read again by ``backward``."""
+    def solved(
+        regularizer: Regularizer,
+        data: DataTerm,
+        settings: Settings,
+        rounding: Rounding,
+    ) -> Call:
+        """Solve. Weights, observation and the rest are those of this moment;
+        nothing is read again by ``backward``."""
         counter = ApplicationCounter()
-        twinned, exact_data = twin(regularizer, rounding.watching), data.double()
+        twinned, exact_data = (
+            twin(regularizer, rounding.watching),
+            data.double(),
+        )
         exact = twinned.problem(exact_data)
         with torch.no_grad():
             problem = regularizer.problem(data).detached()
@@ -129,32 +156,60 @@ class Call:
             if x.shape[0] > 0:
                 residual, _ = fixed.gradient_and_rounding(x.double())
                 distance = certified_distance(fixed, x)
-        warn_unless_converged(status, f"the reconstruction at tolerance {settings.tolerance:g}", stacklevel=5)
-        report = Report(distance, status == Status.CONVERGED, counter.applications)
+        warn_unless_converged(
+            status,
+            f"the reconstruction at tolerance {settings.tolerance:g}",
+            stacklevel=5,
+        )
+        report = Report(
+            distance, status == Status.CONVERGED, counter.applications
+        )
         rounding.report = report
-        pair = Sensitivity(x.double(), torch.zeros_like(x, dtype=torch.float64), status, status)
-        return Call(settings, twinned, exact_data, exact, problem, x, residual, pair, report, rounding, counter)
+        pair = Sensitivity(
+            x.double(), torch.zeros_like(x, dtype=torch.float64), status, status
+        )
+        return Call(
+            settings,
+            twinned,
+            exact_data,
+            exact,
+            problem,
+            x,
+            residual,
+            pair,
+            report,
+            rounding,
+            counter,
+        )
 
     @property
     def result(self) -> Primal:
-        """A copy of the image: what is done to it in place does not reach the pair."""
-        return self.problem.image(self.x).clone(memory_format=torch.contiguous_format)
+        """A copy of the image: what is done to it in place does not reach the
+        pair."""
+        return self.problem.image(self.x).clone(
+            memory_format=torch.contiguous_format
+        )
 
     def carrier(self) -> Tensor:
-        """The surrogate ``(batch,)`` in the autograd graph, which is evaluated at the pair that ``backward`` finds.
+        """The surrogate ``(batch,)`` in the autograd graph, which is evaluated
+        at the pair that ``backward`` finds.
 
         Checkpointed: the graph leads to all inputs and keeps no values.
         """
         live = self.exact.counted(self.counter)
         return checkpoint(  # type: ignore[return-value]
-            lambda: live.surrogate(self.pair.x, self.pair.adjoint), use_reentrant=False, preserve_rng_state=False
+            lambda: live.surrogate(self.pair.x, self.pair.adjoint),
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
 
     def pull(self, cotangent: Primal) -> Tensor:
-        """Solve the adjoint system and certify; returns the weights of the surrogates of the samples, all 1.
+        """Solve the adjoint system and certify; returns the weights of the
+        surrogates of the samples, all 1.
 
-        The adjoint is solved for a cotangent of size 1 per sample, since it is linear in it: tolerances and certificates do not
-        meet numbers that overflow or vanish.
+        The adjoint is solved for a cotangent of size 1 per sample, since it is
+        linear in it: tolerances and certificates do not meet numbers that
+        overflow or vanish.
         """
         if self.x.shape[0] == 0:
             self.rounding.begin(0.0)
@@ -165,13 +220,18 @@ class Call:
         problem = self.problem.with_exact(fixed).counted(self.counter)
         loss = problem.of_image(LinearFunctional(unit))
         accuracy = Accuracy(self.settings.tolerance, self.settings.tolerance)
-        pair = self.settings.method.differentiate(problem, loss, accuracy, WarmStart.at(self.x))
+        pair = self.settings.method.differentiate(
+            problem, loss, accuracy, WarmStart.at(self.x)
+        )
         self.report.adjoint_converged = pair.adjoint_status == Status.CONVERGED
         pair = pair.double()
         evidence, _ = evidence_at(fixed, loss.double(), pair)
         self._certify(pair, evidence, scale, broken)
         ended = pair.adjoint_status.masked_fill(broken, Status.CONVERGED)
-        warn_unless_converged(ended, f"the adjoint of the reconstruction at relative tolerance {accuracy.adjoint:g}")
+        warn_unless_converged(
+            ended,
+            f"the adjoint of the reconstruction at relative tolerance {accuracy.adjoint:g}",
+        )
         # not a number in, not a number out, as everywhere in torch
         adjoint = (pair.adjoint * per_sample(scale, pair.adjoint)).masked_fill(
             per_sample(broken, pair.adjoint), math.nan
@@ -181,74 +241,132 @@ class Call:
         return torch.ones_like(scale)
 
     def _compare(self, fixed: LowerProblem) -> None:
-        """Whether the problem is still the one that was solved: else the residual of its solution has changed.
+        """Whether the problem is still the one that was solved: else the
+        residual of its solution has changed.
 
-        Tensors count their changes; those inside a user's operator, and changes through ``.data``, are noticed here only.
+        Tensors count their changes; those inside a user's operator, and changes
+        through ``.data``, are noticed here only.
         """
         now, size = fixed.gradient_and_rounding(self.x.double())
         unit = fixed.data.unit_roundoff(now.dtype)
-        lost = 2 * ROUNDING_TERMS * (unit if math.isfinite(unit) else torch.finfo(now.dtype).eps) * size
+        lost = (
+            2
+            * ROUNDING_TERMS
+            * (unit if math.isfinite(unit) else torch.finfo(now.dtype).eps)
+            * size
+        )
         if bool((norm(now - self.residual) > lost).any()):
             raise RuntimeError(
-                "a value that a reconstruction depends on has been modified by an inplace operation between forward and backward"
+                "a value that a reconstruction depends on has been modified "
+                "by an inplace operation between forward and backward"
             )
 
-    def _certify(self, pair: Sensitivity, evidence: PairEvidence, scale: PerSample, broken: Tensor) -> None:
+    def _certify(
+        self,
+        pair: Sensitivity,
+        evidence: PairEvidence,
+        scale: PerSample,
+        broken: Tensor,
+    ) -> None:
         """Bounds for the pair of the normalised cotangent, scaled back."""
         bound, largest = gradient_bound(evidence), scale.max()
         share = scale / torch.where(largest > 0, largest, 1)
         live = any(p.requires_grad for p in self.regularizer.parameters())
         whole = 0.0
         if live:
-            whole = _product(float(self.regularizer.pull_back(_scaled(bound, share))) * scale.numel(), float(largest))
+            whole = _product(
+                float(self.regularizer.pull_back(_scaled(bound, share)))
+                * scale.numel(),
+                float(largest),
+            )
         if live and not as_declared(self.regularizer):
             whole = math.inf
         lost = bool(broken.any())
         self.report.groups = _scaled(bound, scale)
         self.rounding.begin(math.inf if lost or math.isnan(whole) else whole)
-        errors = {} if self.regularizer.sees_data else self._input_errors(pair, evidence, share, float(largest))
-        self.report.input_errors = dict.fromkeys(errors, math.inf) if lost else errors
-        unknown = [] if math.isfinite(self.rounding.certified) else ["parameters"]
-        unknown += [name for name in self.names if not math.isfinite(self.report.input_errors.get(name, math.inf))]
+        errors = (
+            {}
+            if self.regularizer.sees_data
+            else self._input_errors(pair, evidence, share, float(largest))
+        )
+        self.report.input_errors = (
+            dict.fromkeys(errors, math.inf) if lost else errors
+        )
+        unknown = (
+            [] if math.isfinite(self.rounding.certified) else ["parameters"]
+        )
+        unknown += [
+            name
+            for name in self.names
+            if not math.isfinite(self.report.input_errors.get(name, math.inf))
+        ]
         self.report.not_certified = tuple(unknown)
 
     def _input_errors(
-        self, pair: Sensitivity, evidence: PairEvidence, share: PerSample, largest: float
+        self,
+        pair: Sensitivity,
+        evidence: PairEvidence,
+        share: PerSample,
+        largest: float,
     ) -> dict[str, float]:
-        """Of the inputs that get a gradient: over the batch, errors of observations are orthogonal, others add up."""
+        """Of the inputs that get a gradient: over the batch, errors of
+        observations are orthogonal, others add up."""
         dtype = self.x.dtype
-        moved = Moved.of(evidence, self.exact.image(pair.x), self.exact.image(pair.adjoint), dtype)
+        moved = Moved.of(
+            evidence,
+            self.exact.image(pair.x),
+            self.exact.image(pair.adjoint),
+            dtype,
+        )
         found = {}
         for name, bound in input_errors(self.data.detached(), moved).items():
             if name in self.names:
                 each = torch.where(share > 0, bound * share, 0.0)
-                whole = each.square().sum().sqrt() if name == "observation" else each.sum()
+                whole = (
+                    each.square().sum().sqrt()
+                    if name == "observation"
+                    else each.sum()
+                )
                 lost = torch.finfo(dtype).tiny * moved.x.numel()
                 found[name] = _product(float(whole), largest) + lost
         return found
 
 
-def _solution(problem: LowerProblem, settings: Settings) -> tuple[Primal, Tensor]:
+def _solution(
+    problem: LowerProblem, settings: Settings
+) -> tuple[Primal, Tensor]:
     """``x`` and, per sample, how its solve ended."""
-    radius = radius_per_element(problem, settings.tolerance) if problem.data.start.shape[0] > 0 else None
+    radius = (
+        radius_per_element(problem, settings.tolerance)
+        if problem.data.start.shape[0] > 0
+        else None
+    )
     if radius is None:  # no samples
         problem.check()
         start = problem.data.start
-        return start.clone(), torch.zeros(0, dtype=torch.long, device=start.device)
+        return start.clone(), torch.zeros(
+            0, dtype=torch.long, device=start.device
+        )
     outcome = solve_lower(problem, settings.solver, radius)
     return outcome.result[0], outcome.status
 
 
 def _normalised(cotangent: Primal) -> tuple[PerSample, Primal, Tensor]:
-    """Largest entry per sample (float64), the cotangent over it, and which samples have entries that are no finite numbers."""
+    """Largest entry per sample (float64), the cotangent over it, and which
+    samples have entries that are no finite numbers."""
     broken = ~torch.isfinite(cotangent).flatten(1).all(dim=1)
     clean = cotangent.masked_fill(per_sample(broken, cotangent), 0.0)
     scale = clean.abs().flatten(1).amax(dim=1)
-    return scale.double(), clean / per_sample(torch.where(scale > 0, scale, 1.0), clean), broken
+    return (
+        scale.double(),
+        clean / per_sample(torch.where(scale > 0, scale, 1.0), clean),
+        broken,
+    )
 
 
 def _scaled(bound: GradientBound, factor: PerSample) -> GradientBound:
-    """The bound of ``factor`` times the gradient of each sample, in float64; an infinite bound of nothing is 0."""
+    """The bound of ``factor`` times the gradient of each sample, in float64; an
+    infinite bound of nothing is 0."""
 
     def scaled(values: Tensor) -> Tensor:
         factors = per_sample(factor, values)
@@ -260,4 +378,8 @@ def _scaled(bound: GradientBound, factor: PerSample) -> GradientBound:
 def _product(error: float, size: float) -> float:
     """Of two non-negative numbers; not 0 unless one of them is."""
     product = error * size
-    return sys.float_info.min if product == 0 and error > 0 and size > 0 else product
+    return (
+        sys.float_info.min
+        if product == 0 and error > 0 and size > 0
+        else product
+    )

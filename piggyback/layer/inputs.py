@@ -1,4 +1,5 @@
-"""What goes into the layer: refused where no solve could be right, named where it gets a gradient, watched for changes."""
+"""What goes into the layer: refused where no solve could be right, named where
+it gets a gradient, watched for changes."""
 
 from __future__ import annotations
 
@@ -17,23 +18,30 @@ from piggyback.values import require_images
 
 
 def check_call(data: DataTerm) -> None:
-    """Raise ``RuntimeError`` in transforms of ``torch.func``, and ``ValueError`` for what is no data term or has no values."""
+    """Raise ``RuntimeError`` in transforms of ``torch.func``, and
+    ``ValueError`` for what is no data term or has no values."""
     if peek_interpreter_stack() is not None:
         raise RuntimeError(
-            "a Reconstruction cannot be transformed by torch.func (grad, vmap, jvp): use backward() or torch.autograd.grad, and "
+            "a Reconstruction cannot be transformed by torch.func (grad, "
+            "vmap, jvp): use backward() or torch.autograd.grad, and "
             "a batch in the place of vmap"
         )
     if not isinstance(data, DataTerm):
-        raise ValueError(f"a Reconstruction takes a data term such as Denoising(noisy), got {type(data).__name__}")
+        raise ValueError(
+            "a Reconstruction takes a data term such as Denoising(noisy), "
+            f"got {type(data).__name__}"
+        )
     for name, value in data.inputs().items():
         if value.device.type == "meta":
             raise ValueError(
-                f"{name} is on the meta device and has no values: a Reconstruction cannot solve without them"
+                f"{name} is on the meta device and has no values: a "
+                "Reconstruction cannot solve without them"
             )
 
 
 def check_inputs(regularizer: Regularizer, data: DataTerm) -> None:
-    """Raise ``ValueError`` for data and weights that do not go together, naming both, ``RuntimeError`` for tangents."""
+    """Raise ``ValueError`` for data and weights that do not go together, naming
+    both, ``RuntimeError`` for tangents."""
     start = data.start
     require_images("the data term", start)
     for name, value in regularizer.named_parameters():
@@ -43,34 +51,54 @@ def check_inputs(regularizer: Regularizer, data: DataTerm) -> None:
 
 def _check_weight(name: str, value: Tensor, start: Primal) -> None:
     if value.device.type == "meta":
-        raise ValueError(f"{name} of the regularizer is on the meta device and has no values: load some first")
-    if value.is_floating_point() and (value.dtype != start.dtype or value.device != start.device):
         raise ValueError(
-            f"the observation is {start.dtype} on {start.device}, {name} of the regularizer {value.dtype} on {value.device}: "
+            f"{name} of the regularizer is on the meta device and has no values: load some first"
+        )
+    if value.is_floating_point() and (
+        value.dtype != start.dtype or value.device != start.device
+    ):
+        raise ValueError(
+            f"the observation is {start.dtype} on {start.device}, {name} of "
+            f"the regularizer {value.dtype} on {value.device}: "
             "convert one of them with .to()"
         )
 
 
 def _refuse_tangents(tensors: dict[str, Tensor]) -> None:
     for name, value in tensors.items():
-        if not value.is_inference() and forward_ad.unpack_dual(value).tangent is not None:
-            raise RuntimeError(f"{name} has a tangent, and a Reconstruction no forward-mode derivative: use backward()")
+        if (
+            not value.is_inference()
+            and forward_ad.unpack_dual(value).tangent is not None
+        ):
+            raise RuntimeError(
+                f"{name} has a tangent, and a Reconstruction no forward-mode "
+                "derivative: use backward()"
+            )
 
 
 def live_inputs(data: DataTerm, image: Primal) -> tuple[str, ...]:
-    """Names of the inputs of the data term (in float64) that get a gradient; ``image``: one that its operator can be tried on.
+    """Names of the inputs of the data term (in float64) that get a gradient;
+    ``image``: one that its operator can be tried on.
 
-    Raises ``ValueError`` for a forward operator with weights that require gradients and ``A`` without a graph.
+    Raises ``ValueError`` for a forward operator with weights that require
+    gradients and ``A`` without a graph.
     """
-    names = [name for name, value in data.inputs().items() if value.requires_grad]
+    names = [
+        name for name, value in data.inputs().items() if value.requires_grad
+    ]
     if not isinstance(data, LeastSquares):
         return tuple(names)
-    weights = [name for name, value in operator_tensors(source_of(data.forward)).items() if value.requires_grad]
+    weights = [
+        name
+        for name, value in operator_tensors(source_of(data.forward)).items()
+        if value.requires_grad
+    ]
     with torch.enable_grad():
         connected = data.forward.A(image[:1].detach()).requires_grad
     if weights and not connected:
         raise ValueError(
-            f"{weights[0]} of the forward operator requires a gradient, but its A has no graph: freeze it, or make A "
+            f"{weights[0]} of the forward operator requires a gradient, but "
+            "its A has no graph: freeze it, or make A "
             "differentiable in it"
         )
     if connected and not weights:
@@ -79,13 +107,17 @@ def live_inputs(data: DataTerm, image: Primal) -> tuple[str, ...]:
 
 
 def as_declared(regularizer: Regularizer) -> bool:
-    """Whether the parameters are those that ``pull_back`` bounds: none tied, none computed from others by a parametrization."""
+    """Whether the parameters are those that ``pull_back`` bounds: none tied,
+    none computed from others by a parametrization."""
     modules = list(regularizer.modules())
     names = sum(1 for _ in regularizer.named_parameters(remove_duplicate=False))
-    return names == len(list(regularizer.parameters())) and not any(map(nn.utils.parametrize.is_parametrized, modules))
+    return names == len(list(regularizer.parameters())) and not any(
+        map(nn.utils.parametrize.is_parametrized, modules)
+    )
 
 
 def watched(regularizer: Regularizer, data: DataTerm) -> tuple[Tensor, ...]:
-    """What ``backward`` must find as it was: weights, buffers and inputs (inference tensors do not count their changes)."""
+    """What ``backward`` must find as it was: weights, buffers and inputs
+    (inference tensors do not count their changes)."""
     tensors = [*regularizer.parameters(), *data.inputs().values()]
     return tuple(v for v in tensors if not v.is_inference())

@@ -1,14 +1,21 @@
-"""``reconstruct``: the lower level as a torch function of all it depends on, with certified values and gradients.
+"""``reconstruct``: the lower level as a torch function of all it depends on,
+with certified values and gradients.
 
-``x*`` minimises ``h(x; u)``, ``u`` being everything that ``h`` is computed from: weights of the regularizer, observation, noise
-weight, ridge, centre, kernel, mask, whatever a user's operator closes over.  Its derivative is that of the surrogate
-``S(u) = -<P, grad_x h(x; u)>`` with ``x`` and ``P`` fixed (docs/theory.md, eq. 9).  So the layer puts one number per sample
-into the autograd graph, ``S`` with live inputs, and hands it the cotangent 1 at ``backward``: autograd carries it to every
-input, leaf or not, through the code that is there.  The alternative, to return gradients for a list of inputs, silently gives
-none to what is forgotten on the list, and cannot name what a closure holds.
+``x*`` minimises ``h(x; u)``, ``u`` being everything that ``h`` is computed
+from: weights of the regularizer, observation, noise weight, ridge, centre,
+kernel, mask, whatever a user's operator closes over. Its derivative is that of
+the surrogate ``S(u) = -<P, grad_x h(x; u)>`` with ``x`` and ``P`` fixed
+(docs/theory.md, eq. 9). So the layer puts one number per sample into the
+autograd graph, ``S`` with live inputs, and hands it the cotangent 1 at
+``backward``: autograd carries it to every input, leaf or not, through the code
+that is there. The alternative, to return gradients for a list of inputs,
+silently gives none to what is forgotten on the list, and cannot name what a
+closure holds.
 
-``P`` is not known before ``backward``.  ``S`` therefore sits in a checkpoint: its graph keeps no values, and ``backward`` sets
-the pair before autograd computes them again.  What waits for ``backward`` is the problem and its solution, no coefficients.
+``P`` is not known before ``backward``. ``S`` therefore sits in a checkpoint:
+its graph keeps no values, and ``backward`` sets the pair before autograd
+computes them again. What waits for ``backward`` is the problem and its
+solution, no coefficients.
 """
 
 from __future__ import annotations
@@ -26,7 +33,12 @@ from torch._C._functorch import is_legacy_batchedtensor
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.layer.call import Call, Report, Rounding, Settings
-from piggyback.layer.inputs import check_call, check_inputs, live_inputs, watched
+from piggyback.layer.inputs import (
+    check_call,
+    check_inputs,
+    live_inputs,
+    watched,
+)
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.lower import LowerSolver
 from piggyback.solvers.suited import SuitedSolver
@@ -37,11 +49,13 @@ from piggyback.values import require_positive
 
 @dataclass
 class Reconstruction:
-    """A differentiable minimiser: calling it solves ``min_x g(x) + R(x)`` and records the derivative for autograd.
+    """A differentiable minimiser: calling it solves ``min_x g(x) + R(x)`` and
+    records the derivative for autograd.
 
-    ``tolerance``: root-mean-square error of ``x`` per pixel, in grey values, for the solve and (relative) for the adjoint.
-    One object may serve many threads.  Raises ``ValueError`` for a tolerance that is not positive and finite, and for a
-    regularizer or method of another kind.
+    ``tolerance``: root-mean-square error of ``x`` per pixel, in grey values,
+    for the solve and (relative) for the adjoint. One object may serve many
+    threads. Raises ``ValueError`` for a tolerance that is not positive and
+    finite, and for a regularizer or method of another kind.
     """
 
     regularizer: Regularizer
@@ -59,29 +73,40 @@ class Reconstruction:
         return getattr(self._latest, "report", None)
 
     def __call__(self, data: DataTerm) -> Primal:
-        """The reconstruction ``(batch, channels, height, width)``, differentiable in all that requires gradients.
+        """The reconstruction ``(batch, channels, height, width)``,
+        differentiable in all that requires gradients.
 
-        The pair and its gradient are computed in the precision of the data and in float64, whatever ``torch.autocast`` says.
-        Warns with ``NotConverged``.  Raises ``ValueError`` for inadmissible data, and ``RuntimeError`` inside transforms of
-        ``torch.func`` and for second derivatives.
+        The pair and its gradient are computed in the precision of the data and
+        in float64, whatever ``torch.autocast`` says. Warns with
+        ``NotConverged``. Raises ``ValueError`` for inadmissible data, and
+        ``RuntimeError`` inside transforms of ``torch.func`` and for second
+        derivatives.
         """
         if "torch._dynamo" not in sys.modules:
             return self.with_report(data)[0]
-        if "run" not in _UNCOMPILED:  # something may be compiling: the solver runs outside of its graphs
-            _UNCOMPILED["run"] = cast(_Run, torch.compiler.disable(Reconstruction.with_report))
+        # something may be compiling: the solver runs outside of its graphs
+        if "run" not in _UNCOMPILED:
+            _UNCOMPILED["run"] = cast(
+                _Run, torch.compiler.disable(Reconstruction.with_report)
+            )
         return _UNCOMPILED["run"](self, data)[0]
 
     def with_report(self, data: DataTerm) -> tuple[Primal, Report]:
-        """The reconstruction, and the report of this call, which its ``backward`` completes."""
+        """The reconstruction, and the report of this call, which its
+        ``backward`` completes."""
         self._check()
         check_call(data)
         with torch.autocast(data.start.device.type, enabled=False):
-            data = data.renewed()  # it may have been made under autocast, or of values that have moved since
+            # it may have been made under autocast, or of values that have
+            # moved since
+            data = data.renewed()
             check_inputs(self.regularizer, data)
             if torch.is_grad_enabled():
                 x, report = self._differentiable(data)
             else:
-                call = Call.solved(self.regularizer, data, self._settings(), Rounding())
+                call = Call.solved(
+                    self.regularizer, data, self._settings(), Rounding()
+                )
                 x, report = call.result, call.report
         self._latest.report = report
         return x, report
@@ -92,7 +117,9 @@ class Reconstruction:
         if not carrier.requires_grad:  # nothing that could get a gradient
             return call.result, call.report
         call.names = live_inputs(call.data, call.exact.image(call.pair.x))
-        return _Implicit.apply(call, carrier, watched(self.regularizer, data)), call.report  # type: ignore[no-any-return]
+        return _Implicit.apply(
+            call, carrier, watched(self.regularizer, data)
+        ), call.report  # type: ignore[no-any-return]
 
     def _settings(self) -> Settings:
         return Settings(float(self.tolerance), self.method, self.solver)
@@ -101,19 +128,28 @@ class Reconstruction:
         if not isinstance(self.regularizer, Regularizer):
             kind = type(self.regularizer).__name__
             raise ValueError(
-                f"a Reconstruction needs a Regularizer, got {kind}: wrap other modules in ModuleRegularizer"
+                f"a Reconstruction needs a Regularizer, got {kind}: wrap "
+                "other modules in ModuleRegularizer"
             )
         require_positive("the tolerance", self.tolerance)
         if not isinstance(self.method, HypergradientMethod):
             kind = type(self.method).__name__
             raise ValueError(
-                f"the method of a Reconstruction must return a pair (x, P), {kind} does not: use ImplicitCG()"
+                "the method of a Reconstruction must return a pair (x, P), "
+                f"{kind} does not: use ImplicitCG()"
             )
         if not isinstance(self.solver, LowerSolver):
-            raise ValueError(f"the solver of a Reconstruction must be a LowerSolver, got {type(self.solver).__name__}")
+            raise ValueError(
+                "the solver of a Reconstruction must be a LowerSolver, got "
+                f"{type(self.solver).__name__}"
+            )
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "_latest"}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name != "_latest"
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -121,27 +157,37 @@ class Reconstruction:
 
 
 def reconstruct(
-    noisy: Primal, regularizer: Regularizer, tolerance: float = 1e-4, method: HypergradientMethod | None = None
+    noisy: Primal,
+    regularizer: Regularizer,
+    tolerance: float = 1e-4,
+    method: HypergradientMethod | None = None,
 ) -> Primal:
-    """Denoise: ``argmin_x 1/2 ||x - noisy||^2 + R(x)``, differentiable in ``noisy`` and the regularizer's parameters.
+    """Denoise: ``argmin_x 1/2 ||x - noisy||^2 + R(x)``, differentiable in
+    ``noisy`` and the regularizer's parameters.
 
-    ``noisy`` ``(batch, channels, height, width)``, grey values in [0, 1].  ``backward`` runs ``method`` (default: implicit
-    conjugate gradients).  For the certified bounds use a ``Reconstruction`` and read its ``report``.
+    ``noisy`` ``(batch, channels, height, width)``, grey values in [0, 1].
+    ``backward`` runs ``method`` (default: implicit conjugate gradients). For
+    the certified bounds use a ``Reconstruction`` and read its ``report``.
     """
-    return Reconstruction(regularizer, tolerance, method if method is not None else ImplicitCG())(Denoising(noisy))
+    return Reconstruction(
+        regularizer, tolerance, method if method is not None else ImplicitCG()
+    )(Denoising(noisy))
 
 
 _Run = Callable[[Reconstruction, DataTerm], tuple[Primal, Report]]
 
 _UNCOMPILED: dict[str, _Run] = {}
-"""``Reconstruction.with_report`` as compilers must leave it, once it is needed: making it imports the compiler."""
+"""``Reconstruction.with_report`` as compilers must leave it, once it is needed:
+making it imports the compiler."""
 
 
 class _Implicit(torch.autograd.Function):
     """The solution as a function of the surrogate (module docstring)."""
 
     @staticmethod
-    def forward(ctx, call: Call, carrier: Tensor, kept: tuple[Tensor, ...]) -> Primal:
+    def forward(
+        ctx, call: Call, carrier: Tensor, kept: tuple[Tensor, ...]
+    ) -> Primal:
         ctx.call = call
         ctx.save_for_backward(*kept)
         return call.result
@@ -149,16 +195,24 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *cotangents: Tensor):
         if torch.is_grad_enabled():  # with create_graph=True, and only then
-            raise RuntimeError("a Reconstruction has no second derivatives: leave out create_graph=True")
-        if is_legacy_batchedtensor(cotangents[0]):  # is_grads_batched=True, vectorize=True: vmap under another name
             raise RuntimeError(
-                "a Reconstruction takes one cotangent at a time: leave out is_grads_batched=True or vectorize=True"
+                "a Reconstruction has no second derivatives: leave out create_graph=True"
             )
-        _ = ctx.saved_tensors  # refuses values that were changed since the solve
+        # is_grads_batched=True, vectorize=True: vmap under another name
+        if is_legacy_batchedtensor(cotangents[0]):
+            raise RuntimeError(
+                "a Reconstruction takes one cotangent at a time: leave out "
+                "is_grads_batched=True or vectorize=True"
+            )
+        # refuses values that were changed since the solve
+        _ = ctx.saved_tensors
         with torch.autocast(cotangents[0].device.type, enabled=False):
             weight = ctx.call.pull(cotangents[0].detach().contiguous())
         return None, weight, None
 
     @staticmethod
     def jvp(ctx, *tangents: Tensor | None) -> Tensor:
-        raise RuntimeError("a Reconstruction has no forward-mode derivatives: use backward() or torch.autograd.grad")
+        raise RuntimeError(
+            "a Reconstruction has no forward-mode derivatives: use "
+            "backward() or torch.autograd.grad"
+        )

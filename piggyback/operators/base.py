@@ -1,4 +1,5 @@
-"""Linear operators ``K`` between primal and dual space, and what the certificates must know about them."""
+"""Linear operators ``K`` between primal and dual space, and what the
+certificates must know about them."""
 
 from __future__ import annotations
 
@@ -15,28 +16,37 @@ from piggyback.values import require_tensor
 
 
 class LinearOperator(ABC):
-    """``K``: primal -> dual, with its exact adjoint, certified norms, and the geometry of its parameters.
+    """``K``: primal -> dual, with its exact adjoint, certified norms, and the
+    geometry of its parameters.
 
-    ``forward`` must be differentiable by autograd with respect to the operator's parameters: the hypergradient
-    (docs/theory.md, eq. 9) is read off ``forward`` alone.  ``adjoint`` must be too, for the methods that differentiate
-    through a solver.  ``detached`` gives the solvers a copy without a graph.
+    ``forward`` must be differentiable by autograd with respect to the
+    operator's parameters: the hypergradient (docs/theory.md, eq. 9) is read off
+    ``forward`` alone. ``adjoint`` must be too, for the methods that
+    differentiate through a solver. ``detached`` gives the solvers a copy
+    without a graph.
 
-    The three ``*_gain`` methods are suprema over *directions* ``t`` of the operator's parameters with ``||t|| = 1``
-    (``K_t`` is the derivative of ``K`` along ``t``).  They may be larger than the supremum, never smaller.
+    The three ``*_gain`` methods are suprema over *directions* ``t`` of the
+    operator's parameters with ``||t|| = 1`` (``K_t`` is the derivative of ``K``
+    along ``t``). They may be larger than the supremum, never smaller.
     """
 
     trusted: ClassVar[bool] = False
-    """Of the class that says so, not of subclasses: results are new tensors, which may be written to, and the tests have checked
-    the adjoint.  The adjoint of others is checked before a solve, and what they return is left alone."""
+    """Of the class that says so, not of subclasses: results are new tensors,
+    which may be written to, and the tests have checked the adjoint. The adjoint
+    of others is checked before a solve, and what they return is left alone."""
 
     @abstractmethod
     def forward(self, x: Primal) -> Dual:
         """``K x``."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` for entries that are NaN or infinite (reads values: synchronises)."""
+        """Raise ``ValueError`` for entries that are NaN or infinite (reads
+        values: synchronises)."""
         if not math.isfinite(float(self.norm_bound())):
-            raise ValueError(f"the operator {type(self).__name__} has NaN or infinite entries, or no finite norm_bound")
+            raise ValueError(
+                f"the operator {type(self).__name__} has NaN or infinite "
+                "entries, or no finite norm_bound"
+            )
 
     @abstractmethod
     def adjoint(self, y: Dual) -> Primal:
@@ -44,22 +54,27 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
-        """A number that is at least ``||diag(weights)^{1/2} K||`` (never an estimate from below); no weights: ``||K||``."""
+        """A number that is at least ``||diag(weights)^{1/2} K||`` (never an
+        estimate from below); no weights: ``||K||``."""
 
     @abstractmethod
     def row_norms(self, like: Dual) -> Tensor:
-        """An upper bound of the Euclidean norm of each row of ``K``; broadcasts against ``like``."""
+        """An upper bound of the Euclidean norm of each row of ``K``; broadcasts
+        against ``like``."""
 
     def dual_row_norms(self, like: Dual, inverse: Tensor) -> Tensor | None:
-        """An upper bound of ``||k_i||_{H^{-1}}`` for each row, where ``H^{-1}`` is the periodic convolution of every channel
-        with ``inverse`` (``DataTerm.inverse_kernel``); broadcasts against ``like``.  None: nothing better is known than
-        ``row_norms`` over the root of the strong convexity.
+        """An upper bound of ``||k_i||_{H^{-1}}`` for each row, where ``H^{-1}``
+        is the periodic convolution of every channel with ``inverse``
+        (``DataTerm.inverse_kernel``); broadcasts against ``like``. None:
+        nothing better is known than ``row_norms`` over the root of the strong
+        convexity.
         """
         return None
 
     @abstractmethod
     def coefficient_norms(self) -> PerFilter:
-        """For each coefficient (filter) ``i`` an upper bound of ``||K_i||``, ``K_i`` the rows belonging to ``i``."""
+        """For each coefficient (filter) ``i`` an upper bound of ``||K_i||``,
+        ``K_i`` the rows belonging to ``i``."""
 
     @abstractmethod
     def detached(self) -> LinearOperator:
@@ -67,26 +82,33 @@ class LinearOperator(ABC):
 
     @abstractmethod
     def double(self) -> LinearOperator:
-        """The same operator, detached, in float64: certificates are evaluated in it."""
+        """The same operator, detached, in float64: certificates are evaluated
+        in it."""
 
     @abstractmethod
     def single(self) -> LinearOperator:
-        """The same operator, detached, in float32: the non-negative sums of the certificates are evaluated in it."""
+        """The same operator, detached, in float32: the non-negative sums of the
+        certificates are evaluated in it."""
 
     @abstractmethod
     def scaled(self, factors: PerFilter) -> LinearOperator:
-        """``diag(factors) K``, detached: every row of coefficient ``i`` times ``factors_i``."""
+        """``diag(factors) K``, detached: every row of coefficient ``i`` times
+        ``factors_i``."""
 
     @abstractmethod
-    def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
-        """A cheap SPD approximation of ``(H + K^T diag(curvature) K)^{-1}``, ``symbol`` standing for ``H`` (``DataTerm.symbol``).
+    def gram_inverse(
+        self, symbol: Tensor, curvature: Dual, like: Primal
+    ) -> Preconditioner:
+        """A cheap SPD approximation of ``(H + K^T diag(curvature) K)^{-1}``,
+        ``symbol`` standing for ``H`` (``DataTerm.symbol``).
 
         It only steers solvers; no certificate depends on its quality.
         """
 
     @abstractmethod
     def gram_norm(self, weights: Dual) -> PerSample:
-        """At least ``||K^T diag(weights) K||``, one non-negative weight per coefficient and sample."""
+        """At least ``||K^T diag(weights) K||``, one non-negative weight per
+        coefficient and sample."""
 
     @abstractmethod
     def adjoint_gain(self, v: Dual) -> PerSample:
@@ -114,7 +136,8 @@ class Preconditioner(ABC):
 
 
 class ScalarPreconditioner(Preconditioner):
-    """Multiplication by one positive number: the absence of a preconditioner, scaled."""
+    """Multiplication by one positive number: the absence of a preconditioner,
+    scaled."""
 
     def __init__(self, scale: Scalar) -> None:
         self.scale = scale
@@ -140,20 +163,25 @@ class DenseInverse(Preconditioner):
 
 
 class DenseOperator(LinearOperator):
-    """``K`` given by a matrix ``(m, n)`` whose entries are the parameters; primal ``(batch, n)``, dual ``(batch, m)``."""
+    """``K`` given by a matrix ``(m, n)`` whose entries are the parameters;
+    primal ``(batch, n)``, dual ``(batch, m)``."""
 
     trusted = True
 
     def __init__(self, matrix: Tensor) -> None:
         require_tensor("the matrix of DenseOperator", matrix)
         if matrix.dim() != 2:
-            raise ValueError(f"DenseOperator needs a matrix, got shape {tuple(matrix.shape)}")
+            raise ValueError(
+                f"DenseOperator needs a matrix, got shape {tuple(matrix.shape)}"
+            )
         self.matrix = matrix
 
     def check(self) -> None:
         finite = torch.isfinite(self.matrix).all(dim=1)
         if not bool(finite.all()):
-            raise ValueError(f"row {int((~finite).nonzero()[0])} of the operator has NaN or infinite entries")
+            raise ValueError(
+                f"row {int((~finite).nonzero()[0])} of the operator has NaN or infinite entries"
+            )
 
     def forward(self, x: Primal) -> Dual:
         return x @ self.matrix.T
@@ -162,17 +190,26 @@ class DenseOperator(LinearOperator):
         return y @ self.matrix
 
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
-        # the computed largest singular value is right to a few roundings; the factor makes it a bound
+        # the computed largest singular value is right to a few roundings; the
+        # factor makes it a bound
         matrix = self.matrix.detach().double()
-        scaled = matrix if weights is None else matrix * weights.detach().double().sqrt().unsqueeze(-1)
+        scaled = (
+            matrix
+            if weights is None
+            else matrix * weights.detach().double().sqrt().unsqueeze(-1)
+        )
         singular = torch.linalg.matrix_norm(scaled, ord=2)
-        return (singular * (1 + 1e-10)).to(self.matrix.dtype) * (1 + 8 * torch.finfo(self.matrix.dtype).eps)
+        return (singular * (1 + 1e-10)).to(self.matrix.dtype) * (
+            1 + 8 * torch.finfo(self.matrix.dtype).eps
+        )
 
     def row_norms(self, like: Dual) -> Tensor:
         return self.coefficient_norms()
 
     def coefficient_norms(self) -> PerFilter:
-        return torch.linalg.vector_norm(self.matrix.detach(), dim=1) * (1 + 8 * torch.finfo(self.matrix.dtype).eps)
+        return torch.linalg.vector_norm(self.matrix.detach(), dim=1) * (
+            1 + 8 * torch.finfo(self.matrix.dtype).eps
+        )
 
     def detached(self) -> DenseOperator:
         return DenseOperator(self.matrix.detach())
@@ -186,24 +223,30 @@ class DenseOperator(LinearOperator):
     def scaled(self, factors: PerFilter) -> DenseOperator:
         return DenseOperator(self.matrix.detach() * factors.unsqueeze(-1))
 
-    def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
+    def gram_inverse(
+        self, symbol: Tensor, curvature: Dual, like: Primal
+    ) -> Preconditioner:
         gram = self._gram(curvature)
         unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        return DenseInverse(
-            torch.linalg.inv_ex(gram + symbol * unit).inverse
-        )  # ``inv`` waits, to see if it is singular
+        # ``inv`` waits, to see if it is singular
+        return DenseInverse(torch.linalg.inv_ex(gram + symbol * unit).inverse)
 
     def _gram(self, weights: Dual) -> Tensor:
         return torch.einsum("mi,bm,mj->bij", self.matrix, weights, self.matrix)
 
     def gram_norm(self, weights: Dual) -> PerSample:
-        # the trace bounds the norm, and so does the rounding of the norm measured against it
+        # the trace bounds the norm, and so does the rounding of the norm
+        # measured against it
         gram = self._gram(weights)
         trace = gram.diagonal(dim1=1, dim2=2).sum(1)
-        return torch.linalg.matrix_norm(gram, ord=2) + 8 * sum(self.matrix.shape) * torch.finfo(gram.dtype).eps * trace
+        return (
+            torch.linalg.matrix_norm(gram, ord=2)
+            + 8 * sum(self.matrix.shape) * torch.finfo(gram.dtype).eps * trace
+        )
 
     def adjoint_gain(self, v: Dual) -> PerSample:
-        return norm(v)  # K_t = t, and sup over ||t||_F = 1 of ||t^T v|| is ||v||
+        # K_t = t, and sup over ||t||_F = 1 of ||t^T v|| is ||v||
+        return norm(v)
 
     def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
         return curvature.amax(dim=-1).sqrt() * norm(v).to(curvature)
@@ -213,14 +256,18 @@ class DenseOperator(LinearOperator):
 
 
 class CountingOperator(LinearOperator):
-    """Counts the work done through another operator, in *operator applications*.
+    """Counts the work done through another operator, in *operator
+    applications*.
 
-    One application is one ``K`` plus one ``K^T`` on one image, so each call adds half its batch size; so does its reverse mode,
-    which applies the transpose, where the argument itself is differentiated (unrolling).
-    Copies made by ``detached``, ``double`` share the counter.
+    One application is one ``K`` plus one ``K^T`` on one image, so each call
+    adds half its batch size; so does its reverse mode, which applies the
+    transpose, where the argument itself is differentiated (unrolling). Copies
+    made by ``detached``, ``double`` share the counter.
     """
 
-    def __init__(self, operator: LinearOperator, counter: ApplicationCounter) -> None:
+    def __init__(
+        self, operator: LinearOperator, counter: ApplicationCounter
+    ) -> None:
         self.operator = operator
         self.counter = counter
 
@@ -266,7 +313,9 @@ class CountingOperator(LinearOperator):
     def scaled(self, factors: PerFilter) -> CountingOperator:
         return CountingOperator(self.operator.scaled(factors), self.counter)
 
-    def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
+    def gram_inverse(
+        self, symbol: Tensor, curvature: Dual, like: Primal
+    ) -> Preconditioner:
         return self.operator.gram_inverse(symbol, curvature, like)
 
     def gram_norm(self, weights: Dual) -> PerSample:
@@ -284,16 +333,22 @@ class CountingOperator(LinearOperator):
 
 def uncounted(operator: LinearOperator) -> LinearOperator:
     """The operator itself, without the counters around it."""
-    return uncounted(operator.operator) if isinstance(operator, CountingOperator) else operator
+    return (
+        uncounted(operator.operator)
+        if isinstance(operator, CountingOperator)
+        else operator
+    )
 
 
 def is_trusted(operator: LinearOperator) -> bool:
-    """Whether the very class of the operator says so: subclasses may have changed what it does."""
+    """Whether the very class of the operator says so: subclasses may have
+    changed what it does."""
     return bool(vars(type(uncounted(operator))).get("trusted", False))
 
 
 class ApplicationCounter:
-    """Half operator applications seen so far; a Python integer, so counting never synchronises a device."""
+    """Half operator applications seen so far; a Python integer, so counting
+    never synchronises a device."""
 
     def __init__(self) -> None:
         self.halves = 0

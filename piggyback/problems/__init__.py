@@ -1,1 +1,2 @@
-"""The lower level: what is minimised, its residuals, and the surrogate that gradients are read off."""
+"""The lower level: what is minimised, its residuals, and the surrogate that
+gradients are read off."""

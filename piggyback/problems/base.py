@@ -1,4 +1,5 @@
-"""What solvers, adjoints and certificates ask of a lower-level problem ``min_x h(x) = g(x) + R(x)``."""
+"""What solvers, adjoints and certificates ask of a lower-level problem ``min_x
+h(x) = g(x) + R(x)``."""
 
 from __future__ import annotations
 
@@ -14,16 +15,19 @@ from piggyback.types import PerSample, Primal, Scalar
 
 
 class LowerProblem(ABC):
-    """One strongly convex problem per sample of a batch: a quadratic ``g`` plus a convex differentiable ``R``.
+    """One strongly convex problem per sample of a batch: a quadratic ``g`` plus
+    a convex differentiable ``R``.
 
-    ``SaddleProblem`` has ``R(x) = f(K x)``, ``SmoothProblem`` any smooth convex energy.
+    ``SaddleProblem`` has ``R(x) = f(K x)``, ``SmoothProblem`` any smooth convex
+    energy.
     """
 
     data: DataTerm
     """``g``."""
 
     def image(self, x: Primal) -> Primal:
-        """The image in the primal variable: all of it, unless the problem has hidden variables."""
+        """The image in the primal variable: all of it, unless the problem has
+        hidden variables."""
         return x
 
     def of_image(self, loss: Loss) -> Loss:
@@ -32,7 +36,8 @@ class LowerProblem(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise ``ValueError`` for non-finite data or inadmissible parameters (reads values: synchronises)."""
+        """Raise ``ValueError`` for non-finite data or inadmissible parameters
+        (reads values: synchronises)."""
 
     @abstractmethod
     def energy(self, x: Primal) -> PerSample:
@@ -40,11 +45,13 @@ class LowerProblem(ABC):
 
     @abstractmethod
     def gradient(self, x: Primal) -> Primal:
-        """``grad h(x)``, the residual that certifies ``x`` (docs/theory.md, eq. 10)."""
+        """``grad h(x)``, the residual that certifies ``x`` (docs/theory.md, eq.
+        10)."""
 
     @abstractmethod
     def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
-        """``grad h(x)``, and the size of the numbers it is computed from, which its rounding is proportional to."""
+        """``grad h(x)``, and the size of the numbers it is computed from, which
+        its rounding is proportional to."""
 
     @abstractmethod
     def curvature(self, x: Primal) -> Tensor:
@@ -52,7 +59,8 @@ class LowerProblem(ABC):
 
     @abstractmethod
     def hessian(self, curvature: Tensor, v: Primal) -> Primal:
-        """``A(x) v``, the Hessian of ``h`` at the point that ``curvature`` was computed at (eq. 8)."""
+        """``A(x) v``, the Hessian of ``h`` at the point that ``curvature`` was
+        computed at (eq. 8)."""
 
     @abstractmethod
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
@@ -60,11 +68,13 @@ class LowerProblem(ABC):
 
     @abstractmethod
     def stiffness(self) -> Scalar:
-        """At least the norm of the Hessian of ``R``, everywhere (infinite if nothing is known)."""
+        """At least the norm of the Hessian of ``R``, everywhere (infinite if
+        nothing is known)."""
 
     @abstractmethod
     def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
-        """``-<P, grad_x h_theta(x)>`` with ``x`` and ``P`` fixed: its autograd gradient is the hypergradient (eq. 9)."""
+        """``-<P, grad_x h_theta(x)>`` with ``x`` and ``P`` fixed: its autograd
+        gradient is the hypergradient (eq. 9)."""
 
     @abstractmethod
     def select(self, index: Tensor) -> LowerProblem:
@@ -80,7 +90,8 @@ class LowerProblem(ABC):
 
     @abstractmethod
     def double(self) -> LowerProblem:
-        """The same problem in float64: the exact one where known, else the numbers of this one converted."""
+        """The same problem in float64: the exact one where known, else the
+        numbers of this one converted."""
 
     @abstractmethod
     def counted(self, counter: ApplicationCounter) -> LowerProblem:

@@ -1,4 +1,5 @@
-"""The lower level as a cvxpy problem: cone programming and its differentiation check what this package computes."""
+"""The lower level as a cvxpy problem: cone programming and its differentiation
+check what this package computes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import cvxpy as cp
 
 MAX_ENTRIES = 2**22
-"""Largest number of entries of ``K`` and ``F`` together: both are written out, and cvxpy differentiates by each."""
+"""Largest number of entries of ``K`` and ``F`` together: both are written out,
+and cvxpy differentiates by each."""
 
 
 class LowerLevel(Protocol):
@@ -33,9 +35,11 @@ class LowerLevel(Protocol):
 
 @dataclass(frozen=True)
 class ConeProgram:
-    """``min_x 1/2 ||F x||^2 - <b, x> + sum_j w_j s_j psi(((K x)_j - c_j) / s_j)`` of one sample, DPP in all parameters.
+    """``min_x 1/2 ||F x||^2 - <b, x> + sum_j w_j s_j psi(((K x)_j - c_j) /
+    s_j)`` of one sample, DPP in all parameters.
 
-    ``x`` ``(n,)`` is the flattened primal variable.  ``parameters``, in this order:
+    ``x`` ``(n,)`` is the flattened primal variable. ``parameters``, in this
+    order:
 
     ``K`` ``(rows, n)``   the operator as a matrix; rows in the order of the flattened dual, coefficients fastest
     ``F`` ``(n, n)``      upper triangular, ``F^T F = H``
@@ -43,13 +47,15 @@ class ConeProgram:
     ``c`` ``(rows,)``     the shift of every row
     two of ``(rows,)``    weight and smoothing of every row, as ``Profile.cone_parameters`` wants them
 
-    They hold the values of the problem that the program was made from, so ``problem.solve()`` works as it is; its
-    optimal value is ``h(x*)`` up to the constant of ``g``.  To differentiate the solution by torch tensors::
+    They hold the values of the problem that the program was made from, so
+    ``problem.solve()`` works as it is; its optimal value is ``h(x*)`` up to the
+    constant of ``g``. To differentiate the solution by torch tensors::
 
         layer = CvxpyLayer(program.problem, program.parameters, [program.x], solver_args={"mode": "dense"})
         (x,) = layer(*program.arguments(saddle_problem))
 
-    (By its default, LSQR, diffcp can lose all digits of a gradient through exponential cones, and says nothing.)
+    (By its default, LSQR, diffcp can lose all digits of a gradient through
+    exponential cones, and says nothing.)
     """
 
     problem: cp.Problem
@@ -58,38 +64,59 @@ class ConeProgram:
     sample: int
 
     def arguments(self, problem: LowerLevel) -> tuple[Tensor, ...]:
-        """Float64 values of ``parameters`` for ``sample`` of ``problem``, which may differ in everything but size and profile.
+        """Float64 values of ``parameters`` for ``sample`` of ``problem``, which
+        may differ in everything but size and profile.
 
-        Differentiable in whatever the operator, the potential and the data of ``problem`` depend on.  Raises
-        ``ValueError`` for a problem of another size.
+        Differentiable in whatever the operator, the potential and the data of
+        ``problem`` depend on. Raises ``ValueError`` for a problem of another
+        size.
         """
         values = _arguments(problem, self.sample)
         for parameter, value in zip(self.parameters, values, strict=True):
             if tuple(value.shape) != parameter.shape:
-                raise ValueError(f"{parameter.name()} is {parameter.shape} in the program, {tuple(value.shape)} here")
+                raise ValueError(
+                    f"{parameter.name()} is {parameter.shape} in the "
+                    f"program, {tuple(value.shape)} here"
+                )
         return values
 
 
 def cone_program(problem: LowerLevel, sample: int) -> ConeProgram:
     """Pose sample ``sample`` of ``problem`` to cvxpy.
 
-    Raises ``ImportError`` without cvxpy, ``ValueError`` if ``K`` and ``F`` would have more than ``MAX_ENTRIES`` entries.
+    Raises ``ImportError`` without cvxpy, ``ValueError`` if ``K`` and ``F``
+    would have more than ``MAX_ENTRIES`` entries.
     """
     try:
         import cvxpy as cp
     except ImportError as error:
-        raise ImportError("the export to cvxpy needs cvxpy: pip install cvxpy") from error
+        raise ImportError(
+            "the export to cvxpy needs cvxpy: pip install cvxpy"
+        ) from error
 
     values = _arguments(problem, sample)
     rows, size = values[0].shape
-    matrix, factor = cp.Parameter((rows, size), "K"), cp.Parameter((size, size), "F")
+    matrix, factor = (
+        cp.Parameter((rows, size), "K"),
+        cp.Parameter((size, size), "F"),
+    )
     linear, shift = cp.Parameter(size, "b"), cp.Parameter(rows, "c")
-    pair = cp.Parameter(rows, "first", nonneg=True), cp.Parameter(rows, "second", nonneg=True)
-    x, v, z = cp.Variable(size, "x"), cp.Variable(size, "v"), cp.Variable(rows, "z")
+    pair = (
+        cp.Parameter(rows, "first", nonneg=True),
+        cp.Parameter(rows, "second", nonneg=True),
+    )
+    x, v, z = (
+        cp.Variable(size, "x"),
+        cp.Variable(size, "v"),
+        cp.Variable(rows, "z"),
+    )
     potential, constraints = problem.potential.profile.cone(z, pair)
     objective = cp.Minimize(cp.sum_squares(v) / 2 - linear @ x + potential)
-    # F x and K x as variables of their own: no parameter inside a square, none beside those of the potential
-    program = cp.Problem(objective, [v == factor @ x, z == matrix @ x - shift, *constraints])
+    # F x and K x as variables of their own: no parameter inside a square, none
+    # beside those of the potential
+    program = cp.Problem(
+        objective, [v == factor @ x, z == matrix @ x - shift, *constraints]
+    )
     parameters = [matrix, factor, linear, shift, *pair]
     for parameter, value in zip(parameters, values, strict=True):
         parameter.value = value.detach().cpu().numpy()
@@ -97,34 +124,54 @@ def cone_program(problem: LowerLevel, sample: int) -> ConeProgram:
 
 
 def _arguments(problem: LowerLevel, sample: int) -> tuple[Tensor, ...]:
-    """The values of ``K``, ``F``, ``b``, ``c`` and the two parameters of the profile, in float64, each with its graph."""
+    """The values of ``K``, ``F``, ``b``, ``c`` and the two parameters of the
+    profile, in float64, each with its graph."""
     one = problem.data.select(torch.tensor([sample]))
     like = one.start.detach()
     sites, size = _sites(problem, like), like.numel()
-    identity = torch.eye(size, dtype=like.dtype, device=like.device).reshape(size, *like.shape[1:])
+    identity = torch.eye(size, dtype=like.dtype, device=like.device).reshape(
+        size, *like.shape[1:]
+    )
     matrix = problem.operator.forward(identity).reshape(size, -1).mT.double()
-    # one copy of the sample per unit vector: a data term may hold its Hessian per sample
-    hessian = problem.data.select(torch.full((size,), sample)).hessian(identity).reshape(size, size).double()
+    # one copy of the sample per unit vector: a data term may hold its Hessian
+    # per sample
+    hessian = (
+        problem.data.select(torch.full((size,), sample))
+        .hessian(identity)
+        .reshape(size, size)
+        .double()
+    )
     linear = -one.gradient(torch.zeros_like(like)).flatten().double()
     potential = problem.potential
     columns = potential.weight, potential.smoothing, potential.shift
-    weight, smoothing, shift = (column.double().repeat(sites) for column in columns)  # the coefficient axis is last
+    # the coefficient axis is last
+    weight, smoothing, shift = (
+        column.double().repeat(sites) for column in columns
+    )
     if potential.emphasis is not None:
         dual = problem.operator.forward(like)
-        weight = weight * potential.emphasis.factors[sample].double().expand_as(dual[0]).flatten()
+        weight = (
+            weight
+            * potential.emphasis.factors[sample]
+            .double()
+            .expand_as(dual[0])
+            .flatten()
+        )
     pair = potential.profile.cone_parameters(weight, smoothing)
     return matrix, torch.linalg.cholesky(hessian).mT, linear, shift, *pair
 
 
 def _sites(problem: LowerLevel, like: Primal) -> int:
-    """The number of sites of the dual variable, from one application; ``ValueError`` before anything big is made."""
+    """The number of sites of the dual variable, from one application;
+    ``ValueError`` before anything big is made."""
     with torch.no_grad():
         rows = problem.operator.forward(like).numel()
     size = like.numel()
     entries = (rows + size) * size
     if entries > MAX_ENTRIES:
         raise ValueError(
-            f"{size} unknowns and {rows} coefficients are too many to write the problem out: K ({rows} x {size}) and "
+            f"{size} unknowns and {rows} coefficients are too many to write "
+            f"the problem out: K ({rows} x {size}) and "
             f"F ({size} x {size}) have {entries} entries, at most {MAX_ENTRIES} are allowed"
         )
     return rows // problem.potential.weight.numel()

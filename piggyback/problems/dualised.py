@@ -1,6 +1,8 @@
-"""The data term moved into the dual: ``K~ = (B; K)``, ``g~(x) = ridge/2 ||x||^2 - <b, x>`` (docs/theory.md, eq. 27).
+"""The data term moved into the dual: ``K~ = (B; K)``, ``g~(x) = ridge/2 ||x||^2
+- <b, x>`` (docs/theory.md, eq. 27).
 
-A primal-dual method then needs ``B`` and ``B^T`` and solves no system.  The dual is flat, ``(batch, rows of B + rows of K)``.
+A primal-dual method then needs ``B`` and ``B^T`` and solves no system. The dual
+is flat, ``(batch, rows of B + rows of K)``.
 """
 
 from __future__ import annotations
@@ -26,21 +28,32 @@ if TYPE_CHECKING:
 def lifted_parts(
     data: LeastSquares, potential: Potential, operator: LinearOperator
 ) -> tuple[RidgeTerm, Potential, LiftedOperator]:
-    """Data term, potential and operator of the lifted problem: its solution, adjoint and hypergradient are the same."""
+    """Data term, potential and operator of the lifted problem: its solution,
+    adjoint and hypergradient are the same."""
     with torch.no_grad():
         one = data.linear[:1]
-        rows, shape = data.forward.A(one)[0].numel(), operator.detached().forward(one).shape[1:]
+        rows, shape = (
+            data.forward.A(one)[0].numel(),
+            operator.detached().forward(one).shape[1:],
+        )
     sites = shape[:-1].numel()
 
     def column(values: PerFilter, on_data: float) -> PerFilter:
-        return torch.cat([torch.full_like(values[:1], on_data).expand(rows), values.repeat(sites)])
+        return torch.cat(
+            [
+                torch.full_like(values[:1], on_data).expand(rows),
+                values.repeat(sites),
+            ]
+        )
 
     stacked = Potential(
         StackedProfile(rows, potential.profile),
         column(potential.weight, 1.0),
         column(potential.smoothing, 1.0),
         column(potential.shift, 0.0),
-        emphasis=None if potential.emphasis is None else _stacked(potential.emphasis, rows, shape),
+        emphasis=None
+        if potential.emphasis is None
+        else _stacked(potential.emphasis, rows, shape),
     )
     return RidgeTerm(data), stacked, LiftedOperator(operator, data, rows, shape)
 
@@ -49,13 +62,20 @@ def _stacked(emphasis: Emphasis, rows: int, shape: torch.Size) -> Emphasis:
     """1 on the rows of the data, then the factors."""
     factors = emphasis.factors.expand(-1, *shape).flatten(1)
     one = torch.ones_like(factors[:, :1]).expand(-1, rows)
-    jacobian = None if emphasis.jacobian is None else _StackedPullBack(emphasis.jacobian, rows, shape)
-    return Emphasis(torch.cat([one, factors], dim=1), max(1.0, emphasis.ceiling), jacobian)
+    jacobian = (
+        None
+        if emphasis.jacobian is None
+        else _StackedPullBack(emphasis.jacobian, rows, shape)
+    )
+    return Emphasis(
+        torch.cat([one, factors], dim=1), max(1.0, emphasis.ceiling), jacobian
+    )
 
 
 @dataclass(frozen=True)
 class _StackedPullBack(PullBack):
-    """Nothing stands behind the factors of the ``rows`` of the data; behind the others what stood there before."""
+    """Nothing stands behind the factors of the ``rows`` of the data; behind the
+    others what stood there before."""
 
     inner: PullBack
     rows: int
@@ -69,9 +89,11 @@ class _StackedPullBack(PullBack):
 
 
 class RidgeTerm(DataTerm):
-    """``g~(x) = ridge/2 ||x||^2 - <b, x>``, what is left of ``LeastSquares`` once ``1/2 ||B x||^2`` is in the dual.
+    """``g~(x) = ridge/2 ||x||^2 - <b, x>``, what is left of ``LeastSquares``
+    once ``1/2 ||B x||^2`` is in the dual.
 
-    Residuals are still measured in the norm of ``(B^T B + ridge I)^{-1}``: the whole Hessian has not changed.
+    Residuals are still measured in the norm of ``(B^T B + ridge I)^{-1}``: the
+    whole Hessian has not changed.
     """
 
     def __init__(self, data: LeastSquares) -> None:
@@ -90,7 +112,11 @@ class RidgeTerm(DataTerm):
         return self.data.start
 
     def value(self, x: Primal) -> PerSample:
-        return (0.5 * self.data.ridge * x * x - self.data.linear * x).flatten(1).sum(1)
+        return (
+            (0.5 * self.data.ridge * x * x - self.data.linear * x)
+            .flatten(1)
+            .sum(1)
+        )
 
     def gradient(self, x: Primal) -> Primal:
         return self.data.ridge * x - self.data.linear
@@ -130,7 +156,8 @@ class RidgeTerm(DataTerm):
 
 
 class StackedProfile(Profile):
-    """``t^2 / 2`` for the first ``rows`` entries of the last axis, ``profile`` for the others."""
+    """``t^2 / 2`` for the first ``rows`` entries of the last axis, ``profile``
+    for the others."""
 
     def __init__(self, rows: int, profile: Profile) -> None:
         self.rows = rows
@@ -152,17 +179,24 @@ class StackedProfile(Profile):
 
     def curvature(self, t: Tensor) -> Tensor:
         data, rest = self._split(t)
-        return torch.cat([torch.ones_like(data), self.profile.curvature(rest)], dim=-1)
+        return torch.cat(
+            [torch.ones_like(data), self.profile.curvature(rest)], dim=-1
+        )
 
     def inverse_slope(self, s: Tensor) -> Tensor:
         data, rest = self._split(s)
         return torch.cat([data, self.profile.inverse_slope(rest)], dim=-1)
 
-    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def slope_secant_curvature(
+        self, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         data, rest = self._split(t)
         one = torch.ones_like(data)
         slope, secant, curvature = self.profile.slope_secant_curvature(rest)
-        return tuple(torch.cat(pair, dim=-1) for pair in ((data, slope), (one, secant), (one, curvature)))  # pyright: ignore[reportReturnType]
+        return tuple(
+            torch.cat(pair, dim=-1)
+            for pair in ((data, slope), (one, secant), (one, curvature))
+        )  # pyright: ignore[reportReturnType]
 
     def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
         data, rest = self._split(t)
@@ -183,9 +217,13 @@ class StackedProfile(Profile):
     def proximal(self, v: Tensor, stiffness: Tensor) -> Tensor:
         data, rest = self._split(v)
         near, far = self._split(stiffness.expand_as(v))
-        return torch.cat([data / (1 + near), self.profile.proximal(rest, far)], dim=-1)
+        return torch.cat(
+            [data / (1 + near), self.profile.proximal(rest, far)], dim=-1
+        )
 
-    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+    def cone_parameters(
+        self, weight: Tensor, smoothing: Tensor
+    ) -> tuple[Tensor, Tensor]:
         raise ValueError(_NOT_POSED)
 
     def cone(
@@ -198,11 +236,18 @@ _NOT_POSED = "a lifted problem is not posed to cvxpy: pose the problem that it w
 
 
 class LiftedOperator(LinearOperator):
-    """``K~ x = (B x, K x)``, flat; its parameters are those of ``K``, so the gains are those of ``K`` (``B`` does not move)."""
+    """``K~ x = (B x, K x)``, flat; its parameters are those of ``K``, so the
+    gains are those of ``K`` (``B`` does not move)."""
 
     trusted = True  # its halves are checked on their own, and concatenated
 
-    def __init__(self, operator: LinearOperator, data: LeastSquares, rows: int, shape: torch.Size) -> None:
+    def __init__(
+        self,
+        operator: LinearOperator,
+        data: LeastSquares,
+        rows: int,
+        shape: torch.Size,
+    ) -> None:
         self.operator = operator
         self.data = data
         self.rows = rows
@@ -219,31 +264,52 @@ class LiftedOperator(LinearOperator):
         return weights[self.rows :].reshape(-1, self.shape[-1]).amax(0)
 
     def forward(self, x: Primal) -> Dual:
-        return torch.cat([self.data.forward.A(x).flatten(1), self.operator.forward(x).flatten(1)], dim=1)
+        return torch.cat(
+            [
+                self.data.forward.A(x).flatten(1),
+                self.operator.forward(x).flatten(1),
+            ],
+            dim=1,
+        )
 
     def adjoint(self, y: Dual) -> Primal:
         on_data, rest = self._split(y)
         observed = on_data.reshape(-1, *self.data.observed.shape[1:])
-        return self.data.forward.A_adjoint(observed) + self.operator.adjoint(rest)
+        return self.data.forward.A_adjoint(observed) + self.operator.adjoint(
+            rest
+        )
 
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
         if weights is None:
             reach = self.operator.norm_bound()
             return _root_sum(reach, torch.full_like(reach, self.data.norm))
         return _root_sum(
-            self.operator.norm_bound(self._per_coefficient(weights)), self.data.norm * weights[: self.rows].max().sqrt()
+            self.operator.norm_bound(self._per_coefficient(weights)),
+            self.data.norm * weights[: self.rows].max().sqrt(),
         )
 
     def row_norms(self, like: Dual) -> Tensor:
         rows = self.operator.row_norms(self._split(like)[1]).to(like)
         rest = rows.expand(1, *self.shape).flatten(1)
-        return torch.cat([torch.full_like(rest[:, :1], self.data.norm).expand(-1, self.rows), rest], dim=1)
+        return torch.cat(
+            [
+                torch.full_like(rest[:, :1], self.data.norm).expand(
+                    -1, self.rows
+                ),
+                rest,
+            ],
+            dim=1,
+        )
 
     def coefficient_norms(self) -> PerFilter:
-        # single rows of B and of K are coefficients of their own here; each is at most the whole
+        # single rows of B and of K are coefficients of their own here; each is
+        # at most the whole
         own = self.operator.coefficient_norms()
         return torch.cat(
-            [torch.full_like(own[:1], self.data.norm).expand(self.rows), own.repeat(self.shape[:-1].numel())]
+            [
+                torch.full_like(own[:1], self.data.norm).expand(self.rows),
+                own.repeat(self.shape[:-1].numel()),
+            ]
         )
 
     def detached(self) -> LiftedOperator:
@@ -261,15 +327,26 @@ class LiftedOperator(LinearOperator):
         return changed
 
     def scaled(self, factors: PerFilter) -> LiftedOperator:
-        # as those of ``lifted_parts`` are: 1 on the rows of the data, and the same at every site of a coefficient
-        return self._with(self.operator.scaled(factors[self.rows :].reshape(-1, self.shape[-1])[0]))
+        # as those of ``lifted_parts`` are: 1 on the rows of the data, and the
+        # same at every site of a coefficient
+        return self._with(
+            self.operator.scaled(
+                factors[self.rows :].reshape(-1, self.shape[-1])[0]
+            )
+        )
 
-    def gram_inverse(self, symbol: Tensor, curvature: Dual, like: Primal) -> Preconditioner:
-        return self.operator.gram_inverse(symbol, self._split(curvature)[1], like)
+    def gram_inverse(
+        self, symbol: Tensor, curvature: Dual, like: Primal
+    ) -> Preconditioner:
+        return self.operator.gram_inverse(
+            symbol, self._split(curvature)[1], like
+        )
 
     def gram_norm(self, weights: Dual) -> PerSample:
         on_data, rest = self._split(weights)
-        return self.data.norm**2 * on_data.amax(1) + self.operator.gram_norm(rest)
+        return self.data.norm**2 * on_data.amax(1) + self.operator.gram_norm(
+            rest
+        )
 
     def adjoint_gain(self, v: Dual) -> PerSample:
         return self.operator.adjoint_gain(self._split(v)[1])

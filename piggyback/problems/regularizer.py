@@ -14,30 +14,39 @@ from piggyback.types import Scalar
 
 
 class Regularizer(nn.Module, ABC):
-    """A parametrised convex regularizer: parameters in, lower-level problem out.
+    """A parametrised convex regularizer: parameters in, lower-level problem
+    out.
 
     Convexity must be structural: no value of the parameters may break it.
     """
 
     sees_data: bool = True
-    """Whether ``R`` may depend on the data term.  If not, inputs of the data term act through ``g`` alone, and the errors of
-    their gradients are certified."""
+    """Whether ``R`` may depend on the data term. If not, inputs of the data
+    term act through ``g`` alone, and the errors of their gradients are
+    certified."""
 
     @abstractmethod
     def problem(self, data: DataTerm) -> LowerProblem:
-        """The lower-level problem with this regularizer, differentiable in the parameters."""
+        """The lower-level problem with this regularizer, differentiable in the
+        parameters."""
 
     def metric(self) -> Tensor:
-        """Positive diagonal preconditioner for descent in the parameters: large where the loss is insensitive."""
-        return torch.cat([torch.ones_like(p).flatten() for p in self.parameters()])
+        """Positive diagonal preconditioner for descent in the parameters: large
+        where the loss is insensitive."""
+        return torch.cat(
+            [torch.ones_like(p).flatten() for p in self.parameters()]
+        )
 
     def relative_rates(self) -> dict[str, float]:
-        """Step sizes of a stochastic optimiser relative to the common one, by name of the parameter or submodule."""
+        """Step sizes of a stochastic optimiser relative to the common one, by
+        name of the parameter or submodule."""
         return {}
 
     @abstractmethod
     def pull_back(self, bound: GradientBound) -> Scalar:
-        """Bound of the error of the batch-mean gradient, in the Euclidean norm of the module's own parameters.
+        """Bound of the error of the batch-mean gradient, in the Euclidean norm
+        of the module's own parameters.
 
-        Turns bounds in natural parameters (kernels, weights, smoothings) into bounds in the parametrisation.
+        Turns bounds in natural parameters (kernels, weights, smoothings) into
+        bounds in the parametrisation.
         """

@@ -1,4 +1,5 @@
-"""The lower level with a smooth convex energy: ``min_x h(x) = g(x) + R(x)`` (docs/theory.md, eq. N1)."""
+"""The lower level with a smooth convex energy: ``min_x h(x) = g(x) + R(x)``
+(docs/theory.md, eq. N1)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,11 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm
-from piggyback.operators.base import ApplicationCounter, Preconditioner, ScalarPreconditioner
+from piggyback.operators.base import (
+    ApplicationCounter,
+    Preconditioner,
+    ScalarPreconditioner,
+)
 from piggyback.precision import require_full_precision
 from piggyback.problems.base import LowerProblem
 from piggyback.terms.data.quadratic import DataTerm
@@ -20,8 +25,10 @@ from piggyback.types import PerSample, Primal, Scalar
 class SmoothProblem(LowerProblem):
     """One problem per sample; they share the energy.
 
-    The counterpart of an operator application is one pass forward and one pass backward on one image: a gradient costs one
-    pair, and so does a Hessian product.  ``exact``: the same problem computed in float64 from the parameters.
+    The counterpart of an operator application is one pass forward and one pass
+    backward on one image: a gradient costs one pair, and so does a Hessian
+    product. ``exact``: the same problem computed in float64 from the
+    parameters.
     """
 
     data: DataTerm
@@ -35,13 +42,19 @@ class SmoothProblem(LowerProblem):
     def check(self) -> None:
         device = self.regularizer.device
         if device is not None and device != self.data.start.device:
-            raise ValueError(f"data: on {self.data.start.device}, but the regularizer is on {device}; move one of them")
-        self.regularizer.check()  # first: the data of a lifted problem start from the layers of the network
+            raise ValueError(
+                f"data: on {self.data.start.device}, but the regularizer is "
+                f"on {device}; move one of them"
+            )
+        # first: the data of a lifted problem start from the layers of the
+        # network
+        self.regularizer.check()
         self.data.check()
         self.regularizer.examine(self.data.start)
 
     def count(self, x: Primal, passes: int = 2) -> None:
-        """Add a number of ``passes``, by default one pair, per sample of ``x`` to the counter."""
+        """Add a number of ``passes``, by default one pair, per sample of ``x``
+        to the counter."""
         if self.counter is not None:
             self.counter.halves += passes * x.shape[0]
 
@@ -59,7 +72,9 @@ class SmoothProblem(LowerProblem):
 
     def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
         lost = self.regularizer.bounds(x, torch.zeros_like(norm(x))).rounding
-        return self.gradient(x), self.data.smoothness * (norm(x) + norm(self.data.start)) + lost
+        return self.gradient(x), self.data.smoothness * (
+            norm(x) + norm(self.data.start)
+        ) + lost
 
     def curvature(self, x: Primal) -> Tensor:
         return self.regularizer.curvature(x)
@@ -73,35 +88,51 @@ class SmoothProblem(LowerProblem):
         return self.data.hessian(v) + self.bend(curvature, v)
 
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
-        return ScalarPreconditioner(torch.ones((), dtype=like.dtype, device=like.device))
+        return ScalarPreconditioner(
+            torch.ones((), dtype=like.dtype, device=like.device)
+        )
 
     def metric(self, curvature: Tensor, like: Primal) -> Preconditioner:
-        """What quasi-Newton methods start their matrix from: a guess of ``A(x)^{-1}`` up to a factor."""
-        return ScalarPreconditioner(torch.ones((), dtype=like.dtype, device=like.device))
+        """What quasi-Newton methods start their matrix from: a guess of
+        ``A(x)^{-1}`` up to a factor."""
+        return ScalarPreconditioner(
+            torch.ones((), dtype=like.dtype, device=like.device)
+        )
 
     def stiffness(self) -> Scalar:
         return self.regularizer.stiffness(self.data.start)
 
     def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
         x, adjoint = x.detach(), adjoint.detach()
-        return -(self.regularizer.slope_along(x, adjoint) + self.data.slope_along(x, adjoint))
+        return -(
+            self.regularizer.slope_along(x, adjoint)
+            + self.data.slope_along(x, adjoint)
+        )
 
     def select(self, index: Tensor) -> SmoothProblem:
         exact = None if self.exact is None else self.exact.select(index)
         return replace(self, data=self.data.select(index), exact=exact)
 
     def detached(self) -> SmoothProblem:
-        return replace(self, data=self.data.detached(), regularizer=self.regularizer.detached())
+        return replace(
+            self,
+            data=self.data.detached(),
+            regularizer=self.regularizer.detached(),
+        )
 
     def with_exact(self, exact: LowerProblem) -> SmoothProblem:
         if not isinstance(exact, SmoothProblem):
-            raise TypeError(f"the exact form of a SmoothProblem is a SmoothProblem, got {type(exact).__name__}")
+            raise TypeError(
+                f"the exact form of a SmoothProblem is a SmoothProblem, got {type(exact).__name__}"
+            )
         return replace(self, exact=exact.detached())
 
     def double(self) -> SmoothProblem:
         if self.exact is not None:
             return self.exact
-        return replace(self, data=self.data.double(), regularizer=self.regularizer.double())
+        return replace(
+            self, data=self.data.double(), regularizer=self.regularizer.double()
+        )
 
     def counted(self, counter: ApplicationCounter) -> SmoothProblem:
         exact = None if self.exact is None else self.exact.counted(counter)

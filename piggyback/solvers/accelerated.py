@@ -1,4 +1,5 @@
-"""Nesterov's accelerated gradient method for strongly convex energies: the baseline every peer uses."""
+"""Nesterov's accelerated gradient method for strongly convex energies: the
+baseline every peer uses."""
 
 from __future__ import annotations
 
@@ -22,19 +23,26 @@ class AcceleratedState(State):
 
 
 class AcceleratedGradient(LowerSolver):
-    """``x+ = v - grad h(v)/L``, ``v+ = x+ + q (x+ - x)``, ``q = (sqrt L - sqrt mu)/(sqrt L + sqrt mu)``.
+    """``x+ = v - grad h(v)/L``, ``v+ = x+ + q (x+ - x)``, ``q = (sqrt L - sqrt
+    mu)/(sqrt L + sqrt mu)``.
 
-    ``L = L_g + ||D^{1/2} K||^2`` with ``D`` the largest curvatures (Nesterov 2004, 2.2.11).
+    ``L = L_g + ||D^{1/2} K||^2`` with ``D`` the largest curvatures (Nesterov
+    2004, 2.2.11).
     """
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        return AcceleratedIteration(lower, lower.problem.data.smoothness + lower.problem.stiffness())
+        return AcceleratedIteration(
+            lower, lower.problem.data.smoothness + lower.problem.stiffness()
+        )
 
 
 class AcceleratedIteration(Iteration[AcceleratedState]):
-    """Accelerated gradient on one batch; the result is the extrapolated point, whose gradient is known."""
+    """Accelerated gradient on one batch; the result is the extrapolated point,
+    whose gradient is known."""
 
-    def __init__(self, lower: LowerLevel[LowerProblem], smoothness: Scalar) -> None:
+    def __init__(
+        self, lower: LowerLevel[LowerProblem], smoothness: Scalar
+    ) -> None:
         self.lower = lower
         self.smoothness = smoothness
         ratio = (lower.problem.data.strong_convexity / smoothness).sqrt()

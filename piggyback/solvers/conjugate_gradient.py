@@ -1,4 +1,5 @@
-"""Preconditioned conjugate gradients for the adjoint system ``A P = grad l`` (docs/theory.md, eq. 8)."""
+"""Preconditioned conjugate gradients for the adjoint system ``A P = grad l``
+(docs/theory.md, eq. 8)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from piggyback.types import PerSample, Primal
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """``A P = right``, ``A`` the Hessian that belongs to ``curvature``; done when ``||right - A P||_{H^{-1}} <= radius``.
+    """``A P = right``, ``A`` the Hessian that belongs to ``curvature``; done
+    when ``||right - A P||_{H^{-1}} <= radius``.
 
     No ``start`` means zero, whose residual costs no operator application.
     """
@@ -32,52 +34,81 @@ class LinearSystem:
         """The first iterate and its residual."""
         if self.start is None:
             return torch.zeros_like(self.right), self.right
-        return self.start, self.right - self.problem.hessian(self.curvature, self.start)
+        return self.start, self.right - self.problem.hessian(
+            self.curvature, self.start
+        )
 
     def error(self, residual: Primal) -> PerSample:
         """The residual over the wanted one: a sample is done at or below 1."""
         return self.problem.data.dual_norm(residual) / self.radius
 
     def in_units(self) -> tuple[LinearSystem, PerSample]:
-        """The system for right-hand sides of about 1, and the powers of two that its solutions are to be multiplied by.
+        """The system for right-hand sides of about 1, and the powers of two
+        that its solutions are to be multiplied by.
 
-        Nothing is rounded; but squares of very small or large right-hand sides would leave the range of single precision.
+        Nothing is rounded; but squares of very small or large right-hand sides
+        would leave the range of single precision.
         """
         unit = unit_of(self.right)
         factor = per_sample(unit.reciprocal(), self.right)
         start = None if self.start is None else self.start * factor
-        return LinearSystem(self.problem, self.curvature, self.right * factor, self.radius / unit, start), unit
+        return LinearSystem(
+            self.problem,
+            self.curvature,
+            self.right * factor,
+            self.radius / unit,
+            start,
+        ), unit
 
     def select(self, index: Tensor) -> LinearSystem:
         start = None if self.start is None else self.start[index]
         return LinearSystem(
-            self.problem.select(index), self.curvature[index], self.right[index], self.radius[index], start
+            self.problem.select(index),
+            self.curvature[index],
+            self.right[index],
+            self.radius[index],
+            start,
         )
 
 
-def relative_radius(data: DataTerm, right: Primal, tolerance: float | PerSample) -> PerSample:
-    """``tolerance ||right||_{H^{-1}}``, and something positive where the right-hand side is zero."""
+def relative_radius(
+    data: DataTerm, right: Primal, tolerance: float | PerSample
+) -> PerSample:
+    """``tolerance ||right||_{H^{-1}}``, and something positive where the
+    right-hand side is zero."""
     unit = unit_of(right)
     size = data.dual_norm(right * per_sample(unit.reciprocal(), right)) * unit
-    tolerance = tolerance.to(size) if isinstance(tolerance, Tensor) else tolerance
+    tolerance = (
+        tolerance.to(size) if isinstance(tolerance, Tensor) else tolerance
+    )
     return (tolerance * size).clamp(min=torch.finfo(right.dtype).tiny)
 
 
-def relative_residual(data: DataTerm, residual: Primal, right: Primal, tolerance: float) -> PerSample:
-    """``||residual||_{H^{-1}}`` over the wanted ``tolerance ||right||_{H^{-1}}``."""
+def relative_residual(
+    data: DataTerm, residual: Primal, right: Primal, tolerance: float
+) -> PerSample:
+    """``||residual||_{H^{-1}}`` over the wanted ``tolerance
+    ||right||_{H^{-1}}``."""
     factor = per_sample(unit_of(right).reciprocal(), right)
-    return data.dual_norm(residual * factor) / relative_radius(data, right * factor, tolerance)
+    return data.dual_norm(residual * factor) / relative_radius(
+        data, right * factor, tolerance
+    )
 
 
 def unit_of(right: Primal) -> PerSample:
-    """The power of two next to the largest entry of every sample; 1 for the zero vector."""
+    """The power of two next to the largest entry of every sample; 1 for the
+    zero vector."""
     peak = right.abs().flatten(1).amax(1)
     exponent = torch.frexp(peak).exponent.clamp(-_MOST, _MOST)
-    return torch.ldexp(torch.ones_like(peak), torch.where(torch.isfinite(peak) & (peak > 0), exponent, 0))
+    return torch.ldexp(
+        torch.ones_like(peak),
+        torch.where(torch.isfinite(peak) & (peak > 0), exponent, 0),
+    )
 
 
 _MOST = 120
-"""Powers of two up to here, and their reciprocals, are numbers in single precision."""
+"""Powers of two up to here, and their reciprocals, are numbers in single
+precision."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +123,8 @@ class ConjugateGradientState(State):
 
 
 class ConjugateGradient(Iteration[ConjugateGradientState]):
-    """One step costs one ``K`` and one ``K^T``; a zero residual is a fixed point, not a division by zero."""
+    """One step costs one ``K`` and one ``K^T``; a zero residual is a fixed
+    point, not a division by zero."""
 
     def __init__(self, system: LinearSystem) -> None:
         self.system = system
@@ -100,14 +132,23 @@ class ConjugateGradient(Iteration[ConjugateGradientState]):
     def start(self) -> ConjugateGradientState:
         system = self.system
         x, residual = system.begin()
-        preconditioner = system.problem.preconditioner(system.curvature, residual)
+        preconditioner = system.problem.preconditioner(
+            system.curvature, residual
+        )
         direction = preconditioner.apply(residual)
-        return ConjugateGradientState(x, residual, direction, inner(residual, direction), preconditioner)
+        return ConjugateGradientState(
+            x, residual, direction, inner(residual, direction), preconditioner
+        )
 
     def step(self, state: ConjugateGradientState) -> ConjugateGradientState:
-        image = self.system.problem.hessian(self.system.curvature, state.direction)
+        image = self.system.problem.hessian(
+            self.system.curvature, state.direction
+        )
         point = state.x, state.residual, state.direction, state.energy
-        return ConjugateGradientState(*conjugate_step(point, image, state.preconditioner.apply), state.preconditioner)
+        return ConjugateGradientState(
+            *conjugate_step(point, image, state.preconditioner.apply),
+            state.preconditioner,
+        )
 
     def error(self, state: ConjugateGradientState) -> PerSample:
         return self.system.error(state.residual)

@@ -16,7 +16,8 @@ from piggyback.types import PerSample, Primal
 
 @dataclass(frozen=True)
 class ConjugateResidualState(State):
-    """Iterate ``P``, residual ``r``, ``z = M r``, ``A z``, direction ``p``, ``A p``, ``energy = <z, A z>``."""
+    """Iterate ``P``, residual ``r``, ``z = M r``, ``A z``, direction ``p``, ``A
+    p``, ``energy = <z, A z>``."""
 
     x: Primal
     residual: Primal
@@ -29,10 +30,12 @@ class ConjugateResidualState(State):
 
 
 class ConjugateResidual(Iteration[ConjugateResidualState]):
-    """Minimises ``<r, M r>`` over the Krylov space: the iterates of MINRES (Paige, Saunders 1975; Stiefel 1955).
+    """Minimises ``<r, M r>`` over the Krylov space: the iterates of MINRES
+    (Paige, Saunders 1975; Stiefel 1955).
 
-    For a positive definite ``A`` this two-term recurrence cannot break down, and it carries the residual, which the stopping
-    rule and the certificates look at.  One step costs one ``K`` and one ``K^T``.
+    For a positive definite ``A`` this two-term recurrence cannot break down,
+    and it carries the residual, which the stopping rule and the certificates
+    look at. One step costs one ``K`` and one ``K^T``.
     """
 
     def __init__(self, system: LinearSystem) -> None:
@@ -44,10 +47,14 @@ class ConjugateResidual(Iteration[ConjugateResidualState]):
     def start(self) -> ConjugateResidualState:
         system = self.system
         x, residual = system.begin()
-        preconditioner = system.problem.preconditioner(system.curvature, residual)
+        preconditioner = system.problem.preconditioner(
+            system.curvature, residual
+        )
         z = preconditioner.apply(residual)
         image = self._apply(z)
-        return ConjugateResidualState(x, residual, z, image, z, image, inner(z, image), preconditioner)
+        return ConjugateResidualState(
+            x, residual, z, image, z, image, inner(z, image), preconditioner
+        )
 
     def step(self, state: ConjugateResidualState) -> ConjugateResidualState:
         p, image = state.direction, state.direction_image
@@ -60,7 +67,14 @@ class ConjugateResidual(Iteration[ConjugateResidualState]):
         energy = inner(z, z_image)
         beta = per_sample(safe_divide(energy, state.energy), p)
         return ConjugateResidualState(
-            x, residual, z, z_image, z + beta * p, z_image + beta * image, energy, state.preconditioner
+            x,
+            residual,
+            z,
+            z_image,
+            z + beta * p,
+            z_image + beta * image,
+            energy,
+            state.preconditioner,
         )
 
     def error(self, state: ConjugateResidualState) -> PerSample:

@@ -1,4 +1,5 @@
-"""Gradient descent with the constant step ``1/L``: slow, and the map that unrolled and truncated methods differentiate."""
+"""Gradient descent with the constant step ``1/L``: slow, and the map that
+unrolled and truncated methods differentiate."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class GradientState(State):
 
 
 class GradientDescent(LowerSolver):
-    """``x+ = x - grad h(x)/L``; contracts by ``1 - mu/L``.  One step costs one ``K`` and one ``K^T``."""
+    """``x+ = x - grad h(x)/L``; contracts by ``1 - mu/L``. One step costs one
+    ``K`` and one ``K^T``."""
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
         return GradientIteration(lower, step_length(lower.problem))
@@ -40,7 +42,9 @@ class GradientIteration(Iteration[GradientState]):
         self.length = length
 
     def start(self) -> GradientState:
-        return GradientState(self.lower.start, self.lower.problem.gradient(self.lower.start))
+        return GradientState(
+            self.lower.start, self.lower.problem.gradient(self.lower.start)
+        )
 
     def step(self, state: GradientState) -> GradientState:
         x = state.x - self.length * state.gradient

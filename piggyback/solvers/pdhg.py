@@ -1,4 +1,5 @@
-"""Primal-dual hybrid gradient (Chambolle, Pock 2011, Algorithm 3) with balanced dual steps."""
+"""Primal-dual hybrid gradient (Chambolle, Pock 2011, Algorithm 3) with balanced
+dual steps."""
 
 from __future__ import annotations
 
@@ -15,12 +16,15 @@ from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 
 @dataclass(frozen=True)
 class Steps:
-    """Primal step ``tau``, dual step ``sigma`` per coefficient, extrapolation ``omega`` (docs/theory.md, eq. 6).
+    """Primal step ``tau``, dual step ``sigma`` per coefficient, extrapolation
+    ``omega`` (docs/theory.md, eq. 6).
 
-    With ``g`` mu-strongly convex and ``f*_i`` gamma_i-strongly convex, ``gamma_i = 1 / max f_i''``:
-    ``m = 2 sqrt(mu) / ||gamma^{-1/2} K||``, ``tau = m/(2 mu)``, ``sigma_i = m/(2 gamma_i)``, ``omega = 1/(1+m)``.
-    Scaling the dual variable by ``gamma_i^{1/2}`` turns this into the scalar rule with modulus 1, so the rate is the
-    textbook one for a norm that filters with small curvature no longer inflate.
+    With ``g`` mu-strongly convex and ``f*_i`` gamma_i-strongly convex,
+    ``gamma_i = 1 / max f_i''``: ``m = 2 sqrt(mu) / ||gamma^{-1/2} K||``, ``tau
+    = m/(2 mu)``, ``sigma_i = m/(2 gamma_i)``, ``omega = 1/(1+m)``. Scaling the
+    dual variable by ``gamma_i^{1/2}`` turns this into the scalar rule with
+    modulus 1, so the rate is the textbook one for a norm that filters with
+    small curvature no longer inflate.
     """
 
     tau: Scalar
@@ -29,7 +33,10 @@ class Steps:
 
     @staticmethod
     def optimal(problem: SaddleProblem) -> Steps:
-        mu, curvature = problem.data.strong_convexity, problem.potential.max_curvature()
+        mu, curvature = (
+            problem.data.strong_convexity,
+            problem.potential.max_curvature(),
+        )
         m = 2 * mu**0.5 / problem.operator.norm_bound(curvature)
         return Steps(m / (2 * mu), m / 2 * curvature, 1 / (1 + m))
 
@@ -44,9 +51,11 @@ class PrimalDualState(State):
 
 
 class PDHG(LowerSolver):
-    """``x+ = prox_{tau g}(x - tau K^T y)``, ``y+ = prox_{sigma f*}(y + sigma K(x+ + omega (x+ - x)))``.
+    """``x+ = prox_{tau g}(x - tau K^T y)``, ``y+ = prox_{sigma f*}(y + sigma
+    K(x+ + omega (x+ - x)))``.
 
-    The look at the error costs one extra ``K``/``K^T`` pair, since PDHG itself never forms ``grad h(x)``.
+    The look at the error costs one extra ``K``/``K^T`` pair, since PDHG itself
+    never forms ``grad h(x)``.
     """
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
@@ -70,7 +79,9 @@ class PDHGIteration(Iteration[PrimalDualState]):
         problem, steps = self.lower.problem, self.steps
         x = problem.data.prox(state.x - steps.tau * state.adjoint, steps.tau)
         ahead = problem.operator.forward(x + steps.omega * (x - state.x))
-        y = problem.potential.conjugate_prox(state.y + steps.sigma * ahead, steps.sigma)
+        y = problem.potential.conjugate_prox(
+            state.y + steps.sigma * ahead, steps.sigma
+        )
         return PrimalDualState(x, y, problem.operator.adjoint(y))
 
     def error(self, state: PrimalDualState) -> PerSample:

@@ -1,4 +1,5 @@
-"""Limited-memory quasi-Newton method for smooth convex energies: one gradient per step, no constants to choose."""
+"""Limited-memory quasi-Newton method for smooth convex energies: one gradient
+per step, no constants to choose."""
 
 from __future__ import annotations
 
@@ -20,25 +21,35 @@ _ARMIJO = 1e-4
 _SHORTEST, _LONGEST = 0.1, 0.6
 """Factors of a rejected step."""
 _EARLY, _PERIOD = (4, 8), 16
-"""The metric is taken anew from the curvature after 4, 8, 16, 32, 48, ... steps: it changes most at the beginning."""
+"""The metric is taken anew from the curvature after 4, 8, 16, 32, 48, ...
+steps: it changes most at the beginning."""
 
 
 @dataclass(frozen=True)
 class CurvaturePair:
-    """A step ``s``, the change ``y`` of the gradient along it, and ``1/<s, y>`` (0: a pair that counts for nothing)."""
+    """A step ``s``, the change ``y`` of the gradient along it, and ``1/<s, y>``
+    (0: a pair that counts for nothing)."""
 
     step: Primal
     change: Primal
     inverse: PerSample
 
     def select(self, index: Tensor) -> CurvaturePair:
-        return CurvaturePair(self.step[index], self.change[index], self.inverse[index])
+        return CurvaturePair(
+            self.step[index], self.change[index], self.inverse[index]
+        )
 
 
 class InverseHessian(Preconditioner):
-    """The limited-memory BFGS matrix of the latest pairs (oldest first), started from ``scale`` times ``base``."""
+    """The limited-memory BFGS matrix of the latest pairs (oldest first),
+    started from ``scale`` times ``base``."""
 
-    def __init__(self, scale: PerSample, base: Preconditioner, pairs: tuple[CurvaturePair, ...] = ()) -> None:
+    def __init__(
+        self,
+        scale: PerSample,
+        base: Preconditioner,
+        pairs: tuple[CurvaturePair, ...] = (),
+    ) -> None:
         self.scale = scale
         self.base = base
         self.pairs = pairs
@@ -51,19 +62,33 @@ class InverseHessian(Preconditioner):
             shares.append(share)
         v = per_sample(self.scale, v) * self.base.apply(v)
         for pair, share in zip(self.pairs, reversed(shares), strict=True):
-            v = torch.addcmul(v, pair.step, per_sample(share - pair.inverse * inner(pair.change, v), v))
+            v = torch.addcmul(
+                v,
+                pair.step,
+                per_sample(share - pair.inverse * inner(pair.change, v), v),
+            )
         return v
 
     def select(self, index: Tensor) -> InverseHessian:
         return InverseHessian(
-            self.scale[index], self.base.select(index), tuple(pair.select(index) for pair in self.pairs)
+            self.scale[index],
+            self.base.select(index),
+            tuple(pair.select(index) for pair in self.pairs),
         )
 
-    def updated(self, step: Primal, change: Primal, valid: Tensor, memory: int) -> InverseHessian:
-        """With one more pair for the samples where it is ``valid``, and at most ``memory`` pairs."""
-        product, square = inner(step, change), inner(change, self.base.apply(change))
+    def updated(
+        self, step: Primal, change: Primal, valid: Tensor, memory: int
+    ) -> InverseHessian:
+        """With one more pair for the samples where it is ``valid``, and at most
+        ``memory`` pairs."""
+        product, square = (
+            inner(step, change),
+            inner(change, self.base.apply(change)),
+        )
         valid = valid & (product > 0)
-        inverse = safe_divide(torch.ones_like(product), torch.where(valid, product, 0.0))
+        inverse = safe_divide(
+            torch.ones_like(product), torch.where(valid, product, 0.0)
+        )
         scale = torch.where(valid, safe_divide(product, square), self.scale)
         pairs = (*self.pairs, CurvaturePair(step, change, inverse))
         return InverseHessian(scale, self.base, pairs[-memory:])
@@ -73,13 +98,18 @@ class InverseHessian(Preconditioner):
         pair = self.pairs[-1]
         square = inner(pair.change, base.apply(pair.change))
         valid = pair.inverse > 0
-        scale = torch.where(valid, safe_divide(torch.ones_like(square), pair.inverse * square), self.scale)
+        scale = torch.where(
+            valid,
+            safe_divide(torch.ones_like(square), pair.inverse * square),
+            self.scale,
+        )
         return InverseHessian(scale, base, self.pairs)
 
 
 @dataclass(frozen=True)
 class QuasiNewtonState(State):
-    """``x``, ``h(x)``, ``grad h(x)``, direction ``p``, ``slope = <grad h, p>``, and the factor ``trial`` of the next step.
+    """``x``, ``h(x)``, ``grad h(x)``, direction ``p``, ``slope = <grad h, p>``,
+    and the factor ``trial`` of the next step.
 
     ``age``: steps taken, or tried.
     """
@@ -96,12 +126,15 @@ class QuasiNewtonState(State):
 
 @dataclass(frozen=True)
 class QuasiNewton(LowerSolver):
-    """``x+ = x - alpha B grad h(x)`` with the limited-memory BFGS matrix ``B`` (Nocedal 1980; Liu, Nocedal 1989).
+    """``x+ = x - alpha B grad h(x)`` with the limited-memory BFGS matrix ``B``
+    (Nocedal 1980; Liu, Nocedal 1989).
 
-    A step is taken when ``h`` falls enough (Armijo) or when the new slope along it is not positive, which by convexity means
-    that ``h`` fell too and can be told where differences of ``h`` drown in rounding; else it is tried again, shorter, each
-    sample for itself.  ``B`` starts from the problem's ``metric``, renewed now and then.  Converges linearly for every
-    strongly convex energy with Lipschitz gradient (docs/theory.md, eq. N2).
+    A step is taken when ``h`` falls enough (Armijo) or when the new slope along
+    it is not positive, which by convexity means that ``h`` fell too and can be
+    told where differences of ``h`` drown in rounding; else it is tried again,
+    shorter, each sample for itself. ``B`` starts from the problem's ``metric``,
+    renewed now and then. Converges linearly for every strongly convex energy
+    with Lipschitz gradient (docs/theory.md, eq. N2).
     """
 
     memory: int = 10
@@ -111,8 +144,12 @@ class QuasiNewton(LowerSolver):
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
         if not isinstance(lower.problem, SmoothProblem):
-            raise ValueError(f"QuasiNewton needs a SmoothProblem, got a {type(lower.problem).__name__}")
-        return QuasiNewtonIteration(LowerLevel(lower.problem, lower.start, lower.radius), self.memory)
+            raise ValueError(
+                f"QuasiNewton needs a SmoothProblem, got a {type(lower.problem).__name__}"
+            )
+        return QuasiNewtonIteration(
+            LowerLevel(lower.problem, lower.start, lower.radius), self.memory
+        )
 
 
 class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
@@ -129,28 +166,52 @@ class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
         base = problem.metric(curvature, x)
         step = base.apply(gradient)
         bent = problem.hessian(curvature, step)
-        metric = InverseHessian(safe_divide(inner(gradient, step), inner(step, bent)), base)
+        metric = InverseHessian(
+            safe_divide(inner(gradient, step), inner(step, bent)), base
+        )
         direction = -metric.apply(gradient)
         trial = torch.ones_like(energy)
-        return QuasiNewtonState(x, energy, gradient, direction, inner(gradient, direction), trial, metric, 0)
+        return QuasiNewtonState(
+            x,
+            energy,
+            gradient,
+            direction,
+            inner(gradient, direction),
+            trial,
+            metric,
+            0,
+        )
 
     def step(self, state: QuasiNewtonState) -> QuasiNewtonState:
         move = per_sample(state.trial, state.x) * state.direction
         x = state.x + move
         energy, gradient = self.lower.problem.energy_and_gradient(x)
         slope = inner(gradient, state.direction)
-        taken = (slope <= 0) | (energy <= state.energy + _ARMIJO * state.trial * state.slope)
+        taken = (slope <= 0) | (
+            energy <= state.energy + _ARMIJO * state.trial * state.slope
+        )
         assert isinstance(state.metric, InverseHessian)
-        metric = state.metric.updated(move, gradient - state.gradient, taken, self.memory)
+        metric = state.metric.updated(
+            move, gradient - state.gradient, taken, self.memory
+        )
         mask = per_sample(taken, x)
-        x, gradient = torch.where(mask, x, state.x), torch.where(mask, gradient, state.gradient)
+        x, gradient = (
+            torch.where(mask, x, state.x),
+            torch.where(mask, gradient, state.gradient),
+        )
         age = state.age + 1
-        if (age in _EARLY or age % _PERIOD == 0) and not isinstance(metric.base, ScalarPreconditioner):
+        if (age in _EARLY or age % _PERIOD == 0) and not isinstance(
+            metric.base, ScalarPreconditioner
+        ):
             problem = self.lower.problem
             problem.count(x, passes=1)
             metric = metric.renewed(problem.metric(problem.curvature(x), x))
         direction = torch.where(mask, -metric.apply(gradient), state.direction)
-        root = safe_divide(state.slope, state.slope - slope).nan_to_num(nan=_SHORTEST).clamp(_SHORTEST, _LONGEST)
+        root = (
+            safe_divide(state.slope, state.slope - slope)
+            .nan_to_num(nan=_SHORTEST)
+            .clamp(_SHORTEST, _LONGEST)
+        )
         return QuasiNewtonState(
             x=x,
             energy=torch.where(taken, energy, state.energy),

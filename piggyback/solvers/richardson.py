@@ -1,4 +1,5 @@
-"""Richardson iteration for the adjoint system: the partial sums of the Neumann series."""
+"""Richardson iteration for the adjoint system: the partial sums of the Neumann
+series."""
 
 from __future__ import annotations
 
@@ -21,12 +22,16 @@ class RichardsonState(State):
 
 
 class Richardson(Iteration[RichardsonState]):
-    """``P+ = P + a r`` with ``a = 1/L``; after ``n`` steps from zero ``P = a sum_{j < n} (I - a A)^j right``.
+    """``P+ = P + a r`` with ``a = 1/L``; after ``n`` steps from zero ``P = a
+    sum_{j < n} (I - a A)^j right``.
 
-    ``r = (I - a A)^n right``, so the relative error is at most ``(1 - a mu)^n``.  One step costs one ``K`` and one ``K^T``.
+    ``r = (I - a A)^n right``, so the relative error is at most ``(1 - a
+    mu)^n``. One step costs one ``K`` and one ``K^T``.
     """
 
-    def __init__(self, system: LinearSystem, length: Scalar | None = None) -> None:
+    def __init__(
+        self, system: LinearSystem, length: Scalar | None = None
+    ) -> None:
         self.system = system
         self.length = step_length(system.problem) if length is None else length
 

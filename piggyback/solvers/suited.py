@@ -11,8 +11,13 @@ from piggyback.solvers.quasi_newton import QuasiNewton
 
 
 class SuitedSolver(LowerSolver):
-    """Nonlinear conjugate gradients for ``f(K x)``, the quasi-Newton method for any other smooth energy."""
+    """Nonlinear conjugate gradients for ``f(K x)``, the quasi-Newton method for
+    any other smooth energy."""
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        solver: LowerSolver = NonlinearCG() if isinstance(lower.problem, SaddleProblem) else QuasiNewton()
+        solver: LowerSolver = (
+            NonlinearCG()
+            if isinstance(lower.problem, SaddleProblem)
+            else QuasiNewton()
+        )
         return solver.bind(lower)

@@ -1,1 +1,2 @@
-"""Convex terms of the lower-level problem: quadratic data terms and separable potentials."""
+"""Convex terms of the lower-level problem: quadratic data terms and separable
+potentials."""

@@ -22,11 +22,13 @@ class Loss(ABC):
 
     @property
     def curvature_unit(self) -> float:
-        """``L_l``, or 1 for a linear loss: what steps and penalties are measured in."""
+        """``L_l``, or 1 for a linear loss: what steps and penalties are
+        measured in."""
         return self.smoothness if self.smoothness > 0 else 1.0
 
     def check(self) -> None:
-        """Raise ``ValueError`` for numbers that are not finite (reads values: synchronises)."""
+        """Raise ``ValueError`` for numbers that are not finite (reads values:
+        synchronises)."""
         return None
 
     @abstractmethod
@@ -47,9 +49,11 @@ class Loss(ABC):
 
 
 class SquaredError(Loss):
-    """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x``, converted to its precision.
+    """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x``,
+    converted to its precision.
 
-    Raises ``ValueError`` for another shape, for a truth that is not of float32 or float64, and in ``check`` if it is not finite.
+    Raises ``ValueError`` for another shape, for a truth that is not of float32
+    or float64, and in ``check`` if it is not finite.
     """
 
     @property
@@ -69,8 +73,12 @@ class SquaredError(Loss):
         return 0.5 * inner(difference, difference)
 
     def gradient(self, x: Primal) -> Primal:
-        if x.shape != self.truth.shape:  # broadcasting would compare images with the wrong truth
-            raise ValueError(f"reconstructions have shape {tuple(x.shape)}, their truth {tuple(self.truth.shape)}")
+        # broadcasting would compare images with the wrong truth
+        if x.shape != self.truth.shape:
+            raise ValueError(
+                f"reconstructions have shape {tuple(x.shape)}, their truth "
+                f"{tuple(self.truth.shape)}"
+            )
         require_same_device("truth", self.truth, "the reconstructions are", x)
         return x - self.truth.to(x.dtype)
 
@@ -87,7 +95,8 @@ class SquaredError(Loss):
 
 
 class LinearFunctional(Loss):
-    """``l(x) = <slope, x>``: turns a given cotangent into a loss, which is how ``backward`` of a layer sees it."""
+    """``l(x) = <slope, x>``: turns a given cotangent into a loss, which is how
+    ``backward`` of a layer sees it."""
 
     @property
     def smoothness(self) -> float:

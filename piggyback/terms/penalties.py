@@ -1,9 +1,11 @@
-"""Unit profiles ``psi``: even, convex, ``psi(0) = psi'(0) = 0``, ``psi''(0) = 1``, ``|psi'| <= 1``.
+"""Unit profiles ``psi``: even, convex, ``psi(0) = psi'(0) = 0``, ``psi''(0) =
+1``, ``|psi'| <= 1``.
 
-A potential is ``weight * smoothing * psi(z / smoothing)`` (docs/theory.md, eq. 3); everything a solver or a
-certificate asks about it reduces to the functions below of ``t = z / smoothing``.  ``psi''`` does not increase on
-``t >= 0``, so ``psi'`` is concave there: that makes the secant curvature a majoriser (eq. 21) and Newton's method on
-the prox monotone (eq. 20).
+A potential is ``weight * smoothing * psi(z / smoothing)`` (docs/theory.md, eq.
+3); everything a solver or a certificate asks about it reduces to the functions
+below of ``t = z / smoothing``. ``psi''`` does not increase on ``t >= 0``, so
+``psi'`` is concave there: that makes the secant curvature a majoriser (eq. 21)
+and Newton's method on the prox monotone (eq. 20).
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
 class ProfileBounds:
     """What holds for all ``s`` with ``|s - t| <= radius``, element by element.
 
-    ``lower <= psi''(s) <= upper``;  ``|psi''(s) - psi''(t)| <= steepness |s - t|`` (infinite where ``psi''`` jumps at ``t``);
-    ``|m(s) - m(t)| <= moment`` and ``<= moment_slope |s - t|`` for ``m(t) = t psi''(t)``, which is minus the
-    derivative of ``smoothing psi'(z / smoothing)`` with respect to the smoothing.
+    ``lower <= psi''(s) <= upper``; ``|psi''(s) - psi''(t)| <= steepness |s -
+    t|`` (infinite where ``psi''`` jumps at ``t``); ``|m(s) - m(t)| <= moment``
+    and ``<= moment_slope |s - t|`` for ``m(t) = t psi''(t)``, which is minus
+    the derivative of ``smoothing psi'(z / smoothing)`` with respect to the
+    smoothing.
     """
 
     lower: Tensor
@@ -43,9 +47,11 @@ class Profile(ABC):
     third_bound: float
     """Global Lipschitz constant of ``psi''`` (infinite if ``psi''`` jumps)."""
     moment_lipschitz: float
-    """Global Lipschitz constant of ``t psi''(t)`` (infinite if ``psi''`` jumps)."""
+    """Global Lipschitz constant of ``t psi''(t)`` (infinite if ``psi''``
+    jumps)."""
     concordance: float = math.inf
-    """Bound of ``|psi'''| / psi''`` (eq. 16a; infinite if ``psi''`` jumps or vanishes)."""
+    """Bound of ``|psi'''| / psi''`` (eq. 16a; infinite if ``psi''`` jumps or
+    vanishes)."""
 
     @abstractmethod
     def value(self, t: Tensor) -> Tensor:
@@ -61,31 +67,42 @@ class Profile(ABC):
 
     @abstractmethod
     def inverse_slope(self, s: Tensor) -> Tensor:
-        """``t`` with ``psi'(t) = s``, the gradient of the conjugate; ``|s| < 1``."""
+        """``t`` with ``psi'(t) = s``, the gradient of the conjugate; ``|s| <
+        1``."""
 
     @abstractmethod
     def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
         """Bounds that hold on the interval ``[t - radius, t + radius]``."""
 
     @abstractmethod
-    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
-        """The two positive numbers per coefficient that ``cone`` takes, differentiable in ``weight`` and ``smoothing``."""
+    def cone_parameters(
+        self, weight: Tensor, smoothing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The two positive numbers per coefficient that ``cone`` takes,
+        differentiable in ``weight`` and ``smoothing``."""
 
     @abstractmethod
     def cone(
         self, z: cp.Variable, parameters: tuple[cp.Parameter, cp.Parameter]
     ) -> tuple[cp.Expression, list[cp.Constraint]]:
-        """``sum_j weight_j smoothing_j psi(z_j / smoothing_j)`` by cones, DPP in ``parameters`` (``cone_parameters``).
+        """``sum_j weight_j smoothing_j psi(z_j / smoothing_j)`` by cones, DPP
+        in ``parameters`` (``cone_parameters``).
 
-        ``z`` and both parameters have shape ``(rows,)``.  DPP lets a parameter multiply a variable, never another parameter:
-        auxiliary variables, tied by the returned constraints, stand in for parameters and for their products with ``z``.
+        ``z`` and both parameters have shape ``(rows,)``. DPP lets a parameter
+        multiply a variable, never another parameter: auxiliary variables, tied
+        by the returned constraints, stand in for parameters and for their
+        products with ``z``.
         """
 
     @abstractmethod
-    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``psi'(t)``, ``psi'(t) / t`` (curvature of the majoriser that touches at ``t``, eq. 21; 1 at 0) and ``psi''(t)``.
+    def slope_secant_curvature(
+        self, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``psi'(t)``, ``psi'(t) / t`` (curvature of the majoriser that touches
+        at ``t``, eq. 21; 1 at 0) and ``psi''(t)``.
 
-        For solvers, at the price of one evaluation, in three new arrays: the digits of a tiny ``psi''`` may be lost.
+        For solvers, at the price of one evaluation, in three new arrays: the
+        digits of a tiny ``psi''`` may be lost.
         """
 
     @abstractmethod
@@ -93,36 +110,46 @@ class Profile(ABC):
         """Solve ``t + stiffness * psi'(t) = v`` (eq. 20) to rounding."""
 
 
-def _newton(profile: Profile, v: Tensor, stiffness: Tensor, guess: Tensor) -> Tensor:
+def _newton(
+    profile: Profile, v: Tensor, stiffness: Tensor, guess: Tensor
+) -> Tensor:
     """The prox (eq. 20) from a ``guess`` of ``|t|``.
 
-    ``F(t) = t + stiffness psi'(t) - |v|`` is concave and increasing for ``t >= 0``: a tangent lies above it, so the first step
-    ends left of the root, wherever the guess was, and from there the iterates increase and never overshoot.  Nothing to the
-    left of the bounds from ``psi' <= 1`` and ``psi' <= t`` is a root.
+    ``F(t) = t + stiffness psi'(t) - |v|`` is concave and increasing for ``t >=
+    0``: a tangent lies above it, so the first step ends left of the root,
+    wherever the guess was, and from there the iterates increase and never
+    overshoot. Nothing to the left of the bounds from ``psi' <= 1`` and ``psi'
+    <= t`` is a root.
     """
     target = v.abs()
     least = torch.maximum(target - stiffness, target / (1 + stiffness))
     t = torch.minimum(torch.maximum(guess, least), target)
     for _ in range(_NEWTON_STEPS):
         excess = t + stiffness * profile.slope(t) - target
-        t = torch.maximum(least, t - excess / (1 + stiffness * profile.curvature(t)))
+        t = torch.maximum(
+            least, t - excess / (1 + stiffness * profile.curvature(t))
+        )
     return torch.copysign(t, v)
 
 
 _NEWTON_STEPS = 5
-"""They reach rounding from the guesses of Charbonnier and log-cosh, for every argument and a stiffness up to 1e8."""
+"""They reach rounding from the guesses of Charbonnier and log-cosh, for every
+argument and a stiffness up to 1e8."""
 
 
 class Charbonnier(Profile):
     """``psi(t) = sqrt(1 + t^2) - 1``."""
 
-    third_bound = 0.8586501033599192  # max of 3t(1+t^2)^(-5/2) = 48/25/sqrt(5), at t = 1/2
-    moment_lipschitz = 1.0  # |psi'' + t psi'''| = |1 - 2 t^2| (1 + t^2)^(-5/2), largest at 0
+    # max of 3t(1+t^2)^(-5/2) = 48/25/sqrt(5), at t = 1/2
+    third_bound = 0.8586501033599192
+    # |psi'' + t psi'''| = |1 - 2 t^2| (1 + t^2)^(-5/2), largest at 0
+    moment_lipschitz = 1.0
     concordance = 1.5  # 3|t| / (1 + t^2), largest at 1
 
     def value(self, t: Tensor) -> Tensor:
         square = t * t
-        return square / (1 + torch.sqrt(1 + square))  # no cancellation at small t
+        # no cancellation at small t
+        return square / (1 + torch.sqrt(1 + square))
 
     def slope(self, t: Tensor) -> Tensor:
         return t * torch.rsqrt(1 + t * t)
@@ -131,7 +158,9 @@ class Charbonnier(Profile):
         root = torch.rsqrt(1 + t * t)
         return root * root * root
 
-    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def slope_secant_curvature(
+        self, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         secant = (t * t).add_(1).rsqrt_()
         return t * secant, secant, (secant * secant).mul_(secant)
 
@@ -139,37 +168,51 @@ class Charbonnier(Profile):
         return s * torch.rsqrt((1 - s) * (1 + s))
 
     def proximal(self, v: Tensor, stiffness: Tensor) -> Tensor:
-        # psi' = 1 - 1/(2 t^2) far out makes the equation (t - over) t^2 = stiffness/2: its root on either side of over = 0
+        # psi' = 1 - 1/(2 t^2) far out makes the equation (t - over) t^2 =
+        # stiffness/2: its root on either side of over = 0
         over = v.abs() - stiffness
         middle = (stiffness / 2).pow(1 / 3)
-        beyond = over.clamp(min=0) + stiffness / (2 * (over.abs() + middle).square())
+        beyond = over.clamp(min=0) + stiffness / (
+            2 * (over.abs() + middle).square()
+        )
         before = (stiffness / 2 / (over.abs() + middle)).sqrt()
-        return _newton(self, v, stiffness, torch.where(over > 0, beyond, before))
+        return _newton(
+            self, v, stiffness, torch.where(over > 0, beyond, before)
+        )
 
     def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
         near, far = _reach(t, radius)
         lower, upper = self.curvature(far), self.curvature(near)
         peak = (near <= 0.5) & (far >= 0.5)
-        third = torch.maximum(_charbonnier_third(near), _charbonnier_third(far)).masked_fill_(peak, self.third_bound)
-        slope = torch.maximum(upper, far * third)  # m' = psi'' + t psi''', two terms of opposite sign
+        third = torch.maximum(
+            _charbonnier_third(near), _charbonnier_third(far)
+        ).masked_fill_(peak, self.third_bound)
+        # m' = psi'' + t psi''', two terms of opposite sign
+        slope = torch.maximum(upper, far * third)
         moment = (radius * slope).clamp(max=2 * _CHARBONNIER_MOMENT)
         return ProfileBounds(lower, upper, third, moment, slope)
 
-    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+    def cone_parameters(
+        self, weight: Tensor, smoothing: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return weight, smoothing
 
     def cone(
         self, z: cp.Variable, parameters: tuple[cp.Parameter, cp.Parameter]
     ) -> tuple[cp.Expression, list[cp.Constraint]]:
-        """Second-order cones: ``weight (||(z, c)|| - c)`` with ``c == smoothing``."""
+        """Second-order cones: ``weight (||(z, c)|| - c)`` with ``c ==
+        smoothing``."""
         import cvxpy as cp
 
         weight, smoothing = parameters
         c = cp.Variable(z.shape)
-        return weight @ (cp.norm(cp.vstack([z, c]), 2, axis=0) - c), [c == smoothing]
+        return weight @ (cp.norm(cp.vstack([z, c]), 2, axis=0) - c), [
+            c == smoothing
+        ]
 
 
-_CHARBONNIER_MOMENT = 0.3849001794597506  # max of t(1+t^2)^(-3/2) = 2/(3 sqrt 3), at t = 1/sqrt(2)
+# max of t(1+t^2)^(-3/2) = 2/(3 sqrt 3), at t = 1/sqrt(2)
+_CHARBONNIER_MOMENT = 0.3849001794597506
 
 
 def _charbonnier_third(t: Tensor) -> Tensor:
@@ -180,13 +223,15 @@ def _charbonnier_third(t: Tensor) -> Tensor:
 class LogCosh(Profile):
     """``psi(t) = log cosh t``."""
 
-    third_bound = 0.7698003589195011  # max of 2 tanh(t) sech(t)^2 = 4/(3 sqrt 3)
+    # max of 2 tanh(t) sech(t)^2 = 4/(3 sqrt 3)
+    third_bound = 0.7698003589195011
     moment_lipschitz = 1.0  # |sech(t)^2 (1 - 2 t tanh t)|, largest at 0
     concordance = 2.0  # 2|tanh t|, its limit
 
     def value(self, t: Tensor) -> Tensor:
         size = t.abs()
-        # log cosh t = t - log 2 + log(1 + exp(-2t)); the second form has no cancellation at small t
+        # log cosh t = t - log 2 + log(1 + exp(-2t)); the second form has no
+        # cancellation at small t
         large = size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
         small = 0.5 * torch.log1p(torch.sinh(size.clamp(max=1.0)).square())
         return torch.where(size < 0.5, small, large)
@@ -194,14 +239,18 @@ class LogCosh(Profile):
     def slope(self, t: Tensor) -> Tensor:
         return torch.tanh(t)
 
-    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def slope_secant_curvature(
+        self, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         slope = torch.tanh(t)
         curvature = torch.addcmul(slope.new_ones(()), slope, slope, value=-1)
         return slope, (slope / t).nan_to_num_(nan=1.0), curvature
 
     def curvature(self, t: Tensor) -> Tensor:
-        # 4 e^{-2t} / (1 + e^{-2t})^2 keeps its digits where 1 - tanh^2 loses them; from t = 20 on it stays at 2e-17, below
-        # the rounding of psi''(0) = 1, since the denormal numbers of an honest underflow cost a hundred times as much
+        # 4 e^{-2t} / (1 + e^{-2t})^2 keeps its digits where 1 - tanh^2 loses
+        # them; from t = 20 on it stays at 2e-17, below the rounding of psi''(0)
+        # = 1, since the denormal numbers of an honest underflow cost a hundred
+        # times as much
         decay = torch.exp(-2 * t.abs().clamp(max=_LOGCOSH_FAR))
         return 4 * decay / (1 + decay).square()
 
@@ -209,41 +258,59 @@ class LogCosh(Profile):
         return torch.atanh(s)
 
     def proximal(self, v: Tensor, stiffness: Tensor) -> Tensor:
-        # psi' = 1 - 2 exp(-2t) far out makes the equation w + log w = log(4 stiffness) - 2 over for w = 2 (t - over)
+        # psi' = 1 - 2 exp(-2t) far out makes the equation w + log w = log(4
+        # stiffness) - 2 over for w = 2 (t - over)
         over = v.abs() - stiffness
         soft = nnf.softplus((4 * stiffness).log() - 2 * over)
-        return _newton(self, v, stiffness, over + soft * (0.5 - 0.5 * soft.log1p() / (2 + soft)))
+        return _newton(
+            self,
+            v,
+            stiffness,
+            over + soft * (0.5 - 0.5 * soft.log1p() / (2 + soft)),
+        )
 
     def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
         near, far = _reach(t, radius)
-        (upper, third_near), (lower, third_far) = _logcosh_derivatives(near), _logcosh_derivatives(far)
+        (upper, third_near), (lower, third_far) = (
+            _logcosh_derivatives(near),
+            _logcosh_derivatives(far),
+        )
         lower = lower.masked_fill_(far > _LOGCOSH_FAR, 0.0)
         peak = (near <= _LOGCOSH_PEAK) & (far >= _LOGCOSH_PEAK)
-        third = torch.maximum(third_near, third_far).masked_fill_(peak, self.third_bound)
+        third = torch.maximum(third_near, third_far).masked_fill_(
+            peak, self.third_bound
+        )
         slope = torch.maximum(upper, far * third)
         moment = (radius * slope).clamp(max=2 * _LOGCOSH_MOMENT)
         return ProfileBounds(lower, upper, third, moment, slope)
 
-    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+    def cone_parameters(
+        self, weight: Tensor, smoothing: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return weight * smoothing, smoothing.reciprocal()
 
     def cone(
         self, z: cp.Variable, parameters: tuple[cp.Parameter, cp.Parameter]
     ) -> tuple[cp.Expression, list[cp.Constraint]]:
-        """Exponential cones: ``log cosh t = logistic(2t) - t - log 2`` with ``t == z / smoothing``."""
+        """Exponential cones: ``log cosh t = logistic(2t) - t - log 2`` with ``t
+        == z / smoothing``."""
         import cvxpy as cp
 
         scale, inverse = parameters
         t = cp.Variable(z.shape)
-        return scale @ (cp.logistic(2 * t) - t - math.log(2)), [t == cp.multiply(inverse, z)]
+        return scale @ (cp.logistic(2 * t) - t - math.log(2)), [
+            t == cp.multiply(inverse, z)
+        ]
 
 
 def _logcosh_derivatives(t: Tensor) -> tuple[Tensor, Tensor]:
-    """``psi''(t)`` and at least ``|psi'''(t)| = 2 tanh(t) psi''(t)`` for ``t >= 0``, from one exponential."""
+    """``psi''(t)`` and at least ``|psi'''(t)| = 2 tanh(t) psi''(t)`` for ``t >=
+    0``, from one exponential."""
     decay = torch.exp(-2 * t.clamp(max=_LOGCOSH_FAR))
     inverse = (1 + decay).reciprocal_()
     curvature = 4 * decay * inverse * inverse
-    slope = (1 - decay) * inverse + 2 * torch.finfo(t.dtype).eps  # 1 - decay may have lost that much
+    # 1 - decay may have lost that much
+    slope = (1 - decay) * inverse + 2 * torch.finfo(t.dtype).eps
     return curvature, 2 * slope * curvature
 
 
@@ -253,7 +320,8 @@ _LOGCOSH_MOMENT = 0.44775  # rounded up: max of t sech(t)^2, at t = 0.7717
 
 
 class Huber(Profile):
-    """``psi(t) = t^2/2`` for ``|t| <= 1``, ``|t| - 1/2`` beyond: the gradient has kinks at ``t = +-1``."""
+    """``psi(t) = t^2/2`` for ``|t| <= 1``, ``|t| - 1/2`` beyond: the gradient
+    has kinks at ``t = +-1``."""
 
     third_bound = math.inf
     moment_lipschitz = math.inf
@@ -268,7 +336,9 @@ class Huber(Profile):
     def curvature(self, t: Tensor) -> Tensor:
         return (t.abs() <= 1).to(t.dtype)
 
-    def slope_secant_curvature(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def slope_secant_curvature(
+        self, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         secant = 1 / t.abs().clamp(min=1)
         return t * secant, secant, (secant == 1).to(t.dtype)
 
@@ -277,26 +347,46 @@ class Huber(Profile):
 
     def proximal(self, v: Tensor, stiffness: Tensor) -> Tensor:
         inside = v / (1 + stiffness)
-        return torch.where(inside.abs() <= 1, inside, v - torch.copysign(stiffness.expand_as(v), v))
+        return torch.where(
+            inside.abs() <= 1,
+            inside,
+            v - torch.copysign(stiffness.expand_as(v), v),
+        )
 
     def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
         near, far = _reach(t, radius)
-        inside, outside = far <= 1, near > 1  # at |s| = 1 itself both one-sided curvatures count
+        # at |s| = 1 itself both one-sided curvatures count
+        inside, outside = (
+            far <= 1,
+            near > 1,
+        )
         lower = inside.to(t.dtype)
         upper = (~outside).to(t.dtype)
-        kink = (t.abs() - 1).abs() - 32 * torch.finfo(t.dtype).eps * t.abs()  # |psi''| changes by 1 at this distance
-        steepness = kink.clamp(min=0).reciprocal().masked_fill_(inside | outside, 0.0)
-        moment = torch.where(inside, radius, torch.where(outside, torch.zeros_like(t), radius.clamp(min=1.0)))
-        slope = torch.where(inside | outside, upper, torch.full_like(t, math.inf))
+        # |psi''| changes by 1 at this distance
+        kink = (t.abs() - 1).abs() - 32 * torch.finfo(t.dtype).eps * t.abs()
+        steepness = (
+            kink.clamp(min=0).reciprocal().masked_fill_(inside | outside, 0.0)
+        )
+        moment = torch.where(
+            inside,
+            radius,
+            torch.where(outside, torch.zeros_like(t), radius.clamp(min=1.0)),
+        )
+        slope = torch.where(
+            inside | outside, upper, torch.full_like(t, math.inf)
+        )
         return ProfileBounds(lower, upper, steepness, moment, slope)
 
-    def cone_parameters(self, weight: Tensor, smoothing: Tensor) -> tuple[Tensor, Tensor]:
+    def cone_parameters(
+        self, weight: Tensor, smoothing: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return weight, weight / smoothing
 
     def cone(
         self, z: cp.Variable, parameters: tuple[cp.Parameter, cp.Parameter]
     ) -> tuple[cp.Expression, list[cp.Constraint]]:
-        """Infimal convolution: ``min_c weight/(2 smoothing) (z - c)^2 + weight |c|``."""
+        """Infimal convolution: ``min_c weight/(2 smoothing) (z - c)^2 + weight
+        |c|``."""
         import cvxpy as cp
 
         weight, curvature = parameters

@@ -1,4 +1,5 @@
-"""The bilevel problem as an oracle: parameters in, certified upper loss and hypergradient out."""
+"""The bilevel problem as an oracle: parameters in, certified upper loss and
+hypergradient out."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ from piggyback.certificates.certify import (
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.operators.base import ApplicationCounter
-from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart, flat_gradient
+from piggyback.problems.pair import (
+    Accuracy,
+    Sensitivity,
+    WarmStart,
+    flat_gradient,
+)
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.loop import Schedule
 from piggyback.terms.data.quadratic import DataTerm, Denoising
@@ -37,18 +43,28 @@ from piggyback.values import require_count, require_positive
 
 @dataclass(frozen=True)
 class Samples:
-    """Clean images and their degraded observations, ``(count, channels, height, width)``, grey values in [0, 1]."""
+    """Clean images and their degraded observations, ``(count, channels, height,
+    width)``, grey values in [0, 1]."""
 
     clean: Primal
     degraded: Primal
 
     def __post_init__(self) -> None:
         if self.clean.shape[0] != self.degraded.shape[0]:
-            raise ValueError(f"{self.clean.shape[0]} clean images but {self.degraded.shape[0]} degraded ones")
-        require_same_device("clean images", self.clean, "the degraded ones are", self.degraded)
-        for name, images in (("clean", self.clean), ("degraded", self.degraded)):
+            raise ValueError(
+                f"{self.clean.shape[0]} clean images but {self.degraded.shape[0]} degraded ones"
+            )
+        require_same_device(
+            "clean images", self.clean, "the degraded ones are", self.degraded
+        )
+        for name, images in (
+            ("clean", self.clean),
+            ("degraded", self.degraded),
+        ):
             if not bool(torch.isfinite(images).all()):
-                raise ValueError(f"{name} images contain NaN or infinite values")
+                raise ValueError(
+                    f"{name} images contain NaN or infinite values"
+                )
 
     def __len__(self) -> int:
         return self.clean.shape[0]
@@ -58,21 +74,32 @@ class Samples:
 
     def parts(self, batch: int) -> list[Samples]:
         """In order, ``batch`` at a time; the last may have fewer."""
-        return [self.select(slice(first, first + batch)) for first in range(0, len(self), batch)]
+        return [
+            self.select(slice(first, first + batch))
+            for first in range(0, len(self), batch)
+        ]
 
 
-EACH_STEP = ImplicitCG(lower_schedule=Schedule(check_every=1), adjoint_schedule=Schedule(check_every=1))
-"""Looks at the residuals after every step: warm starts need few, and each is worth more than a look."""
+EACH_STEP = ImplicitCG(
+    lower_schedule=Schedule(check_every=1),
+    adjoint_schedule=Schedule(check_every=1),
+)
+"""Looks at the residuals after every step: warm starts need few, and each is
+worth more than a look."""
 _AT_LEAST = Schedule(check_every=1, min_steps=2)
 AT_LEAST_TWO = ImplicitCG(lower_schedule=_AT_LEAST, adjoint_schedule=_AT_LEAST)
-"""Two steps of either solver even where the warm start would do: otherwise estimates do not notice that the point has moved."""
+"""Two steps of either solver even where the warm start would do: otherwise
+estimates do not notice that the point has moved."""
 
 Item = TypeVar("Item")
 T = TypeVar("T")
 
 
-def in_order(compute: Callable[[Item], T], items: Iterable[Item], workers: int) -> list[T]:
-    """``compute`` of every item on ``workers`` threads; results in the order of the items, whatever order they finish in."""
+def in_order(
+    compute: Callable[[Item], T], items: Iterable[Item], workers: int
+) -> list[T]:
+    """``compute`` of every item on ``workers`` threads; results in the order of
+    the items, whatever order they finish in."""
     if workers == 1:
         return [compute(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
@@ -81,12 +108,14 @@ def in_order(compute: Callable[[Item], T], items: Iterable[Item], workers: int) 
 
 @dataclass(frozen=True)
 class BilevelSettings:
-    """Tolerances at ``accuracy = 1``, the method, and how many images one batched solve sees.
+    """Tolerances at ``accuracy = 1``, the method, and how many images one
+    batched solve sees.
 
-    ``method_of_estimates``, ``adjoint_of_estimates``: method, and relative residual of the adjoint, where nothing is certified (a
-    direction needs no more).
-    Small batches keep the coefficient arrays in the cache; ``workers`` threads share the batches (give each one thread of
-    its own: ``torch.set_num_threads(1)``).  The result depends on neither.
+    ``method_of_estimates``, ``adjoint_of_estimates``: method, and relative
+    residual of the adjoint, where nothing is certified (a direction needs no
+    more). Small batches keep the coefficient arrays in the cache; ``workers``
+    threads share the batches (give each one thread of its own:
+    ``torch.set_num_threads(1)``). The result depends on neither.
     """
 
     accuracy: Accuracy = Accuracy(lower=1e-3, adjoint=0.1)
@@ -107,7 +136,8 @@ class BilevelSettings:
 
 @dataclass(frozen=True)
 class _RoughPart:
-    """One batch of an estimate: the pair, the sums of corrected losses and gradients, and the work."""
+    """One batch of an estimate: the pair, the sums of corrected losses and
+    gradients, and the work."""
 
     sensitivity: Sensitivity
     value: float
@@ -117,13 +147,21 @@ class _RoughPart:
 
 
 class BilevelOracle(Oracle):
-    """``L(theta) = mean_i l(x_i*(theta))`` over a fixed set of samples, with warm starts per image.
+    """``L(theta) = mean_i l(x_i*(theta))`` over a fixed set of samples, with
+    warm starts per image.
 
-    Certificates and gradients are evaluated in float64, so that the bound is not blurred by float32 rounding; the
-    solves run in the dtype of the regularizer.  ``warm`` holds the latest pair of every image (None before the first).
+    Certificates and gradients are evaluated in float64, so that the bound is
+    not blurred by float32 rounding; the solves run in the dtype of the
+    regularizer. ``warm`` holds the latest pair of every image (None before the
+    first).
     """
 
-    def __init__(self, regularizer: Regularizer, samples: Samples, settings: BilevelSettings | None = None) -> None:
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        samples: Samples,
+        settings: BilevelSettings | None = None,
+    ) -> None:
         self.regularizer = regularizer
         self.samples = samples
         self.settings = settings if settings is not None else BilevelSettings()
@@ -138,17 +176,23 @@ class BilevelOracle(Oracle):
 
     def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
         self.assign(parameters)
-        tolerance, count = self.settings.accuracy.scaled(accuracy), len(self.samples)
+        tolerance, count = (
+            self.settings.accuracy.scaled(accuracy),
+            len(self.samples),
+        )
         exact = double_copy(self.regularizer)
         parts = self._batches(lambda first: self._part(exact, first, tolerance))
         self._keep([part.sensitivity for part in parts], parameters.dtype)
         gradient = torch.stack([part.gradient for part in parts]).sum(0) / count
         rounded = gradient.to(parameters)
-        bound = exact.pull_back(concatenate_bounds([part.bound for part in parts]))
+        bound = exact.pull_back(
+            concatenate_bounds([part.bound for part in parts])
+        )
         return Evaluation(
             parameters=parameters.detach().clone(),
             value=sum(float(part.loss.value.sum()) for part in parts) / count,
-            value_error=sum(float(part.loss.radius.sum()) for part in parts) / count,
+            value_error=sum(float(part.loss.radius.sum()) for part in parts)
+            / count,
             gradient=rounded,
             gradient_error=float(bound) + float((rounded - gradient).norm()),
             work=sum(part.applications for part in parts),
@@ -156,12 +200,16 @@ class BilevelOracle(Oracle):
         )
 
     def estimate(self, parameters: Tensor, accuracy: float) -> Evaluation:
-        """Corrected loss and gradient as the working precision gives them, without an operator application for certificates.
+        """Corrected loss and gradient as the working precision gives them,
+        without an operator application for certificates.
 
         ``accuracy`` scales the tolerance of ``x`` only.
         """
         self.assign(parameters)
-        tolerance = Accuracy(self.settings.accuracy.lower * accuracy, self.settings.adjoint_of_estimates)
+        tolerance = Accuracy(
+            self.settings.accuracy.lower * accuracy,
+            self.settings.adjoint_of_estimates,
+        )
         parts = self._batches(lambda first: self._rough_part(first, tolerance))
         self._keep([part.sensitivity for part in parts], parameters.dtype)
         count = len(self.samples)
@@ -169,39 +217,83 @@ class BilevelOracle(Oracle):
             parameters=parameters.detach().clone(),
             value=sum(part.value for part in parts) / count,
             value_error=math.inf,
-            gradient=torch.stack([part.gradient for part in parts]).sum(0) / count,
+            gradient=torch.stack([part.gradient for part in parts]).sum(0)
+            / count,
             gradient_error=math.inf,
             work=sum(part.applications for part in parts),
             converged=all(part.converged for part in parts),
         )
 
     def _batches(self, compute: Callable[[int], T]) -> list[T]:
-        """``compute`` of the first index of every batch, in the order of the samples."""
-        return in_order(compute, range(0, len(self.samples), self.settings.batch), self.settings.workers)
+        """``compute`` of the first index of every batch, in the order of the
+        samples."""
+        return in_order(
+            compute,
+            range(0, len(self.samples), self.settings.batch),
+            self.settings.workers,
+        )
 
     def _keep(self, pairs: Sequence[Sensitivity], dtype: torch.dtype) -> None:
         """Make the pairs of all batches the next warm start."""
-        self.warm = WarmStart(torch.cat([p.x for p in pairs]), torch.cat([p.adjoint for p in pairs])).to(dtype)
+        self.warm = WarmStart(
+            torch.cat([p.x for p in pairs]),
+            torch.cat([p.adjoint for p in pairs]),
+        ).to(dtype)
 
     def _rough_part(self, first: int, tolerance: Accuracy) -> _RoughPart:
-        where, counter = slice(first, first + self.settings.batch), ApplicationCounter()
+        where, counter = (
+            slice(first, first + self.settings.batch),
+            ApplicationCounter(),
+        )
         samples, settings = self.samples.select(where), self.settings
-        problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
+        problem = self.regularizer.problem(
+            settings.data_term(samples.degraded)
+        ).counted(counter)
         loss = problem.of_image(settings.loss(samples.clean))
-        start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
-        pair = settings.method_of_estimates.differentiate(problem, loss, tolerance, start)
+        start = (
+            None
+            if self.warm is None
+            else WarmStart(self.warm.x[where], self.warm.adjoint[where])
+        )
+        pair = settings.method_of_estimates.differentiate(
+            problem, loss, tolerance, start
+        )
         with torch.enable_grad():
             read_off = problem.surrogate(pair.x, pair.adjoint)
-            gradient = flat_gradient(read_off.sum(), list(self.regularizer.parameters()))
+            gradient = flat_gradient(
+                read_off.sum(), list(self.regularizer.parameters())
+            )
         value = float((loss.value(pair.x) + read_off.detach()).sum())
-        return _RoughPart(pair, value, gradient, converged(pair), counter.applications)
+        return _RoughPart(
+            pair, value, gradient, converged(pair), counter.applications
+        )
 
-    def _part(self, exact: Regularizer, first: int, tolerance: Accuracy) -> CertifiedGradient:
-        where, counter = slice(first, first + self.settings.batch), ApplicationCounter()
+    def _part(
+        self, exact: Regularizer, first: int, tolerance: Accuracy
+    ) -> CertifiedGradient:
+        where, counter = (
+            slice(first, first + self.settings.batch),
+            ApplicationCounter(),
+        )
         samples, settings = self.samples.select(where), self.settings
         data = settings.data_term(samples.degraded)
-        problem = self.regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
+        problem = (
+            self.regularizer.problem(data)
+            .with_exact(exact.problem(data.double()))
+            .counted(counter)
+        )
         loss = problem.of_image(settings.loss(samples.clean))
-        start = None if self.warm is None else WarmStart(self.warm.x[where], self.warm.adjoint[where])
+        start = (
+            None
+            if self.warm is None
+            else WarmStart(self.warm.x[where], self.warm.adjoint[where])
+        )
         pair = settings.method.differentiate(problem, loss, tolerance, start)
-        return certify(exact, data.double(), loss.double(), pair, settings.certification, counter)
+        return certify(
+            exact,
+            data.double(),
+            loss.double(),
+            pair,
+            settings.certification,
+            counter,
+        )

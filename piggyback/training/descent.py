@@ -1,4 +1,5 @@
-"""Adaptive inexact descent: bounds drive the tolerances and the step sizes (docs/theory.md, section 7)."""
+"""Adaptive inexact descent: bounds drive the tolerances and the step sizes
+(docs/theory.md, section 7)."""
 
 from __future__ import annotations
 
@@ -28,22 +29,28 @@ class StopReason(Enum):
 
 @dataclass(frozen=True)
 class DescentSettings:
-    """Constants of the adaptive descent; all are ratios, so they transfer between problems.
+    """Constants of the adaptive descent; all are ratios, so they transfer
+    between problems.
 
-    ``amortise``: the first certified step is made of quasi-Newton steps on estimates, *strides*, until they have cost so many
-    times what the certified evaluation at their start did (0: each is certified by itself); later ones, which gain less, of more
-    strides, up to three times as many;
-    ``drift``: what estimates may be wrong by where certificates look, over the decrease since they last did: it rules the
-    accuracy of the estimates, ``coarsest`` at most;
-    ``armijo``: wanted decrease over the predicted one; ``shrink``: least step factor of a rejected trial;
-    ``width``: wanted radius of a loss interval over the decrease of the step (the radius falls with the square
-    of the accuracy, eq. 16); ``tighten``/``loosen``: most that the accuracy factor changes at once;
-    ``gradient_error``: a gradient is used when its certified relative error is at most this, below 1 so that minus the
-    gradient is a direction of descent; every stride is then certified by itself (infinite: the loss intervals alone decide,
-    and they alone make an accepted step a certified decrease);
-    ``first_decrease``: decrease predicted for the first step, over the loss; ``first_accuracy`` of the evaluation before it;
-    ``memory``: curvature pairs of the quasi-Newton metric (0: steepest descent with Barzilai-Borwein steps);
-    ``finest``: smallest accuracy factor that is still asked for.
+    ``amortise``: the first certified step is made of quasi-Newton steps on
+    estimates, *strides*, until they have cost so many times what the certified
+    evaluation at their start did (0: each is certified by itself); later ones,
+    which gain less, of more strides, up to three times as many; ``drift``: what
+    estimates may be wrong by where certificates look, over the decrease since
+    they last did: it rules the accuracy of the estimates, ``coarsest`` at most;
+    ``armijo``: wanted decrease over the predicted one; ``shrink``: least step
+    factor of a rejected trial; ``width``: wanted radius of a loss interval over
+    the decrease of the step (the radius falls with the square of the accuracy,
+    eq. 16); ``tighten``/``loosen``: most that the accuracy factor changes at
+    once; ``gradient_error``: a gradient is used when its certified relative
+    error is at most this, below 1 so that minus the gradient is a direction of
+    descent; every stride is then certified by itself (infinite: the loss
+    intervals alone decide, and they alone make an accepted step a certified
+    decrease); ``first_decrease``: decrease predicted for the first step, over
+    the loss; ``first_accuracy`` of the evaluation before it; ``memory``:
+    curvature pairs of the quasi-Newton metric (0: steepest descent with
+    Barzilai-Borwein steps); ``finest``: smallest accuracy factor that is still
+    asked for.
     """
 
     amortise: float = 1.0
@@ -63,16 +70,31 @@ class DescentSettings:
     gradient_tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("drift", "coarsest", "armijo", "width", "loosen", "first_decrease", "first_accuracy", "finest"):
+        for name in (
+            "drift",
+            "coarsest",
+            "armijo",
+            "width",
+            "loosen",
+            "first_decrease",
+            "first_accuracy",
+            "finest",
+        ):
             require_positive(name, getattr(self, name))
         for name in ("shrink", "tighten"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must lie between 0 and 1, got {getattr(self, name)}"
+                )
         if not self.gradient_error > 0:
-            raise ValueError(f"gradient_error must be positive, got {self.gradient_error}")
+            raise ValueError(
+                f"gradient_error must be positive, got {self.gradient_error}"
+            )
         for name in ("amortise", "gradient_tolerance"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be non-negative and finite, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be non-negative and finite, got {getattr(self, name)}"
+                )
         require_count("memory", self.memory, least=0)
         require_count("max_trials", self.max_trials)
 
@@ -83,10 +105,12 @@ _FIRST_ROUGH = 5.0
 
 @dataclass(frozen=True)
 class DescentState:
-    """Everything the next iteration depends on; saving it (and the oracle's warm starts) makes a run resumable.
+    """Everything the next iteration depends on; saving it (and the oracle's
+    warm starts) makes a run resumable.
 
-    ``work``: operator applications of this iteration; ``step``: accepted factor of the quasi-Newton step; ``accuracy`` of
-    certified evaluations, ``rough`` that of estimates.
+    ``work``: operator applications of this iteration; ``step``: accepted factor
+    of the quasi-Newton step; ``accuracy`` of certified evaluations, ``rough``
+    that of estimates.
     """
 
     current: Evaluation
@@ -105,8 +129,9 @@ class DescentState:
 
 @dataclass(frozen=True)
 class Excursion:
-    """Several steps on estimates: the last point (None: not one step was found), the pairs, the decreases asked for, the last
-    step factor, the accuracy at the end, and the work."""
+    """Several steps on estimates: the last point (None: not one step was
+    found), the pairs, the decreases asked for, the last step factor, the
+    accuracy at the end, and the work."""
 
     reached: Evaluation | None
     pairs: Pairs
@@ -118,7 +143,8 @@ class Excursion:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a line search returned: the accepted evaluation (None if none), its step, the accuracy, and the work."""
+    """What a line search returned: the accepted evaluation (None if none), its
+    step, the accuracy, and the work."""
 
     accepted: Evaluation | None
     reference: Evaluation
@@ -128,27 +154,39 @@ class Trial:
 
 
 class AdaptiveDescent:
-    """Descent whose every accepted step is a certified decrease of the true upper loss (eq. 22).
+    """Descent whose every accepted step is a certified decrease of the true
+    upper loss (eq. 22).
 
-    With a direction ``d`` from the gradient ``G`` and the quasi-Newton metric, ``theta+ = theta + step d`` is accepted when
+    With a direction ``d`` from the gradient ``G`` and the quasi-Newton metric,
+    ``theta+ = theta + step d`` is accepted when
 
         upper(theta+) <= lower(theta) - armijo * step * |<G, d>| .
 
-    Both sides are certified ends, so the decrease is a fact.  If the intervals are too wide to decide, both evaluations
-    are repeated more exactly; if the loss really does not decrease, the step shrinks.
+    Both sides are certified ends, so the decrease is a fact. If the intervals
+    are too wide to decide, both evaluations are repeated more exactly; if the
+    loss really does not decrease, the step shrinks.
 
-    Certificates are paid for once in several strides: the strides go by cheap estimates, and their end is accepted by the
-    same test, ``armijo * step * |<G, d>|`` summed over them (eq. 22a).  Where that fails, the descent goes back to where they
-    began and certifies a single step.
+    Certificates are paid for once in several strides: the strides go by cheap
+    estimates, and their end is accepted by the same test, ``armijo * step *
+    |<G, d>|`` summed over them (eq. 22a). Where that fails, the descent goes
+    back to where they began and certifies a single step.
     """
 
-    def __init__(self, oracle: Oracle, settings: DescentSettings | None = None, metric: Tensor | None = None) -> None:
-        """``metric``: positive diagonal, of the shape of the parameters, from which the quasi-Newton metric starts."""
+    def __init__(
+        self,
+        oracle: Oracle,
+        settings: DescentSettings | None = None,
+        metric: Tensor | None = None,
+    ) -> None:
+        """``metric``: positive diagonal, of the shape of the parameters, from
+        which the quasi-Newton metric starts."""
         self.oracle = oracle
         self.settings = settings if settings is not None else DescentSettings()
         use = self.settings
         self.strides = QuasiNewton(
-            metric if metric is not None else torch.ones_like(oracle.parameters()),
+            metric
+            if metric is not None
+            else torch.ones_like(oracle.parameters()),
             memory=use.memory,
             first_decrease=use.first_decrease,
             armijo=use.armijo,
@@ -157,20 +195,30 @@ class AdaptiveDescent:
         )
 
     def start(self) -> DescentState:
-        """Evaluate at the oracle's current parameters, until a first step could be seen: with the pair at hand it is cheap."""
+        """Evaluate at the oracle's current parameters, until a first step could
+        be seen: with the pair at hand it is cheap."""
         accuracy = self.settings.first_accuracy
         current = self.oracle.evaluate(self.oracle.parameters(), accuracy)
-        work, first = current.work, self.settings.first_decrease * abs(current.value)
+        work, first = (
+            current.work,
+            self.settings.first_decrease * abs(current.value),
+        )
         while current.value_error > first and accuracy > self.settings.finest:
-            before, accuracy = current.value_error, self._tightened(accuracy, current, first / self.settings.width)
+            before, accuracy = (
+                current.value_error,
+                self._tightened(accuracy, current, first / self.settings.width),
+            )
             current = self.oracle.evaluate(current.parameters, accuracy)
             work += current.work
             if current.value_error > 0.9 * before:  # the floating-point floor
                 break
-        return DescentState(current, accuracy, 1.0, (), 0, work, StopReason.RUNNING)
+        return DescentState(
+            current, accuracy, 1.0, (), 0, work, StopReason.RUNNING
+        )
 
     def iterations(self, state: DescentState) -> Iterator[DescentState]:
-        """Yield the state after every accepted step, and once more with the reason when no step can be certified."""
+        """Yield the state after every accepted step, and once more with the
+        reason when no step can be certified."""
         while state.reason is StopReason.RUNNING:
             state = self.advance(state)
             yield state
@@ -178,51 +226,131 @@ class AdaptiveDescent:
     def advance(self, state: DescentState) -> DescentState:
         """One accepted step, or the final state with its ``reason``."""
         current, accuracy, work = self._certified(state.current, state.accuracy)
-        if float(current.gradient.norm()) + current.gradient_error <= self.settings.gradient_tolerance:
-            return replace(state, current=current, accuracy=accuracy, work=work, reason=StopReason.GRADIENT)
+        if (
+            float(current.gradient.norm()) + current.gradient_error
+            <= self.settings.gradient_tolerance
+        ):
+            return replace(
+                state,
+                current=current,
+                accuracy=accuracy,
+                work=work,
+                reason=StopReason.GRADIENT,
+            )
         excursion = self._wander(current, state)
         work += excursion.work
         if excursion.reached is not None:
-            trial = self._arrive(current, excursion.reached, excursion.promised, accuracy)
-            current, accuracy, work = trial.reference, trial.accuracy, work + trial.work
+            trial = self._arrive(
+                current, excursion.reached, excursion.promised, accuracy
+            )
+            current, accuracy, work = (
+                trial.reference,
+                trial.accuracy,
+                work + trial.work,
+            )
             if trial.accepted is not None:
-                rough = self._steered(excursion.rough, current, excursion.reached, trial.accepted)
+                rough = self._steered(
+                    excursion.rough, current, excursion.reached, trial.accepted
+                )
                 state = replace(state, rough=rough)
-                return self._accepted(state, trial.accepted, accuracy, excursion.step, excursion.pairs, work)
-        state = replace(state, rough=max(_MISLED * excursion.rough, self.settings.finest))
-        for pairs in (state.pairs, ()):  # if the quasi-Newton direction fails, try again without its memory
-            trial = self._search(current, accuracy, self.strides.direction(current, pairs))
-            current, accuracy, work = trial.reference, trial.accuracy, work + trial.work
+                return self._accepted(
+                    state,
+                    trial.accepted,
+                    accuracy,
+                    excursion.step,
+                    excursion.pairs,
+                    work,
+                )
+        state = replace(
+            state, rough=max(_MISLED * excursion.rough, self.settings.finest)
+        )
+        # if the quasi-Newton direction fails, try again without its memory
+        for pairs in (
+            state.pairs,
+            (),
+        ):
+            trial = self._search(
+                current, accuracy, self.strides.direction(current, pairs)
+            )
+            current, accuracy, work = (
+                trial.reference,
+                trial.accuracy,
+                work + trial.work,
+            )
             if trial.accepted is not None:
                 pairs = self.strides.remembered(pairs, current, trial.accepted)
-                return self._accepted(state, trial.accepted, accuracy, trial.step, pairs, work)
+                return self._accepted(
+                    state, trial.accepted, accuracy, trial.step, pairs, work
+                )
             if not pairs:
                 break
-        return replace(state, current=current, accuracy=accuracy, work=work, reason=StopReason.FLOOR)
+        return replace(
+            state,
+            current=current,
+            accuracy=accuracy,
+            work=work,
+            reason=StopReason.FLOOR,
+        )
 
     def _accepted(
-        self, state: DescentState, reached: Evaluation, accuracy: float, step: float, pairs: Pairs, work: float
+        self,
+        state: DescentState,
+        reached: Evaluation,
+        accuracy: float,
+        step: float,
+        pairs: Pairs,
+        work: float,
     ) -> DescentState:
-        return DescentState(reached, accuracy, step, pairs, state.iteration + 1, work, StopReason.RUNNING, state.rough)
+        return DescentState(
+            reached,
+            accuracy,
+            step,
+            pairs,
+            state.iteration + 1,
+            work,
+            StopReason.RUNNING,
+            state.rough,
+        )
 
-    def _steered(self, rough: float, start: Evaluation, estimated: Evaluation, certified: Evaluation) -> float:
-        """The accuracy of the next estimates; their error is taken to fall with the square, as the radius does."""
+    def _steered(
+        self,
+        rough: float,
+        start: Evaluation,
+        estimated: Evaluation,
+        certified: Evaluation,
+    ) -> float:
+        """The accuracy of the next estimates; their error is taken to fall with
+        the square, as the radius does."""
         allowed = self.settings.drift * (start.value - certified.value)
         missed = abs(estimated.value - certified.value)
         ratio = (allowed / missed) ** 0.5 if missed > 0 else math.inf
-        return min(max(rough * min(max(ratio, _MISLED), _RELAXED), self.settings.finest), self.settings.coarsest)
+        return min(
+            max(
+                rough * min(max(ratio, _MISLED), _RELAXED), self.settings.finest
+            ),
+            self.settings.coarsest,
+        )
 
     def _wander(self, start: Evaluation, state: DescentState) -> Excursion:
-        """Strides on estimates.  Where the interval at the ``start`` is wide, more: until their decrease outgrows it."""
+        """Strides on estimates. Where the interval at the ``start`` is wide,
+        more: until their decrease outgrows it."""
         settings, rough, pairs = self.settings, state.rough, state.pairs
         share = settings.amortise * min(1 + state.iteration / 2, _MOST_SHARE)
-        enough = 0.0 if math.isfinite(settings.gradient_error) else share * start.work
+        enough = (
+            0.0
+            if math.isfinite(settings.gradient_error)
+            else share * start.work
+        )
         point, promised, factor, work = start, 0.0, 1.0, 0.0
         for _ in range(_MOST_STRIDES if enough > 0 else 0):
-            outgrown = start.value - point.value >= _OUTGROWN * start.value_error
+            outgrown = (
+                start.value - point.value >= _OUTGROWN * start.value_error
+            )
             if work >= (enough if outgrown else _LONGEST * enough):
                 break
-            step = self.strides.step(partial(self.oracle.estimate, accuracy=rough), point, pairs)
+            step = self.strides.step(
+                partial(self.oracle.estimate, accuracy=rough), point, pairs
+            )
             work += step.work
             if step.reached is None:  # no decrease that such estimates can see
                 rough *= _MISLED
@@ -233,13 +361,32 @@ class AdaptiveDescent:
                     work += point.work
                 continue
             pairs = self.strides.remembered(pairs, point, step.reached)
-            point, promised, factor = step.reached, promised + step.promised, step.factor
-        return Excursion(None if point is start else point, pairs, promised, factor, rough, work)
+            point, promised, factor = (
+                step.reached,
+                promised + step.promised,
+                step.factor,
+            )
+        return Excursion(
+            None if point is start else point,
+            pairs,
+            promised,
+            factor,
+            rough,
+            work,
+        )
 
-    def _arrive(self, reference: Evaluation, reached: Evaluation, promised: float, accuracy: float) -> Trial:
-        """Certify the end of the strides (eq. 22a): tighten the wider of the two intervals while they cannot decide."""
+    def _arrive(
+        self,
+        reference: Evaluation,
+        reached: Evaluation,
+        promised: float,
+        accuracy: float,
+    ) -> Trial:
+        """Certify the end of the strides (eq. 22a): tighten the wider of the
+        two intervals while they cannot decide."""
         decrease, work = reference.value - reached.value, 0.0
-        if not decrease > promised:  # finer estimates have taken the decrease back
+        # finer estimates have taken the decrease back
+        if not decrease > promised:
             return Trial(None, reference, 1.0, accuracy, work)
         accuracy = self._suited(accuracy, reference, decrease)
         trial = self.oracle.evaluate(reached.parameters, accuracy)
@@ -247,7 +394,10 @@ class AdaptiveDescent:
         for _ in range(self.settings.max_trials):
             if trial.upper <= reference.lower - promised:
                 return Trial(trial, reference, 1.0, accuracy, work)
-            if trial.value > reference.value - promised or accuracy <= self.settings.finest:
+            if (
+                trial.value > reference.value - promised
+                or accuracy <= self.settings.finest
+            ):
                 break
             here = trial.value_error >= reference.value_error
             wider = trial if here else reference
@@ -255,24 +405,37 @@ class AdaptiveDescent:
             again = self.oracle.evaluate(wider.parameters, accuracy)
             work += again.work
             trial, reference = (again, reference) if here else (trial, again)
-            if again.value_error > 0.9 * wider.value_error:  # the floating-point floor
+            # the floating-point floor
+            if again.value_error > 0.9 * wider.value_error:
                 break
         return Trial(None, reference, 1.0, accuracy, work)
 
-    def _certified(self, current: Evaluation, accuracy: float) -> tuple[Evaluation, float, float]:
-        """Tighten until the certified relative gradient error is small enough, or the floor is reached."""
+    def _certified(
+        self, current: Evaluation, accuracy: float
+    ) -> tuple[Evaluation, float, float]:
+        """Tighten until the certified relative gradient error is small enough,
+        or the floor is reached."""
         work = 0.0
-        while current.relative_gradient_error > self.settings.gradient_error and accuracy > self.settings.finest:
-            accuracy = max(accuracy * self.settings.tighten, self.settings.finest)
+        while (
+            current.relative_gradient_error > self.settings.gradient_error
+            and accuracy > self.settings.finest
+        ):
+            accuracy = max(
+                accuracy * self.settings.tighten, self.settings.finest
+            )
             before = current.gradient_error
             current = self.oracle.evaluate(current.parameters, accuracy)
             work += current.work
-            if current.gradient_error > 0.9 * before:  # the floating-point floor: a wider bound is all there is
+            # the floating-point floor: a wider bound is all there is
+            if current.gradient_error > 0.9 * before:
                 break
         return current, accuracy, work
 
-    def _search(self, reference: Evaluation, accuracy: float, direction: Tensor) -> Trial:
-        """Backtrack along ``direction``; tighten the accuracy while the intervals cannot decide."""
+    def _search(
+        self, reference: Evaluation, accuracy: float, direction: Tensor
+    ) -> Trial:
+        """Backtrack along ``direction``; tighten the accuracy while the
+        intervals cannot decide."""
         settings, step, work = self.settings, 1.0, 0.0
         slope = float(reference.gradient @ direction)
         if not slope < 0:
@@ -283,13 +446,18 @@ class AdaptiveDescent:
             work += reference.work
             accuracy = self._suited(accuracy, reference, -slope)
         for _ in range(settings.max_trials):
-            trial = self.oracle.evaluate(reference.parameters + step * direction, accuracy)
+            trial = self.oracle.evaluate(
+                reference.parameters + step * direction, accuracy
+            )
             work += trial.work
             wanted = reference.value + settings.armijo * step * slope
             if trial.upper <= reference.lower + settings.armijo * step * slope:
                 return Trial(trial, reference, step, accuracy, work)
-            if trial.value > wanted:  # no decrease even at the centres of the intervals
-                step *= self.strides.shortening(trial.value - reference.value, step * slope)
+            # no decrease even at the centres of the intervals
+            if trial.value > wanted:
+                step *= self.strides.shortening(
+                    trial.value - reference.value, step * slope
+                )
                 continue
             if accuracy <= settings.finest:
                 break
@@ -298,24 +466,43 @@ class AdaptiveDescent:
             work += reference.work
         return Trial(None, reference, step, accuracy, work)
 
-    def _tightened(self, accuracy: float, last: Evaluation, decrease: float) -> float:
-        """The same for an interval that was too wide: smaller than ``accuracy`` in any case."""
-        return max(min(self._suited(accuracy, last, decrease), _PROGRESS * accuracy), self.settings.finest)
+    def _tightened(
+        self, accuracy: float, last: Evaluation, decrease: float
+    ) -> float:
+        """The same for an interval that was too wide: smaller than ``accuracy``
+        in any case."""
+        return max(
+            min(self._suited(accuracy, last, decrease), _PROGRESS * accuracy),
+            self.settings.finest,
+        )
 
-    def _suited(self, accuracy: float, last: Evaluation, decrease: float) -> float:
-        """The accuracy at which the ``last`` interval would have been ``width`` of the predicted ``decrease``, and the
-        certified gradient error half of what is allowed; both fall with at least the square of the accuracy."""
+    def _suited(
+        self, accuracy: float, last: Evaluation, decrease: float
+    ) -> float:
+        """The accuracy at which the ``last`` interval would have been ``width``
+        of the predicted ``decrease``, and the certified gradient error half of
+        what is allowed; both fall with at least the square of the accuracy."""
         settings, room = self.settings, float("inf")
         if last.value_error > 0:
             room = settings.width * decrease / last.value_error
         if last.gradient_error > 0:
-            room = min(room, 0.5 * settings.gradient_error / last.relative_gradient_error)
+            room = min(
+                room,
+                0.5 * settings.gradient_error / last.relative_gradient_error,
+            )
         ratio = min(room, settings.loosen**2) ** 0.5
-        return min(max(accuracy * min(max(ratio, settings.tighten), settings.loosen), settings.finest), 1.0)
+        return min(
+            max(
+                accuracy * min(max(ratio, settings.tighten), settings.loosen),
+                settings.finest,
+            ),
+            1.0,
+        )
 
 
 _MISLED = 0.3
-"""Factor of the accuracy of estimates that led nowhere, or to nothing certified."""
+"""Factor of the accuracy of estimates that led nowhere, or to nothing
+certified."""
 _RELAXED = 1.5
 """Most that estimates coarsen at once."""
 _STRIDE_TRIALS = 4
@@ -323,6 +510,7 @@ _STRIDE_TRIALS = 4
 _MOST_SHARE = 3.0
 """Most that ``amortise`` grows to, times its first value."""
 _MOST_STRIDES, _OUTGROWN, _LONGEST = 40, 2.5, 4.0
-"""Strides go on until the decrease is so many times the radius where they began, but not beyond so many times their share."""
+"""Strides go on until the decrease is so many times the radius where they
+began, but not beyond so many times their share."""
 _PROGRESS = 0.7
 """Factor by which the accuracy falls at least when an interval was too wide."""

@@ -1,4 +1,5 @@
-"""What descent methods see of a bilevel problem: values and gradients with errors that hold."""
+"""What descent methods see of a bilevel problem: values and gradients with
+errors that hold."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from torch import Tensor
 class Evaluation:
     """The upper level at one parameter vector.
 
-    ``|L(theta) - value| <= value_error`` and ``||grad L(theta) - gradient|| <= gradient_error``, whether or not every
-    solve ``converged`` to its tolerance.  ``work``: operator applications spent on this evaluation.
+    ``|L(theta) - value| <= value_error`` and ``||grad L(theta) - gradient|| <=
+    gradient_error``, whether or not every solve ``converged`` to its tolerance.
+    ``work``: operator applications spent on this evaluation.
     """
 
     parameters: Tensor
@@ -36,7 +38,8 @@ class Evaluation:
 
     @property
     def relative_gradient_error(self) -> float:
-        """Certified relative error: the bound over the norm of the computed gradient."""
+        """Certified relative error: the bound over the norm of the computed
+        gradient."""
         size = float(self.gradient.norm())
         return self.gradient_error / size if size > 0 else float("inf")
 
@@ -50,8 +53,10 @@ class Oracle(ABC):
 
     @abstractmethod
     def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
-        """Value and gradient at ``parameters``; ``accuracy`` scales the oracle's own tolerances (smaller is more exact)."""
+        """Value and gradient at ``parameters``; ``accuracy`` scales the
+        oracle's own tolerances (smaller is more exact)."""
 
     def estimate(self, parameters: Tensor, accuracy: float) -> Evaluation:
-        """The same without certificates, where that is cheaper: the errors are then infinite, for nothing is promised."""
+        """The same without certificates, where that is cheaper: the errors are
+        then infinite, for nothing is promised."""
         return self.evaluate(parameters, accuracy)

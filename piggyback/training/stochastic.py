@@ -1,4 +1,5 @@
-"""Stochastic descent: a torch optimiser on fresh mini-batches at one loose tolerance, its iterates averaged."""
+"""Stochastic descent: a torch optimiser on fresh mini-batches at one loose
+tolerance, its iterates averaged."""
 
 from __future__ import annotations
 
@@ -27,11 +28,14 @@ from piggyback.values import require_count
 class StochasticSettings:
     """Tolerances, the method, and the sizes of things.
 
-    The noise of a mini-batch of ``samples`` is far above the error of gradients at this ``accuracy`` (its lower tolerance is
-    certified up to the rounding of the working precision).  ``batch`` images share one solve, ``workers`` threads share the
-    solves; neither changes the result beyond rounding, and ``workers`` not even that.
-    ``averaging``: the average of step ``t`` is ``average + (averaging + 1)/(averaging + t) (theta_t - average)``, dominated by
-    the last part of the run (Shamir & Zhang 2013): no step size has to be decreased, and every moment is a good one to stop.
+    The noise of a mini-batch of ``samples`` is far above the error of gradients
+    at this ``accuracy`` (its lower tolerance is certified up to the rounding of
+    the working precision). ``batch`` images share one solve, ``workers``
+    threads share the solves; neither changes the result beyond rounding, and
+    ``workers`` not even that. ``averaging``: the average of step ``t`` is
+    ``average + (averaging + 1)/(averaging + t) (theta_t - average)``, dominated
+    by the last part of the run (Shamir & Zhang 2013): no step size has to be
+    decreased, and every moment is a good one to stop.
     """
 
     accuracy: Accuracy = Accuracy(lower=4e-3, adjoint=0.4)
@@ -47,31 +51,42 @@ class StochasticSettings:
         for name in ("samples", "batch", "workers"):
             require_count(name, getattr(self, name))
         if not 0 <= self.averaging < math.inf:
-            raise ValueError(f"averaging must be non-negative and finite, got {self.averaging}")
+            raise ValueError(
+                f"averaging must be non-negative and finite, got {self.averaging}"
+            )
 
 
-def parameter_groups(regularizer: Regularizer, rate: float) -> list[dict[str, Any]]:
-    """Every parameter with its step size, ``rate`` times the regularizer's relative one, for a torch optimiser."""
+def parameter_groups(
+    regularizer: Regularizer, rate: float
+) -> list[dict[str, Any]]:
+    """Every parameter with its step size, ``rate`` times the regularizer's
+    relative one, for a torch optimiser."""
     relative = regularizer.relative_rates()
     return [
-        {"params": [parameter], "lr": rate * relative.get(name.split(".")[0], 1.0)}
+        {
+            "params": [parameter],
+            "lr": rate * relative.get(name.split(".")[0], 1.0),
+        }
         for name, parameter in regularizer.named_parameters()
     ]
 
 
 @dataclass(frozen=True)
 class StochasticStep:
-    """One step: the mean loss at the computed reconstructions of the mini-batch (uncertified), and its cost."""
+    """One step: the mean loss at the computed reconstructions of the mini-batch
+    (uncertified), and its cost."""
 
     loss: float
     applications: float
 
 
 class StochasticDescent:
-    """``optimizer`` steps on the regularizer; ``average`` is the flat vector to use in the end, ``taken`` counts the steps.
+    """``optimizer`` steps on the regularizer; ``average`` is the flat vector to
+    use in the end, ``taken`` counts the steps.
 
-    ``draw(count)`` returns fresh samples.  Everything a resumed run needs: the regularizer's parameters, the state of the
-    optimiser and of what ``draw`` draws from, ``average`` and ``taken``.
+    ``draw(count)`` returns fresh samples. Everything a resumed run needs: the
+    regularizer's parameters, the state of the optimiser and of what ``draw``
+    draws from, ``average`` and ``taken``.
     """
 
     def __init__(
@@ -84,13 +99,16 @@ class StochasticDescent:
         self.regularizer = regularizer
         self.draw = draw
         self.optimizer = optimizer
-        self.settings = settings if settings is not None else StochasticSettings()
+        self.settings = (
+            settings if settings is not None else StochasticSettings()
+        )
         self.leaves = list(regularizer.parameters())
         self.average = self.parameters()
         self.taken = 0
 
     def step(self, samples: Samples | None = None) -> StochasticStep:
-        """Draw a mini-batch (or take ``samples``), differentiate, let the optimiser move, and average."""
+        """Draw a mini-batch (or take ``samples``), differentiate, let the
+        optimiser move, and average."""
         settings = self.settings
         samples = self.draw(settings.samples) if samples is None else samples
         count = len(samples)
@@ -98,11 +116,17 @@ class StochasticDescent:
         solved = in_order(self._part, parts, settings.workers)
         gradient = torch.stack([part for part, _, _ in solved]).sum(0) / count
         self.move(gradient)
-        return StochasticStep(sum(loss for _, loss, _ in solved) / count, sum(work for _, _, work in solved))
+        return StochasticStep(
+            sum(loss for _, loss, _ in solved) / count,
+            sum(work for _, _, work in solved),
+        )
 
     def move(self, gradient: Tensor) -> None:
-        """Let the optimiser move along a ``gradient`` (flat, of the mean loss), and average."""
-        for leaf, part in zip(self.leaves, split_like(gradient, self.leaves), strict=True):
+        """Let the optimiser move along a ``gradient`` (flat, of the mean loss),
+        and average."""
+        for leaf, part in zip(
+            self.leaves, split_like(gradient, self.leaves), strict=True
+        ):
             leaf.grad = part
         self.optimizer.step()
         self.taken += 1
@@ -111,12 +135,17 @@ class StochasticDescent:
         self.average = self.average + share * (self.parameters() - self.average)
 
     def _part(self, samples: Samples) -> tuple[Tensor, float, float]:
-        """Gradient (flat, summed over the samples), loss (summed) and operator applications of one solve."""
+        """Gradient (flat, summed over the samples), loss (summed) and operator
+        applications of one solve."""
         counter, settings = ApplicationCounter(), self.settings
-        problem = self.regularizer.problem(settings.data_term(samples.degraded)).counted(counter)
+        problem = self.regularizer.problem(
+            settings.data_term(samples.degraded)
+        ).counted(counter)
         loss = problem.of_image(settings.loss(samples.clean))
         pair = settings.method.differentiate(problem, loss, settings.accuracy)
-        gradient = flat_gradient(problem.surrogate(pair.x, pair.adjoint).sum(), self.leaves)
+        gradient = flat_gradient(
+            problem.surrogate(pair.x, pair.adjoint).sum(), self.leaves
+        )
         return gradient, float(loss.value(pair.x).sum()), counter.applications
 
     def parameters(self) -> Tensor:
@@ -132,7 +161,10 @@ class StochasticDescent:
         """Write the average into the regularizer."""
         assign(self.regularizer, self.average)
 
-    def continue_from(self, parameters: Tensor, average: Tensor, taken: int) -> None:
-        """Take up an interrupted descent: flat parameters and average after ``taken`` steps."""
+    def continue_from(
+        self, parameters: Tensor, average: Tensor, taken: int
+    ) -> None:
+        """Take up an interrupted descent: flat parameters and average after
+        ``taken`` steps."""
         assign(self.regularizer, parameters)
         self.average, self.taken = average, taken

@@ -1,4 +1,5 @@
-"""Tolerances of stochastic descent: as loose as the noise of a mini-batch allows, by certificate (docs/theory.md, 7.1)."""
+"""Tolerances of stochastic descent: as loose as the noise of a mini-batch
+allows, by certificate (docs/theory.md, 7.1)."""
 
 from __future__ import annotations
 
@@ -24,15 +25,19 @@ from piggyback.training.stochastic import StochasticSettings
 
 @dataclass(frozen=True)
 class GradientQuality:
-    """What is known of the gradient of one mini-batch; all norms are Euclidean, of means over its samples.
+    """What is known of the gradient of one mini-batch; all norms are Euclidean,
+    of means over its samples.
 
-    ``bound``: certified distance of the computed gradient to the exact one of the same mini-batch (infinite if nothing
-    certifies it).  Estimates: ``error`` of that distance; ``error_lower`` and ``error_adjoint``, what the tolerances of ``x``
-    and of ``P`` contribute to it; ``noise``, the standard deviation that the choice of the samples gives to the mean.
-    ``refined``: a gradient of the mini-batch within ``bound - error`` of the exact one, flat, ``size`` its norm, and
-    ``difference`` what the computed one lacks to it (``error`` is its norm).
-    ``loss``: the mean loss at the computed reconstructions.  ``applications``: operator applications of the computed gradient,
-    ``extra``: those of its assessment.
+    ``bound``: certified distance of the computed gradient to the exact one of
+    the same mini-batch (infinite if nothing certifies it). Estimates: ``error``
+    of that distance; ``error_lower`` and ``error_adjoint``, what the tolerances
+    of ``x`` and of ``P`` contribute to it; ``noise``, the standard deviation
+    that the choice of the samples gives to the mean. ``refined``: a gradient of
+    the mini-batch within ``bound - error`` of the exact one, flat, ``size`` its
+    norm, and ``difference`` what the computed one lacks to it (``error`` is its
+    norm). ``loss``: the mean loss at the computed reconstructions.
+    ``applications``: operator applications of the computed gradient, ``extra``:
+    those of its assessment.
     """
 
     refined: Tensor
@@ -49,7 +54,8 @@ class GradientQuality:
 
     @property
     def relative_bound(self) -> float:
-        """The bound over the size of the gradient: below 1 the computed gradient certainly points the right way."""
+        """The bound over the size of the gradient: below 1 the computed
+        gradient certainly points the right way."""
         return self.bound / self.size if self.size > 0 else math.inf
 
     @property
@@ -60,7 +66,8 @@ class GradientQuality:
 
 @dataclass(frozen=True)
 class _Part:
-    """Sums over the samples of one solve: the computed gradient, with an exact adjoint at the same ``x``, and refined."""
+    """Sums over the samples of one solve: the computed gradient, with an exact
+    adjoint at the same ``x``, and refined."""
 
     computed: Tensor
     at_exact_adjoint: Tensor
@@ -73,9 +80,11 @@ class _Part:
 
 
 ADJOINT_REFINED = 0.1
-"""To how much of its residual the adjoint is refined to tell the two tolerances apart: a magnitude is all that is wanted."""
+"""To how much of its residual the adjoint is refined to tell the two tolerances
+apart: a magnitude is all that is wanted."""
 LOOSEST_CERTIFICATE = OnDemand(rounds=2)
-"""Refines until the certificate is a quarter of the error that it is about, or gives up after three looks."""
+"""Refines until the certificate is a quarter of the error that it is about, or
+gives up after three looks."""
 
 
 def assess(
@@ -84,13 +93,17 @@ def assess(
     settings: StochasticSettings,
     on_demand: OnDemand = LOOSEST_CERTIFICATE,
 ) -> GradientQuality:
-    """The quality of the mean gradient over ``samples`` that a step with these ``settings`` computes (but for their number).
+    """The quality of the mean gradient over ``samples`` that a step with these
+    ``settings`` computes (but for their number).
 
-    Costs about three times that gradient.  Raises ``ValueError`` for fewer than two samples (no noise to be seen).
+    Costs about three times that gradient. Raises ``ValueError`` for fewer than
+    two samples (no noise to be seen).
     """
     count = len(samples)
     if count < 2:
-        raise ValueError(f"the noise of a mini-batch shows from two samples on, got {count}")
+        raise ValueError(
+            f"the noise of a mini-batch shows from two samples on, got {count}"
+        )
     parts = samples.parts(settings.batch)
 
     def assess_part(part: Samples) -> _Part:
@@ -123,15 +136,27 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _assess_part(
-    regularizer: Regularizer, samples: Samples, settings: StochasticSettings, on_demand: OnDemand
+    regularizer: Regularizer,
+    samples: Samples,
+    settings: StochasticSettings,
+    on_demand: OnDemand,
 ) -> _Part:
     counter, exact = ApplicationCounter(), double_copy(regularizer)
-    data, loss = settings.data_term(samples.degraded), settings.loss(samples.clean)
-    problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
+    data, loss = (
+        settings.data_term(samples.degraded),
+        settings.loss(samples.clean),
+    )
+    problem = (
+        regularizer.problem(data)
+        .with_exact(exact.problem(data.double()))
+        .counted(counter)
+    )
     loss = problem.of_image(loss)
     leaves = list(regularizer.parameters())
     pair = settings.method.differentiate(problem, loss, settings.accuracy)
-    computed = flat_gradient(problem.surrogate(pair.x, pair.adjoint).sum(), leaves)
+    computed = flat_gradient(
+        problem.surrogate(pair.x, pair.adjoint).sum(), leaves
+    )
     spent = counter.applications
     close = _with_exact_adjoint(problem, loss, pair)
     verdict = on_demand.assess(regularizer, data, loss, close)
@@ -147,29 +172,49 @@ def _assess_part(
     )
 
 
-def _with_exact_adjoint(problem: LowerProblem, loss: Loss, pair: Sensitivity) -> Sensitivity:
+def _with_exact_adjoint(
+    problem: LowerProblem, loss: Loss, pair: Sensitivity
+) -> Sensitivity:
     """The pair with an adjoint that is nearly exact for its ``x``."""
     pair = pair.double()
     gap = adjoint_gap(problem.double(), loss.double(), pair)
-    return replace(pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, ADJOINT_REFINED))
+    return replace(
+        pair,
+        adjoint=pair.adjoint
+        + correction(problem, pair.x, gap, ADJOINT_REFINED),
+    )
 
 
-def _each_gradient(regularizer: Regularizer, data: DataTerm, pair: Sensitivity, leaves: Sequence[Tensor]) -> Tensor:
-    """The gradient of every sample, ``(batch, parameters)``, in the working precision: its spread is the noise."""
+def _each_gradient(
+    regularizer: Regularizer,
+    data: DataTerm,
+    pair: Sensitivity,
+    leaves: Sequence[Tensor],
+) -> Tensor:
+    """The gradient of every sample, ``(batch, parameters)``, in the working
+    precision: its spread is the noise."""
     rows = []
     for index in torch.arange(pair.x.shape[0], device=pair.x.device).split(1):
         alone = regularizer.problem(data.select(index))
-        rows.append(flat_gradient(alone.surrogate(pair.x[index], pair.adjoint[index]).sum(), leaves))
+        rows.append(
+            flat_gradient(
+                alone.surrogate(pair.x[index], pair.adjoint[index]).sum(),
+                leaves,
+            )
+        )
     return torch.stack(rows).double()
 
 
 @dataclass(frozen=True)
 class ToleranceRule:
-    """Tolerances at which the error of a mini-batch gradient is ``share`` of its noise, half from ``x``, half from ``P`` (22a).
+    """Tolerances at which the error of a mini-batch gradient is ``share`` of
+    its noise, half from ``x``, half from ``P`` (22a).
 
-    A decade of either tolerance costs nearly the same number of steps, and the two errors add up like independent ones: equal
-    parts are the cheapest.  Noise averages out over the run, a bias would not: ``share`` is well below 1.  ``work``: part of all
-    operator applications that assessments may take.  ``change``: the most that one assessment changes a tolerance by.
+    A decade of either tolerance costs nearly the same number of steps, and the
+    two errors add up like independent ones: equal parts are the cheapest. Noise
+    averages out over the run, a bias would not: ``share`` is well below 1.
+    ``work``: part of all operator applications that assessments may take.
+    ``change``: the most that one assessment changes a tolerance by.
     ``coarsest`` and ``finest`` limit both.
     """
 
@@ -179,18 +224,28 @@ class ToleranceRule:
     coarsest: Accuracy = Accuracy(lower=0.05, adjoint=0.8)
     finest: Accuracy = Accuracy(lower=1e-5, adjoint=1e-3)
 
-    def next(self, accuracy: Accuracy, quality: GradientQuality, settled: bool = True) -> Accuracy:
-        """The tolerances after a mini-batch at ``accuracy`` turned out to have this ``quality``.
+    def next(
+        self, accuracy: Accuracy, quality: GradientQuality, settled: bool = True
+    ) -> Accuracy:
+        """The tolerances after a mini-batch at ``accuracy`` turned out to have
+        this ``quality``.
 
-        One mini-batch is a small sample of what errors do: half a step, in logarithms, once the tolerances have ``settled``.
+        One mini-batch is a small sample of what errors do: half a step, in
+        logarithms, once the tolerances have ``settled``.
         """
         wanted = self.share * quality.noise / math.sqrt(2)
         power = 0.5 if settled else 1.0
         lower = self._factor(wanted, quality.error_lower) ** power
         adjoint = self._factor(wanted, quality.error_adjoint) ** power
         return Accuracy(
-            lower=min(max(accuracy.lower * lower, self.finest.lower), self.coarsest.lower),
-            adjoint=min(max(accuracy.adjoint * adjoint, self.finest.adjoint), self.coarsest.adjoint),
+            lower=min(
+                max(accuracy.lower * lower, self.finest.lower),
+                self.coarsest.lower,
+            ),
+            adjoint=min(
+                max(accuracy.adjoint * adjoint, self.finest.adjoint),
+                self.coarsest.adjoint,
+            ),
         )
 
     def _factor(self, wanted: float, found: float) -> float:
@@ -198,12 +253,15 @@ class ToleranceRule:
         return min(max(factor, 1 / self.change), self.change)
 
     def close(self, quality: GradientQuality) -> bool:
-        """Whether both errors are within a factor of two of what is wanted: nothing has to be found out quickly any more."""
+        """Whether both errors are within a factor of two of what is wanted:
+        nothing has to be found out quickly any more."""
         wanted = self.share * quality.noise / math.sqrt(2)
         return all(
-            wanted <= 2 * found and found <= 2 * wanted for found in (quality.error_lower, quality.error_adjoint)
+            wanted <= 2 * found and found <= 2 * wanted
+            for found in (quality.error_lower, quality.error_adjoint)
         )
 
     def due(self, assessed: float, spent: float, price: float) -> bool:
-        """Whether there is room for an assessment of ``price``: ``assessed`` of ``spent`` applications went into earlier ones."""
+        """Whether there is room for an assessment of ``price``: ``assessed`` of
+        ``spent`` applications went into earlier ones."""
         return assessed + price <= self.work * (spent + price)

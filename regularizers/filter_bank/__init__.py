@@ -1,1 +1,2 @@
-"""Convolution banks: boundaries, kernels that compute them, bounds of their norms."""
+"""Convolution banks: boundaries, kernels that compute them, bounds of their
+norms."""

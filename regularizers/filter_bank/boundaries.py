@@ -1,4 +1,5 @@
-"""Boundary handling of a filter bank: extend the image, filter the extension; fold is the exact adjoint of extend."""
+"""Boundary handling of a filter bank: extend the image, filter the extension;
+fold is the exact adjoint of extend."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ from torch import Tensor
 
 
 class Boundary(ABC):
-    """A linear extension of images ``(batch, channels, height, width)`` by ``margin`` pixels on each side."""
+    """A linear extension of images ``(batch, channels, height, width)`` by
+    ``margin`` pixels on each side."""
 
     name: str
     norm: float
-    """``||K||`` is at most this times the norm of convolution on the whole plane."""
+    """``||K||`` is at most this times the norm of convolution on the whole
+    plane."""
     overlaps: bool = False
-    """Whether two taps of a filter can fall on one pixel (at most two per axis)."""
+    """Whether two taps of a filter can fall on one pixel (at most two per
+    axis)."""
 
     @abstractmethod
     def extend(self, image: Tensor, margin: int) -> Tensor:
@@ -31,16 +35,19 @@ class Boundary(ABC):
         return size
 
     def folds(self, size: int) -> Tensor:
-        """How one axis of a filter of ``size`` taps lies on the image, ``(kinds, size, size)``: rows are pixels, columns taps.
+        """How one axis of a filter of ``size`` taps lies on the image,
+        ``(kinds, size, size)``: rows are pixels, columns taps.
 
-        One kind, the identity, unless the filter is mirrored near the border; then the first ``size // 2`` positions, all
-        others, and the last ``size // 2``, in this order (eq. 19b).
+        One kind, the identity, unless the filter is mirrored near the border;
+        then the first ``size // 2`` positions, all others, and the last ``size
+        // 2``, in this order (eq. 19b).
         """
         return torch.eye(size, dtype=torch.float64).unsqueeze(0)
 
 
 class Valid(Boundary):
-    """No extension: the filter sees whole windows only, and the result is smaller by ``2 margin``."""
+    """No extension: the filter sees whole windows only, and the result is
+    smaller by ``2 margin``."""
 
     name = "valid"
     norm = 1.0
@@ -71,7 +78,8 @@ class Circular(Boundary):
 
 
 class Reflect(Boundary):
-    """Mirror extension about the border pixel (the border itself is not repeated)."""
+    """Mirror extension about the border pixel (the border itself is not
+    repeated)."""
 
     name = "reflect"
     overlaps = True
@@ -83,9 +91,14 @@ class Reflect(Boundary):
     def folds(self, size: int) -> Tensor:
         margin = size // 2
         tap, pixel = torch.arange(size), torch.arange(size).unsqueeze(-1)
-        first = [(pixel == (position + tap - margin).abs()).double() for position in range(margin)]
+        first = [
+            (pixel == (position + tap - margin).abs()).double()
+            for position in range(margin)
+        ]
         last = [fold.flip(0, 1) for fold in reversed(first)]
-        return torch.stack([*first, torch.eye(size, dtype=torch.float64), *last])
+        return torch.stack(
+            [*first, torch.eye(size, dtype=torch.float64), *last]
+        )
 
     def extend(self, image: Tensor, margin: int) -> Tensor:
         return nnf.pad(image, (margin, margin, margin, margin), mode="reflect")
@@ -94,17 +107,27 @@ class Reflect(Boundary):
         for axis in (-2, -1):
             core, before, after = _cut(extended, axis, margin)
             core.narrow(axis, 1, margin).add_(before.flip(axis))
-            core.narrow(axis, core.shape[axis] - 1 - margin, margin).add_(after.flip(axis))
+            core.narrow(axis, core.shape[axis] - 1 - margin, margin).add_(
+                after.flip(axis)
+            )
             extended = core
         return extended
 
 
-BOUNDARIES: dict[str, Boundary] = {boundary.name: boundary for boundary in (Valid(), Circular(), Reflect())}
+BOUNDARIES: dict[str, Boundary] = {
+    boundary.name: boundary for boundary in (Valid(), Circular(), Reflect())
+}
 """By the name stored in a configuration file."""
 
 
-def _cut(extended: Tensor, axis: int, margin: int) -> tuple[Tensor, Tensor, Tensor]:
+def _cut(
+    extended: Tensor, axis: int, margin: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """A copy of what lies inside the margins of one axis, and the two margins."""
     size = extended.shape[axis] - 2 * margin
     core = extended.narrow(axis, margin, size).clone()
-    return core, extended.narrow(axis, 0, margin), extended.narrow(axis, margin + size, margin)
+    return (
+        core,
+        extended.narrow(axis, 0, margin),
+        extended.narrow(axis, margin + size, margin),
+    )

@@ -1,4 +1,5 @@
-"""Certified norms of a filter bank from its spectrum on a grid (docs/theory.md, eq. 18)."""
+"""Certified norms of a filter bank from its spectrum on a grid (docs/theory.md,
+eq. 18)."""
 
 from __future__ import annotations
 
@@ -15,16 +16,21 @@ _ROUNDING = 1 + 1e-9
 
 
 class FilterSpectrum:
-    """Norms of whole-space convolution with ``filters`` ``(filters, channels, k, k)``; computed once, in float64.
+    """Norms of whole-space convolution with ``filters`` ``(filters, channels,
+    k, k)``; computed once, in float64.
 
-    The power spectrum is a trigonometric polynomial of degree ``k - 1`` per axis; between the points of an ``N``-grid it
-    exceeds its grid maximum at most by the factor ``1/cos(pi (k-1)/N)`` per axis (Ehlich, Zeller 1964).
+    The power spectrum is a trigonometric polynomial of degree ``k - 1`` per
+    axis; between the points of an ``N``-grid it exceeds its grid maximum at
+    most by the factor ``1/cos(pi (k-1)/N)`` per axis (Ehlich, Zeller 1964).
     """
 
     def __init__(self, filters: Tensor) -> None:
         self.filters = filters.detach()
         self.grid = max(_SMALLEST_GRID, 8 * filters.shape[-1])
-        self.excess = math.cos(math.pi * (filters.shape[-1] - 1) / self.grid) ** -2 * _ROUNDING
+        self.excess = (
+            math.cos(math.pi * (filters.shape[-1] - 1) / self.grid) ** -2
+            * _ROUNDING
+        )
 
     @cached_property
     def symbol(self) -> Tensor:
@@ -52,11 +58,17 @@ class FilterSpectrum:
         if self.filters.shape[1] == 1:
             largest = torch.einsum("f,fhw->hw", weights, self.power).max()
         else:
-            gram = torch.einsum("f,fchw,fdhw->hwcd", weights.to(self.symbol), self.symbol.conj(), self.symbol)
+            gram = torch.einsum(
+                "f,fchw,fdhw->hwcd",
+                weights.to(self.symbol),
+                self.symbol.conj(),
+                self.symbol,
+            )
             largest = torch.linalg.matrix_norm(gram, ord=2).max()
         return (largest * self.excess).sqrt()
 
 
 def squared_modulus(symbol: Tensor) -> Tensor:
-    """``|symbol|^2`` without the careful square root of ``abs``, which takes ten times as long."""
+    """``|symbol|^2`` without the careful square root of ``abs``, which takes
+    ten times as long."""
     return symbol.real.square() + symbol.imag.square()

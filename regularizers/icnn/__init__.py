@@ -1,1 +1,2 @@
-"""Input-convex networks as regularizers: energy, derivatives, bounds of curvature."""
+"""Input-convex networks as regularizers: energy, derivatives, bounds of
+curvature."""

@@ -14,9 +14,11 @@ from regularizers.filter_bank.convolution import ConvolutionBank
 
 @dataclass(frozen=True)
 class Layer:
-    """``z = W s + V x + b``: ``filters`` of the image, non-negative ``inner`` kernels of the layer before (None in the first).
+    """``z = W s + V x + b``: ``filters`` of the image, non-negative ``inner``
+    kernels of the layer before (None in the first).
 
-    ``skip``: the bank of ``filters`` (channels last); ``inner`` ``(outputs, inputs, k, k)``; ``offset`` ``(outputs,)``.
+    ``skip``: the bank of ``filters`` (channels last); ``inner`` ``(outputs,
+    inputs, k, k)``; ``offset`` ``(outputs,)``.
     """
 
     skip: ConvolutionBank
@@ -30,7 +32,11 @@ class Layer:
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> Layer:
         """Detached and in another form."""
-        bank = ConvolutionBank(change(self.skip.filters.detach()), self.skip.boundary, self.skip.zero_mean)
+        bank = ConvolutionBank(
+            change(self.skip.filters.detach()),
+            self.skip.boundary,
+            self.skip.zero_mean,
+        )
         inner = None if self.inner is None else change(self.inner.detach())
         return Layer(bank, inner, change(self.offset.detach()))
 
@@ -40,7 +46,8 @@ class Layer:
         return replace(self, inner=self.inner.square())
 
     def gains(self, logarithmic: bool) -> Layer:
-        """With the squares of the derivatives of ``W`` in its parameters, itself or its logarithms, for kernels; detached."""
+        """With the squares of the derivatives of ``W`` in its parameters,
+        itself or its logarithms, for kernels; detached."""
         inner = None if self.inner is None else self.inner.detach()
         if inner is not None:
             inner = inner.square() if logarithmic else torch.ones_like(inner)
@@ -58,4 +65,6 @@ class Layer:
         assert self.inner is not None
         if self.inner.shape[-1] == 1:
             return p @ self.inner[..., 0, 0]
-        return nnf.conv_transpose2d(p.permute(0, 3, 1, 2), self.inner).permute(0, 2, 3, 1)
+        return nnf.conv_transpose2d(p.permute(0, 3, 1, 2), self.inner).permute(
+            0, 2, 3, 1
+        )

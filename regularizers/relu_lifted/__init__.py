@@ -1,1 +1,2 @@
-"""ReLU networks, their layers lifted to variables of one convex problem (docs/theory.md)."""
+"""ReLU networks, their layers lifted to variables of one convex problem
+(docs/theory.md)."""

@@ -1,4 +1,5 @@
-"""Norms of the lifted operator and of its derivatives in the parameters of the network (docs/theory.md, eqs. N15 and N19)."""
+"""Norms of the lifted operator and of its derivatives in the parameters of the
+network (docs/theory.md, eqs. N15 and N19)."""
 
 from __future__ import annotations
 
@@ -19,26 +20,55 @@ _ROUNDING = 1 + 1e-9
 
 
 def row_norms(problem: LiftedProblem) -> list[Tensor]:
-    """At least ``||(V_l x + W_l s) row||_{H^{-1}}`` for every unit, ``(height, width, channels)`` per layer (eq. N15).
+    """At least ``||(V_l x + W_l s) row||_{H^{-1}}`` for every unit, ``(height,
+    width, channels)`` per layer (eq. N15).
 
     Those of the second components are ``ridge^{-1/2}``.
     """
     data, network, found = problem.data, problem.regularizer.network, []
-    for index, (layer, shape) in enumerate(zip(network.layers, problem.layout.hidden, strict=True)):
+    for index, (layer, shape) in enumerate(
+        zip(network.layers, problem.layout.hidden, strict=True)
+    ):
         taps = layer.skip.filters.detach().flatten(1).square().sum(1)
-        inner = torch.zeros_like(taps) if layer.inner is None else layer.inner.detach().flatten(1).square().sum(1)
+        inner = (
+            torch.zeros_like(taps)
+            if layer.inner is None
+            else layer.inner.detach().flatten(1).square().sum(1)
+        )
         later = sum(other.margin for other in network.layers[index + 1 :])
         folds = [
-            _folds(size, extent, layer.skip.margin, later, network.boundary.overlaps, taps)
-            for size, extent in zip(problem.layout.image[-2:], shape[:2], strict=True)
+            _folds(
+                size,
+                extent,
+                layer.skip.margin,
+                later,
+                network.boundary.overlaps,
+                taps,
+            )
+            for size, extent in zip(
+                problem.layout.image[-2:], shape[:2], strict=True
+            )
         ]
         twice = folds[0].unsqueeze(1).unsqueeze(2) * folds[1].unsqueeze(1)
-        found.append((twice * taps / data.base.strong_convexity + inner / data.ridge).sqrt() * _ROUNDING)
+        found.append(
+            (
+                twice * taps / data.base.strong_convexity + inner / data.ridge
+            ).sqrt()
+            * _ROUNDING
+        )
     return found
 
 
-def _folds(size: int, extent: int, margin: int, later: int, overlaps: bool, like: Tensor) -> Tensor:
-    """How many taps of a window can fall on one pixel of an axis, ``(extent,)``: two where it leaves a mirrored image."""
+def _folds(
+    size: int,
+    extent: int,
+    margin: int,
+    later: int,
+    overlaps: bool,
+    like: Tensor,
+) -> Tensor:
+    """How many taps of a window can fall on one pixel of an axis,
+    ``(extent,)``: two where it leaves a mirrored image."""
     if not overlaps:
         return torch.ones(extent, dtype=like.dtype, device=like.device)
     position = torch.arange(extent, device=like.device) - later
@@ -47,7 +77,8 @@ def _folds(size: int, extent: int, margin: int, later: int, overlaps: bool, like
 
 
 class LiftedGains:
-    """Suprema over unit directions of all parameters, in the norm of ``H`` (eq. N19)."""
+    """Suprema over unit directions of all parameters, in the norm of ``H`` (eq.
+    N19)."""
 
     def __init__(self, problem: LiftedProblem) -> None:
         self.energy = problem.regularizer
@@ -67,7 +98,10 @@ class LiftedGains:
     def output(self) -> Scalar:
         """The same for the sum of the last layer over its sites."""
         sites = prod(self.layout.hidden[-1][:2])
-        return self.network.output_gain.to(self.network.output) * (sites / self.ridge) ** 0.5
+        return (
+            self.network.output_gain.to(self.network.output)
+            * (sites / self.ridge) ** 0.5
+        )
 
     def adjoint(self, forces: Sequence[Tensor]) -> PerSample:
         """``sup ||K_t^T p||_{H^{-1}}`` for the first components ``p``."""
@@ -76,19 +110,32 @@ class LiftedGains:
             images.append(self.extension * layer.skip.adjoint_gain(p))
             bank = _inner_bank(layer)
             if bank is not None:
-                inners.append(self.network.inner_gain * bank.adjoint_gain(p) / self.ridge**0.5)
+                inners.append(
+                    self.network.inner_gain
+                    * bank.adjoint_gain(p)
+                    / self.ridge**0.5
+                )
         through = torch.stack(images).square().sum(0).sqrt() / self.modulus**0.5
         return torch.stack([through, *inners]).amax(0)
 
-    def forward(self, v: Primal, weights: Sequence[Tensor], offsets: bool) -> PerSample:
-        """``sup ||weights^{1/2} K_t v||``, and with the directions of the offsets if these count."""
+    def forward(
+        self, v: Primal, weights: Sequence[Tensor], offsets: bool
+    ) -> PerSample:
+        """``sup ||weights^{1/2} K_t v||``, and with the directions of the
+        offsets if these count."""
         image, hidden = self.layout.split(v)
         extended, found = self.network.extended(image), []
-        for index, (layer, weight) in enumerate(zip(self.network.layers, weights, strict=True)):
-            squares = layer.skip.forward_gain(self.network.window(index, extended), weight).square()
+        for index, (layer, weight) in enumerate(
+            zip(self.network.layers, weights, strict=True)
+        ):
+            squares = layer.skip.forward_gain(
+                self.network.window(index, extended), weight
+            ).square()
             bank = _inner_bank(layer)
             if bank is not None:
-                seen = bank.forward_gain(hidden[index - 1].permute(0, 3, 1, 2), weight)
+                seen = bank.forward_gain(
+                    hidden[index - 1].permute(0, 3, 1, 2), weight
+                )
                 squares = squares + (self.network.inner_gain * seen).square()
             if offsets:
                 squares = squares + weight.sum((1, 2)).amax(1)
@@ -98,4 +145,8 @@ class LiftedGains:
 
 def _inner_bank(layer: Layer) -> ConvolutionBank | None:
     """The kernels between layers as a bank of filters of the layer before."""
-    return None if layer.inner is None else ConvolutionBank(layer.inner, BOUNDARIES["valid"])
+    return (
+        None
+        if layer.inner is None
+        else ConvolutionBank(layer.inner, BOUNDARIES["valid"])
+    )

@@ -1,4 +1,5 @@
-"""Piggyback on the lifted saddle form: the adjoint saddle problem rides on the block-wise primal-dual steps."""
+"""Piggyback on the lifted saddle form: the adjoint saddle problem rides on the
+block-wise primal-dual steps."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ import torch
 from torch import Tensor
 
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
 from piggyback.hypergradients.piggyback import PairIteration, PiggybackState
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
@@ -18,24 +24,42 @@ from piggyback.solvers.lower import LowerLevel
 from piggyback.terms.epigraph import cone, remainder
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
-from regularizers.relu_lifted.primal_dual import BlockSteps, adjoint_step, dual_argument, dual_prox, primal_step
+from regularizers.relu_lifted.primal_dual import (
+    BlockSteps,
+    adjoint_step,
+    dual_argument,
+    dual_prox,
+    primal_step,
+)
 from regularizers.relu_lifted.problem import LiftedProblem, require_lifted
 
 
 class LiftedPiggybackIteration(PairIteration[LiftedProblem, BlockSteps]):
-    """Eq. 7 block by block; the derivative of the dual prox is that of the cone which each point lies in (eq. N14)."""
+    """Eq. 7 block by block; the derivative of the dual prox is that of the cone
+    which each point lies in (eq. N14)."""
 
     def __init__(
-        self, lower: LowerLevel[LiftedProblem], loss: Loss, steps: BlockSteps, tolerance: float, warm: Primal
+        self,
+        lower: LowerLevel[LiftedProblem],
+        loss: Loss,
+        steps: BlockSteps,
+        tolerance: float,
+        warm: Primal,
     ) -> None:
         super().__init__(lower, loss, steps, tolerance, warm)
         self.output = lower.problem.regularizer.output(lower.start)
 
     def start(self) -> PiggybackState:
-        energy, x, adjoint_x = self.lower.problem.regularizer, self.lower.start, -self.warm
+        energy, x, adjoint_x = (
+            self.lower.problem.regularizer,
+            self.lower.start,
+            -self.warm,
+        )
         points = energy.points(x)
         y = energy.layout.pack(energy.duals(points))
-        adjoint_y = energy.layout.pack(energy.bent(energy.pieces(points), energy.forward(adjoint_x)))
+        adjoint_y = energy.layout.pack(
+            energy.bent(energy.pieces(points), energy.forward(adjoint_x))
+        )
         return self._state(x, adjoint_x, y, adjoint_y)
 
     def step(self, state: PiggybackState) -> PiggybackState:
@@ -43,36 +67,62 @@ class LiftedPiggybackIteration(PairIteration[LiftedProblem, BlockSteps]):
         energy = problem.regularizer
         x = primal_step(problem, steps, state.x, state.pulled + self.output)
         slope = self.loss.gradient(x)
-        adjoint_x = adjoint_step(problem, steps, state.adjoint_x, state.adjoint_pulled + slope)
-        ahead = torch.cat([x + steps.omega * (x - state.x), adjoint_x + steps.omega * (adjoint_x - state.adjoint_x)])
-        both = dual_argument(energy, steps, torch.cat([state.y, state.adjoint_y]), energy.forward(ahead))
+        adjoint_x = adjoint_step(
+            problem, steps, state.adjoint_x, state.adjoint_pulled + slope
+        )
+        ahead = torch.cat(
+            [
+                x + steps.omega * (x - state.x),
+                adjoint_x + steps.omega * (adjoint_x - state.adjoint_x),
+            ]
+        )
+        both = dual_argument(
+            energy,
+            steps,
+            torch.cat([state.y, state.adjoint_y]),
+            energy.forward(ahead),
+        )
         problem.count(ahead)
         y, adjoint_y, scale = [], [], 1 + steps.dual * energy.smoothing
         for (p, q), layer in zip(both, energy.network.layers, strict=True):
             (z, turned_z), (s, turned_s) = p.chunk(2), q.chunk(2)
             z = z + steps.dual * layer.offset
             y.append(dual_prox(energy, steps, (z, s)))
-            first, second = remainder(cone(z, s, energy.leak), turned_z, turned_s, energy.leak)
+            first, second = remainder(
+                cone(z, s, energy.leak), turned_z, turned_s, energy.leak
+            )
             adjoint_y.append((first / scale, second / scale))
-        return self._state(x, adjoint_x, energy.layout.pack(y), energy.layout.pack(adjoint_y))
+        return self._state(
+            x, adjoint_x, energy.layout.pack(y), energy.layout.pack(adjoint_y)
+        )
 
-    def _state(self, x: Primal, adjoint_x: Primal, y: Tensor, adjoint_y: Tensor) -> PiggybackState:
+    def _state(
+        self, x: Primal, adjoint_x: Primal, y: Tensor, adjoint_y: Tensor
+    ) -> PiggybackState:
         energy = self.lower.problem.regularizer
-        pulled, adjoint_pulled = energy.adjoint(energy.layout.unpack(torch.cat([y, adjoint_y]))).chunk(2)
-        return PiggybackState(x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled)
+        pulled, adjoint_pulled = energy.adjoint(
+            energy.layout.unpack(torch.cat([y, adjoint_y]))
+        ).chunk(2)
+        return PiggybackState(
+            x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled
+        )
 
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
         problem, (x, adjoint) = self.lower.problem, self.result(state)
         slope = self.loss.gradient(x)
         gap = slope - problem.hessian(problem.curvature(x), adjoint)
-        return self.lower.error(problem.gradient(x)), relative_residual(problem.data, gap, slope, self.tolerance)
+        return self.lower.error(problem.gradient(x)), relative_residual(
+            problem.data, gap, slope, self.tolerance
+        )
 
 
 @dataclass(frozen=True)
 class LiftedPiggyback(HypergradientMethod):
-    """PDHG on the lifted form of a piecewise linear network and on its adjoint at once; no step constant is chosen by hand.
+    """PDHG on the lifted form of a piecewise linear network and on its adjoint
+    at once; no step constant is chosen by hand.
 
-    The loss is one of the flat variable, usually an ``ImageLoss``.  Raises ``ValueError`` for problems that are not lifted.
+    The loss is one of the flat variable, usually an ``ImageLoss``. Raises
+    ``ValueError`` for problems that are not lifted.
     """
 
     capabilities = Capabilities(
@@ -90,9 +140,15 @@ class LiftedPiggyback(HypergradientMethod):
     schedule: Schedule = Schedule(max_steps=20000, check_every=20, patience=200)
 
     def differentiate(
-        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self,
+        problem: LowerProblem,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
     ) -> Sensitivity:
         lifted = require_lifted(problem.detached(), "LiftedPiggyback")
         lifted.check()
         steps = BlockSteps.balanced(lifted)
-        return LiftedPiggybackIteration.solve(lifted, steps, loss, accuracy, start, self.schedule)
+        return LiftedPiggybackIteration.solve(
+            lifted, steps, loss, accuracy, start, self.schedule
+        )

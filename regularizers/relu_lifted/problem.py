@@ -1,4 +1,5 @@
-"""The lifted lower level as a problem, losses of its image, and how far it is from the nested one."""
+"""The lifted lower level as a problem, losses of its image, and how far it is
+from the nested one."""
 
 from __future__ import annotations
 
@@ -41,40 +42,69 @@ class LiftedProblem(SmoothProblem):
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
         energy = self.regularizer
         if any(layer.margin > 0 for layer in energy.network.layers):
-            return super().preconditioner(curvature, like)  # sites are coupled: nothing can be eliminated cheaply
-        return SiteElimination.of(self.data, energy, energy.split_pieces(curvature), like)
+            # sites are coupled: nothing can be eliminated cheaply
+            return super().preconditioner(curvature, like)
+        return SiteElimination.of(
+            self.data, energy, energy.split_pieces(curvature), like
+        )
 
 
-def lifted_problem(network: NetworkEnergy, data: DataTerm, smoothing: float, ridge: float) -> LiftedProblem:
+def lifted_problem(
+    network: NetworkEnergy, data: DataTerm, smoothing: float, ridge: float
+) -> LiftedProblem:
     """The lifted lower level of a (leaky) ReLU network; its variable is flat.
 
-    Its image is at most ``deviation`` away from the minimiser of the nested form.  Raises ``ValueError`` for other activations
-    and unless ``smoothing`` and ``ridge`` are positive and finite.
+    Its image is at most ``deviation`` away from the minimiser of the nested
+    form. Raises ``ValueError`` for other activations and unless ``smoothing``
+    and ``ridge`` are positive and finite.
     """
     require_positive("smoothing", smoothing)
     require_positive("ridge", ridge)
     layout = Layout.of(network, data.start)
     energy = LiftedEnergy(network, layout, smoothing)
     with torch.no_grad():
-        hidden = [network.activation.value(z) for z in network.pre_activations(data.start)]
+        hidden = [
+            network.activation.value(z)
+            for z in network.pre_activations(data.start)
+        ]
     return LiftedProblem(LiftedData(data, layout, ridge, hidden), energy)
 
 
 def require_lifted(problem: LowerProblem, method: str) -> LiftedProblem:
-    """``problem``, for a ``method`` that needs the lifted form; raises ``ValueError`` for other problems."""
+    """``problem``, for a ``method`` that needs the lifted form; raises
+    ``ValueError`` for other problems."""
     if not isinstance(problem, LiftedProblem):
-        raise ValueError(f"{method} needs a lifted problem, got a {type(problem).__name__}")
+        raise ValueError(
+            f"{method} needs a lifted problem, got a {type(problem).__name__}"
+        )
     return problem
 
 
-def deviation(network: NetworkEnergy, data: DataTerm, x: Primal, smoothing: float, ridge: float) -> PerSample:
-    """At least ``||x_lifted - x||`` for the nested minimiser ``x``: of order ``sqrt(smoothing + ridge)`` (eq. N13)."""
+def deviation(
+    network: NetworkEnergy,
+    data: DataTerm,
+    x: Primal,
+    smoothing: float,
+    ridge: float,
+) -> PerSample:
+    """At least ``||x_lifted - x||`` for the nested minimiser ``x``: of order
+    ``sqrt(smoothing + ridge)`` (eq. N13)."""
     with torch.no_grad():
-        hidden = [norm(network.activation.value(z)).square() for z in network.pre_activations(x)]
+        hidden = [
+            norm(network.activation.value(z)).square()
+            for z in network.pre_activations(x)
+        ]
         shapes = network.shapes(network.extended(x))
-        squares = [q.square().sum() for q in network.constants().channel_ceilings]
-        duals = [2 * square * (shape[0] * shape[1]) for square, shape in zip(squares, shapes, strict=True)]
-        moved = smoothing * torch.stack(duals).sum() + ridge * torch.stack(hidden).sum(0)
+        squares = [
+            q.square().sum() for q in network.constants().channel_ceilings
+        ]
+        duals = [
+            2 * square * (shape[0] * shape[1])
+            for square, shape in zip(squares, shapes, strict=True)
+        ]
+        moved = smoothing * torch.stack(duals).sum() + ridge * torch.stack(
+            hidden
+        ).sum(0)
         return (moved / data.strong_convexity).sqrt()
 
 
@@ -94,7 +124,9 @@ class ImageLoss(Loss):
 
     def gradient(self, x: Primal) -> Primal:
         image, hidden = self.layout.split(x)
-        return self.layout.join(self.loss.gradient(image), [torch.zeros_like(s) for s in hidden])
+        return self.layout.join(
+            self.loss.gradient(image), [torch.zeros_like(s) for s in hidden]
+        )
 
     def select(self, index: Tensor) -> ImageLoss:
         return ImageLoss(self.loss.select(index), self.layout)

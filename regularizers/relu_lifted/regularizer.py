@@ -1,4 +1,5 @@
-"""A piecewise linear input-convex network as a regularizer, trained and solved in its lifted form."""
+"""A piecewise linear input-convex network as a regularizer, trained and solved
+in its lifted form."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ from regularizers.relu_lifted.problem import LiftedProblem, lifted_problem
 
 @dataclass(frozen=True)
 class LiftedConfig:
-    """``smoothing`` of the distance to the epigraphs and ``ridge`` of the hidden layers (docs/theory.md, eq. N11).
+    """``smoothing`` of the distance to the epigraphs and ``ridge`` of the
+    hidden layers (docs/theory.md, eq. N11).
 
-    They belong to the model: its energy is the minimum of (N11) over the hidden layers, convex whatever they are, and the ReLU
-    network up to ``deviation``.  Raises ``ValueError`` unless both are positive and finite.
+    They belong to the model: its energy is the minimum of (N11) over the hidden
+    layers, convex whatever they are, and the ReLU network up to ``deviation``.
+    Raises ``ValueError`` unless both are positive and finite.
     """
 
     smoothing: float = 0.1
@@ -25,13 +28,18 @@ class LiftedConfig:
 
     def __post_init__(self) -> None:
         if not (0 < self.smoothing < math.inf and 0 < self.ridge < math.inf):
-            raise ValueError(f"the lifted form needs a smoothing and a ridge that are positive and finite, got {self}")
+            raise ValueError(
+                "the lifted form needs a smoothing and a ridge that are "
+                f"positive and finite, got {self}"
+            )
 
 
 class LiftedRegularizer(NetworkRegularizer):
-    """``R(x) = min_s ridge/2 |s|^2 + <c, s_L> + sum_l dist^2(...)/(2 smoothing)``, the hidden layers ``s`` being variables.
+    """``R(x) = min_s ridge/2 |s|^2 + <c, s_L> + sum_l dist^2(...)/(2
+    smoothing)``, the hidden layers ``s`` being variables.
 
-    The parameters are those of the network.  Raises ``ValueError`` for softplus networks, which need no lifting.
+    The parameters are those of the network. Raises ``ValueError`` for softplus
+    networks, which need no lifting.
     """
 
     def __init__(
@@ -40,10 +48,17 @@ class LiftedRegularizer(NetworkRegularizer):
         form: LiftedConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(config if config is not None else NetworkConfig(activation="relu"), generator)
+        super().__init__(
+            config if config is not None else NetworkConfig(activation="relu"),
+            generator,
+        )
         if self.config.activation == "softplus":
-            raise ValueError("the lifted form is for ReLU and leaky ReLU networks, got softplus")
+            raise ValueError(
+                "the lifted form is for ReLU and leaky ReLU networks, got softplus"
+            )
         self.form = form if form is not None else LiftedConfig()
 
     def problem(self, data: DataTerm) -> LiftedProblem:
-        return lifted_problem(self.network(), data, self.form.smoothing, self.form.ridge)
+        return lifted_problem(
+            self.network(), data, self.form.smoothing, self.form.ridge
+        )

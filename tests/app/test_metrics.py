@@ -32,12 +32,15 @@ def test_psnr_clips_the_estimate_unless_told_not_to() -> None:
 def test_psnr_of_the_usual_noise_level() -> None:
     noise = torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(0))
     truth = torch.full_like(noise, 0.5)
-    assert psnr(truth + 25 / 255 * noise, truth, clip=False) == pytest.approx(20 * math.log10(255 / 25), abs=0.05)
+    assert psnr(truth + 25 / 255 * noise, truth, clip=False) == pytest.approx(
+        20 * math.log10(255 / 25), abs=0.05
+    )
 
 
 def test_ssim_of_two_constant_images_is_the_luminance_term() -> None:
     truth, estimate = torch.full((1, 32, 32), 0.5), torch.full((1, 32, 32), 0.7)
-    constant = 0.01**2  # (K1 L)^2 of Wang et al.; without variance the other factor is one
+    # (K1 L)^2 of Wang et al.; without variance the other factor is one
+    constant = 0.01**2
     expected = (2 * 0.5 * 0.7 + constant) / (0.5**2 + 0.7**2 + constant)
     assert ssim(estimate, truth) == pytest.approx(expected, abs=1e-6)
     assert ssim(truth, truth) == pytest.approx(1.0)

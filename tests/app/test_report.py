@@ -10,7 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from piggyback.app.report.figures import Comparison, comparison, filters, potentials, training_curves
+from piggyback.app.report.figures import (
+    Comparison,
+    comparison,
+    filters,
+    potentials,
+    training_curves,
+)
 
 
 def assert_drawn(path: Path) -> None:
@@ -24,7 +30,13 @@ def pictures(name: str, channels: int, height: int, width: int) -> Comparison:
     generator = torch.Generator().manual_seed(0)
     truth = torch.linspace(0, 1, width).expand(channels, height, width)
     noise = torch.randn(truth.shape, generator=generator)
-    return Comparison(name, truth + 0.1 * noise, truth + 0.03 * noise, truth + 0.02 * noise, truth)
+    return Comparison(
+        name,
+        truth + 0.1 * noise,
+        truth + 0.03 * noise,
+        truth + 0.02 * noise,
+        truth,
+    )
 
 
 def history(count: int) -> list[dict[str, float | int | str]]:
@@ -52,7 +64,11 @@ def history(count: int) -> list[dict[str, float | int | str]]:
 
 
 def test_comparison(tmp_path: Path) -> None:
-    rows = [pictures("grey", 1, 40, 48), pictures("colour", 3, 40, 30), *[pictures("more", 1, 24, 24)] * 4]
+    rows = [
+        pictures("grey", 1, 40, 48),
+        pictures("colour", 3, 40, 30),
+        *[pictures("more", 1, 24, 24)] * 4,
+    ]
     comparison(rows, tmp_path / "c.png")
     assert_drawn(tmp_path / "c.png")
     with pytest.raises(ValueError, match="at least one image"):
@@ -62,7 +78,9 @@ def test_comparison(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "channels"), [(1, 1), (24, 1), (10, 3)])
 def test_filters(tmp_path: Path, count: int, channels: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    bank = torch.randn(count, channels, 7, 7, generator=generator, requires_grad=True)
+    bank = torch.randn(
+        count, channels, 7, 7, generator=generator, requires_grad=True
+    )
     bank.data[0] = 0  # a filter that was switched off
     filters(bank, torch.rand(count, generator=generator), tmp_path / "f.png")
     with Image.open(tmp_path / "f.png") as image:
@@ -72,7 +90,11 @@ def test_filters(tmp_path: Path, count: int, channels: int) -> None:
 def test_potentials(tmp_path: Path) -> None:
     grid = torch.linspace(-1, 1, 201)
     scale = torch.linspace(0.01, 0.3, 24)[:, None]
-    potentials(grid, (grid.square() + scale.square()).sqrt() - scale, tmp_path / "p.png")
+    potentials(
+        grid,
+        (grid.square() + scale.square()).sqrt() - scale,
+        tmp_path / "p.png",
+    )
     assert_drawn(tmp_path / "p.png")
 
 
@@ -83,8 +105,14 @@ def test_training_curves(tmp_path: Path) -> None:
 
 def test_training_curves_of_incomplete_histories(tmp_path: Path) -> None:
     training_curves(history(1), tmp_path / "one.png")
-    training_curves([{"iteration": i, "loss": 1.0 / (i + 1), "step": ""} for i in range(5)], tmp_path / "bare.png")
-    training_curves([{"iteration": 0, "loss": math.nan, "phase": "stochastic"}], tmp_path / "nan.png")
+    training_curves(
+        [{"iteration": i, "loss": 1.0 / (i + 1), "step": ""} for i in range(5)],
+        tmp_path / "bare.png",
+    )
+    training_curves(
+        [{"iteration": 0, "loss": math.nan, "phase": "stochastic"}],
+        tmp_path / "nan.png",
+    )
     for name in ("one", "bare", "nan"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="at least one row"):

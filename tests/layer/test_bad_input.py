@@ -24,11 +24,16 @@ from regularizers.linear import LinearConfig, LinearRegularizer
 
 
 def model(channels: int = 1) -> LinearRegularizer:
-    return LinearRegularizer(LinearConfig(filters=2, size=3, channels=channels), torch.Generator().manual_seed(0))
+    return LinearRegularizer(
+        LinearConfig(filters=2, size=3, channels=channels),
+        torch.Generator().manual_seed(0),
+    )
 
 
 def images(count: int = 3, channels: int = 1, size: int = 8) -> Tensor:
-    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(1))
+    return torch.rand(
+        count, channels, size, size, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -45,20 +50,37 @@ def test_non_finite_images_name_their_sample(value: float) -> None:
         lambda: ImplicitCG().differentiate(problem, loss, accuracy),
         lambda: Piggyback().differentiate(problem, loss, accuracy),
     ):
-        with pytest.raises(ValueError, match=r"sample 1 of the batch has NaN or infinite values"):
+        with pytest.raises(
+            ValueError,
+            match=r"sample 1 of the batch has NaN or infinite values",
+        ):
             attempt()
 
 
 @pytest.mark.parametrize(
     ("noisy", "message"),
     [
-        (images(channels=3), r"images need shape \(batch, 1, height, width\), got \(3, 3, 8, 8\)"),
-        (images()[0], r"images need shape \(batch, 1, height, width\), got \(1, 8, 8\)"),
-        (images().double(), r"observation is torch.float64 on cpu, coefficients of the regularizer torch.float32"),
-        (images(size=2), r"images of \(2, 2\) pixels are too small for 3x3 filters"),
+        (
+            images(channels=3),
+            r"images need shape \(batch, 1, height, width\), got \(3, 3, 8, 8\)",
+        ),
+        (
+            images()[0],
+            r"images need shape \(batch, 1, height, width\), got \(1, 8, 8\)",
+        ),
+        (
+            images().double(),
+            r"observation is torch.float64 on cpu, coefficients of the regularizer torch.float32",
+        ),
+        (
+            images(size=2),
+            r"images of \(2, 2\) pixels are too small for 3x3 filters",
+        ),
     ],
 )
-def test_images_that_do_not_fit_the_filters(noisy: Tensor, message: str) -> None:
+def test_images_that_do_not_fit_the_filters(
+    noisy: Tensor, message: str
+) -> None:
     """Channels, dimensions, dtype, size."""
     with pytest.raises(ValueError, match=message):
         reconstruct(noisy, model())
@@ -69,7 +91,9 @@ def test_smallest_admissible_image_is_admitted(boundary: str) -> None:
     """The message promises a size; one pixel less is refused, that size works."""
     bank = ConvolutionBank(torch.ones(1, 1, 5, 5), BOUNDARIES[boundary])
     least = BOUNDARIES[boundary].smallest(5)
-    assert torch.isfinite(bank.adjoint(bank.forward(torch.ones(1, 1, least, least)))).all()
+    assert torch.isfinite(
+        bank.adjoint(bank.forward(torch.ones(1, 1, least, least)))
+    ).all()
     with pytest.raises(ValueError, match=f"at least {least} pixels per side"):
         bank.forward(torch.ones(1, 1, least, least - 1))
 
@@ -77,7 +101,8 @@ def test_smallest_admissible_image_is_admitted(boundary: str) -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("which", ["weight", "smoothing"])
 def test_potentials_must_be_positive(which: str, value: float) -> None:
-    """A negative weight would make the energy non-convex; solvers refuse before they iterate."""
+    """A negative weight would make the energy non-convex; solvers refuse before
+    they iterate."""
     numbers = {"weight": torch.ones(2), "smoothing": torch.ones(2)}
     numbers[which][1] = value
     problem = SaddleProblem(
@@ -85,7 +110,9 @@ def test_potentials_must_be_positive(which: str, value: float) -> None:
         Potential(Charbonnier(), numbers["weight"], numbers["smoothing"]),
         DenseOperator(torch.eye(2)),
     )
-    with pytest.raises(ValueError, match=f"potential {which} must be positive and finite"):
+    with pytest.raises(
+        ValueError, match=f"potential {which} must be positive and finite"
+    ):
         solve_lower(problem, NonlinearCG(), torch.ones(1))
 
 
@@ -99,7 +126,9 @@ def test_quadratic_must_be_symmetric_positive_definite() -> None:
     lopsided = torch.tensor([[2.0, 1.0], [0.0, 2.0]])
     with pytest.raises(ValueError, match="symmetric"):
         DenseQuadratic(lopsided, torch.ones(1, 2))
-    with pytest.raises(ValueError, match=r"positive definite matrix, smallest eigenvalue -1"):
+    with pytest.raises(
+        ValueError, match=r"positive definite matrix, smallest eigenvalue -1"
+    ):
         DenseQuadratic(torch.diag(torch.tensor([1.0, -1.0])), torch.ones(1, 2))
 
 
@@ -117,15 +146,24 @@ def test_dense_operator_needs_a_matrix() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"profile": "l1"}, "unknown profile 'l1'; choose one of charbonnier, huber, logcosh"),
+        (
+            {"profile": "l1"},
+            "unknown profile 'l1'; choose one of charbonnier, huber, logcosh",
+        ),
         ({"boundary": "zero"}, "unknown boundary 'zero'; choose one of"),
         ({"size": 4}, "odd size"),
         ({"size": 1}, "odd size"),
         ({"filters": 0}, "filters must be a whole number"),
         ({"channels": 0}, "channels must be a whole number"),
         ({"weight": 0.0}, "weight must be positive and finite"),
-        ({"gradient_weight": -1.0}, "gradient_weight must be positive and finite"),
-        ({"smoothing": 0.001, "smoothing_floor": 0.002}, "smoothing > smoothing_floor"),
+        (
+            {"gradient_weight": -1.0},
+            "gradient_weight must be positive and finite",
+        ),
+        (
+            {"smoothing": 0.001, "smoothing_floor": 0.002},
+            "smoothing > smoothing_floor",
+        ),
         ({"smoothing_floor": 0.0}, "smoothing_floor > 0"),
         ({"filters": 1.5}, "filters must be a whole number"),
         ({"size": float("nan")}, "size must be a whole number"),
@@ -139,7 +177,9 @@ def test_impossible_configurations(settings: dict, message: str) -> None:
         LinearConfig(**settings)
 
 
-@pytest.mark.parametrize("accuracy", [(0.0, 1.0), (1.0, -1.0), (float("nan"), 1.0)])
+@pytest.mark.parametrize(
+    "accuracy", [(0.0, 1.0), (1.0, -1.0), (float("nan"), 1.0)]
+)
 def test_accuracies(accuracy: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="accuracies must be positive"):
         Accuracy(*accuracy)
@@ -149,4 +189,6 @@ def test_targets_of_another_shape() -> None:
     """A target that broadcasts would silently average over the wrong axis."""
     problem = model().problem(Denoising(images(channels=1)))
     with pytest.raises(ValueError, match="shape"):
-        ImplicitCG().differentiate(problem, SquaredError(images(count=1)), Accuracy(1e-2, 1e-2))
+        ImplicitCG().differentiate(
+            problem, SquaredError(images(count=1)), Accuracy(1e-2, 1e-2)
+        )

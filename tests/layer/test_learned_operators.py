@@ -1,4 +1,5 @@
-"""Operators of other libraries that learn, frozen weights, copies and caches: where inputs of the layer meet checked values."""
+"""Operators of other libraries that learn, frozen weights, copies and caches:
+where inputs of the layer meet checked values."""
 
 from __future__ import annotations
 
@@ -21,11 +22,21 @@ from piggyback.terms.data.masked import MaskedDenoising
 from piggyback.terms.data.quadratic import DataTerm, Deblurring, Denoising
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.training.bilevel import BilevelOracle, Samples
-from tests.support.layer_cases import DOUBLE, KERNEL, REGULARIZERS, LearnedBlur, adaptive, image, linear, value
+from tests.support.layer_cases import (
+    DOUBLE,
+    KERNEL,
+    REGULARIZERS,
+    LearnedBlur,
+    adaptive,
+    image,
+    linear,
+    value,
+)
 
 
 class Stated(LearnedBlur):
-    """Its norm depends on what it learns, as a bound by Young's inequality does."""
+    """Its norm depends on what it learns, as a bound by Young's inequality
+    does."""
 
     @property
     def norm_bound(self) -> float:  # type: ignore[override]
@@ -47,7 +58,8 @@ class Silent(nn.Module):
 
 
 class Sampled:
-    """Complex: learned factors of the Fourier coefficients, kept in a container."""
+    """Complex: learned factors of the Fourier coefficients, kept in a
+    container."""
 
     norm_bound = 2.0
 
@@ -67,9 +79,14 @@ TAPS = torch.tensor([0.2, 0.5, 0.4], dtype=DOUBLE)
 @pytest.mark.parametrize("kind", [Stated, Silent])
 @pytest.mark.parametrize("regularizer", ["linear", "adaptive"])
 def test_norms_that_move_do_not_matter(kind: type, regularizer: str) -> None:
-    """Weights that adapt look at an image that does not depend on the norm: derivatives against differences."""
+    """Weights that adapt look at an image that does not depend on the norm:
+    derivatives against differences."""
     layer = Reconstruction(REGULARIZERS[regularizer](), 1e-12)
-    leaves = [image(3, (2, 1, 6, 6)).requires_grad_(), TAPS.clone().requires_grad_(), value(0.4).requires_grad_()]
+    leaves = [
+        image(3, (2, 1, 6, 6)).requires_grad_(),
+        TAPS.clone().requires_grad_(),
+        value(0.4).requires_grad_(),
+    ]
 
     def solved(observed: Tensor, taps: Tensor, centre: Tensor) -> Tensor:
         operator = kind(TAPS.clone())
@@ -77,7 +94,9 @@ def test_norms_that_move_do_not_matter(kind: type, regularizer: str) -> None:
         operator.taps = taps
         return layer(LeastSquares(observed, operator, 0.2, centre=centre))
 
-    assert torch.autograd.gradcheck(solved, leaves, fast_mode=True, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(
+        solved, leaves, fast_mode=True, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_complex_operators_that_learn() -> None:
@@ -88,13 +107,16 @@ def test_complex_operators_that_learn() -> None:
     def solved(seen: Tensor, learned: Tensor) -> Tensor:
         return layer(LeastSquares(seen, Sampled(learned), 0.2))
 
-    assert torch.autograd.gradcheck(solved, [observed, factors], fast_mode=True, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(
+        solved, [observed, factors], fast_mode=True, atol=1e-6, rtol=1e-5
+    )
     assert layer.report is not None and "operator" in layer.report.not_certified
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_modules_in_single_precision_learn(dtype: torch.dtype) -> None:
-    """Float32 weights behind float32 and float64 images: gradients of the float64 problem, in the dtype of the weights."""
+    """Float32 weights behind float32 and float64 images: gradients of the
+    float64 problem, in the dtype of the weights."""
     found = []
     for exact in (False, True):
         operator = Silent(TAPS.float() if not exact else TAPS.float().double())
@@ -112,8 +134,11 @@ def test_modules_in_single_precision_learn(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", REGULARIZERS)
 @pytest.mark.parametrize("which", [0, 1, "all"])
-def test_flat_gradients_of_frozen_regularizers(kind: str, which: int | str) -> None:
-    """They keep the order and the length of ``parameters()``, with zeros for what is frozen; nothing is unfrozen."""
+def test_flat_gradients_of_frozen_regularizers(
+    kind: str, which: int | str
+) -> None:
+    """They keep the order and the length of ``parameters()``, with zeros for
+    what is frozen; nothing is unfrozen."""
     data = Denoising(image())
     full, partly = REGULARIZERS[kind](), REGULARIZERS[kind]()
     loss = full.problem(data).of_image(SquaredError(image(2)))
@@ -122,39 +147,66 @@ def test_flat_gradients_of_frozen_regularizers(kind: str, which: int | str) -> N
     before = [p.requires_grad for p in partly.parameters()]
     for accuracy in (Accuracy(1e-6, 1e-4), None):
         whole, part = (_flat(r, data, loss, accuracy) for r in (full, partly))
-        kept = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in partly.parameters()])
-        assert part.shape == kept.shape and torch.equal(part, torch.where(kept, whole, 0.0))
+        kept = torch.cat(
+            [
+                torch.full((p.numel(),), p.requires_grad)
+                for p in partly.parameters()
+            ]
+        )
+        assert part.shape == kept.shape and torch.equal(
+            part, torch.where(kept, whole, 0.0)
+        )
     assert [p.requires_grad for p in partly.parameters()] == before
 
 
-def _flat(regularizer: Regularizer, data: DataTerm, loss: Loss, accuracy: Accuracy | None) -> Tensor:
+def _flat(
+    regularizer: Regularizer,
+    data: DataTerm,
+    loss: Loss,
+    accuracy: Accuracy | None,
+) -> Tensor:
     if accuracy is None:
         return OnDemand().differentiate(regularizer, data, loss, 0.5).gradient
-    return hypergradient(ImplicitCG(), regularizer, data, loss, accuracy).gradient
+    return hypergradient(
+        ImplicitCG(), regularizer, data, loss, accuracy
+    ).gradient
 
 
 def test_unrolling_a_partly_frozen_regularizer() -> None:
     data, loss = Denoising(image()), SquaredError(image(2))
     full, partly = linear(), linear()
     first = next(partly.parameters()).requires_grad_(False)
-    one, other = (hypergradient(Unrolled(), r, data, loss, Accuracy(1e-4, 1e-2)).gradient for r in (full, partly))
+    one, other = (
+        hypergradient(Unrolled(), r, data, loss, Accuracy(1e-4, 1e-2)).gradient
+        for r in (full, partly)
+    )
     assert bool((other[: first.numel()] == 0).all())
-    assert torch.allclose(other[first.numel() :], one[first.numel() :], rtol=1e-12, atol=0)
+    assert torch.allclose(
+        other[first.numel() :], one[first.numel() :], rtol=1e-12, atol=0
+    )
 
 
 def test_training_leaves_frozen_parameters_alone() -> None:
-    """A descent works on one flat vector: what is frozen has gradient zero, and stays where it is."""
+    """A descent works on one flat vector: what is frozen has gradient zero, and
+    stays where it is."""
     regularizer = linear().float()
     frozen = next(regularizer.parameters()).requires_grad_(False)
     kept, samples = frozen.clone(), Samples(image(1).float(), image(2).float())
     oracle = BilevelOracle(regularizer, samples)
-    for found in (oracle.estimate(oracle.parameters(), 0.5), oracle.evaluate(oracle.parameters(), 0.5)):
-        assert bool((found.gradient[: frozen.numel()] == 0).all()) and float(found.gradient.norm()) > 0
+    for found in (
+        oracle.estimate(oracle.parameters(), 0.5),
+        oracle.evaluate(oracle.parameters(), 0.5),
+    ):
+        assert (
+            bool((found.gradient[: frozen.numel()] == 0).all())
+            and float(found.gradient.norm()) > 0
+        )
     assert torch.equal(frozen, kept) and not frozen.requires_grad
 
 
 def test_what_is_not_learned_is_copied() -> None:
-    """Weights, ridges, centres, kernels and masks changed in place later: the term is the one that was made."""
+    """Weights, ridges, centres, kernels and masks changed in place later: the
+    term is the one that was made."""
     kernel, mask, weight, ridge, centre = (
         KERNEL.clone(),
         image(5, (1, 6, 8)),
@@ -166,7 +218,9 @@ def test_what_is_not_learned_is_copied() -> None:
         Denoising(image(3), weight),
         Deblurring(image(3), kernel, ridge, centre),
         LeastSquares(image(3), Inpainting(mask), ridge, centre=centre),
-        LeastSquares(image(3, (2, 1, 4, 6)), ValidBlur(kernel), ridge, centre=0.5),
+        LeastSquares(
+            image(3, (2, 1, 4, 6)), ValidBlur(kernel), ridge, centre=0.5
+        ),
         MaskedDenoising(image(3), torch.ones_like(image(3)), ridge),
     ]
     layer = Reconstruction(linear(), 1e-10)
@@ -176,14 +230,23 @@ def test_what_is_not_learned_is_copied() -> None:
         values.mul_(3.0)
     for term, x, slope in zip(terms, before, doubled, strict=True):
         assert torch.equal(layer(term).detach(), x)
-        assert torch.equal(term.gradient(image(6)), slope) and torch.equal(term.double().gradient(image(6)), slope)
+        assert torch.equal(term.gradient(image(6)), slope) and torch.equal(
+            term.double().gradient(image(6)), slope
+        )
 
 
 @pytest.mark.parametrize("change", ["in place", "data"])
 def test_learned_kernels_are_live_everywhere(change: str) -> None:
-    """The operator, its norm and the certificate see the present kernel, however it was changed."""
-    kernel, mask = KERNEL.clone().requires_grad_(), (0.2 + image(5, (1, 6, 8))).requires_grad_()
-    for operator, learned in ((ValidBlur(kernel), kernel), (Inpainting(mask), mask)):
+    """The operator, its norm and the certificate see the present kernel,
+    however it was changed."""
+    kernel, mask = (
+        KERNEL.clone().requires_grad_(),
+        (0.2 + image(5, (1, 6, 8))).requires_grad_(),
+    )
+    for operator, learned in (
+        (ValidBlur(kernel), kernel),
+        (Inpainting(mask), mask),
+    ):
         with torch.no_grad():
             operator.A(image())
             if change == "in place":
@@ -196,19 +259,33 @@ def test_learned_kernels_are_live_everywhere(change: str) -> None:
 
 
 def test_digits_of_learned_numbers() -> None:
-    """A float64 weight, ridge or kernel beside float32 images: certificates are for the problem with all its digits."""
+    """A float64 weight, ridge or kernel beside float32 images: certificates are
+    for the problem with all its digits."""
     tenth, regularizer = value(0.1), linear().float()
     kernel = KERNEL / 3
     pairs: list[tuple[DataTerm, DataTerm]] = [
-        (Denoising(image().float(), tenth + 1), Denoising(image().float().double(), 1.1)),
-        (Deblurring(image().float(), kernel, tenth, tenth), Deblurring(image().float().double(), kernel, 0.1, 0.1)),
+        (
+            Denoising(image().float(), tenth + 1),
+            Denoising(image().float().double(), 1.1),
+        ),
+        (
+            Deblurring(image().float(), kernel, tenth, tenth),
+            Deblurring(image().float().double(), kernel, 0.1, 0.1),
+        ),
     ]
     for single, exact in pairs:
-        assert torch.allclose(single.double().gradient(image(6)), exact.gradient(image(6)), rtol=0, atol=1e-15)
+        assert torch.allclose(
+            single.double().gradient(image(6)),
+            exact.gradient(image(6)),
+            rtol=0,
+            atol=1e-15,
+        )
         x = Reconstruction(regularizer, 1e-4)(single).detach()
         wanted = Reconstruction(regularizer.double(), 1e-11)(exact).detach()
         distance = certified_distance(regularizer.problem(exact), x)
-        assert bool(((x.double() - wanted).flatten(1).norm(dim=1) <= distance).all())
+        assert bool(
+            ((x.double() - wanted).flatten(1).norm(dim=1) <= distance).all()
+        )
         regularizer.float()
 
 
@@ -219,12 +296,20 @@ def test_operators_met_in_inference_mode_can_learn_later() -> None:
     adapting = adaptive()
     with torch.inference_mode():
         for operator in (blur, mask, module):
-            data = LeastSquares(operator.A(image().float()).double(), operator, 0.2)
+            data = LeastSquares(
+                operator.A(image().float()).double(), operator, 0.2
+            )
             Reconstruction(adapting, 1e-3)(data)
     for operator in (blur, mask, module):
-        observed = operator.A(image().float()).double().detach().requires_grad_()
-        Reconstruction(adapting, 1e-3)(LeastSquares(observed, operator, 0.2)).square().sum().backward()
-        assert observed.grad is not None and bool(observed.grad.isfinite().all())
+        observed = (
+            operator.A(image().float()).double().detach().requires_grad_()
+        )
+        Reconstruction(adapting, 1e-3)(
+            LeastSquares(observed, operator, 0.2)
+        ).square().sum().backward()
+        assert observed.grad is not None and bool(
+            observed.grad.isfinite().all()
+        )
     assert module.taps.grad is not None and float(module.taps.grad.norm()) > 0
 
 

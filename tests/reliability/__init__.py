@@ -1,1 +1,2 @@
-"""What the toolkit survives and what it refuses: the tables behind docs/reliability.md."""
+"""What the toolkit survives and what it refuses: the tables behind
+docs/reliability.md."""

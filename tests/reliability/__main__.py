@@ -1,4 +1,5 @@
-"""Write docs/reliability.md: every refused input with its message, and what runs and files survived.
+"""Write docs/reliability.md: every refused input with its message, and what
+runs and files survived.
 
     python -m tests.reliability
 
@@ -30,9 +31,13 @@ that the tests run (`tests/reliability/`); FOLDER stands for a folder of the use
 
 
 def page() -> str:
-    """The whole page.  Raises ``AssertionError`` for the first row that is not refused as it says."""
+    """The whole page. Raises ``AssertionError`` for the first row that is not
+    refused as it says."""
     count = sum(len(refusals) for refusals, _ in AREAS.values())
-    parts = [INTRODUCTION, f"{count} kinds of input are refused, each in one line that names the culprit.\n"]
+    parts = [
+        INTRODUCTION,
+        f"{count} kinds of input are refused, each in one line that names the culprit.\n",
+    ]
     for title, (refusals, section) in AREAS.items():
         parts.append(f"## {title}\n")
         if section is not None:
@@ -51,8 +56,12 @@ def _row(refusal: Refusal) -> str:
 
 
 def _cell(text: str) -> str:
-    """One cell of a table: no bars, no line breaks, nothing unprintable, not endless."""
-    plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    """One cell of a table: no bars, no line breaks, nothing unprintable, not
+    endless."""
+    plain = "".join(
+        letter if letter.isprintable() else repr(letter)[1:-1]
+        for letter in text
+    )
     plain = plain.encode("utf-8", "backslashreplace").decode()
     plain = plain.replace("|", "\\|").replace("<", "&lt;")
     return plain if len(plain) <= 300 else f"{plain[:200]} ... {plain[-60:]}"

@@ -1,4 +1,5 @@
-"""Images, kernels, places to write to, runs and command lines that cannot be used, and what is said of them."""
+"""Images, kernels, places to write to, runs and command lines that cannot be
+used, and what is said of them."""
 
 from __future__ import annotations
 
@@ -42,17 +43,21 @@ from tests.support.image_writers import chunk, lzw_tiff, png
 
 RUN = str(PRETRAINED)
 GREY = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)
-COLOURS = np.random.default_rng(1).integers(0, 65536, (20, 24, 3)).astype(np.uint16)
+COLOURS = (
+    np.random.default_rng(1).integers(0, 65536, (20, 24, 3)).astype(np.uint16)
+)
 HIDDEN, FILTER_SIDE = 2, 3
 
 
-# --- making what is refused ------------------------------------------------------------------------------------------
+# --- making what is refused ---------------------------------------------------
 
 
 def picture(path: Path, side: int = 32) -> Path:
     """An ordinary photograph."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    levels = np.random.default_rng(2).integers(0, 256, (side, side), dtype=np.uint8)
+    levels = np.random.default_rng(2).integers(
+        0, 256, (side, side), dtype=np.uint8
+    )
     Image.fromarray(levels).save(path)
     return path
 
@@ -64,10 +69,20 @@ def encoded(image: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def tiff(pixels: np.ndarray, photometric: str = "minisblack", volumetric: bool = False) -> bytes:
+def tiff(
+    pixels: np.ndarray,
+    photometric: str = "minisblack",
+    volumetric: bool = False,
+) -> bytes:
     """A TIFF file of whatever type the pixels have."""
     buffer, tile = io.BytesIO(), (16, 16, 16) if volumetric else None
-    tifffile.imwrite(buffer, pixels, photometric=photometric, volumetric=volumetric, tile=tile)
+    tifffile.imwrite(
+        buffer,
+        pixels,
+        photometric=photometric,
+        volumetric=volumetric,
+        tile=tile,
+    )
     return buffer.getvalue()
 
 
@@ -80,7 +95,10 @@ def deblurring_run(path: Path, **training: Json) -> Path:
         "edges": "circular",
     }
     usual: dict[str, Json] = {"task": "deblur", "sigma": 2.55, "blur": blur}
-    regularizer = LinearRegularizer(LinearConfig(filters=HIDDEN, size=FILTER_SIDE), torch.Generator().manual_seed(0))
+    regularizer = LinearRegularizer(
+        LinearConfig(filters=HIDDEN, size=FILTER_SIDE),
+        torch.Generator().manual_seed(0),
+    )
     save_regularizer(RunFolder.create(path), regularizer, usual | training)
     return path
 
@@ -101,10 +119,12 @@ def blurred(path: Path, **blur: Json) -> Path:
     return deblurring_run(path, blur=usual | blur)
 
 
-# --- kinds of refusals -----------------------------------------------------------------------------------------------
+# --- kinds of refusals --------------------------------------------------------
 
 
-def unreadable(what: str, content: bytes, culprit: str, name: str = "photo.tif") -> Refusal:
+def unreadable(
+    what: str, content: bytes, culprit: str, name: str = "photo.tif"
+) -> Refusal:
     """An image file that ``read_image`` refuses."""
 
     def act(folder: Path) -> object:
@@ -114,7 +134,9 @@ def unreadable(what: str, content: bytes, culprit: str, name: str = "photo.tif")
     return Refusal(what, act, culprit, UserError)
 
 
-def folder_of(what: str, make: Callable[[Path], object], culprit: str) -> Refusal:
+def folder_of(
+    what: str, make: Callable[[Path], object], culprit: str
+) -> Refusal:
     """A folder of images that ``load_folder`` refuses; ``make`` fills it."""
 
     def act(folder: Path) -> object:
@@ -124,7 +146,9 @@ def folder_of(what: str, make: Callable[[Path], object], culprit: str) -> Refusa
     return Refusal(what, act, culprit, UserError)
 
 
-def no_kernel(what: str, name: str, make: Callable[[Path], object], culprit: str) -> Refusal:
+def no_kernel(
+    what: str, name: str, make: Callable[[Path], object], culprit: str
+) -> Refusal:
     """A blur kernel that cannot be used."""
 
     def act(folder: Path) -> object:
@@ -143,8 +167,14 @@ def line(what: str, main: Main, arguments: str, culprit: str) -> Refusal:
     return Refusal(what, act, culprit, CommandRefused)
 
 
-def evaluation(what: str, make: Callable[[Path], list[object]], culprit: str, main: Main = evaluate.main) -> Refusal:
-    """A command beside a folder ``photos`` with a.png and b.jpg; ``make`` prepares the rest and returns the arguments."""
+def evaluation(
+    what: str,
+    make: Callable[[Path], list[object]],
+    culprit: str,
+    main: Main = evaluate.main,
+) -> Refusal:
+    """A command beside a folder ``photos`` with a.png and b.jpg; ``make``
+    prepares the rest and returns the arguments."""
 
     def act(folder: Path) -> object:
         picture(folder / "photos" / "a.png")
@@ -153,7 +183,9 @@ def evaluation(what: str, make: Callable[[Path], list[object]], culprit: str, ma
         try:
             return run_command(main, *arguments)
         finally:
-            assert held(folder) == before, f"{what}: a refused command changed files"
+            assert held(folder) == before, (
+                f"{what}: a refused command changed files"
+            )
 
     return Refusal(what, act, culprit, CommandRefused)
 
@@ -168,11 +200,21 @@ def held(folder: Path) -> dict[str, bytes | None]:
 
 def saving(where: str, *more: object) -> Callable[[Path], list[object]]:
     """Evaluate the photographs and save the results to ``where``."""
-    return lambda folder: [RUN, "--images", folder / "photos", "--save", folder / where, *more]
+    return lambda folder: [
+        RUN,
+        "--images",
+        folder / "photos",
+        "--save",
+        folder / where,
+        *more,
+    ]
 
 
-def writing(where: str, content: bytes | None = None) -> Callable[[Path], list[object]]:
-    """Evaluate the photographs and write the figures to ``where``, which holds ``content``."""
+def writing(
+    where: str, content: bytes | None = None
+) -> Callable[[Path], list[object]]:
+    """Evaluate the photographs and write the figures to ``where``, which holds
+    ``content``."""
 
     def make(folder: Path) -> list[object]:
         if content is not None:
@@ -182,7 +224,9 @@ def writing(where: str, content: bytes | None = None) -> Callable[[Path], list[o
     return make
 
 
-def prepared(prepare: Callable[[Path], object], then: Callable[[Path], list[object]]) -> Callable[[Path], list[object]]:
+def prepared(
+    prepare: Callable[[Path], object], then: Callable[[Path], list[object]]
+) -> Callable[[Path], list[object]]:
     """``prepare`` before the arguments are made."""
 
     def make(folder: Path) -> list[object]:
@@ -197,13 +241,22 @@ def drawing(where: str) -> Callable[[Path], list[object]]:
 
     def make(folder: Path) -> list[object]:
         run = deblurring_run(folder / "run")
-        return [run, "--images", folder / "photos", "--figure", folder / where, "--patch", "32"]
+        return [
+            run,
+            "--images",
+            folder / "photos",
+            "--figure",
+            folder / where,
+            "--patch",
+            "32",
+        ]
 
     return make
 
 
 def a_socket(path: Path) -> None:
-    """A socket in the file system (by a short relative name: theirs are limited)."""
+    """A socket in the file system (by a short relative name: theirs are
+    limited)."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as one:
         here = os.open(".", os.O_RDONLY)
         os.chdir(path.parent)
@@ -214,95 +267,271 @@ def a_socket(path: Path) -> None:
             os.close(here)
 
 
-WIDE = lzw_tiff(COLOURS).replace(struct.pack("<HHII", 256, 4, 1, 24), struct.pack("<HHII", 256, 4, 1, 2**24))
+WIDE = lzw_tiff(COLOURS).replace(
+    struct.pack("<HHII", 256, 4, 1, 24), struct.pack("<HHII", 256, 4, 1, 2**24)
+)
 TALL = tiff(GREY > 127)
 for tag in (257, 278):  # height, rows per strip
-    TALL = TALL.replace(struct.pack("<HHII", tag, 4, 1, 20), struct.pack("<HHII", tag, 4, 1, 40))
+    TALL = TALL.replace(
+        struct.pack("<HHII", tag, 4, 1, 20), struct.pack("<HHII", tag, 4, 1, 40)
+    )
 HEADER_OF_A_BOMB = struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)
-BOMB = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", HEADER_OF_A_BOMB) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+BOMB = (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", HEADER_OF_A_BOMB)
+    + chunk(b"IDAT", b"")
+    + chunk(b"IEND", b"")
+)
 UNIT = np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
 ODD_ONES = np.where(np.eye(20, dtype=bool), np.nan, UNIT)
 
 IMAGES = [
     unreadable("an empty file as image", b"", "cannot be read", "photo.png"),
-    unreadable("a text that is called photo.png", b"this is no image", "cannot be read", "photo.png"),
-    unreadable("a truncated PNG file", encoded(GREY, "PNG")[:200], "photo.png: cannot be read", "photo.png"),
-    unreadable("a truncated PNG file of 16-bit colours", png(COLOURS, 2)[:900], "cannot be read", "photo.png"),
-    unreadable("a truncated JPEG file", encoded(GREY, "JPEG")[:300], "cannot be read", "photo.jpg"),
-    unreadable("a truncated TIFF file of 16-bit colours", tiff(COLOURS, "rgb")[:900], "cannot be read"),
-    unreadable("an image of 24x15 pixels", encoded(GREY[:15], "PNG"), "24x15 pixels", "photo.png"),
+    unreadable(
+        "a text that is called photo.png",
+        b"this is no image",
+        "cannot be read",
+        "photo.png",
+    ),
+    unreadable(
+        "a truncated PNG file",
+        encoded(GREY, "PNG")[:200],
+        "photo.png: cannot be read",
+        "photo.png",
+    ),
+    unreadable(
+        "a truncated PNG file of 16-bit colours",
+        png(COLOURS, 2)[:900],
+        "cannot be read",
+        "photo.png",
+    ),
+    unreadable(
+        "a truncated JPEG file",
+        encoded(GREY, "JPEG")[:300],
+        "cannot be read",
+        "photo.jpg",
+    ),
+    unreadable(
+        "a truncated TIFF file of 16-bit colours",
+        tiff(COLOURS, "rgb")[:900],
+        "cannot be read",
+    ),
+    unreadable(
+        "an image of 24x15 pixels",
+        encoded(GREY[:15], "PNG"),
+        "24x15 pixels",
+        "photo.png",
+    ),
     unreadable("an image with NaN pixels", tiff(ODD_ONES), "NaN"),
-    unreadable("an image with infinite pixels", tiff(np.where(UNIT > 0.99, np.float32(np.inf), UNIT)), "infinite"),
-    unreadable("floating-point grey values from 0 to 255", tiff(UNIT * 255), "look like levels of 255"),
-    unreadable("floating-point grey values from 0 to 65535", tiff(UNIT * 65535), "look like levels of 65535"),
-    unreadable("floating-point grey values below 0", tiff(UNIT - 0.5), "expected 0 to 1"),
-    unreadable("a TIFF file of negative integers", tiff(GREY.astype(np.int16) - 100), "signed pixels from -1"),
-    unreadable("a TIFF file of complex numbers", tiff(GREY.astype(np.complex64)), "complex"),
-    unreadable("a TIFF file in CIELab colours", tiff(COLOURS.astype(np.uint8), "cielab"), "LAB"),
-    unreadable("a TIFF file of 16-bit CIELab colours", tiff(COLOURS, "cielab"), "photometric kind 8"),
-    unreadable("a TIFF volume", tiff(np.stack([GREY] * 16), volumetric=True), "3 dimensions"),
-    unreadable("floating-point pixels where white is zero", tiff(UNIT, "miniswhite"), "white is zero"),
-    unreadable("a PNG file of 900 megapixels in 70 bytes", BOMB, "pixels", "photo.png"),
-    unreadable("a TIFF file of 335 megapixels in 4 kilobytes", WIDE, "pixels are more than"),
-    unreadable("a TIFF file that promises more rows than it holds", TALL, "truncated or damaged"),
-    folder_of("a folder that does not exist", lambda folder: None, "no such folder"),
-    folder_of("a file where a folder of images is needed", lambda f: (f / "photos").write_text(""), "not a folder"),
-    folder_of("a folder without images", lambda f: (f / "photos").mkdir(), "holds no PNG"),
-    folder_of("a folder of folders called a.png", lambda f: (f / "photos" / "a.png").mkdir(parents=True), "holds no PNG"),
+    unreadable(
+        "an image with infinite pixels",
+        tiff(np.where(UNIT > 0.99, np.float32(np.inf), UNIT)),
+        "infinite",
+    ),
+    unreadable(
+        "floating-point grey values from 0 to 255",
+        tiff(UNIT * 255),
+        "look like levels of 255",
+    ),
+    unreadable(
+        "floating-point grey values from 0 to 65535",
+        tiff(UNIT * 65535),
+        "look like levels of 65535",
+    ),
+    unreadable(
+        "floating-point grey values below 0",
+        tiff(UNIT - 0.5),
+        "expected 0 to 1",
+    ),
+    unreadable(
+        "a TIFF file of negative integers",
+        tiff(GREY.astype(np.int16) - 100),
+        "signed pixels from -1",
+    ),
+    unreadable(
+        "a TIFF file of complex numbers",
+        tiff(GREY.astype(np.complex64)),
+        "complex",
+    ),
+    unreadable(
+        "a TIFF file in CIELab colours",
+        tiff(COLOURS.astype(np.uint8), "cielab"),
+        "LAB",
+    ),
+    unreadable(
+        "a TIFF file of 16-bit CIELab colours",
+        tiff(COLOURS, "cielab"),
+        "photometric kind 8",
+    ),
+    unreadable(
+        "a TIFF volume",
+        tiff(np.stack([GREY] * 16), volumetric=True),
+        "3 dimensions",
+    ),
+    unreadable(
+        "floating-point pixels where white is zero",
+        tiff(UNIT, "miniswhite"),
+        "white is zero",
+    ),
+    unreadable(
+        "a PNG file of 900 megapixels in 70 bytes", BOMB, "pixels", "photo.png"
+    ),
+    unreadable(
+        "a TIFF file of 335 megapixels in 4 kilobytes",
+        WIDE,
+        "pixels are more than",
+    ),
+    unreadable(
+        "a TIFF file that promises more rows than it holds",
+        TALL,
+        "truncated or damaged",
+    ),
+    folder_of(
+        "a folder that does not exist", lambda folder: None, "no such folder"
+    ),
+    folder_of(
+        "a file where a folder of images is needed",
+        lambda f: (f / "photos").write_text(""),
+        "not a folder",
+    ),
+    folder_of(
+        "a folder without images",
+        lambda f: (f / "photos").mkdir(),
+        "holds no PNG",
+    ),
+    folder_of(
+        "a folder of folders called a.png",
+        lambda f: (f / "photos" / "a.png").mkdir(parents=True),
+        "holds no PNG",
+    ),
     folder_of(
         "a FIFO among the images",
-        lambda f: (picture(f / "photos" / "a.png"), os.mkfifo(f / "photos" / "pipe.png")),
+        lambda f: (
+            picture(f / "photos" / "a.png"),
+            os.mkfifo(f / "photos" / "pipe.png"),
+        ),
         "pipe.png: a FIFO",
     ),
     folder_of(
         "an endless device among the images",
-        lambda f: (picture(f / "photos" / "a.png"), (f / "photos" / "zero.png").symlink_to("/dev/zero")),
+        lambda f: (
+            picture(f / "photos" / "a.png"),
+            (f / "photos" / "zero.png").symlink_to("/dev/zero"),
+        ),
         "zero.png: a device",
     ),
     folder_of(
         "a socket among the images",
-        lambda f: (picture(f / "photos" / "a.png"), a_socket(f / "photos" / "s.png")),
+        lambda f: (
+            picture(f / "photos" / "a.png"),
+            a_socket(f / "photos" / "s.png"),
+        ),
         "s.png: a socket",
     ),
     folder_of(
         "a link to nothing among the images",
-        lambda f: (picture(f / "photos" / "a.png"), (f / "photos" / "gone.png").symlink_to("nowhere")),
+        lambda f: (
+            picture(f / "photos" / "a.png"),
+            (f / "photos" / "gone.png").symlink_to("nowhere"),
+        ),
         "gone.png: cannot be read",
     ),
     folder_of(
         "a link to itself among the images",
-        lambda f: (picture(f / "photos" / "a.png"), (f / "photos" / "loop.png").symlink_to("loop.png")),
+        lambda f: (
+            picture(f / "photos" / "a.png"),
+            (f / "photos" / "loop.png").symlink_to("loop.png"),
+        ),
         "loop.png",
     ),
-]  # fmt: skip
+]
 
 
 def huge_header(path: Path) -> None:
     """A .npy file that promises more numbers than any memory holds."""
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)}
+        )
 
 
 KERNELS = [
-    no_kernel("a blur kernel that does not exist", "kernel.png", lambda path: None, "no such file"),
-    no_kernel("a blur kernel of even sides", "k.npy", lambda p: np.save(p, np.ones((4, 5))), "odd sides"),
-    no_kernel("a blur kernel with negative entries", "k.npy", lambda p: np.save(p, -np.ones((3, 3))), "non-negative"),
-    no_kernel("a blur kernel of zeros", "k.npy", lambda p: np.save(p, np.zeros((3, 3))), "not all of them zero"),
-    no_kernel("a blur kernel whose sum overflows", "k.npy", lambda p: np.save(p, np.full((3, 3), 1e308)), "too large"),
     no_kernel(
-        "a blur kernel of complex numbers", "k.npy", lambda p: np.save(p, 1j * np.ones((3, 3))), "cannot be read"
+        "a blur kernel that does not exist",
+        "kernel.png",
+        lambda path: None,
+        "no such file",
     ),
-    no_kernel("a blur kernel with one axis", "k.npy", lambda p: np.save(p, np.ones(3)), "rows and columns"),
-    no_kernel("a blur kernel of 80 terabytes", "k.npy", huge_header, "k.npy: cannot be read"),
-    no_kernel("pickled objects as blur kernel", "k.npy", lambda p: np.save(p, np.array([{}])), "cannot be read"),
-    no_kernel("an empty table as blur kernel", "k.txt", lambda p: p.write_text(""), "cannot be read"),
-    no_kernel("words as blur kernel", "k.csv", lambda p: p.write_text("a,b,c\n"), "cannot be read"),
+    no_kernel(
+        "a blur kernel of even sides",
+        "k.npy",
+        lambda p: np.save(p, np.ones((4, 5))),
+        "odd sides",
+    ),
+    no_kernel(
+        "a blur kernel with negative entries",
+        "k.npy",
+        lambda p: np.save(p, -np.ones((3, 3))),
+        "non-negative",
+    ),
+    no_kernel(
+        "a blur kernel of zeros",
+        "k.npy",
+        lambda p: np.save(p, np.zeros((3, 3))),
+        "not all of them zero",
+    ),
+    no_kernel(
+        "a blur kernel whose sum overflows",
+        "k.npy",
+        lambda p: np.save(p, np.full((3, 3), 1e308)),
+        "too large",
+    ),
+    no_kernel(
+        "a blur kernel of complex numbers",
+        "k.npy",
+        lambda p: np.save(p, 1j * np.ones((3, 3))),
+        "cannot be read",
+    ),
+    no_kernel(
+        "a blur kernel with one axis",
+        "k.npy",
+        lambda p: np.save(p, np.ones(3)),
+        "rows and columns",
+    ),
+    no_kernel(
+        "a blur kernel of 80 terabytes",
+        "k.npy",
+        huge_header,
+        "k.npy: cannot be read",
+    ),
+    no_kernel(
+        "pickled objects as blur kernel",
+        "k.npy",
+        lambda p: np.save(p, np.array([{}])),
+        "cannot be read",
+    ),
+    no_kernel(
+        "an empty table as blur kernel",
+        "k.txt",
+        lambda p: p.write_text(""),
+        "cannot be read",
+    ),
+    no_kernel(
+        "words as blur kernel",
+        "k.csv",
+        lambda p: p.write_text("a,b,c\n"),
+        "cannot be read",
+    ),
     no_kernel("a FIFO as blur kernel", "k.txt", os.mkfifo, "a FIFO"),
     no_kernel("a folder as blur kernel", "k.png", Path.mkdir, "a folder"),
 ]
 
 PLACES = [
-    evaluation("--save into the folder of the originals", saving("photos"), "the folder of the originals"),
+    evaluation(
+        "--save into the folder of the originals",
+        saving("photos"),
+        "the folder of the originals",
+    ),
     evaluation(
         "--save into the folder of the originals by way of a link",
         prepared(lambda f: (f / "link").symlink_to("photos"), saving("link")),
@@ -315,70 +544,164 @@ PLACES = [
     ),
     evaluation(
         "--save over a link of the same name",
-        prepared(lambda f: ((f / "kept").mkdir(), (f / "kept" / "b.png").symlink_to("../photos/a.png")), saving("kept")),
+        prepared(
+            lambda f: (
+                (f / "kept").mkdir(),
+                (f / "kept" / "b.png").symlink_to("../photos/a.png"),
+            ),
+            saving("kept"),
+        ),
         "b.png exists",
     ),
-    evaluation("--save into a file", prepared(lambda f: (f / "taken").write_text("x"), saving("taken")), "not a folder"),
-    evaluation("--save below a file", saving("photos/a.png/out"), "is not a folder"),
+    evaluation(
+        "--save into a file",
+        prepared(lambda f: (f / "taken").write_text("x"), saving("taken")),
+        "not a folder",
+    ),
+    evaluation(
+        "--save below a file", saving("photos/a.png/out"), "is not a folder"
+    ),
     evaluation(
         "--save through a link to nothing",
         prepared(lambda f: (f / "link").symlink_to("nowhere"), saving("link")),
         "leads nowhere",
     ),
-    evaluation("--save into a name of 300 letters", saving(300 * "x"), "too long"),
+    evaluation(
+        "--save into a name of 300 letters", saving(300 * "x"), "too long"
+    ),
     evaluation(
         "--save of a name that is too long with its ending",
         prepared(
-            lambda f: [picture(f / "photos" / f"{250 * 'y'}.{kind}") for kind in ("png", "jpg")], saving("out")
+            lambda f: [
+                picture(f / "photos" / f"{250 * 'y'}.{kind}")
+                for kind in ("png", "jpg")
+            ],
+            saving("out"),
         ),
         "too long",
     ),
-    evaluation("--json over a photograph", writing("photos/a.png"), "was not written by this command"),
+    evaluation(
+        "--json over a photograph",
+        writing("photos/a.png"),
+        "was not written by this command",
+    ),
     evaluation(
         "--json over a hard link of a photograph",
-        prepared(lambda f: (f / "figures.json").hardlink_to(f / "photos" / "a.png"), writing("figures.json")),
+        prepared(
+            lambda f: (f / "figures.json").hardlink_to(f / "photos" / "a.png"),
+            writing("figures.json"),
+        ),
         "was not written by this command",
     ),
     evaluation(
         "--json through a link to a photograph",
-        prepared(lambda f: (f / "figures.json").symlink_to("photos/a.png"), writing("figures.json")),
+        prepared(
+            lambda f: (f / "figures.json").symlink_to("photos/a.png"),
+            writing("figures.json"),
+        ),
         "was not written by this command",
     ),
-    evaluation("--json over a text", writing("notes.json", b"remember the milk"), "choose another name"),
-    evaluation("--json over JSON of another program", writing("package.json", b'{"name": 1}'), "choose another name"),
-    evaluation("--json over a list in JSON", writing("list.json", b"[1, 2]"), "choose another name"),
-    evaluation("--json over JSON nested 100,000 deep", writing("deep.json", 100_000 * b"["), "choose another name"),
+    evaluation(
+        "--json over a text",
+        writing("notes.json", b"remember the milk"),
+        "choose another name",
+    ),
+    evaluation(
+        "--json over JSON of another program",
+        writing("package.json", b'{"name": 1}'),
+        "choose another name",
+    ),
+    evaluation(
+        "--json over a list in JSON",
+        writing("list.json", b"[1, 2]"),
+        "choose another name",
+    ),
+    evaluation(
+        "--json over JSON nested 100,000 deep",
+        writing("deep.json", 100_000 * b"["),
+        "choose another name",
+    ),
     evaluation("--json into a folder", writing("photos"), "is a folder"),
-    evaluation("--json into a folder that does not exist", writing("absent/figures.json"), "absent does not exist"),
-    evaluation("--json below a file", writing("photos/a.png/figures.json"), "Not a directory"),
-    evaluation("--json with a name of 300 letters", writing(300 * "x"), "name too long"),
-    evaluation("--json with a name of 250 letters, which leaves no room for a temporary file", writing(250 * "x"), "long"),
+    evaluation(
+        "--json into a folder that does not exist",
+        writing("absent/figures.json"),
+        "absent does not exist",
+    ),
+    evaluation(
+        "--json below a file",
+        writing("photos/a.png/figures.json"),
+        "Not a directory",
+    ),
+    evaluation(
+        "--json with a name of 300 letters", writing(300 * "x"), "name too long"
+    ),
+    evaluation(
+        "--json with a name of 250 letters, which leaves no room for a temporary file",
+        writing(250 * "x"),
+        "long",
+    ),
     evaluation(
         "--json through a link to itself",
         prepared(lambda f: (f / "loop").symlink_to("loop"), writing("loop")),
         "symbolic links",
     ),
-    evaluation("--json into a socket", prepared(lambda f: a_socket(f / "s"), writing("s")), "neither a file nor"),
     evaluation(
-        "--json into a device that does not exist", lambda f: [RUN, "--images", f / "photos", "--json", "/dev/absent"],
+        "--json into a socket",
+        prepared(lambda f: a_socket(f / "s"), writing("s")),
+        "neither a file nor",
+    ),
+    evaluation(
+        "--json into a device that does not exist",
+        lambda f: [RUN, "--images", f / "photos", "--json", "/dev/absent"],
         "no such device",
     ),
-    evaluation("--json into /proc", lambda f: [RUN, "--images", f / "photos", "--json", "/proc/x.json"], "cannot be written"),
+    evaluation(
+        "--json into /proc",
+        lambda f: [RUN, "--images", f / "photos", "--json", "/proc/x.json"],
+        "cannot be written",
+    ),
     evaluation(
         "--json as the configuration of the run",
         prepared(
-            lambda f: (deblurring_run(f / "run"), (f / "run" / "config.json").unlink()),
-            lambda f: [f / "run", "--images", f / "photos", "--json", f / "run" / "config.json"],
+            lambda f: (
+                deblurring_run(f / "run"),
+                (f / "run" / "config.json").unlink(),
+            ),
+            lambda f: [
+                f / "run",
+                "--images",
+                f / "photos",
+                "--json",
+                f / "run" / "config.json",
+            ],
         ),
         "belongs to the run",
     ),
     evaluation(
         "--json where --save puts an image",
-        lambda f: [RUN, "--images", f / "photos", "--json", f / "A.PNG", "--save", f],
+        lambda f: [
+            RUN,
+            "--images",
+            f / "photos",
+            "--json",
+            f / "A.PNG",
+            "--save",
+            f,
+        ],
         "is written by --json already",
     ),
-    evaluation("--figure that is no PNG", drawing("figure.pdf"), "figures are PNG files", deblurring.main),
-    evaluation("--figure over a photograph", drawing("photos/a.png"), "was not written by", deblurring.main),
+    evaluation(
+        "--figure that is no PNG",
+        drawing("figure.pdf"),
+        "figures are PNG files",
+        deblurring.main,
+    ),
+    evaluation(
+        "--figure over a photograph",
+        drawing("photos/a.png"),
+        "was not written by",
+        deblurring.main,
+    ),
     evaluation(
         "--json and --figure into one file",
         lambda f: [*drawing("one.png")(f), "--json", f / "one.png"],
@@ -387,22 +710,38 @@ PLACES = [
     ),
     evaluation(
         "--out where a figure of somebody else has the name",
-        prepared(lambda f: picture(f / "out" / "truth_test.png"), lambda f: ["--out", f / "out", "--side", "16"]),
+        prepared(
+            lambda f: picture(f / "out" / "truth_test.png"),
+            lambda f: ["--out", f / "out", "--side", "16"],
+        ),
         "was not written by",
         truth_test.main,
     ),
     evaluation(
         "--out that is a file",
-        prepared(lambda f: (f / "out").write_text(""), lambda f: ["--out", f / "out", "--side", "16"]),
+        prepared(
+            lambda f: (f / "out").write_text(""),
+            lambda f: ["--out", f / "out", "--side", "16"],
+        ),
         "is not a folder",
         validate_bounds.main,
     ),
-]  # fmt: skip
+]
 
 RUNS = [
-    evaluation("a run that does not exist", lambda f: [f / "absent"], "no such run folder"),
-    evaluation("a photograph as run", lambda f: [f / "photos" / "a.png"], "a.png"),
-    evaluation("a folder of photographs as run", lambda f: [f / "photos"], "holds no model.safetensors"),
+    evaluation(
+        "a run that does not exist",
+        lambda f: [f / "absent"],
+        "no such run folder",
+    ),
+    evaluation(
+        "a photograph as run", lambda f: [f / "photos" / "a.png"], "a.png"
+    ),
+    evaluation(
+        "a folder of photographs as run",
+        lambda f: [f / "photos"],
+        "holds no model.safetensors",
+    ),
     evaluation(
         "a denoising run to be compared at deblurring",
         lambda f: [denoising_run(f / "run")],
@@ -410,37 +749,96 @@ RUNS = [
         deblurring.main,
     ),
     evaluation(
-        "a denoising run to study its ridge", lambda f: [denoising_run(f / "run")], "not to deblur", ridge_study.main
+        "a denoising run to study its ridge",
+        lambda f: [denoising_run(f / "run")],
+        "not to deblur",
+        ridge_study.main,
     ),
     evaluation(
-        "--edges for a denoising run", lambda f: [denoising_run(f / "run"), "--edges", "valid"], "runs that deblur"
+        "--edges for a denoising run",
+        lambda f: [denoising_run(f / "run"), "--edges", "valid"],
+        "runs that deblur",
     ),
-    evaluation("a model of an unknown task", lambda f: [deblurring_run(f / "run", task="colourise")], "unknown task"),
-    evaluation("a model without a blur", lambda f: [deblurring_run(f / "run", blur=None)], "which blur"),
-    evaluation("a model whose noise is true", lambda f: [deblurring_run(f / "run", sigma=True)], "which noise"),
     evaluation(
-        "a model whose noise has 400 digits", lambda f: [deblurring_run(f / "run", sigma=10**400)], "which noise"
+        "a model of an unknown task",
+        lambda f: [deblurring_run(f / "run", task="colourise")],
+        "unknown task",
     ),
-    evaluation("a model whose kernel is ragged", lambda f: [blurred(f / "run", kernel=[[1], [1, 2]])], "which blur"),
-    evaluation("a model whose kernel is a word", lambda f: [blurred(f / "run", kernel="motion")], "which blur"),
-    evaluation("a model whose kernel has even sides", lambda f: [blurred(f / "run", kernel=[[1.0, 1.0]])], "odd sides"),
-    evaluation("a model whose kernel is negative", lambda f: [blurred(f / "run", kernel=[[-1.0]])], "non-negative"),
-    evaluation("a model with a negative ridge", lambda f: [blurred(f / "run", ridge=-1.0)], "ridge of -1"),
-    evaluation("a model with edges of no known kind", lambda f: [blurred(f / "run", edges="soft")], "unknown edges"),
+    evaluation(
+        "a model without a blur",
+        lambda f: [deblurring_run(f / "run", blur=None)],
+        "which blur",
+    ),
+    evaluation(
+        "a model whose noise is true",
+        lambda f: [deblurring_run(f / "run", sigma=True)],
+        "which noise",
+    ),
+    evaluation(
+        "a model whose noise has 400 digits",
+        lambda f: [deblurring_run(f / "run", sigma=10**400)],
+        "which noise",
+    ),
+    evaluation(
+        "a model whose kernel is ragged",
+        lambda f: [blurred(f / "run", kernel=[[1], [1, 2]])],
+        "which blur",
+    ),
+    evaluation(
+        "a model whose kernel is a word",
+        lambda f: [blurred(f / "run", kernel="motion")],
+        "which blur",
+    ),
+    evaluation(
+        "a model whose kernel has even sides",
+        lambda f: [blurred(f / "run", kernel=[[1.0, 1.0]])],
+        "odd sides",
+    ),
+    evaluation(
+        "a model whose kernel is negative",
+        lambda f: [blurred(f / "run", kernel=[[-1.0]])],
+        "non-negative",
+    ),
+    evaluation(
+        "a model with a negative ridge",
+        lambda f: [blurred(f / "run", ridge=-1.0)],
+        "ridge of -1",
+    ),
+    evaluation(
+        "a model with edges of no known kind",
+        lambda f: [blurred(f / "run", edges="soft")],
+        "unknown edges",
+    ),
     evaluation(
         "images of which the blur leaves too little to be measured",
-        lambda f: [deblurring_run(f / "run"), "--images", picture(f / "small" / "t.png", 16).parent],
+        lambda f: [
+            deblurring_run(f / "run"),
+            "--images",
+            picture(f / "small" / "t.png", 16).parent,
+        ],
         "SSIM needs 11",
     ),
     evaluation(
         "a blur that is larger than the crops",
-        lambda f: [deblurring_run(f / "run"), "--images", f / "photos", "--side", "8"],
+        lambda f: [
+            deblurring_run(f / "run"),
+            "--images",
+            f / "photos",
+            "--side",
+            "8",
+        ],
         "the blur of the run has 9x9",
         ridge_study.main,
     ),
     evaluation(
         "crops that are larger than the images",
-        lambda f: [deblurring_run(f / "run"), "--images", f / "photos", "--side", "33"],
+        lambda f: [
+            deblurring_run(f / "run"),
+            "--images",
+            f / "photos",
+            "--side",
+            "33",
+        ],
         "smaller than a crop",
         ridge_study.main,
     ),
@@ -452,7 +850,13 @@ RUNS = [
     ),
     evaluation(
         "patches that are larger than the training images",
-        lambda f: [deblurring_run(f / "run"), "--train", f / "photos", "--patch", "33"],
+        lambda f: [
+            deblurring_run(f / "run"),
+            "--train",
+            f / "photos",
+            "--patch",
+            "33",
+        ],
         "patch of 33x33",
         deblurring.main,
     ),
@@ -460,54 +864,260 @@ RUNS = [
 
 LINES = [
     line("evaluate without a run", evaluate.main, "", "required: run"),
-    line("evaluate with two runs", evaluate.main, "first second", "unrecognized arguments"),
-    line("an option that does not exist", evaluate.main, f"{RUN} --image x", "--image"),
-    line("an option without its value", evaluate.main, f"{RUN} --json", "--json: expected one argument"),
-    line("a device that does not exist", evaluate.main, f"{RUN} --device tpu", "--device: invalid choice"),
-    line("no threads", evaluate.main, f"{RUN} --threads 0", "--threads must be at least 1"),
-    line("half a thread", evaluate.main, f"{RUN} --threads 0.5", "--threads must be a whole number"),
-    line("a billion threads", evaluate.main, f"{RUN} --threads 1000000000", "--threads must be at most"),
-    line("a tolerance that is not a number", evaluate.main, f"{RUN} --tolerance nan", "--tolerance must be positive"),
-    line("a tolerance of zero", evaluate.main, f"{RUN} --tolerance 0", "--tolerance must be positive"),
-    line("a negative tolerance", evaluate.main, f"{RUN} --tolerance -1", "--tolerance must be positive"),
-    line("an infinite tolerance", evaluate.main, f"{RUN} --tolerance inf", "--tolerance must be positive"),
-    line("a tolerance in words", evaluate.main, f"{RUN} --tolerance small", "--tolerance must be a number"),
-    line("a tolerance in grey levels of 255", evaluate.main, f"{RUN} --tolerance 2.5", "--tolerance must lie between"),
-    line("a tolerance below rounding", evaluate.main, f"{RUN} --tolerance 1e-30", "--tolerance must lie between"),
-    line("negative noise", evaluate.main, f"{RUN} --sigma -25", "--sigma must be positive"),
-    line("noise of NaN", evaluate.main, f"{RUN} --sigma nan", "--sigma must be positive"),
-    line("noise of 1e300", evaluate.main, f"{RUN} --sigma 1e300", "--sigma must lie between"),
-    line("a seed of 2^63", evaluate.main, f"{RUN} --seed {2**63}", "--seed must be at most"),
-    line("no patches", deblurring.main, f"{RUN} --patches 0", "--patches must be at least 1"),
-    line("a patch of negative side", deblurring.main, f"{RUN} --patch -3", "--patch must be at least 1"),
-    line("edges that do not exist", deblurring.main, f"{RUN} --edges soft", "--edges: invalid choice"),
-    line("no crops", ridge_study.main, f"{RUN} --crops 0", "--crops must be at least 1"),
-    line("filters of even sides", truth_test.main, "--size 4", "--size must be odd"),
-    line("images smaller than their filters", truth_test.main, "--side 9 --size 9", "at least 10 pixels a side"),
-    line("no checks", validate_bounds.main, "--checks 0", "--checks must be at least 1"),
-    line("patches larger than any photograph", validate_bounds.main, "--side 300", "patch of 300x300"),
-    line("no support patches", few_shot.main, "--shots 0", "--shots must be at least 1"),
-    line("images smaller than the blur", learned_solver.main, "--side 8", "--side must be at least 9"),
-    line("layers without channels", compare_lifted.main, "--widths 4 0", "--widths must be at least 1"),
-    line("a network of one layer", compare_lifted.main, "--widths 4", "two hidden layers"),
-    line("no time for the checks of a card", gpu_check.main, "--json gpu.json --limit nan", "--limit must be positive"),
-    line("no time for the race", compare_lifted.main, "--limit 0", "--limit must be positive"),
-    line("a smoothing that is next to nothing", compare_lifted.main, "--smoothing 1e-300", "--smoothing must lie"),
-    line("more digits than there are", compare_methods.main, "--examples 1000", "--examples must be at most"),
-    line("an infinite learning rate", compare_methods.main, "--rate inf", "--rate must be positive"),
-    line("a budget of NaN", compare_descents.main, "--budget nan", "--budget must be positive"),
-    line("an empty list of sides", benchmark.main, "--sides []", "--sides must list something"),
-    line("sides that are too small", benchmark.main, "--sides [32,4]", "--sides must be at least 16"),
-    line("a part that does not exist", benchmark.main, "--parts [speed]", "--parts must be among"),
-    line("a part twice", benchmark.main, "--parts [growth,growth]", "--parts must not name anything twice"),
-    line("a relative error of 200 % that is wanted", benchmark.main, "--wanted 2", "--wanted must lie between 0 and 1"),
+    line(
+        "evaluate with two runs",
+        evaluate.main,
+        "first second",
+        "unrecognized arguments",
+    ),
+    line(
+        "an option that does not exist",
+        evaluate.main,
+        f"{RUN} --image x",
+        "--image",
+    ),
+    line(
+        "an option without its value",
+        evaluate.main,
+        f"{RUN} --json",
+        "--json: expected one argument",
+    ),
+    line(
+        "a device that does not exist",
+        evaluate.main,
+        f"{RUN} --device tpu",
+        "--device: invalid choice",
+    ),
+    line(
+        "no threads",
+        evaluate.main,
+        f"{RUN} --threads 0",
+        "--threads must be at least 1",
+    ),
+    line(
+        "half a thread",
+        evaluate.main,
+        f"{RUN} --threads 0.5",
+        "--threads must be a whole number",
+    ),
+    line(
+        "a billion threads",
+        evaluate.main,
+        f"{RUN} --threads 1000000000",
+        "--threads must be at most",
+    ),
+    line(
+        "a tolerance that is not a number",
+        evaluate.main,
+        f"{RUN} --tolerance nan",
+        "--tolerance must be positive",
+    ),
+    line(
+        "a tolerance of zero",
+        evaluate.main,
+        f"{RUN} --tolerance 0",
+        "--tolerance must be positive",
+    ),
+    line(
+        "a negative tolerance",
+        evaluate.main,
+        f"{RUN} --tolerance -1",
+        "--tolerance must be positive",
+    ),
+    line(
+        "an infinite tolerance",
+        evaluate.main,
+        f"{RUN} --tolerance inf",
+        "--tolerance must be positive",
+    ),
+    line(
+        "a tolerance in words",
+        evaluate.main,
+        f"{RUN} --tolerance small",
+        "--tolerance must be a number",
+    ),
+    line(
+        "a tolerance in grey levels of 255",
+        evaluate.main,
+        f"{RUN} --tolerance 2.5",
+        "--tolerance must lie between",
+    ),
+    line(
+        "a tolerance below rounding",
+        evaluate.main,
+        f"{RUN} --tolerance 1e-30",
+        "--tolerance must lie between",
+    ),
+    line(
+        "negative noise",
+        evaluate.main,
+        f"{RUN} --sigma -25",
+        "--sigma must be positive",
+    ),
+    line(
+        "noise of NaN",
+        evaluate.main,
+        f"{RUN} --sigma nan",
+        "--sigma must be positive",
+    ),
+    line(
+        "noise of 1e300",
+        evaluate.main,
+        f"{RUN} --sigma 1e300",
+        "--sigma must lie between",
+    ),
+    line(
+        "a seed of 2^63",
+        evaluate.main,
+        f"{RUN} --seed {2**63}",
+        "--seed must be at most",
+    ),
+    line(
+        "no patches",
+        deblurring.main,
+        f"{RUN} --patches 0",
+        "--patches must be at least 1",
+    ),
+    line(
+        "a patch of negative side",
+        deblurring.main,
+        f"{RUN} --patch -3",
+        "--patch must be at least 1",
+    ),
+    line(
+        "edges that do not exist",
+        deblurring.main,
+        f"{RUN} --edges soft",
+        "--edges: invalid choice",
+    ),
+    line(
+        "no crops",
+        ridge_study.main,
+        f"{RUN} --crops 0",
+        "--crops must be at least 1",
+    ),
+    line(
+        "filters of even sides",
+        truth_test.main,
+        "--size 4",
+        "--size must be odd",
+    ),
+    line(
+        "images smaller than their filters",
+        truth_test.main,
+        "--side 9 --size 9",
+        "at least 10 pixels a side",
+    ),
+    line(
+        "no checks",
+        validate_bounds.main,
+        "--checks 0",
+        "--checks must be at least 1",
+    ),
+    line(
+        "patches larger than any photograph",
+        validate_bounds.main,
+        "--side 300",
+        "patch of 300x300",
+    ),
+    line(
+        "no support patches",
+        few_shot.main,
+        "--shots 0",
+        "--shots must be at least 1",
+    ),
+    line(
+        "images smaller than the blur",
+        learned_solver.main,
+        "--side 8",
+        "--side must be at least 9",
+    ),
+    line(
+        "layers without channels",
+        compare_lifted.main,
+        "--widths 4 0",
+        "--widths must be at least 1",
+    ),
+    line(
+        "a network of one layer",
+        compare_lifted.main,
+        "--widths 4",
+        "two hidden layers",
+    ),
+    line(
+        "no time for the checks of a card",
+        gpu_check.main,
+        "--json gpu.json --limit nan",
+        "--limit must be positive",
+    ),
+    line(
+        "no time for the race",
+        compare_lifted.main,
+        "--limit 0",
+        "--limit must be positive",
+    ),
+    line(
+        "a smoothing that is next to nothing",
+        compare_lifted.main,
+        "--smoothing 1e-300",
+        "--smoothing must lie",
+    ),
+    line(
+        "more digits than there are",
+        compare_methods.main,
+        "--examples 1000",
+        "--examples must be at most",
+    ),
+    line(
+        "an infinite learning rate",
+        compare_methods.main,
+        "--rate inf",
+        "--rate must be positive",
+    ),
+    line(
+        "a budget of NaN",
+        compare_descents.main,
+        "--budget nan",
+        "--budget must be positive",
+    ),
+    line(
+        "an empty list of sides",
+        benchmark.main,
+        "--sides []",
+        "--sides must list something",
+    ),
+    line(
+        "sides that are too small",
+        benchmark.main,
+        "--sides [32,4]",
+        "--sides must be at least 16",
+    ),
+    line(
+        "a part that does not exist",
+        benchmark.main,
+        "--parts [speed]",
+        "--parts must be among",
+    ),
+    line(
+        "a part twice",
+        benchmark.main,
+        "--parts [growth,growth]",
+        "--parts must not name anything twice",
+    ),
+    line(
+        "a relative error of 200 % that is wanted",
+        benchmark.main,
+        "--wanted 2",
+        "--wanted must lie between 0 and 1",
+    ),
 ]
 
 REFUSALS: list[Refusal] = [*IMAGES, *KERNELS, *PLACES, *RUNS, *LINES]
 
 
 def section() -> str:
-    """What else was tried: kinds of files with known values, damaged files, hostile command lines."""
+    """What else was tried: kinds of files with known values, damaged files,
+    hostile command lines."""
     kept = refused = 0
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
@@ -519,11 +1129,15 @@ def section() -> str:
                 except UserError:
                     refused += 1
     lines = [
-        f"* Image files whose pixels are compared with the values that were written: {len(KINDS)} kinds "
+        "* Image files whose pixels are compared with the values that were "
+        f"written: {len(KINDS)} kinds "
         f"({'; '.join(KINDS)}), and all 8 orientations in 9 kinds.",
-        f"* Damaged image files: {kept + refused}, of which {refused} are refused by name and {kept} are read, to grey values in "
+        f"* Damaged image files: {kept + refused}, of which {refused} are "
+        f"refused by name and {kept} are read, to grey values in "
         "[0, 1]; no other end.",
-        f"* Hostile command lines: {len(CASES) * len(HOSTILE)} ({len(HOSTILE)} values for each of the {len(CASES)} options and "
-        f"arguments of {len(COMMANDS)} commands); each is refused in one line or means what was typed.",
+        f"* Hostile command lines: {len(CASES) * len(HOSTILE)} "
+        f"({len(HOSTILE)} values for each of the {len(CASES)} options and "
+        f"arguments of {len(COMMANDS)} commands); each is refused in one "
+        "line or means what was typed.",
     ]
     return "\n".join(lines) + "\n"

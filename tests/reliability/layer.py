@@ -1,4 +1,5 @@
-"""The layer: inputs that it refuses, and its certificates against gradients at a tolerance of 1e-12."""
+"""The layer: inputs that it refuses, and its certificates against gradients at
+a tolerance of 1e-12."""
 
 from __future__ import annotations
 
@@ -20,12 +21,23 @@ from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
 from piggyback.terms.data.quadratic import Deblurring, Denoising
 from tests.reliability.base import Refusal
-from tests.support.layer_cases import DOUBLE, INPUTS, KERNEL, REGULARIZERS, Closed, LearnedBlur, image, linear, seeded
+from tests.support.layer_cases import (
+    DOUBLE,
+    INPUTS,
+    KERNEL,
+    REGULARIZERS,
+    Closed,
+    LearnedBlur,
+    image,
+    linear,
+    seeded,
+)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One certified number of one call beside the truth; ``claim``: what it is about."""
+    """One certified number of one call beside the truth; ``claim``: what it is
+    about."""
 
     claim: str
     error: float
@@ -38,7 +50,8 @@ class Check:
 
 @lru_cache(maxsize=1)
 def checks() -> tuple[Check, ...]:
-    """Loose tolerances on random observations and cotangents, for every data term and two kinds of regularizer."""
+    """Loose tolerances on random observations and cotangents, for every data
+    term and two kinds of regularizer."""
     found: list[Check] = []
     for kind in ("linear", "icnn"):
         for seed, name in enumerate([*INPUTS, *INPUTS]):
@@ -46,10 +59,14 @@ def checks() -> tuple[Check, ...]:
     return tuple(found)
 
 
-def _checks(regularizer: Regularizer, name: str, generator: torch.Generator) -> list[Check]:
+def _checks(
+    regularizer: Regularizer, name: str, generator: torch.Generator
+) -> list[Check]:
     case = INPUTS[name]
     values = [v.clone() for v in case.values.values()]
-    values[0] += 0.2 * torch.randn(values[0].shape, generator=generator, dtype=DOUBLE)
+    values[0] += 0.2 * torch.randn(
+        values[0].shape, generator=generator, dtype=DOUBLE
+    )
     leaves = [*(v.requires_grad_() for v in values), *regularizer.parameters()]
     exact, found = Reconstruction(regularizer, 1e-12)(case.build(*values)), []
     cotangent = torch.randn(exact.shape, generator=generator, dtype=DOUBLE)
@@ -59,24 +76,43 @@ def _checks(regularizer: Regularizer, name: str, generator: torch.Generator) -> 
         x, report = layer.with_report(case.build(*values))
         gradients = torch.autograd.grad(x, leaves, cotangent)
         distances = (x - exact).detach().flatten(1).norm(dim=1)
-        found += [Check("distance", *pair) for pair in zip(distances.tolist(), report.distance.tolist(), strict=True)]
+        found += [
+            Check("distance", *pair)
+            for pair in zip(
+                distances.tolist(), report.distance.tolist(), strict=True
+            )
+        ]
         errors = [(a - b).norm() for a, b in zip(gradients, truth, strict=True)]
         for key, error in zip(case.values, errors, strict=False):
             if key in report.input_errors:
-                found.append(Check(f"gradient in the {key}", float(error), report.input_errors[key]))
+                found.append(
+                    Check(
+                        f"gradient in the {key}",
+                        float(error),
+                        report.input_errors[key],
+                    )
+                )
         assert report.gradient_error is not None
         parameters = float(torch.stack(errors[len(values) :]).norm())
-        found.append(Check("gradient in the parameters", parameters, report.gradient_error))
+        found.append(
+            Check(
+                "gradient in the parameters", parameters, report.gradient_error
+            )
+        )
     return found
 
 
 def section() -> str:
     """The counts, for docs/reliability.md."""
-    counts, broken = Counter(check.claim for check in checks()), sum(not check.holds for check in checks())
+    counts, broken = (
+        Counter(check.claim for check in checks()),
+        sum(not check.holds for check in checks()),
+    )
     rows = [f"| {claim} | {count} |" for claim, count in sorted(counts.items())]
     return "\n".join(
         [
-            "Certified numbers of the layer at tolerances of 0.1 to 0.001 against calls at 1e-12, for every data term and",
+            "Certified numbers of the layer at tolerances of 0.1 to 0.001 "
+            "against calls at 1e-12, for every data term and",
             f"random observations and cotangents: {len(checks())} checks, {broken} violated.",
             "",
             "| certified | checks |",
@@ -90,34 +126,54 @@ def _solve(**changes: object) -> Callable[[Path], object]:
     return lambda _: Reconstruction(linear(), **changes)  # type: ignore[arg-type]
 
 
-def _of(observed: Tensor, weight: float | Tensor = 1.0) -> Callable[[Path], object]:
+def _of(
+    observed: Tensor, weight: float | Tensor = 1.0
+) -> Callable[[Path], object]:
     return lambda _: Reconstruction(linear(), 1e-6)(Denoising(observed, weight))
 
 
-def _transformed(transform: Callable[..., Callable[[Tensor], object]]) -> Callable[[Path], object]:
+def _transformed(
+    transform: Callable[..., Callable[[Tensor], object]],
+) -> Callable[[Path], object]:
     layer = Reconstruction(linear(), 1e-6)
-    return lambda _: transform(lambda y: layer(Denoising(y.reshape(-1, 1, 6, 8))).sum())(image())
+    return lambda _: transform(
+        lambda y: layer(Denoising(y.reshape(-1, 1, 6, 8))).sum()
+    )(image())
 
 
 def _tangent(_: Path) -> object:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch compiles its tables with a function that it has deprecated
+        # torch compiles its tables with a function that it has deprecated
+        warnings.simplefilter("ignore")
         with forward_ad.dual_level():
-            return Reconstruction(linear(), 1e-6)(Denoising(forward_ad.make_dual(image(), image(1))))
+            return Reconstruction(linear(), 1e-6)(
+                Denoising(forward_ad.make_dual(image(), image(1)))
+            )
 
 
 def _penalty(_: Path) -> object:
     regularizer = linear()
     loss = Reconstruction(regularizer, 1e-6)(Denoising(image())).square().sum()
-    return torch.autograd.grad(loss, list(regularizer.parameters()), create_graph=True)
+    return torch.autograd.grad(
+        loss, list(regularizer.parameters()), create_graph=True
+    )
 
 
-def _between(change: Callable[[Regularizer, Tensor, Tensor], object]) -> Callable[[Path], object]:
-    """``change`` the regularizer, the observation or what the operator closes over between forward and backward."""
+def _between(
+    change: Callable[[Regularizer, Tensor, Tensor], object],
+) -> Callable[[Path], object]:
+    """``change`` the regularizer, the observation or what the operator closes
+    over between forward and backward."""
 
     def act(_: Path) -> None:
-        regularizer, observed, gains = linear(), image(3), 0.5 + image(5, (6, 8))
-        x = Reconstruction(regularizer, 1e-6)(LeastSquares(observed, Closed(gains), 0.1))
+        regularizer, observed, gains = (
+            linear(),
+            image(3),
+            0.5 + image(5, (6, 8)),
+        )
+        x = Reconstruction(regularizer, 1e-6)(
+            LeastSquares(observed, Closed(gains), 0.1)
+        )
         change(regularizer, observed, gains)
         x.square().sum().backward()
 
@@ -133,7 +189,9 @@ def _step(regularizer: Regularizer) -> None:
 def _together(_: Path) -> object:
     observed = image().requires_grad_()
     x = Reconstruction(linear(), 1e-6)(Denoising(observed))
-    return torch.autograd.grad(x, observed, torch.stack([image(1), image(2)]), is_grads_batched=True)
+    return torch.autograd.grad(
+        x, observed, torch.stack([image(1), image(2)]), is_grads_batched=True
+    )
 
 
 def _twice(_: Path) -> None:
@@ -157,7 +215,9 @@ class _Cut(LearnedBlur):
 
 def _cut(_: Path) -> object:
     operator = _Cut(torch.tensor([0.2, 0.5, 0.3], dtype=DOUBLE))
-    return Reconstruction(linear())(LeastSquares(image(3, (2, 1, 6, 6)), operator, 0.1))
+    return Reconstruction(linear())(
+        LeastSquares(image(3, (2, 1, 6, 6)), operator, 0.1)
+    )
 
 
 def _half_converted(_: Path) -> object:
@@ -167,38 +227,111 @@ def _half_converted(_: Path) -> object:
 
 
 def _masked(_: Path) -> object:
-    return MaskedDenoising(image(), torch.ones(2, 1, 6, 8, dtype=DOUBLE, requires_grad=True))
+    return MaskedDenoising(
+        image(), torch.ones(2, 1, 6, 8, dtype=DOUBLE, requires_grad=True)
+    )
 
 
 CHANGED = "modified by an inplace operation"
 
 REFUSALS: list[Refusal] = [
-    Refusal("a layer with a tolerance of 0", _solve(tolerance=0.0), "tolerance"),
-    Refusal("a layer with a tolerance that is not a number", _solve(tolerance=float("nan")), "tolerance"),
-    Refusal("a layer with an infinite tolerance", _solve(tolerance=float("inf")), "tolerance"),
-    Refusal("a layer with a tolerance in quotes", _solve(tolerance="1e-3"), "tolerance"),
-    Refusal("a layer with a network that is no regularizer", lambda _: Reconstruction(nn.Conv2d(1, 1, 3)), "Conv2d"),  # type: ignore[arg-type]
-    Refusal("a layer with a method that has no adjoint", _solve(method=Unrolled()), "Unrolled"),
+    Refusal(
+        "a layer with a tolerance of 0", _solve(tolerance=0.0), "tolerance"
+    ),
+    Refusal(
+        "a layer with a tolerance that is not a number",
+        _solve(tolerance=float("nan")),
+        "tolerance",
+    ),
+    Refusal(
+        "a layer with an infinite tolerance",
+        _solve(tolerance=float("inf")),
+        "tolerance",
+    ),
+    Refusal(
+        "a layer with a tolerance in quotes",
+        _solve(tolerance="1e-3"),
+        "tolerance",
+    ),
+    Refusal(
+        "a layer with a network that is no regularizer",
+        lambda _: Reconstruction(nn.Conv2d(1, 1, 3)),  # pyright: ignore[reportArgumentType]
+        "Conv2d",
+    ),
+    Refusal(
+        "a layer with a method that has no adjoint",
+        _solve(method=Unrolled()),
+        "Unrolled",
+    ),
     Refusal("a layer with a solver that is none", _solve(solver="cg"), "str"),
-    Refusal("a layer called with an image", lambda _: Reconstruction(linear())(image()), "Denoising(noisy)"),  # type: ignore[arg-type]
-    Refusal("a float32 observation for a float64 regularizer", _of(image().float()), "torch.float64"),
-    Refusal("a regularizer of which one parameter is in another precision", _half_converted, "extra"),
-    Refusal("an observation in half precision", _of(image().half()), "torch.float16"),
-    Refusal("an observation in bfloat16, from autocast", _of(image().bfloat16()), "torch.bfloat16"),
-    Refusal("grey values as integers", _of((255 * image()).long()), "torch.int64"),
+    Refusal(
+        "a layer called with an image",
+        lambda _: Reconstruction(linear())(image()),  # pyright: ignore[reportArgumentType]
+        "Denoising(noisy)",
+    ),
+    Refusal(
+        "a float32 observation for a float64 regularizer",
+        _of(image().float()),
+        "torch.float64",
+    ),
+    Refusal(
+        "a regularizer of which one parameter is in another precision",
+        _half_converted,
+        "extra",
+    ),
+    Refusal(
+        "an observation in half precision", _of(image().half()), "torch.float16"
+    ),
+    Refusal(
+        "an observation in bfloat16, from autocast",
+        _of(image().bfloat16()),
+        "torch.bfloat16",
+    ),
+    Refusal(
+        "grey values as integers", _of((255 * image()).long()), "torch.int64"
+    ),
     Refusal("an image without a batch axis", _of(image()[0]), "batch"),
-    Refusal("an observation on the meta device", _of(image().to("meta")), "meta"),
+    Refusal(
+        "an observation on the meta device", _of(image().to("meta")), "meta"
+    ),
     Refusal(
         "a regularizer on the meta device",
         lambda _: Reconstruction(linear().to("meta"))(Denoising(image())),
         "coefficients",
     ),
-    Refusal("torch.func.grad of a loss with a layer", _transformed(torch.func.grad), "backward()", RuntimeError),
-    Refusal("torch.func.vmap of a layer", _transformed(torch.func.vmap), "a batch", RuntimeError),
-    Refusal("forward-mode derivatives of a layer", _tangent, "observation", RuntimeError),
-    Refusal("a gradient penalty through a layer", _penalty, "create_graph=True", RuntimeError),
-    Refusal("many cotangents at once", _together, "is_grads_batched", RuntimeError),
-    Refusal("backward twice without retain_graph", _twice, "second time", RuntimeError),
+    Refusal(
+        "torch.func.grad of a loss with a layer",
+        _transformed(torch.func.grad),
+        "backward()",
+        RuntimeError,
+    ),
+    Refusal(
+        "torch.func.vmap of a layer",
+        _transformed(torch.func.vmap),
+        "a batch",
+        RuntimeError,
+    ),
+    Refusal(
+        "forward-mode derivatives of a layer",
+        _tangent,
+        "observation",
+        RuntimeError,
+    ),
+    Refusal(
+        "a gradient penalty through a layer",
+        _penalty,
+        "create_graph=True",
+        RuntimeError,
+    ),
+    Refusal(
+        "many cotangents at once", _together, "is_grads_batched", RuntimeError
+    ),
+    Refusal(
+        "backward twice without retain_graph",
+        _twice,
+        "second time",
+        RuntimeError,
+    ),
     Refusal(
         "an observation overwritten between forward and backward",
         _between(lambda _, observed, __: observed.zero_()),
@@ -223,10 +356,26 @@ REFUSALS: list[Refusal] = [
         CHANGED,
         RuntimeError,
     ),
-    Refusal("noise weights as a vector", _of(image(), torch.ones(2, dtype=DOUBLE)), "(2,)"),
-    Refusal("noise weights for another batch", _of(image(), torch.ones(3, 1, 1, 1, dtype=DOUBLE)), "(3, 1, 1, 1)"),
+    Refusal(
+        "noise weights as a vector",
+        _of(image(), torch.ones(2, dtype=DOUBLE)),
+        "(2,)",
+    ),
+    Refusal(
+        "noise weights for another batch",
+        _of(image(), torch.ones(3, 1, 1, 1, dtype=DOUBLE)),
+        "(3, 1, 1, 1)",
+    ),
     Refusal("a learned noise weight that became negative", _negative, "-1.0"),
-    Refusal("a ridge per sample", lambda _: Deblurring(image(), KERNEL, torch.ones(2)), "ridge"),
+    Refusal(
+        "a ridge per sample",
+        lambda _: Deblurring(image(), KERNEL, torch.ones(2)),
+        "ridge",
+    ),
     Refusal("the gradient in a mask of zeros and ones", _masked, "Inpainting"),
-    Refusal("a forward operator with weights that its A does not reach", _cut, "taps"),
+    Refusal(
+        "a forward operator with weights that its A does not reach",
+        _cut,
+        "taps",
+    ),
 ]

@@ -51,7 +51,13 @@ from piggyback import (
     solve_lower,
 )
 from piggyback.training.stochastic import StochasticSettings
-from regularizers import LinearConfig, LinearRegularizer, ModuleRegularizer, NetworkConfig, NetworkRegularizer
+from regularizers import (
+    LinearConfig,
+    LinearRegularizer,
+    ModuleRegularizer,
+    NetworkConfig,
+    NetworkRegularizer,
+)
 from tests.reliability.base import Refusal
 
 SIDE = 10
@@ -68,7 +74,9 @@ def images(seed: int = 1) -> Tensor:
 
 
 def model() -> LinearRegularizer:
-    config = LinearConfig(filters=3, size=3, weight=0.05, gradient_weight=0.1, smoothing=0.05)
+    config = LinearConfig(
+        filters=3, size=3, weight=0.05, gradient_weight=0.1, smoothing=0.05
+    )
     return LinearRegularizer(config, generator()).double()
 
 
@@ -80,14 +88,17 @@ def spoilt(values: Tensor, value: float = NAN) -> Tensor:
 
 
 def kernel() -> Tensor:
-    return torch.tensor([[0.0, 0.1, 0.0], [0.2, 0.4, 0.1], [0.0, 0.2, 0.0]], dtype=torch.float64)
+    return torch.tensor(
+        [[0.0, 0.1, 0.0], [0.2, 0.4, 0.1], [0.0, 0.2, 0.0]], dtype=torch.float64
+    )
 
 
-# --- operators whose A or A_adjoint is not what it should be -----------------------------------------------------------
+# --- operators whose A or A_adjoint is not what it should be ------------------
 
 
 class Blur:
-    """Right: correlation with a kernel that is not symmetric, zero beyond the border."""
+    """Right: correlation with a kernel that is not symmetric, zero beyond the
+    border."""
 
     norm_bound = 1.0
 
@@ -128,7 +139,11 @@ class Shifted(Blur):
 class PseudoInverse(Blur):
     def A_adjoint(self, y: Tensor) -> Tensor:
         size = math.prod(y.shape[1:])
-        matrix = self.A(torch.eye(size, dtype=y.dtype).reshape(size, *y.shape[1:])).flatten(1).T
+        matrix = (
+            self.A(torch.eye(size, dtype=y.dtype).reshape(size, *y.shape[1:]))
+            .flatten(1)
+            .T
+        )
         return (y.flatten(1) @ torch.linalg.pinv(matrix).T).reshape(y.shape)
 
 
@@ -148,7 +163,8 @@ class Clipped(Blur):
 
 
 class Mixing(Blur):
-    """Symmetric on the batch as a whole: a sum over all samples would not notice."""
+    """Symmetric on the batch as a whole: a sum over all samples would not
+    notice."""
 
     def A(self, x: Tensor) -> Tensor:
         return x + x.mean(dim=0, keepdim=True)
@@ -201,10 +217,14 @@ class LosesTheBatch(Blur):
 
 
 class ComplexConjugateForgotten:
-    """A masked Fourier transform with a phase, whose adjoint keeps the phase instead of turning it back."""
+    """A masked Fourier transform with a phase, whose adjoint keeps the phase
+    instead of turning it back."""
 
     norm_bound = 1.0
-    phase = torch.polar(torch.ones(SIDE, SIDE, dtype=torch.float64), torch.linspace(0, 3, SIDE, dtype=torch.float64))
+    phase = torch.polar(
+        torch.ones(SIDE, SIDE, dtype=torch.float64),
+        torch.linspace(0, 3, SIDE, dtype=torch.float64),
+    )
 
     def A(self, x: Tensor) -> Tensor:
         return self.phase * torch.fft.fft2(x, norm="ortho")
@@ -230,12 +250,24 @@ WRONG: list[tuple[str, Callable[[], Blur], str]] = [
     ("an operator that clips", Clipped, "must be linear"),
     ("an operator that mixes samples", Mixing, "samples must not be mixed"),
     ("an operator that adds noise", Noisy, "must not be random"),
-    ("an operator that overwrites the image", InPlace, "changes its argument in place"),
-    ("an adjoint that overwrites the observation", InPlaceAdjoint, "changes its argument in place"),
+    (
+        "an operator that overwrites the image",
+        InPlace,
+        "changes its argument in place",
+    ),
+    (
+        "an adjoint that overwrites the observation",
+        InPlaceAdjoint,
+        "changes its argument in place",
+    ),
     ("an operator that returns NaN", Undefined, "NaN or infinite"),
     ("an adjoint that returns NaN", UndefinedAdjoint, "NaN or infinite"),
     ("an operator for a batch of one", OneSample, "batch of 2"),
-    ("an operator that sums over the batch", LosesTheBatch, "keep the batch as the first axis"),
+    (
+        "an operator that sums over the batch",
+        LosesTheBatch,
+        "keep the batch as the first axis",
+    ),
 ]
 
 
@@ -263,13 +295,15 @@ class TooSmallDense(DenseOperator):
         return TooSmallDense(self.matrix.detach().double())
 
 
-# --- energies ----------------------------------------------------------------------------------------------------------
+# --- energies -----------------------------------------------------------------
 
 
 class Energy(nn.Module):
     """``value`` of a batch."""
 
-    def __init__(self, value: Callable[[Tensor], Tensor], inside: nn.Module | None = None) -> None:
+    def __init__(
+        self, value: Callable[[Tensor], Tensor], inside: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.function = value
         self.inside = nn.Identity() if inside is None else inside
@@ -287,12 +321,16 @@ def wavy(x: Tensor) -> Tensor:
 
 
 def minimise(energy: nn.Module) -> Tensor:
-    return Reconstruction(ModuleRegularizer(energy.double()), 1e-3)(Denoising(images()))
+    return Reconstruction(ModuleRegularizer(energy.double()), 1e-3)(
+        Denoising(images())
+    )
 
 
 def dense(operator: DenseOperator) -> SaddleProblem:
     ones = torch.ones(operator.matrix.shape[0], dtype=torch.float64)
-    data = Denoising(torch.ones(2, operator.matrix.shape[1], dtype=torch.float64))
+    data = Denoising(
+        torch.ones(2, operator.matrix.shape[1], dtype=torch.float64)
+    )
     return SaddleProblem(data, Potential(Huber(), ones, ones), operator)
 
 
@@ -300,9 +338,16 @@ def lower() -> SaddleProblem:
     return model().problem(Denoising(images()))
 
 
-def solved(problem: SaddleProblem, radius: float = 0.1, start: Tensor | None = None) -> object:
+def solved(
+    problem: SaddleProblem, radius: float = 0.1, start: Tensor | None = None
+) -> object:
     like = problem.data.start
-    return solve_lower(problem, NonlinearCG(), torch.full((like.shape[0],), radius, dtype=like.dtype), start)
+    return solve_lower(
+        problem,
+        NonlinearCG(),
+        torch.full((like.shape[0],), radius, dtype=like.dtype),
+        start,
+    )
 
 
 def matrix() -> Tensor:
@@ -319,17 +364,23 @@ def with_parameter(name: str) -> LinearRegularizer:
 
 
 def network(name: str) -> NetworkRegularizer:
-    regularizer = NetworkRegularizer(NetworkConfig(widths=(2, 2), size=3), generator()).double()
+    regularizer = NetworkRegularizer(
+        NetworkConfig(widths=(2, 2), size=3), generator()
+    ).double()
     with torch.no_grad():
         parameter = getattr(regularizer, name)[0]
         parameter.copy_(spoilt(parameter))
     return regularizer
 
 
-def restored(forward: object, observed: Tensor | None = None, norm: float | None = None) -> Tensor:
+def restored(
+    forward: object, observed: Tensor | None = None, norm: float | None = None
+) -> Tensor:
     """What a user does with an operator of theirs."""
     seen = images() if observed is None else observed
-    return Reconstruction(model(), 1e-3)(LeastSquares(seen, forward, 0.05, norm))  # type: ignore[arg-type]
+    return Reconstruction(model(), 1e-3)(
+        LeastSquares(seen, forward, 0.05, norm)  # pyright: ignore[reportArgumentType]
+    )
 
 
 @dataclass(frozen=True)
@@ -343,23 +394,45 @@ class _Quick:
 
     def row(self) -> Refusal:
         act = self.act
-        return Refusal(self.what, lambda folder: act(), self.culprit, self.error)
+        return Refusal(
+            self.what, lambda folder: act(), self.culprit, self.error
+        )
 
 
 def _operators() -> list[_Quick]:
-    rows = [_Quick(f"forward operator: {what}", lambda make=make: restored(make()), why) for what, make, why in WRONG]
+    rows = [
+        _Quick(
+            f"forward operator: {what}", lambda make=make: restored(make()), why
+        )
+        for what, make, why in WRONG
+    ]
     rows.append(
         _Quick(
             "forward operator: a complex adjoint without the conjugate",
-            lambda: restored(ComplexConjugateForgotten(), ComplexConjugateForgotten().A(images())),
+            lambda: restored(
+                ComplexConjugateForgotten(),
+                ComplexConjugateForgotten().A(images()),
+            ),
             "not the adjoint",
         )
     )
     return [
         *rows,
-        _Quick("check_adjoint of a wrong pair", lambda: check_adjoint(Negated(), images()), "<A x, y>"),
-        _Quick("check_adjoint of something that is no operator", lambda: check_adjoint(3, images()), "int has neither"),
-        _Quick("a forward operator that fails", lambda: restored(Fails()), "the detector is off"),
+        _Quick(
+            "check_adjoint of a wrong pair",
+            lambda: check_adjoint(Negated(), images()),
+            "<A x, y>",
+        ),
+        _Quick(
+            "check_adjoint of something that is no operator",
+            lambda: check_adjoint(3, images()),
+            "int has neither",
+        ),
+        _Quick(
+            "a forward operator that fails",
+            lambda: restored(Fails()),
+            "the detector is off",
+        ),
         _Quick(
             "a real operator with complex observations",
             lambda: restored(Blur(), images() + 0j),
@@ -375,22 +448,46 @@ def _operators() -> list[_Quick]:
             lambda: restored(Cropped()),
             "observed were",
         ),
-        _Quick("a norm smaller than the operator", lambda: restored(Blur(), norm=0.5), "norm = 0.5 is too small"),
-        _Quick("a norm that is NaN", lambda: restored(Blur(), norm=NAN), "norm >= ||B||"),
-        _Quick("a linear operator K whose adjoint is wrong", lambda: solved(dense(WrongDense(matrix()))), "WrongDense"),
+        _Quick(
+            "a norm smaller than the operator",
+            lambda: restored(Blur(), norm=0.5),
+            "norm = 0.5 is too small",
+        ),
+        _Quick(
+            "a norm that is NaN",
+            lambda: restored(Blur(), norm=NAN),
+            "norm >= ||B||",
+        ),
+        _Quick(
+            "a linear operator K whose adjoint is wrong",
+            lambda: solved(dense(WrongDense(matrix()))),
+            "WrongDense",
+        ),
         _Quick(
             "a linear operator K larger than its norm_bound",
             lambda: solved(dense(TooSmallDense(matrix()))),
             "too small",
         ),
-        _Quick("NaN in a blur kernel", lambda: ValidBlur(spoilt(kernel())), "blur kernel has NaN"),
+        _Quick(
+            "NaN in a blur kernel",
+            lambda: ValidBlur(spoilt(kernel())),
+            "blur kernel has NaN",
+        ),
         _Quick(
             "infinite entry in a blur kernel",
             lambda: Deblurring(images(), spoilt(kernel(), math.inf)),
             "kernel has NaN",
         ),
-        _Quick("a complex blur kernel", lambda: ValidBlur(kernel() + 0j), "blur kernel is torch.complex128"),
-        _Quick("NaN in a mask", lambda: Inpainting(spoilt(images()[0, 0])), "mask has NaN"),
+        _Quick(
+            "a complex blur kernel",
+            lambda: ValidBlur(kernel() + 0j),
+            "blur kernel is torch.complex128",
+        ),
+        _Quick(
+            "NaN in a mask",
+            lambda: Inpainting(spoilt(images()[0, 0])),
+            "mask has NaN",
+        ),
         _Quick(
             "a mask of bytes 0 and 255",
             lambda: Inpainting(torch.full((4, 4), 255, dtype=torch.uint8)),
@@ -401,7 +498,11 @@ def _operators() -> list[_Quick]:
             lambda: MaskedDenoising(images(), 2 * torch.ones(SHAPE)),
             "zeros and ones",
         ),
-        _Quick("super-resolution by a factor of 1.5", lambda: SuperResolution(1.5), "whole number"),  # type: ignore[arg-type]
+        _Quick(
+            "super-resolution by a factor of 1.5",
+            lambda: SuperResolution(1.5),  # pyright: ignore[reportArgumentType]
+            "whole number",
+        ),
     ]
 
 
@@ -417,14 +518,20 @@ class Cropped(Blur):
 
 def _data() -> list[_Quick]:
     return [
-        _Quick("NaN in an observation", lambda: reconstruct(spoilt(images()), model()), "sample 1 of the batch"),
+        _Quick(
+            "NaN in an observation",
+            lambda: reconstruct(spoilt(images()), model()),
+            "sample 1 of the batch",
+        ),
         _Quick(
             "infinite value in an observation behind an operator",
             lambda: restored(Blur(), spoilt(images(), math.inf)),
             "the observation has NaN or infinite",
         ),
         _Quick(
-            "an image of bytes", lambda: reconstruct((255 * images()).byte(), model()), "the observation is torch.uint8"
+            "an image of bytes",
+            lambda: reconstruct((255 * images()).byte(), model()),
+            "the observation is torch.uint8",
         ),
         _Quick(
             "an image in half precision",
@@ -436,25 +543,67 @@ def _data() -> list[_Quick]:
             lambda: Deblurring(images().bfloat16(), kernel()),
             "the observation is torch.bfloat16",
         ),
-        _Quick("a complex image", lambda: reconstruct(images() + 0j, model()), "the observation is torch.complex128"),
-        _Quick("an array of numpy", lambda: Denoising(images().numpy()), "got ndarray"),  # type: ignore[arg-type]
-        _Quick("a noise weight that is infinite", lambda: Denoising(images(), math.inf), "positive weight"),
-        _Quick("a ridge that is infinite", lambda: Deblurring(images(), kernel(), math.inf), "ridge"),
-        _Quick("a ridge that is NaN", lambda: LeastSquares(images(), Blur(), NAN), "positive ridge"),
-        _Quick("a centre that is NaN", lambda: LeastSquares(images(), Blur(), centre=NAN), "centre of LeastSquares"),
         _Quick(
-            "a centre that is infinite", lambda: Deblurring(images(), kernel(), centre=math.inf), "centre of Deblurring"
+            "a complex image",
+            lambda: reconstruct(images() + 0j, model()),
+            "the observation is torch.complex128",
+        ),
+        _Quick(
+            "an array of numpy",
+            lambda: Denoising(images().numpy()),  # pyright: ignore[reportArgumentType]
+            "got ndarray",
+        ),
+        _Quick(
+            "a noise weight that is infinite",
+            lambda: Denoising(images(), math.inf),
+            "positive weight",
+        ),
+        _Quick(
+            "a ridge that is infinite",
+            lambda: Deblurring(images(), kernel(), math.inf),
+            "ridge",
+        ),
+        _Quick(
+            "a ridge that is NaN",
+            lambda: LeastSquares(images(), Blur(), NAN),
+            "positive ridge",
+        ),
+        _Quick(
+            "a centre that is NaN",
+            lambda: LeastSquares(images(), Blur(), centre=NAN),
+            "centre of LeastSquares",
+        ),
+        _Quick(
+            "a centre that is infinite",
+            lambda: Deblurring(images(), kernel(), centre=math.inf),
+            "centre of Deblurring",
         ),
         _Quick(
             "a matrix H that is not finite",
-            lambda: DenseQuadratic(torch.diag(torch.tensor([1.0, NAN])), torch.ones(1, 2)),
+            lambda: DenseQuadratic(
+                torch.diag(torch.tensor([1.0, NAN])), torch.ones(1, 2)
+            ),
             "NaN or infinite",
         ),
-        _Quick("NaN in a truth", lambda: trained(SquaredError(spoilt(images()))), "the truth has NaN"),
-        _Quick("a truth of bytes", lambda: SquaredError((255 * images()).byte()), "the truth is torch.uint8"),
+        _Quick(
+            "NaN in a truth",
+            lambda: trained(SquaredError(spoilt(images()))),
+            "the truth has NaN",
+        ),
+        _Quick(
+            "a truth of bytes",
+            lambda: SquaredError((255 * images()).byte()),
+            "the truth is torch.uint8",
+        ),
         _Quick(
             "a loss whose gradient is NaN",
-            lambda: hypergradient(ImplicitCG(), model(), Denoising(images()), _Root(), Accuracy(1e-3, 1e-2)),
+            lambda: hypergradient(
+                ImplicitCG(),
+                model(),
+                Denoising(images()),
+                _Root(),
+                Accuracy(1e-3, 1e-2),
+            ),
             "the gradient of the loss: sample 0",
         ),
         _Quick(
@@ -478,16 +627,30 @@ def _data() -> list[_Quick]:
             "the start of the adjoint: sample 1",
         ),
         _Quick(
-            "NaN in a filter", lambda: reconstruct(images(), with_parameter("coefficients")), "filter 1 of the operator"
-        ),
-        _Quick("NaN in a weight", lambda: reconstruct(images(), with_parameter("log_weight")), "potential weight"),
-        _Quick(
-            "NaN in a smoothing", lambda: reconstruct(images(), with_parameter("log_smoothing")), "potential smoothing"
+            "NaN in a filter",
+            lambda: reconstruct(images(), with_parameter("coefficients")),
+            "filter 1 of the operator",
         ),
         _Quick(
-            "NaN in a filter of a network", lambda: reconstruct(images(), network("coefficients")), "layer 1: filters"
+            "NaN in a weight",
+            lambda: reconstruct(images(), with_parameter("log_weight")),
+            "potential weight",
         ),
-        _Quick("NaN in an offset of a network", lambda: reconstruct(images(), network("offset")), "layer 1: offset"),
+        _Quick(
+            "NaN in a smoothing",
+            lambda: reconstruct(images(), with_parameter("log_smoothing")),
+            "potential smoothing",
+        ),
+        _Quick(
+            "NaN in a filter of a network",
+            lambda: reconstruct(images(), network("coefficients")),
+            "layer 1: filters",
+        ),
+        _Quick(
+            "NaN in an offset of a network",
+            lambda: reconstruct(images(), network("offset")),
+            "layer 1: offset",
+        ),
         _Quick(
             "NaN in a dense operator",
             lambda: solved(dense(DenseOperator(spoilt(matrix())))),
@@ -497,7 +660,9 @@ def _data() -> list[_Quick]:
 
 
 def trained(loss: SquaredError) -> object:
-    return hypergradient(ImplicitCG(), model(), Denoising(images()), loss, Accuracy(1e-3, 1e-2))
+    return hypergradient(
+        ImplicitCG(), model(), Denoising(images()), loss, Accuracy(1e-3, 1e-2)
+    )
 
 
 class _Root(SquaredError):
@@ -512,26 +677,50 @@ class _Root(SquaredError):
 
 def _energies() -> list[_Quick]:
     return [
-        _Quick("a concave energy", lambda: minimise(Energy(lambda x: -5 * square(x))), "Energy is not convex"),
-        _Quick("an energy with ripples", lambda: minimise(Energy(wavy)), "Energy is not convex"),
+        _Quick(
+            "a concave energy",
+            lambda: minimise(Energy(lambda x: -5 * square(x))),
+            "Energy is not convex",
+        ),
+        _Quick(
+            "an energy with ripples",
+            lambda: minimise(Energy(wavy)),
+            "Energy is not convex",
+        ),
         _Quick(
             "an energy that mixes samples",
-            lambda: minimise(Energy(lambda x: square(x - x.mean(dim=0, keepdim=True)))),
+            lambda: minimise(
+                Energy(lambda x: square(x - x.mean(dim=0, keepdim=True)))
+            ),
             "samples must not be mixed",
         ),
         _Quick(
             "an energy that is random",
-            lambda: minimise(Energy(lambda x: square(x) * (1 + 0.1 * torch.rand(x.shape[0])))),
+            lambda: minimise(
+                Energy(lambda x: square(x) * (1 + 0.1 * torch.rand(x.shape[0])))
+            ),
             "random energy",
         ),
-        _Quick("an energy that is NaN", lambda: minimise(Energy(lambda x: square(x) * NAN)), "NaN or infinite"),
+        _Quick(
+            "an energy that is NaN",
+            lambda: minimise(Energy(lambda x: square(x) * NAN)),
+            "NaN or infinite",
+        ),
         _Quick(
             "batch normalisation in training mode",
             lambda: minimise(Energy(square, nn.BatchNorm2d(1))),
             "BatchNorm2d 'inside'",
         ),
-        _Quick("dropout in training mode", lambda: minimise(Energy(square, nn.Dropout(0.5))), "Dropout 'inside'"),
-        _Quick("an energy that is a plain function", lambda: ModuleEnergy(square), "got a function"),  # type: ignore[arg-type]
+        _Quick(
+            "dropout in training mode",
+            lambda: minimise(Energy(square, nn.Dropout(0.5))),
+            "Dropout 'inside'",
+        ),
+        _Quick(
+            "an energy that is a plain function",
+            lambda: ModuleEnergy(square),  # pyright: ignore[reportArgumentType]
+            "got a function",
+        ),
         _Quick(
             "NaN in a running mean",
             lambda: minimise(_with_running_mean(NAN)),
@@ -554,41 +743,115 @@ def _settings() -> list[_Quick]:
             lambda: Reconstruction(model(), -1e-3)(Denoising(images())),
             "the tolerance must",
         ),
-        _Quick("a tolerance of 0", lambda: reconstruct(images(), model(), 0.0), "the tolerance must"),
-        _Quick("a tolerance that is NaN", lambda: reconstruct(images(), model(), NAN), "the tolerance must"),
+        _Quick(
+            "a tolerance of 0",
+            lambda: reconstruct(images(), model(), 0.0),
+            "the tolerance must",
+        ),
+        _Quick(
+            "a tolerance that is NaN",
+            lambda: reconstruct(images(), model(), NAN),
+            "the tolerance must",
+        ),
         _Quick(
             "a tolerance that is infinite",
             lambda: reconstruct(images(), model(), math.inf),
             "the tolerance must",
         ),
-        _Quick("a radius of 0", lambda: solved(lower(), 0.0), "the radius must be positive"),
-        _Quick("a radius that is NaN", lambda: solved(lower(), NAN), "the radius must be positive"),
+        _Quick(
+            "a radius of 0",
+            lambda: solved(lower(), 0.0),
+            "the radius must be positive",
+        ),
+        _Quick(
+            "a radius that is NaN",
+            lambda: solved(lower(), NAN),
+            "the radius must be positive",
+        ),
         _Quick(
             "one radius for two samples",
             lambda: solve_lower(lower(), NonlinearCG(), torch.ones(1)),
             "one number per sample",
         ),
         *_shapes(),
-        _Quick("an infinite accuracy", lambda: Accuracy(math.inf, 0.1), "accuracies must be positive and finite"),
+        _Quick(
+            "an infinite accuracy",
+            lambda: Accuracy(math.inf, 0.1),
+            "accuracies must be positive and finite",
+        ),
         _Quick(
             "an infinite relative error",
-            lambda: OnDemand().differentiate(model(), Denoising(images()), SquaredError(images()), math.inf),
+            lambda: OnDemand().differentiate(
+                model(), Denoising(images()), SquaredError(images()), math.inf
+            ),
             "the relative error must be positive",
         ),
-        _Quick("half a step", lambda: Schedule(max_steps=0.5), "max_steps must be a whole number"),  # type: ignore[arg-type]
-        _Quick("looks that never come", lambda: Schedule(check_every=0), "check_every"),
-        _Quick("unrolling no steps", lambda: Unrolled(steps=0), "steps must be"),
-        _Quick("truncating to no steps", lambda: Truncated(window=0), "window must be"),
-        _Quick("a quasi-Newton method without memory", lambda: QuasiNewton(memory=0), "memory must be"),
-        _Quick("a penalty of 0", lambda: ValueFunction(gamma=0.0), "gamma must be positive"),
-        _Quick("corrections to no tolerance", lambda: Refined(tolerance=NAN), "the tolerance of corrections"),
-        _Quick("joint descent without inner steps", lambda: BOME(inner=0), "inner must be"),
-        _Quick("aggregation of no steps", lambda: BDA(steps=0), "steps must be"),
-        _Quick("a learned start and no steps", lambda: IAPTT(steps=-1), "steps must be"),
-        _Quick("batches of 0 images", lambda: BilevelSettings(batch=0), "batch must be"),
-        _Quick("-1 workers", lambda: StochasticSettings(workers=-1), "workers must be"),
-        _Quick("an Armijo constant that is NaN", lambda: DescentSettings(armijo=NAN), "armijo must be positive"),
-        _Quick("step factors that grow", lambda: DescentSettings(shrink=1.5), "shrink must lie between 0 and 1"),
+        _Quick(
+            "half a step",
+            lambda: Schedule(max_steps=0.5),  # pyright: ignore[reportArgumentType]
+            "max_steps must be a whole number",
+        ),
+        _Quick(
+            "looks that never come",
+            lambda: Schedule(check_every=0),
+            "check_every",
+        ),
+        _Quick(
+            "unrolling no steps", lambda: Unrolled(steps=0), "steps must be"
+        ),
+        _Quick(
+            "truncating to no steps",
+            lambda: Truncated(window=0),
+            "window must be",
+        ),
+        _Quick(
+            "a quasi-Newton method without memory",
+            lambda: QuasiNewton(memory=0),
+            "memory must be",
+        ),
+        _Quick(
+            "a penalty of 0",
+            lambda: ValueFunction(gamma=0.0),
+            "gamma must be positive",
+        ),
+        _Quick(
+            "corrections to no tolerance",
+            lambda: Refined(tolerance=NAN),
+            "the tolerance of corrections",
+        ),
+        _Quick(
+            "joint descent without inner steps",
+            lambda: BOME(inner=0),
+            "inner must be",
+        ),
+        _Quick(
+            "aggregation of no steps", lambda: BDA(steps=0), "steps must be"
+        ),
+        _Quick(
+            "a learned start and no steps",
+            lambda: IAPTT(steps=-1),
+            "steps must be",
+        ),
+        _Quick(
+            "batches of 0 images",
+            lambda: BilevelSettings(batch=0),
+            "batch must be",
+        ),
+        _Quick(
+            "-1 workers",
+            lambda: StochasticSettings(workers=-1),
+            "workers must be",
+        ),
+        _Quick(
+            "an Armijo constant that is NaN",
+            lambda: DescentSettings(armijo=NAN),
+            "armijo must be positive",
+        ),
+        _Quick(
+            "step factors that grow",
+            lambda: DescentSettings(shrink=1.5),
+            "shrink must lie between 0 and 1",
+        ),
         _Quick(
             "implicit differentiation without strong convexity",
             lambda: hypergradient(
@@ -608,23 +871,45 @@ def _shapes() -> list[_Quick]:
     """What has no shape, or one that does not fit."""
     half = images()[..., :5]
     return [
-        _Quick("a kernel as a list", lambda: ValidBlur([[1.0]]), "the blur kernel must be a torch.Tensor"),  # type: ignore[arg-type]
-        _Quick("a mask as a list", lambda: Inpainting([1.0]), "the mask must be a torch.Tensor"),  # type: ignore[arg-type]
+        _Quick(
+            "a kernel as a list",
+            lambda: ValidBlur([[1.0]]),  # pyright: ignore[reportArgumentType]
+            "the blur kernel must be a torch.Tensor",
+        ),
+        _Quick(
+            "a mask as a list",
+            lambda: Inpainting([1.0]),  # pyright: ignore[reportArgumentType]
+            "the mask must be a torch.Tensor",
+        ),
         _Quick(
             "a mask of other images",
             lambda: LeastSquares(images(), Inpainting(half[0])),
             "mask of shape (1, 10, 5) does not fit images (2, 1, 10, 10)",
         ),
-        _Quick("a number in the place of images", lambda: Denoising(torch.tensor(0.5)), "no pixels"),
         _Quick(
-            "sparse images", lambda: Denoising(images().to_sparse()), "must be a dense tensor, got a torch.sparse_coo"
+            "a number in the place of images",
+            lambda: Denoising(torch.tensor(0.5)),
+            "no pixels",
+        ),
+        _Quick(
+            "sparse images",
+            lambda: Denoising(images().to_sparse()),
+            "must be a dense tensor, got a torch.sparse_coo",
         ),
         _Quick(
             "images of several sizes in one tensor",
-            lambda: Denoising(torch.nested.nested_tensor([half[0, 0], half[0, 0, 1:]], layout=torch.jagged)),
+            lambda: Denoising(
+                torch.nested.nested_tensor(
+                    [half[0, 0], half[0, 0, 1:]], layout=torch.jagged
+                )
+            ),
             "got a nested one",
         ),
-        _Quick("images without channels", lambda: Denoising(images()[:, :0]), "no pixels"),
+        _Quick(
+            "images without channels",
+            lambda: Denoising(images()[:, :0]),
+            "no pixels",
+        ),
         _Quick(
             "a centre of other images",
             lambda: Deblurring(images(), kernel(), centre=half),
@@ -635,8 +920,16 @@ def _shapes() -> list[_Quick]:
             lambda: LeastSquares(images(), Blur(), centre=images() + 0j),
             "centre of LeastSquares has shape (2, 1, 10, 10) in torch.complex128",
         ),
-        _Quick("a ridge in quotes", lambda: Deblurring(images(), kernel(), "0.1"), "the ridge must be a number"),  # type: ignore[arg-type]
-        _Quick("a norm in quotes", lambda: LeastSquares(images(), Blur(), norm="1"), "norm must be a number"),  # type: ignore[arg-type]
+        _Quick(
+            "a ridge in quotes",
+            lambda: Deblurring(images(), kernel(), "0.1"),  # pyright: ignore[reportArgumentType]
+            "the ridge must be a number",
+        ),
+        _Quick(
+            "a norm in quotes",
+            lambda: LeastSquares(images(), Blur(), norm="1"),  # pyright: ignore[reportArgumentType]
+            "norm must be a number",
+        ),
         _Quick(
             "complex observations of a real mask",
             lambda: LeastSquares(images() + 0j, Inpainting(images()[0])),
@@ -645,14 +938,30 @@ def _shapes() -> list[_Quick]:
         _Quick(
             "the hypergradient of an empty batch",
             lambda: hypergradient(
-                Unrolled(), model(), Denoising(images()[:0]), SquaredError(images()[:0]), Accuracy(1e-3, 1e-2)
+                Unrolled(),
+                model(),
+                Denoising(images()[:0]),
+                SquaredError(images()[:0]),
+                Accuracy(1e-3, 1e-2),
             ),
             "the batch is empty",
         ),
-        _Quick("a solve of an empty batch", lambda: solved(model().problem(Denoising(images()[:0]))), "batch is empty"),
+        _Quick(
+            "a solve of an empty batch",
+            lambda: solved(model().problem(Denoising(images()[:0]))),
+            "batch is empty",
+        ),
         *_kinds(),
-        _Quick("corrections with a margin that is NaN", lambda: OnDemand(margin=NAN), "the margin must be positive"),
-        _Quick("-1 rounds of corrections", lambda: OnDemand(rounds=-1), "the number of rounds must be"),
+        _Quick(
+            "corrections with a margin that is NaN",
+            lambda: OnDemand(margin=NAN),
+            "the margin must be positive",
+        ),
+        _Quick(
+            "-1 rounds of corrections",
+            lambda: OnDemand(rounds=-1),
+            "the number of rounds must be",
+        ),
         _Quick(
             "an operator that writes into the observation",
             lambda: _overwritten(),
@@ -660,7 +969,9 @@ def _shapes() -> list[_Quick]:
         ),
         _Quick(
             "an operator with one mask per sample",
-            lambda: solved(model().problem(LeastSquares(images(), _Masks(), 0.1))),
+            lambda: solved(
+                model().problem(LeastSquares(images(), _Masks(), 0.1))
+            ),
             "the result of a sample depends on its place in the batch",
         ),
         _Quick(
@@ -670,12 +981,16 @@ def _shapes() -> list[_Quick]:
         ),
         _Quick(
             "an energy of what is detached from the image",
-            lambda: reconstruct(images(), ModuleRegularizer(_Square(lambda x: x.detach()))),
+            lambda: reconstruct(
+                images(), ModuleRegularizer(_Square(lambda x: x.detach()))
+            ),
             "has no gradient in the image",
         ),
         _Quick(
             "an energy in single precision",
-            lambda: reconstruct(images(), ModuleRegularizer(_Square(lambda x: x.float()))),
+            lambda: reconstruct(
+                images(), ModuleRegularizer(_Square(lambda x: x.float()))
+            ),
             "compute in the dtype of the argument",
         ),
     ]
@@ -683,7 +998,11 @@ def _shapes() -> list[_Quick]:
 
 def _kinds() -> list[_Quick]:
     """Objects of the wrong class."""
-    data, loss, accuracy = Denoising(images()), SquaredError(images()), Accuracy(1e-3, 1e-2)
+    data, loss, accuracy = (
+        Denoising(images()),
+        SquaredError(images()),
+        Accuracy(1e-3, 1e-2),
+    )
     return [
         _Quick(
             "a hypergradient by the name of a method",
@@ -697,7 +1016,13 @@ def _kinds() -> list[_Quick]:
         ),
         _Quick(
             "a hypergradient of an image",
-            lambda: hypergradient(ImplicitCG(), model(), images(), loss, accuracy),  # type: ignore[arg-type]
+            lambda: hypergradient(
+                ImplicitCG(),
+                model(),
+                images(),  # pyright: ignore[reportArgumentType]
+                loss,
+                accuracy,
+            ),
             "the data term must be of the class DataTerm, got Tensor",
         ),
         _Quick(
@@ -717,7 +1042,11 @@ def _kinds() -> list[_Quick]:
         ),
         _Quick(
             "a solve by the name of a solver",
-            lambda: solve_lower(lower(), "cg", torch.ones(2, dtype=torch.float64)),  # type: ignore[arg-type]
+            lambda: solve_lower(
+                lower(),
+                "cg",  # pyright: ignore[reportArgumentType]
+                torch.ones(2, dtype=torch.float64),
+            ),
             "the solver must be of the class LowerSolver",
         ),
         _Quick(
@@ -732,11 +1061,21 @@ def _kinds() -> list[_Quick]:
         ),
         _Quick(
             "bounds of eigenvalues in the wrong order",
-            lambda: DenseQuadratic(torch.eye(3), torch.ones(1, 3), bounds=(2.0, 1.0)),
+            lambda: DenseQuadratic(
+                torch.eye(3), torch.ones(1, 3), bounds=(2.0, 1.0)
+            ),
             "bounds (below, above)",
         ),
-        _Quick("H of whole numbers", lambda: DenseQuadratic(torch.eye(3).long(), torch.ones(1, 3)), "torch.int64"),
-        _Quick("a matrix K as a list", lambda: DenseOperator([[1.0]]), "must be a torch.Tensor"),  # type: ignore[arg-type]
+        _Quick(
+            "H of whole numbers",
+            lambda: DenseQuadratic(torch.eye(3).long(), torch.ones(1, 3)),
+            "torch.int64",
+        ),
+        _Quick(
+            "a matrix K as a list",
+            lambda: DenseOperator([[1.0]]),  # pyright: ignore[reportArgumentType]
+            "must be a torch.Tensor",
+        ),
     ]
 
 
@@ -783,7 +1122,9 @@ class _Buffered(_Greedy):
         self.arrays: dict[torch.Size, Tensor] = {}
 
     def A(self, x: Tensor) -> Tensor:
-        return self.arrays.setdefault(x.shape, torch.empty_like(x)).copy_(0.5 * x)
+        return self.arrays.setdefault(x.shape, torch.empty_like(x)).copy_(
+            0.5 * x
+        )
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         return 0.5 * y
@@ -791,14 +1132,19 @@ class _Buffered(_Greedy):
 
 def _overwritten() -> object:
     operator = _Buffered()
-    return Reconstruction(model())(LeastSquares(operator.A(images()), operator, 0.1))
+    return Reconstruction(model())(
+        LeastSquares(operator.A(images()), operator, 0.1)
+    )
 
 
-REFUSALS: list[Refusal] = [row.row() for row in (*_operators(), *_data(), *_energies(), *_settings())]
+REFUSALS: list[Refusal] = [
+    row.row() for row in (*_operators(), *_data(), *_energies(), *_settings())
+]
 
 
 def _perturbed(size: float, dtype: torch.dtype, seed: int) -> str:
-    """What ``check_adjoint`` says of a random matrix with 12 rows whose adjoint is off by ``size``, relative to its norm."""
+    """What ``check_adjoint`` says of a random matrix with 12 rows whose adjoint
+    is off by ``size``, relative to its norm."""
     draw = generator(seed)
     matrix = torch.randn(12, 9, generator=draw, dtype=torch.float64)
     error = torch.randn(12, 9, generator=draw, dtype=torch.float64)
@@ -826,19 +1172,29 @@ _TRIED = 50
 
 
 def section() -> str:
-    """How small an error of an adjoint is noticed: counts over random matrices, in markdown."""
+    """How small an error of an adjoint is noticed: counts over random matrices,
+    in markdown."""
     lines = [
         "### Adjoints that are nearly right",
         "",
-        f"`check_adjoint` (four pairs of random vectors) on {_TRIED} random matrices of 12 x 9 entries for each size of the "
-        "error of `A_adjoint`, relative to the norm of `A`. *single*: let through, with the rounding of float32 in every bound.",
+        f"`check_adjoint` (four pairs of random vectors) on {_TRIED} random "
+        "matrices of 12 x 9 entries for each size of the "
+        "error of `A_adjoint`, relative to the norm of `A`. *single*: let "
+        "through, with the rounding of float32 in every bound.",
         "",
         "| relative error | float64: refused | single | double | float32: refused | single |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for size in _SIZES:
-        found = [[_perturbed(size, dtype, seed) for seed in range(_TRIED)] for dtype in (torch.float64, torch.float32)]
-        counts = [found[0].count(kind) for kind in ("refused", "single", "double")]
+        found = [
+            [_perturbed(size, dtype, seed) for seed in range(_TRIED)]
+            for dtype in (torch.float64, torch.float32)
+        ]
+        counts = [
+            found[0].count(kind) for kind in ("refused", "single", "double")
+        ]
         counts += [found[1].count(kind) for kind in ("refused", "single")]
-        lines.append(f"| {size:g} | " + " | ".join(str(count) for count in counts) + " |")
+        lines.append(
+            f"| {size:g} | " + " | ".join(str(count) for count in counts) + " |"
+        )
     return "\n".join(lines) + "\n"

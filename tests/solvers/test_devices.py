@@ -1,8 +1,11 @@
-"""Nothing in a solver step or a certificate may touch another device or wait for this one.
+"""Nothing in a solver step or a certificate may touch another device or wait
+for this one.
 
-Fake tensors on a made-up device run the real code without numbers: an operation that mixes devices raises, and so does
-everything that reads a value back (``item``, ``float``, ``bool``, ``nonzero``).  The device is PyTorch's placeholder for
-a backend written in Python, since a CPU build refuses to index even a fake ``cuda`` tensor.
+Fake tensors on a made-up device run the real code without numbers: an operation
+that mixes devices raises, and so does everything that reads a value back
+(``item``, ``float``, ``bool``, ``nonzero``). The device is PyTorch's
+placeholder for a backend written in Python, since a CPU build refuses to index
+even a fake ``cuda`` tensor.
 """
 
 from __future__ import annotations
@@ -12,11 +15,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorMode,
+)
 from torch.utils import backend_registration
 
 from experiments.studies.gpu_check.waits import Waits
-from experiments.studies.learned_solver.solver import FilteredStart, LearnedSolver
+from experiments.studies.learned_solver.solver import (
+    FilteredStart,
+    LearnedSolver,
+)
 from piggyback.batched import inner, norm
 from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.evidence import gather_evidence
@@ -31,7 +40,12 @@ from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
 from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_distance, radius_per_element
+from piggyback.solvers.lower import (
+    LowerLevel,
+    LowerSolver,
+    certified_distance,
+    radius_per_element,
+)
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
 from piggyback.solvers.quasi_newton import QuasiNewton
@@ -45,16 +59,25 @@ from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.constraints import zero_mean_basis
 from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.filter_bank.convolution import ConvolutionBank
-from regularizers.filter_bank.kernels import ADJOINT_KERNELS, FORWARD_KERNELS, KernelPlan
+from regularizers.filter_bank.kernels import (
+    ADJOINT_KERNELS,
+    FORWARD_KERNELS,
+    KernelPlan,
+)
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig
-from regularizers.relu_lifted.certificate import gather_lifted_evidence, lifted_bound
+from regularizers.relu_lifted.certificate import (
+    gather_lifted_evidence,
+    lifted_bound,
+)
 from regularizers.relu_lifted.piggyback import LiftedPiggybackIteration
 from regularizers.relu_lifted.primal_dual import BlockSteps, LiftedPrimalDual
 from regularizers.relu_lifted.problem import lifted_problem, require_lifted
 from tests.support.problems import PROFILES
 
-pytestmark = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+pytestmark = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64], ids=["float32", "float64"]
+)
 CASES = [
     ("valid", "charbonnier", 1),
     ("reflect", "logcosh", 3),
@@ -67,7 +90,8 @@ DEVICE = "placeholder"
 
 
 class AbsentModule(backend_registration._DummyBackendModule):
-    """The device exists by name only, so nothing else in this process will ever choose it."""
+    """The device exists by name only, so nothing else in this process will ever
+    choose it."""
 
     def is_available(self) -> bool:
         return False
@@ -83,7 +107,9 @@ class AbsentHook(backend_registration._DummyPrivateUse1Hook):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered_device() -> None:
-    backend_registration._setup_privateuseone_for_python_backend(DEVICE, AbsentModule(), AbsentHook())
+    backend_registration._setup_privateuseone_for_python_backend(
+        DEVICE, AbsentModule(), AbsentHook()
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -101,26 +127,37 @@ def problem_on(
 ) -> tuple[SaddleProblem, SquaredError]:
     taps = on_device(4, channels, 3, 3, dtype=dtype)
     bank = ConvolutionBank(taps, BOUNDARIES[boundary], zero_mean=True)
-    potential = Potential(profile, *(on_device(4, dtype=dtype) for _ in range(3)))
+    potential = Potential(
+        profile, *(on_device(4, dtype=dtype) for _ in range(3))
+    )
     images = on_device(2, channels, 9, 10, dtype=dtype)
-    return SaddleProblem(Denoising(images, 1.5), potential, bank), SquaredError(images)
+    return SaddleProblem(Denoising(images, 1.5), potential, bank), SquaredError(
+        images
+    )
 
 
 def assert_on_device(value: object, dtype: torch.dtype | None = None) -> None:
     """Every tensor inside a state, bound or tuple."""
     if isinstance(value, Tensor):
         assert value.device.type == DEVICE, f"a tensor on {value.device}"
-        assert dtype is None or not value.is_floating_point() or value.dtype == dtype
+        assert (
+            dtype is None
+            or not value.is_floating_point()
+            or value.dtype == dtype
+        )
     elif isinstance(value, (tuple, list)):
         for part in value:
             assert_on_device(part, dtype)
-    elif isinstance(value, (State, Preconditioner)) or hasattr(value, "__dataclass_fields__"):
+    elif isinstance(value, (State, Preconditioner)) or hasattr(
+        value, "__dataclass_fields__"
+    ):
         for part in vars(value).values():
             assert_on_device(part, dtype)
 
 
 def run_steps(iteration: Iteration, dtype: torch.dtype) -> None:
-    """Until the preconditioner has been renewed, without anything that waits but does not raise on a fake device."""
+    """Until the preconditioner has been renewed, without anything that waits
+    but does not raise on a fake device."""
     state = iteration.start()
     with Waits() as waits:
         for _ in range(5):
@@ -151,9 +188,17 @@ def test_reading_a_value_back_would_be_noticed(dtype: torch.dtype) -> None:
         lambda x: torch.linalg.solve(x, x),
         lambda x: torch.linalg.matrix_norm(x, ord=2),
     ],
-    ids=["copy to the device", "number to the device", "inverse", "solution", "singular values"],
+    ids=[
+        "copy to the device",
+        "number to the device",
+        "inverse",
+        "solution",
+        "singular values",
+    ],
 )
-def test_waiting_without_an_error_would_be_noticed(waiting: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+def test_waiting_without_an_error_would_be_noticed(
+    waiting: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
     """The second instrument: fake tensors let these pass."""
     with Waits() as waits:
         waiting(on_device(3, 3, dtype=dtype))
@@ -161,7 +206,10 @@ def test_waiting_without_an_error_would_be_noticed(waiting: Callable[[Tensor], T
 
 
 def test_what_steps_do_is_not_taken_for_waiting(dtype: torch.dtype) -> None:
-    x, index = on_device(3, 3, dtype=dtype), torch.zeros(2, dtype=torch.long, device=DEVICE)
+    x, index = (
+        on_device(3, 3, dtype=dtype),
+        torch.zeros(2, dtype=torch.long, device=DEVICE),
+    )
     with Waits() as waits:
         torch.where(x > 0, 1.0, x)
         x[index].double()
@@ -170,48 +218,75 @@ def test_what_steps_do_is_not_taken_for_waiting(dtype: torch.dtype) -> None:
     assert not waits.found, waits.found
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 @pytest.mark.parametrize(
-    "solver", [NonlinearCG(), AcceleratedGradient(), PDHG(), GradientDescent()], ids=lambda s: type(s).__name__
+    "case", CASES, ids=lambda case: "-".join(map(str, case))
 )
-def test_lower_level_steps(solver: LowerSolver, case: tuple[str, str, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "solver",
+    [NonlinearCG(), AcceleratedGradient(), PDHG(), GradientDescent()],
+    ids=lambda s: type(s).__name__,
+)
+def test_lower_level_steps(
+    solver: LowerSolver, case: tuple[str, str, int], dtype: torch.dtype
+) -> None:
     boundary, profile, channels = case
     problem, _ = problem_on(boundary, PROFILES[profile], channels, dtype)
     problem = problem.detached()
     start = problem.data.start
-    run_steps(solver.bind(LowerLevel(problem, start, radius_per_element(problem, 1e-3))), dtype)
+    run_steps(
+        solver.bind(
+            LowerLevel(problem, start, radius_per_element(problem, 1e-3))
+        ),
+        dtype,
+    )
     assert_on_device(certified_distance(problem, start))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: "-".join(map(str, case))
+)
 def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
-    """Conjugate gradients and residuals, Richardson and piggyback; selecting samples stays on the device too."""
+    """Conjugate gradients and residuals, Richardson and piggyback; selecting
+    samples stays on the device too."""
     boundary, profile, channels = case
     problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
     problem = problem.detached()
     x = problem.data.start
     curvature = problem.potential.curvature(problem.operator.forward(x))
-    system = LinearSystem(problem, curvature, loss.gradient(x), on_device(2, dtype=dtype), torch.zeros_like(x))
+    system = LinearSystem(
+        problem,
+        curvature,
+        loss.gradient(x),
+        on_device(2, dtype=dtype),
+        torch.zeros_like(x),
+    )
     lower = LowerLevel(problem, x, radius_per_element(problem, 1e-3))
     index = torch.zeros(1, dtype=torch.long, device=DEVICE)
     for iteration in (
         ConjugateGradient(system),
         ConjugateResidual(system),
         Richardson(system),
-        PiggybackIteration(lower, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)),
+        PiggybackIteration(
+            lower, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)
+        ),
     ):
         run_steps(iteration, dtype)
         run_steps(iteration.select(index), dtype)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: "-".join(map(str, case))
+)
 def test_certificates(case: tuple[str, str, int], dtype: torch.dtype) -> None:
-    """Evidence, both gradient bounds, both loss intervals (the backward pass is the framework's)."""
+    """Evidence, both gradient bounds, both loss intervals (the backward pass is
+    the framework's)."""
     boundary, profile, channels = case
     problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
     x = problem.data.start
     for upper in (loss, LinearFunctional(x)):
-        evidence, surrogate = gather_evidence(problem, upper, x, torch.zeros_like(x))
+        evidence, surrogate = gather_evidence(
+            problem, upper, x, torch.zeros_like(x)
+        )
         for found in (
             local_bound(evidence),
             worst_case_bound(evidence),
@@ -222,34 +297,76 @@ def test_certificates(case: tuple[str, str, int], dtype: torch.dtype) -> None:
         assert_on_device(surrogate, dtype)
 
 
-@pytest.mark.parametrize("forward", FORWARD_KERNELS, ids=lambda kernel: kernel.__name__)
-@pytest.mark.parametrize("adjoint", ADJOINT_KERNELS, ids=lambda kernel: kernel.__name__)
+@pytest.mark.parametrize(
+    "forward", FORWARD_KERNELS, ids=lambda kernel: kernel.__name__
+)
+@pytest.mark.parametrize(
+    "adjoint", ADJOINT_KERNELS, ids=lambda kernel: kernel.__name__
+)
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_operators(boundary: str, adjoint: type, forward: type, dtype: torch.dtype) -> None:
+def test_operators(
+    boundary: str, adjoint: type, forward: type, dtype: torch.dtype
+) -> None:
     """Every kernel, its geometry and its preconditioner."""
-    bank = ConvolutionBank(on_device(4, 3, 5, 5, dtype=dtype), BOUNDARIES[boundary], True, KernelPlan(forward, adjoint))
+    bank = ConvolutionBank(
+        on_device(4, 3, 5, 5, dtype=dtype),
+        BOUNDARIES[boundary],
+        True,
+        KernelPlan(forward, adjoint),
+    )
     x = on_device(2, 3, 12, 11, dtype=dtype)
     z = bank.forward(x)
     preconditioner = bank.gram_inverse(on_device(dtype=dtype), z, x)
     assert_on_device([z, bank.adjoint(z), preconditioner.apply(x)], dtype)
-    assert_on_device([bank.norm_bound(), bank.norm_bound(on_device(4, dtype=dtype)), bank.coefficient_norms()], dtype)
-    assert_on_device([bank.row_norms(z), bank.gram_norm(z), bank.adjoint_gain(z), bank.forward_gain(x, z)], dtype)
+    assert_on_device(
+        [
+            bank.norm_bound(),
+            bank.norm_bound(on_device(4, dtype=dtype)),
+            bank.coefficient_norms(),
+        ],
+        dtype,
+    )
+    assert_on_device(
+        [
+            bank.row_norms(z),
+            bank.gram_norm(z),
+            bank.adjoint_gain(z),
+            bank.forward_gain(x, z),
+        ],
+        dtype,
+    )
     assert isinstance(bank.gain(), float)
 
 
 def test_dense_operator_and_products(dtype: torch.dtype) -> None:
-    operator, x = DenseOperator(on_device(6, 4, dtype=dtype)), on_device(2, 4, dtype=dtype)
+    operator, x = (
+        DenseOperator(on_device(6, 4, dtype=dtype)),
+        on_device(2, 4, dtype=dtype),
+    )
     z = operator.forward(x)
     preconditioner = operator.gram_inverse(on_device(dtype=dtype), z, x)
     assert isinstance(preconditioner, DenseInverse)
-    assert_on_device([z, operator.adjoint(z), preconditioner.apply(x), inner(x, x), norm(x)], dtype)
-    assert_on_device([operator.norm_bound(), operator.row_norms(z), operator.adjoint_gain(z)], dtype)
-    assert_on_device([operator.gram_norm(z), operator.forward_gain(x, z)], dtype)
+    assert_on_device(
+        [z, operator.adjoint(z), preconditioner.apply(x), inner(x, x), norm(x)],
+        dtype,
+    )
+    assert_on_device(
+        [
+            operator.norm_bound(),
+            operator.row_norms(z),
+            operator.adjoint_gain(z),
+        ],
+        dtype,
+    )
+    assert_on_device(
+        [operator.gram_norm(z), operator.forward_gain(x, z)], dtype
+    )
 
 
 @pytest.fixture
 def no_cached_basis():
-    """The cache must neither hand a real tensor to a fake one nor keep a fake one."""
+    """The cache must neither hand a real tensor to a fake one nor keep a fake
+    one."""
     for kept in (zero_mean_basis, _table):
         kept.cache_clear()
     yield
@@ -258,72 +375,139 @@ def no_cached_basis():
 
 
 @pytest.mark.parametrize("boundary", ["reflect", "circular"])
-def test_adaptive_weights(boundary: str, dtype: torch.dtype, no_cached_basis: None) -> None:
-    """The weight network with its gain, the problem in units, solver steps, certificates, chosen samples."""
+def test_adaptive_weights(
+    boundary: str, dtype: torch.dtype, no_cached_basis: None
+) -> None:
+    """The weight network with its gain, the problem in units, solver steps,
+    certificates, chosen samples."""
     config = LinearConfig(filters=4, size=3, channels=3, boundary=boundary)
-    model = AdaptiveRegularizer(config, WeightConfig(features=5, size=3, windows=(3,)))
+    model = AdaptiveRegularizer(
+        config, WeightConfig(features=5, size=3, windows=(3,))
+    )
     for module in (model, model.network):  # fake parameters cannot be moved
         for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, torch.nn.Parameter(on_device(*parameter.shape, dtype=dtype)))
+            setattr(
+                module,
+                name,
+                torch.nn.Parameter(on_device(*parameter.shape, dtype=dtype)),
+            )
     images = on_device(2, 3, 9, 10, dtype=dtype)
     emphasis = model.network(images)
     assert emphasis.jacobian is not None
-    assert_on_device([emphasis.factors, emphasis.jacobian.norm(emphasis.factors)], dtype)
+    assert_on_device(
+        [emphasis.factors, emphasis.jacobian.norm(emphasis.factors)], dtype
+    )
     problem = model.problem(Denoising(images))
-    evidence, surrogate = gather_evidence(problem, SquaredError(images), images, torch.zeros_like(images))
-    assert_on_device([local_bound(evidence), worst_case_bound(evidence), corrected_loss(evidence)])
+    evidence, surrogate = gather_evidence(
+        problem, SquaredError(images), images, torch.zeros_like(images)
+    )
+    assert_on_device(
+        [
+            local_bound(evidence),
+            worst_case_bound(evidence),
+            corrected_loss(evidence),
+        ]
+    )
     assert_on_device(surrogate, dtype)
-    problem, index = problem.detached(), torch.zeros(1, dtype=torch.long, device=DEVICE)
+    problem, index = (
+        problem.detached(),
+        torch.zeros(1, dtype=torch.long, device=DEVICE),
+    )
     for part in (problem, problem.select(index)):
         start = part.data.start
         units = part.in_units()
         t = units.arguments(start)
         slope, secant, curvature = units.profile.slope_secant_curvature(t)
         preconditioner = units.preconditioner(secant, start)
-        assert_on_device([units.weight, units.gradient(start, slope), preconditioner.apply(start), curvature], dtype)
+        assert_on_device(
+            [
+                units.weight,
+                units.gradient(start, slope),
+                preconditioner.apply(start),
+                curvature,
+            ],
+            dtype,
+        )
         for solver in (NonlinearCG(), PDHG()):
-            run_steps(solver.bind(LowerLevel(part, start, radius_per_element(part, 1e-3))), dtype)
+            run_steps(
+                solver.bind(
+                    LowerLevel(part, start, radius_per_element(part, 1e-3))
+                ),
+                dtype,
+            )
 
 
-def network_on(activation: str, inner: int, dtype: torch.dtype) -> NetworkRegularizer:
+def network_on(
+    activation: str, inner: int, dtype: torch.dtype
+) -> NetworkRegularizer:
     """An input-convex network whose parameters are fake."""
-    model = NetworkRegularizer(NetworkConfig(widths=(4, 3), size=3, inner=inner, activation=activation))
+    model = NetworkRegularizer(
+        NetworkConfig(widths=(4, 3), size=3, inner=inner, activation=activation)
+    )
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, torch.nn.Parameter(on_device(*parameter.shape, dtype=dtype)))
+            setattr(
+                module,
+                name,
+                torch.nn.Parameter(on_device(*parameter.shape, dtype=dtype)),
+            )
     return model
 
 
 @pytest.mark.parametrize("inner", [1, 3])
-def test_networks(inner: int, dtype: torch.dtype, no_cached_basis: None) -> None:
+def test_networks(
+    inner: int, dtype: torch.dtype, no_cached_basis: None
+) -> None:
     """The nested form: solver steps, conjugate gradients, certificates."""
     images = on_device(2, 1, 9, 10, dtype=dtype)
-    problem, loss = network_on("softplus", inner, dtype).problem(Denoising(images)), SquaredError(images)
-    evidence, surrogate = gather_smooth_evidence(problem, loss, images, torch.zeros_like(images))
+    problem, loss = (
+        network_on("softplus", inner, dtype).problem(Denoising(images)),
+        SquaredError(images),
+    )
+    evidence, surrogate = gather_smooth_evidence(
+        problem, loss, images, torch.zeros_like(images)
+    )
     assert_on_device([smooth_bound(evidence), corrected_loss(evidence)])
     assert_on_device(surrogate, dtype)
     problem = problem.detached()
     lower = LowerLevel(problem, images, radius_per_element(problem, 1e-3))
-    system = LinearSystem(problem, problem.curvature(images), images, on_device(2, dtype=dtype))
+    system = LinearSystem(
+        problem, problem.curvature(images), images, on_device(2, dtype=dtype)
+    )
     for iteration in (QuasiNewton().bind(lower), ConjugateGradient(system)):
         run_steps(iteration, dtype)
-        run_steps(iteration.select(torch.zeros(1, dtype=torch.long, device=DEVICE)), dtype)
+        run_steps(
+            iteration.select(torch.zeros(1, dtype=torch.long, device=DEVICE)),
+            dtype,
+        )
 
 
 @pytest.mark.parametrize("inner", [1, 3])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_lifted_networks(activation: str, inner: int, dtype: torch.dtype, no_cached_basis: None) -> None:
-    """The lifted form: primal-dual steps, piggyback, eliminated hidden layers, the active-set certificate."""
+def test_lifted_networks(
+    activation: str, inner: int, dtype: torch.dtype, no_cached_basis: None
+) -> None:
+    """The lifted form: primal-dual steps, piggyback, eliminated hidden layers,
+    the active-set certificate."""
     images = on_device(2, 1, 9, 10, dtype=dtype)
-    problem = lifted_problem(network_on(activation, inner, dtype).network(), Denoising(images), 0.1, 0.05)
+    problem = lifted_problem(
+        network_on(activation, inner, dtype).network(),
+        Denoising(images),
+        0.1,
+        0.05,
+    )
     loss, x = problem.of_image(SquaredError(images)), problem.data.start
-    evidence, surrogate = gather_lifted_evidence(problem, loss, x, torch.zeros_like(x))
+    evidence, surrogate = gather_lifted_evidence(
+        problem, loss, x, torch.zeros_like(x)
+    )
     assert_on_device([lifted_bound(evidence), corrected_loss(evidence)])
     assert_on_device(surrogate, dtype)
     problem = require_lifted(problem.detached(), "this test")
     lower = LowerLevel(problem, x, radius_per_element(problem, 1e-3))
     steps = BlockSteps.balanced(problem)
-    system = LinearSystem(problem, problem.curvature(x), x, on_device(2, dtype=dtype))
+    system = LinearSystem(
+        problem, problem.curvature(x), x, on_device(2, dtype=dtype)
+    )
     for iteration in (
         LiftedPrimalDual().bind(lower),
         LiftedPrimalDual(BlockSteps.uniform).bind(lower),
@@ -331,13 +515,19 @@ def test_lifted_networks(activation: str, inner: int, dtype: torch.dtype, no_cac
         ConjugateGradient(system),
     ):
         run_steps(iteration, dtype)
-        run_steps(iteration.select(torch.zeros(1, dtype=torch.long, device=DEVICE)), dtype)
+        run_steps(
+            iteration.select(torch.zeros(1, dtype=torch.long, device=DEVICE)),
+            dtype,
+        )
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_potentials(profile: str, dtype: torch.dtype) -> None:
-    """Prox, conjugate prox with derivative, interval bounds, majoriser, derivatives."""
-    f = Potential(PROFILES[profile], *(on_device(4, dtype=dtype) for _ in range(3)))
+    """Prox, conjugate prox with derivative, interval bounds, majoriser,
+    derivatives."""
+    f = Potential(
+        PROFILES[profile], *(on_device(4, dtype=dtype) for _ in range(3))
+    )
     z = on_device(2, 5, 6, 4, dtype=dtype)
     step = on_device(4, dtype=dtype)
     found = [
@@ -348,7 +538,11 @@ def test_potentials(profile: str, dtype: torch.dtype) -> None:
         f.prox(z, step),
         f.conjugate_gradient(z),
     ]
-    found += [*f.conjugate_prox_and_derivative(z, step), f.weight_derivative(z), f.smoothing_derivative(z)]
+    found += [
+        *f.conjugate_prox_and_derivative(z, step),
+        f.weight_derivative(z),
+        f.smoothing_derivative(z),
+    ]
     found += [f.max_curvature(), f.max_third(), f.mixed_lipschitz()]
     assert_on_device(found, dtype)
     assert_on_device(f.bounds(z, z.abs()), dtype)
@@ -357,7 +551,11 @@ def test_potentials(profile: str, dtype: torch.dtype) -> None:
 def test_learned_solver_stays_on_the_device(dtype: torch.dtype) -> None:
     """The learned start and the steps in the learned metric."""
     problem, _ = problem_on("reflect", PROFILES["logcosh"], 1, dtype)
-    start = FilteredStart(on_device(4, 3, 3, dtype=dtype), on_device(3, dtype=dtype))(problem.data)
+    start = FilteredStart(
+        on_device(4, 3, 3, dtype=dtype), on_device(3, dtype=dtype)
+    )(problem.data)
     assert_on_device(start, dtype)
     level = LowerLevel(problem, start, on_device(2, dtype=dtype))
-    run_steps(LearnedSolver(1.4, on_device(3, 3, dtype=dtype)).bind(level), dtype)
+    run_steps(
+        LearnedSolver(1.4, on_device(3, 3, dtype=dtype)).bind(level), dtype
+    )

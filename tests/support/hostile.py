@@ -1,4 +1,5 @@
-"""Command lines that nobody should type, generated from the parsers of the commands themselves."""
+"""Command lines that nobody should type, generated from the parsers of the
+commands themselves."""
 
 from __future__ import annotations
 
@@ -23,32 +24,116 @@ from piggyback.app import evaluate
 COMMANDS = {
     module.__name__.split(".")[1]: module
     for module in (
-        benchmark, compare_descents, compare_lifted, compare_methods, compare_tolerances, deblurring, evaluate, few_shot,
-        learned_solver, ridge_study, truth_test, validate_bounds,
+        benchmark,
+        compare_descents,
+        compare_lifted,
+        compare_methods,
+        compare_tolerances,
+        deblurring,
+        evaluate,
+        few_shot,
+        learned_solver,
+        ridge_study,
+        truth_test,
+        validate_bounds,
     )
-}  # fmt: skip
+}
 HOSTILE = (
-    "", " ", "0", "-0", "-1", "-7.5", "0.5", "1e400", "-1e400", "nan", "-nan", "inf", "-inf", "1e-400", "9" * 25, "9" * 5000,
-    "0x10", "1,5", "1_0", "1e3", "None", "null", "~", "true", "[]", "[x]", "[1", "[[1]]", "[1,]", "[nan]", "{}", "{a: 1}",
-    "#", "--", "-", "*", "%s", "%(prog)s", "\n", "\x00", "\udcff", "é", "١", "abc", "a" * 5000, "../..", "/dev/null", "@x",
-)  # fmt: skip
-NAMES = ("#scans", "null", "~", "true", "1e3", "[x]", "{a: 1}", "a b", "x: y", "-x", "@file", "\n", "\udcff", ".", "..")
+    "",
+    " ",
+    "0",
+    "-0",
+    "-1",
+    "-7.5",
+    "0.5",
+    "1e400",
+    "-1e400",
+    "nan",
+    "-nan",
+    "inf",
+    "-inf",
+    "1e-400",
+    "9" * 25,
+    "9" * 5000,
+    "0x10",
+    "1,5",
+    "1_0",
+    "1e3",
+    "None",
+    "null",
+    "~",
+    "true",
+    "[]",
+    "[x]",
+    "[1",
+    "[[1]]",
+    "[1,]",
+    "[nan]",
+    "{}",
+    "{a: 1}",
+    "#",
+    "--",
+    "-",
+    "*",
+    "%s",
+    "%(prog)s",
+    "\n",
+    "\x00",
+    "\udcff",
+    "é",
+    "١",
+    "abc",
+    "a" * 5000,
+    "../..",
+    "/dev/null",
+    "@x",
+)
+NAMES = (
+    "#scans",
+    "null",
+    "~",
+    "true",
+    "1e3",
+    "[x]",
+    "{a: 1}",
+    "a b",
+    "x: y",
+    "-x",
+    "@file",
+    "\n",
+    "\udcff",
+    ".",
+    "..",
+)
 
 
 def actions(module: ModuleType) -> list[argparse.Action]:
-    return [action for action in module.build_parser()._actions if action.dest != "help"]
+    return [
+        action
+        for action in module.build_parser()._actions
+        if action.dest != "help"
+    ]
 
 
 def words(action: argparse.Action, value: str) -> list[str]:
-    """The option with a value; ``=`` where the value could be taken for an option."""
+    """The option with a value; ``=`` where the value could be taken for an
+    option."""
     if not action.option_strings:
         return ["--", value]
-    return [action.option_strings[0], value] if action.nargs == "+" else [f"{action.option_strings[0]}={value}"]
+    return (
+        [action.option_strings[0], value]
+        if action.nargs == "+"
+        else [f"{action.option_strings[0]}={value}"]
+    )
 
 
 def needed(module: ModuleType, without: argparse.Action) -> list[str]:
     """What the command cannot do without."""
-    return [str(PRETRAINED) for action in actions(module) if action.required and action.dest != without.dest]
+    return [
+        str(PRETRAINED)
+        for action in actions(module)
+        if action.required and action.dest != without.dest
+    ]
 
 
 def cases() -> Iterator[tuple[str, argparse.Action]]:

@@ -1,4 +1,5 @@
-"""Dense truth about the lifted form of a small network: solution, adjoint, curvature and hypergradient."""
+"""Dense truth about the lifted form of a small network: solution, adjoint,
+curvature and hypergradient."""
 
 from __future__ import annotations
 
@@ -21,12 +22,23 @@ from tests.support.networks import hessian, newton
 class Lifted(Regularizer):
     """The lifted form as a regularizer of the flat variable."""
 
-    def __init__(self, model: NetworkRegularizer, smoothing: float, ridge: float | None = None) -> None:
+    def __init__(
+        self,
+        model: NetworkRegularizer,
+        smoothing: float,
+        ridge: float | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.smoothing, self.ridge = model, smoothing, smoothing if ridge is None else ridge
+        self.model, self.smoothing, self.ridge = (
+            model,
+            smoothing,
+            smoothing if ridge is None else ridge,
+        )
 
     def problem(self, data: DataTerm) -> LiftedProblem:
-        return lifted_problem(self.model.network(), data, self.smoothing, self.ridge)
+        return lifted_problem(
+            self.model.network(), data, self.smoothing, self.ridge
+        )
 
     def pull_back(self, bound) -> Tensor:
         return bound.operator.mean()
@@ -34,7 +46,8 @@ class Lifted(Regularizer):
 
 @dataclass(frozen=True)
 class LiftedTruth:
-    """One sample: ``x*``, ``P*`` ``(1, n)``; ``A*``, ``H``, ``K`` as matrices (pairs of all layers as rows); flat gradient."""
+    """One sample: ``x*``, ``P*`` ``(1, n)``; ``A*``, ``H``, ``K`` as matrices
+    (pairs of all layers as rows); flat gradient."""
 
     x: Tensor
     adjoint: Tensor
@@ -44,8 +57,11 @@ class LiftedTruth:
     gradient: Tensor
 
 
-def lifted_truth(regularizer: Lifted | LiftedRegularizer, data: DataTerm, loss: Loss) -> LiftedTruth:
-    """By Newton's method, autograd of the energy's value and dense linear algebra; no derivative by hand is used."""
+def lifted_truth(
+    regularizer: Lifted | LiftedRegularizer, data: DataTerm, loss: Loss
+) -> LiftedTruth:
+    """By Newton's method, autograd of the energy's value and dense linear
+    algebra; no derivative by hand is used."""
     problem = regularizer.problem(data)
     energy = problem.regularizer.detached()
     x = newton(energy, problem.data, problem.data.start)
@@ -56,7 +72,12 @@ def lifted_truth(regularizer: Lifted | LiftedRegularizer, data: DataTerm, loss: 
     slope = SmoothEnergy.slope_along(problem.regularizer, x, adjoint)
     operator = energy.layout.pack(energy.forward(eye)).T
     return LiftedTruth(
-        x, adjoint, second, weight, operator, flat_gradient(-slope.sum(), list(regularizer.parameters()))
+        x,
+        adjoint,
+        second,
+        weight,
+        operator,
+        flat_gradient(-slope.sum(), list(regularizer.parameters())),
     )
 
 

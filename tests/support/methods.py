@@ -1,4 +1,5 @@
-"""The toy of the method tests: 40 unknowns, a smoothed l1 potential, and a condition number that is asked for."""
+"""The toy of the method tests: 40 unknowns, a smoothed l1 potential, and a
+condition number that is asked for."""
 
 from __future__ import annotations
 
@@ -19,16 +20,22 @@ TIGHT = Accuracy(1e-13, 1e-13)
 @cache
 def toy(condition: float) -> Case:
     """``L/mu = condition`` for the constants that the solvers use."""
-    plain = dense_case("toy", "", "charbonnier", size=40, rows=60, condition=2.0, seed=5)
+    plain = dense_case(
+        "toy", "", "charbonnier", size=40, rows=60, condition=2.0, seed=5
+    )
     problem = plain.problem()
-    scale = (condition * problem.data.strong_convexity - problem.data.smoothness) / float(problem.stiffness())
+    scale = (
+        condition * problem.data.strong_convexity - problem.data.smoothness
+    ) / float(problem.stiffness())
     return plain.moved(weight=plain.weight * scale)
 
 
 def constants(case: Case) -> tuple[float, float]:
     """``mu`` and ``L``."""
     problem = case.problem()
-    return problem.data.strong_convexity, problem.data.smoothness + float(problem.stiffness())
+    return problem.data.strong_convexity, problem.data.smoothness + float(
+        problem.stiffness()
+    )
 
 
 def exact(case: Case) -> Tensor:
@@ -48,7 +55,9 @@ def ask(
     accuracy: Accuracy = TIGHT,
     start: WarmStart | None = None,
 ) -> Hypergradient:
-    return hypergradient(method, LogRegularizer(case), case.data, case.loss, accuracy, start)
+    return hypergradient(
+        method, LogRegularizer(case), case.data, case.loss, accuracy, start
+    )
 
 
 def error(found: Hypergradient, case: Case) -> float:

@@ -1,4 +1,5 @@
-"""Tiny training runs, every state in which a kill can leave their folder, and flipped bits."""
+"""Tiny training runs, every state in which a kill can leave their folder, and
+flipped bits."""
 
 from __future__ import annotations
 
@@ -33,8 +34,14 @@ def draw(folder: Path, seeds: range, side: int = 16) -> Path:
         rng = np.random.default_rng(seed)
         rows, columns = np.mgrid[0:side, 0 : side + 4] / side
         a, b, c = rng.uniform(-1, 1, 3)
-        picture = 0.5 + 0.2 * np.sin(4 * (a * rows + b * columns)) + 0.2 * (rows + c * columns > 0.5)
-        Image.fromarray((255 * picture.clip(0, 1)).astype(np.uint8)).save(folder / f"{seed}.png")
+        picture = (
+            0.5
+            + 0.2 * np.sin(4 * (a * rows + b * columns))
+            + 0.2 * (rows + c * columns > 0.5)
+        )
+        Image.fromarray((255 * picture.clip(0, 1)).astype(np.uint8)).save(
+            folder / f"{seed}.png"
+        )
     return folder
 
 
@@ -42,26 +49,56 @@ FAMILIES = {
     "linear": ("denoise", "--regularizer", "linear", "--filters", "2"),
     "adaptive": ("denoise", "--regularizer", "adaptive", "--filters", "2"),
     "icnn": ("denoise", "--regularizer", "icnn", "--widths", "2", "2"),
-    "deblur": ("deblur", "--filters", "2", "--blur-std", "0.7", "--patch", "12"),
+    "deblur": (
+        "deblur",
+        "--filters",
+        "2",
+        "--blur-std",
+        "0.7",
+        "--patch",
+        "12",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A command that trains in a fraction of a second: a folder for images and outputs, and options of its own."""
+    """A command that trains in a fraction of a second: a folder for images and
+    outputs, and options of its own."""
 
     base: Path
     own: tuple[str, ...] = FAMILIES["linear"]
-    limits: tuple[str, ...] = ("--steps", "1", "--iterations", "1", "--stochastic", "0.8")
+    limits: tuple[str, ...] = (
+        "--steps",
+        "1",
+        "--iterations",
+        "1",
+        "--stochastic",
+        "0.8",
+    )
 
     def command(self, out: Path, *more: str) -> list[str]:
         """The options come before ``more``, which may contradict them."""
         if not (self.base / "train").exists():
             draw(self.base / "train", range(2))
             draw(self.base / "test", range(10, 11))
-        where = ["--train", str(self.base / "train"), "--test", str(self.base / "test"), "--out", str(out)]
+        where = [
+            "--train",
+            str(self.base / "train"),
+            "--test",
+            str(self.base / "test"),
+            "--out",
+            str(out),
+        ]
         sizes = "--size 3 --patches 2 --patch 8 --batch 2 --minibatch 1 --threads 1 --report-every 1 --budget 600"
-        return [self.own[0], *where, *sizes.split(), *self.limits, *self.own[1:], *more]
+        return [
+            self.own[0],
+            *where,
+            *sizes.split(),
+            *self.limits,
+            *self.own[1:],
+            *more,
+        ]
 
     def train(self, out: Path, *more: str) -> None:
         train.main(self.command(out, *more))
@@ -69,7 +106,8 @@ class TinyRun:
 
 @contextmanager
 def cheap_reports() -> Iterator[None]:
-    """TV at a fixed weight, and one small file for all figures, written as figures are: both take longer than a tiny run."""
+    """TV at a fixed weight, and one small file for all figures, written as
+    figures are: both take longer than a tiny run."""
 
     def drawn(run: Any, *_: object) -> None:
         write_in_one_piece(run.figures / "filters.png", b"not really a figure")
@@ -87,11 +125,12 @@ def results(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in RESULTS}
 
 
-# --- what a kill leaves ----------------------------------------------------------------------------------------------
+# --- what a kill leaves -------------------------------------------------------
 
 
 def contents(folder: Path) -> FILES:
-    """All that lies in ``folder``, the events aside: they are no result, and a thread of their own writes them."""
+    """All that lies in ``folder``, the events aside: they are no result, and a
+    thread of their own writes them."""
     if not folder.is_dir():
         return {}
     found: FILES = {".": None}
@@ -113,10 +152,12 @@ def restore(files: FILES, folder: Path) -> None:
 
 @dataclass
 class Recorder:
-    """The state of ``folder`` before every operation on files in it, while ``active``; Python tells of all of them (PEP 578).
+    """The state of ``folder`` before every operation on files in it, while
+    ``active``; Python tells of all of them (PEP 578).
 
-    Libraries are seen as well as our own code.  Data reach a file between two operations, so that of any growth half is a
-    state too.  A kill after an operation is one before the next.
+    Libraries are seen as well as our own code. Data reach a file between two
+    operations, so that of any growth half is a state too. A kill after an
+    operation is one before the next.
     """
 
     folder: Path
@@ -124,7 +165,12 @@ class Recorder:
     states: list[FILES] = field(default_factory=list)
 
     def hear(self, event: str, arguments: Sequence[Any]) -> None:
-        if not self.active or event not in _OPERATIONS or not arguments or not self._concerned(event, arguments):
+        if (
+            not self.active
+            or event not in _OPERATIONS
+            or not arguments
+            or not self._concerned(event, arguments)
+        ):
             return
         self.active = False
         try:
@@ -135,29 +181,51 @@ class Recorder:
     def _concerned(self, event: str, arguments: Sequence[Any]) -> bool:
         if not isinstance(arguments[0], str | os.PathLike):
             return False
-        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND):
+        if event == "open" and not arguments[2] & (
+            os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        ):
             return False
         path = Path(os.path.abspath(os.fspath(arguments[0])))
-        return path == self.folder or (self.folder in path.parents and self.folder / "tensorboard" not in path.parents)
+        return path == self.folder or (
+            self.folder in path.parents
+            and self.folder / "tensorboard" not in path.parents
+        )
 
 
 _OPERATIONS = frozenset(
-    {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link"}
+    {
+        "open",
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.chmod",
+        "os.truncate",
+        "os.link",
+    }
 )
 
 
 @dataclass(frozen=True)
 class KillPoints:
-    """``before``: the state before each operation, and at the end; ``half``: states with a file half written."""
+    """``before``: the state before each operation, and at the end; ``half``:
+    states with a file half written."""
 
     before: list[FILES]
     half: list[FILES]
 
     def distinct(self) -> list[FILES]:
-        """Each state once: temporary names are drawn, so what they hold is all that tells them apart."""
+        """Each state once: temporary names are drawn, so what they hold is all
+        that tells them apart."""
         seen: dict[tuple[tuple[str, bytes | None], ...], FILES] = {}
         for state in (*self.before, *self.half):
-            key = tuple(sorted((_plain(name), content) for name, content in state.items() if name != "timing.csv"))
+            key = tuple(
+                sorted(
+                    (_plain(name), content)
+                    for name, content in state.items()
+                    if name != "timing.csv"
+                )
+            )
             seen.setdefault(key, state)
         return list(seen.values())
 
@@ -167,7 +235,8 @@ def _plain(name: str) -> str:
 
 
 def kill_points(folder: Path, job: Callable[[], None]) -> KillPoints:
-    """Run ``job`` once to its end and record every state of ``folder`` on the way."""
+    """Run ``job`` once to its end and record every state of ``folder`` on the
+    way."""
     recorder = Recorder(folder)
     sys.addaudithook(recorder.hear)  # stays, and is deaf once it is not active
     recorder.active = True
@@ -176,13 +245,17 @@ def kill_points(folder: Path, job: Callable[[], None]) -> KillPoints:
     finally:
         recorder.active = False
     states = [*recorder.states, contents(folder)]
-    return KillPoints(states, [state for pair in pairwise(states) for state in _half_written(*pair)])
+    return KillPoints(
+        states,
+        [state for pair in pairwise(states) for state in _half_written(*pair)],
+    )
 
 
 def _half_written(before: FILES, after: FILES) -> Iterator[FILES]:
     """States between two operations: whatever grew, half grown.
 
-    Only temporary files may grow.  Anything else gets there by being renamed, in one piece: raises ``AssertionError`` otherwise.
+    Only temporary files may grow. Anything else gets there by being renamed, in
+    one piece: raises ``AssertionError`` otherwise.
     """
     for name, content in after.items():
         if not content or content == before.get(name):
@@ -193,12 +266,13 @@ def _half_written(before: FILES, after: FILES) -> Iterator[FILES]:
             assert content in before.values(), f"{name} was written in place"
 
 
-# --- flipped bits ----------------------------------------------------------------------------------------------------
+# --- flipped bits -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Flips:
-    """How many single flipped bits were refused in one line, and how many changed nothing that is read."""
+    """How many single flipped bits were refused in one line, and how many
+    changed nothing that is read."""
 
     refused: int
     harmless: int
@@ -209,8 +283,14 @@ class Flips:
         return self.refused + self.harmless + self.unnoticed
 
 
-def flips(raw: bytes, read: Callable[[bytes], object], same: Callable[[object, object], bool], header: int) -> Flips:
-    """Flip every bit of the first ``header`` bytes, and 1500 seeded ones anywhere."""
+def flips(
+    raw: bytes,
+    read: Callable[[bytes], object],
+    same: Callable[[object, object], bool],
+    header: int,
+) -> Flips:
+    """Flip every bit of the first ``header`` bytes, and 1500 seeded ones
+    anywhere."""
     right, refused, harmless, unnoticed = read(raw), 0, 0, 0
     anywhere = np.random.default_rng(0).integers(8 * len(raw), size=1500)
     for bit in [*range(8 * header), *anywhere.tolist()]:

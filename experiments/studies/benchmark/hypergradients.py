@@ -1,7 +1,9 @@
-"""Our hypergradients beside the usual ways to the same error: one part of ``experiments.studies.benchmark.run``.
+"""Our hypergradients beside the usual ways to the same error: one part of
+``experiments.studies.benchmark.run``.
 
-Every gradient is compared with ``experiments.studies.shared.reference``.  A method that has a tolerance or a number of steps gets the
-cheapest of a ladder whose *true* error is within the wanted one, which nobody knows in practice.
+Every gradient is compared with ``experiments.studies.shared.reference``. A
+method that has a tolerance or a number of steps gets the cheapest of a ladder
+whose *true* error is within the wanted one, which nobody knows in practice.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ from experiments.studies.shared.instances import (
     with_potential,
 )
 from experiments.studies.shared.reference import Reference, solve_reference
-from experiments.studies.truth_test.run import CONE_SMOOTHING, Outcome, by_change, by_cone, lipschitz
+from experiments.studies.truth_test.run import (
+    CONE_SMOOTHING,
+    Outcome,
+    by_change,
+    by_cone,
+    lipschitz,
+)
 from piggyback.app.console.memory import peak_memory
 from piggyback.certificates.certify import examine
 from piggyback.hypergradients.base import HypergradientMethod
@@ -35,18 +43,28 @@ from piggyback.problems.pair import Accuracy, flat_gradient
 from piggyback.training.bilevel import EACH_STEP
 from regularizers.filter_bank.kernels import median_seconds
 
-CERTIFIED, IMPLICIT, REFINED = "ours, certified", "ours, implicit CG", "ours, refined"
-UNROLLED, FIXED_TOLERANCE, CONE = "unrolled autograd", "gradient descent + CG, fixed tolerance", "cvxpylayers"
+CERTIFIED, IMPLICIT, REFINED = (
+    "ours, certified",
+    "ours, implicit CG",
+    "ours, refined",
+)
+UNROLLED, FIXED_TOLERANCE, CONE = (
+    "unrolled autograd",
+    "gradient descent + CG, fixed tolerance",
+    "cvxpylayers",
+)
 LADDER = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
-"""RMS errors of ``x``, and ten times that as relative residual of the adjoint; for ``by_change`` relative changes."""
+"""RMS errors of ``x``, and ten times that as relative residual of the adjoint;
+for ``by_change`` relative changes."""
 UNROLLED_STEPS = (25, 50, 100, 200, 400)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One method on one problem.  ``setting``: the tolerance or number of steps that was needed (None: none to choose);
-    ``peak``: bytes of its tensors at most; ``bare``: seconds of ``K`` and ``K^T`` alone, as often as the method applied them;
-    ``reached``: whether the error is within the wanted one.
+    """One method on one problem. ``setting``: the tolerance or number of steps
+    that was needed (None: none to choose); ``peak``: bytes of its tensors at
+    most; ``bare``: seconds of ``K`` and ``K^T`` alone, as often as the method
+    applied them; ``reached``: whether the error is within the wanted one.
     """
 
     problem: str
@@ -64,35 +82,56 @@ class Contestant:
 Solve = Callable[[Instance], Outcome]
 
 
-def implicit(method: HypergradientMethod, tolerance: float, instance: Instance) -> Outcome:
+def implicit(
+    method: HypergradientMethod, tolerance: float, instance: Instance
+) -> Outcome:
     """A method of ours without certificates, its gradient read off in float64."""
     counter = ApplicationCounter()
     regularizer, data, loss = instance.at(torch.float32)
     exact, double_data, double_loss = instance.at(torch.float64)
-    problem = regularizer.problem(data).with_exact(exact.problem(double_data)).counted(counter)
-    pair = method.differentiate(problem, loss, Accuracy(tolerance, min(10 * tolerance, 0.5))).double()
+    problem = (
+        regularizer.problem(data)
+        .with_exact(exact.problem(double_data))
+        .counted(counter)
+    )
+    pair = method.differentiate(
+        problem, loss, Accuracy(tolerance, min(10 * tolerance, 0.5))
+    ).double()
     spent = counter.applications
-    _, gradient = examine(exact, double_data, double_loss, pair, ApplicationCounter())
-    return Outcome(gradient, applications=spent + 1)  # the read-off applies K to x and P
+    _, gradient = examine(
+        exact, double_data, double_loss, pair, ApplicationCounter()
+    )
+    # the read-off applies K to x and P
+    return Outcome(gradient, applications=spent + 1)
 
 
 def unrolled(steps: int, instance: Instance) -> Outcome:
-    """Reverse mode through ``steps`` accelerated gradient steps, each the autograd gradient of the energy.
+    """Reverse mode through ``steps`` accelerated gradient steps, each the
+    autograd gradient of the energy.
 
-    As users write it; its step length is an estimate from below, and longer than the certified one of ``Unrolled``.
+    As users write it; its step length is an estimate from below, and longer
+    than the certified one of ``Unrolled``.
     """
     regularizer, data, loss = instance.at(torch.float32)
     problem = regularizer.problem(data)
     with torch.enable_grad():
-        steepest, mu = lipschitz(problem.detached()), problem.data.strong_convexity
+        steepest, mu = (
+            lipschitz(problem.detached()),
+            problem.data.strong_convexity,
+        )
         momentum = (steepest**0.5 - mu**0.5) / (steepest**0.5 + mu**0.5)
         x = ahead = problem.data.start.clone().requires_grad_()
         for _ in range(steps):
-            (slope,) = torch.autograd.grad(problem.energy(ahead).sum(), ahead, create_graph=True)
+            (slope,) = torch.autograd.grad(
+                problem.energy(ahead).sum(), ahead, create_graph=True
+            )
             new = ahead - slope / steepest
             ahead, x = new + momentum * (new - x), new
-        gradient = flat_gradient(loss.value(x).sum(), list(regularizer.parameters()))
-    # by formula, not by counting: each step is one K and its transpose forwards, and two of each backwards
+        gradient = flat_gradient(
+            loss.value(x).sum(), list(regularizer.parameters())
+        )
+    # by formula, not by counting: each step is one K and its transpose
+    # forwards, and two of each backwards
     return Outcome(gradient.double(), applications=3.0 * steps)
 
 
@@ -106,42 +145,83 @@ def entries(wanted: float) -> dict[str, list[tuple[float | None, Solve]]]:
     """The ladders, loosest first."""
     return {
         CERTIFIED: [(None, lambda instance: on_demand(wanted, instance))],
-        IMPLICIT: [(t, lambda instance, t=t: implicit(EACH_STEP, t, instance)) for t in LADDER],
-        REFINED: [(t, lambda instance, t=t: implicit(Refined(EACH_STEP, rounds=1), t, instance)) for t in LADDER],
-        FIXED_TOLERANCE: [(t, lambda instance, t=t: by_change(instance, t)) for t in LADDER],
-        UNROLLED: [(float(n), lambda instance, n=n: unrolled(n, instance)) for n in UNROLLED_STEPS],
+        IMPLICIT: [
+            (t, lambda instance, t=t: implicit(EACH_STEP, t, instance))
+            for t in LADDER
+        ],
+        REFINED: [
+            (
+                t,
+                lambda instance, t=t: implicit(
+                    Refined(EACH_STEP, rounds=1), t, instance
+                ),
+            )
+            for t in LADDER
+        ],
+        FIXED_TOLERANCE: [
+            (t, lambda instance, t=t: by_change(instance, t)) for t in LADDER
+        ],
+        UNROLLED: [
+            (float(n), lambda instance, n=n: unrolled(n, instance))
+            for n in UNROLLED_STEPS
+        ],
     }
 
 
 def contest(
-    instance: Instance, wanted: float, repeats: int, cone: bool, note: Callable[[str], None]
+    instance: Instance,
+    wanted: float,
+    repeats: int,
+    cone: bool,
+    note: Callable[[str], None],
 ) -> list[Contestant]:
     """All methods on one instance."""
-    reference = solve_reference(instance.regularizer, instance.data, instance.clean)
+    reference = solve_reference(
+        instance.regularizer, instance.data, instance.clean
+    )
     bare, asked = bare_seconds(instance, repeats), entries(wanted)
     if cone:
         asked[CONE] = [(None, by_cone)]
     found = []
     for method, ladder in asked.items():
         note(f"{instance.label}: {method}")
-        found.append(_contestant(instance, reference, method, ladder, wanted, repeats, bare))
+        found.append(
+            _contestant(
+                instance, reference, method, ladder, wanted, repeats, bare
+            )
+        )
     return found
 
 
 def _contestant(
-    instance: Instance, reference: Reference, method: str, ladder: Sequence[tuple[float | None, Solve]], wanted: float,
-    repeats: int, bare: float,
-) -> Contestant:  # fmt: skip
+    instance: Instance,
+    reference: Reference,
+    method: str,
+    ladder: Sequence[tuple[float | None, Solve]],
+    wanted: float,
+    repeats: int,
+    bare: float,
+) -> Contestant:
     """The first rung that is exact enough (else the last), timed and weighed."""
     for setting, solve in ladder:  # noqa: B007 (the last one tried is the one that is kept)
         begin = time.perf_counter()
         outcome = solve(instance)
         seconds = time.perf_counter() - begin
-        error = float((outcome.gradient - reference.gradient).norm() / reference.gradient.norm())
+        error = float(
+            (outcome.gradient - reference.gradient).norm()
+            / reference.gradient.norm()
+        )
         if error <= wanted:
             break
-    if method != CONE:  # it solves outside of torch, where memory is not seen, and takes seconds
-        seconds = median_seconds({method: lambda: solve(instance).gradient}, repeats, instance.clean.device)[method]
+    if (
+        method != CONE
+        # it solves outside of torch, where memory is not seen, and takes seconds
+    ):
+        seconds = median_seconds(
+            {method: lambda: solve(instance).gradient},
+            repeats,
+            instance.clean.device,
+        )[method]
     peak = 0 if method == CONE else peak_memory(lambda: solve(instance))
     return Contestant(
         problem=instance.label,
@@ -168,16 +248,36 @@ def bare_seconds(instance: Instance, repeats: int) -> float:
 def image_instance(side: int, filters: int, size: int) -> Instance:
     """A patch with random filters and Charbonnier potentials."""
     clean = photograph_patches(1, side, 1)
-    regularizer = with_potential(random_regularizer(filters, size, 1), "charbonnier", 0.01)
-    return Instance(f"{side}², {filters} of {size}²", False, 0, regularizer, denoising(clean, 0), clean)
+    regularizer = with_potential(
+        random_regularizer(filters, size, 1), "charbonnier", 0.01
+    )
+    return Instance(
+        f"{side}², {filters} of {size}²",
+        False,
+        0,
+        regularizer,
+        denoising(clean, 0),
+        clean,
+    )
 
 
 def cone_instances(sides: Sequence[int], filters: int) -> Iterator[Instance]:
     """Growing patches for cvxpylayers, 3x3 filters."""
     for side in sides:
         clean = photograph_patches(1, side, 1)
-        regularizer = with_potential(random_regularizer(filters, 3, 1, 0.05), "charbonnier", CONE_SMOOTHING)
-        yield Instance(f"{side}², {filters} of 3²", False, 0, regularizer, denoising(clean, 0), clean)
+        regularizer = with_potential(
+            random_regularizer(filters, 3, 1, 0.05),
+            "charbonnier",
+            CONE_SMOOTHING,
+        )
+        yield Instance(
+            f"{side}², {filters} of 3²",
+            False,
+            0,
+            regularizer,
+            denoising(clean, 0),
+            clean,
+        )
 
 
 def show(found: Sequence[Contestant], console: Console) -> None:
@@ -185,9 +285,21 @@ def show(found: Sequence[Contestant], console: Console) -> None:
     for problem in dict.fromkeys(one.problem for one in found):
         chosen = [one for one in found if one.problem == problem]
         ours = next(one for one in chosen if one.method == IMPLICIT)
-        table = Table("method", "setting", "true error", "bound", "applications", "ms", "× ours", "MiB", "× ours",
-                      "time / bare K, Kᵀ", box=SIMPLE_HEAD,
-                      title=f"hypergradient of {problem}", title_justify="left")  # fmt: skip
+        table = Table(
+            "method",
+            "setting",
+            "true error",
+            "bound",
+            "applications",
+            "ms",
+            "× ours",
+            "MiB",
+            "× ours",
+            "time / bare K, Kᵀ",
+            box=SIMPLE_HEAD,
+            title=f"hypergradient of {problem}",
+            title_justify="left",
+        )
         for one in chosen:
             table.add_row(
                 one.method,

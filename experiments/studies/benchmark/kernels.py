@@ -1,4 +1,5 @@
-"""The filter bank against every way to compute it: one part of ``experiments.studies.benchmark.run``."""
+"""The filter bank against every way to compute it: one part of
+``experiments.studies.benchmark.run``."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from regularizers.filter_bank.kernels import Job, kernel_jobs, median_seconds
 
 @dataclass(frozen=True)
 class Case:
-    """A bank of ``filters`` filters of ``size`` x ``size`` on ``batch`` grey images of ``side`` x ``side``."""
+    """A bank of ``filters`` filters of ``size`` x ``size`` on ``batch`` grey
+    images of ``side`` x ``side``."""
 
     batch: int
     side: int
@@ -37,7 +39,8 @@ CASES = (
 
 @dataclass(frozen=True)
 class KernelTimes:
-    """Median milliseconds.  ``bank``: ``K`` then ``K^T`` as the bank does it; ``best``: fastest forward plus fastest adjoint."""
+    """Median milliseconds. ``bank``: ``K`` then ``K^T`` as the bank does it;
+    ``best``: fastest forward plus fastest adjoint."""
 
     case: Case
     forward: dict[str, float]
@@ -48,23 +51,44 @@ class KernelTimes:
 
 
 def time_kernels(case: Case, device: torch.device, repeats: int) -> KernelTimes:
-    """All kernels and the bank, interleaved so that a slow moment of the machine hits all alike."""
+    """All kernels and the bank, interleaved so that a slow moment of the
+    machine hits all alike."""
     generator = torch.Generator().manual_seed(0)
-    filters = torch.randn(case.filters, 1, case.size, case.size, generator=generator).to(device)
-    image = torch.randn(case.batch, 1, case.side, case.side, generator=generator).to(device)
+    filters = torch.randn(
+        case.filters, 1, case.size, case.size, generator=generator
+    ).to(device)
+    image = torch.randn(
+        case.batch, 1, case.side, case.side, generator=generator
+    ).to(device)
     bank = ConvolutionBank(filters, Valid())
     forward, adjoint = kernel_jobs(filters, image)
     jobs: dict[str, Job] = {"bank": lambda: bank.adjoint(bank.forward(image))}
     seconds = median_seconds(jobs | forward | adjoint, repeats, device)
-    ahead, back = {name: 1e3 * seconds[name] for name in forward}, {name: 1e3 * seconds[name] for name in adjoint}
-    whole, best = 1e3 * seconds["bank"], min(ahead.values()) + min(back.values())
+    ahead, back = (
+        {name: 1e3 * seconds[name] for name in forward},
+        {name: 1e3 * seconds[name] for name in adjoint},
+    )
+    whole, best = (
+        1e3 * seconds["bank"],
+        min(ahead.values()) + min(back.values()),
+    )
     return KernelTimes(case, ahead, back, whole, best, whole / best)
 
 
 def show(results: Sequence[KernelTimes], console: Console) -> None:
     """A table on the terminal."""
-    table = Table("images", "filters", "fastest K", "fastest Kᵀ", "bank ms", "best ms", "bank / best",
-                  box=SIMPLE_HEAD, title="K and Kᵀ of the filter bank", title_justify="left")  # fmt: skip
+    table = Table(
+        "images",
+        "filters",
+        "fastest K",
+        "fastest Kᵀ",
+        "bank ms",
+        "best ms",
+        "bank / best",
+        box=SIMPLE_HEAD,
+        title="K and Kᵀ of the filter bank",
+        title_justify="left",
+    )
     for result in results:
         case = result.case
         ahead, back = (
@@ -72,7 +96,12 @@ def show(results: Sequence[KernelTimes], console: Console) -> None:
             min(result.adjoint, key=result.adjoint.__getitem__),
         )
         table.add_row(
-            f"{case.batch} x {case.side}²", f"{case.filters} x {case.size}²", f"{ahead} {result.forward[ahead]:.2f}",
-            f"{back} {result.adjoint[back]:.2f}", f"{result.bank:.2f}", f"{result.best:.2f}", f"{result.ratio:.2f}",
-        )  # fmt: skip
+            f"{case.batch} x {case.side}²",
+            f"{case.filters} x {case.size}²",
+            f"{ahead} {result.forward[ahead]:.2f}",
+            f"{back} {result.adjoint[back]:.2f}",
+            f"{result.bank:.2f}",
+            f"{result.best:.2f}",
+            f"{result.ratio:.2f}",
+        )
     console.print(table)

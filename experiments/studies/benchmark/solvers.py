@@ -1,8 +1,10 @@
-"""Operator applications of lower-level solvers, cold and warm, and seconds of a step: one part of ``experiments.studies.benchmark.run``.
+"""Operator applications of lower-level solvers, cold and warm, and seconds of a
+step: one part of ``experiments.studies.benchmark.run``.
 
-Counted are pairs of ``K`` and ``K^T`` until ``||grad h(x)||`` is at most ``GRADIENT``, which a residual computed anew confirms.
-Linear conjugate gradients on the Hessian *at the solution* are the reference for what a method could do that is told all about
-curvature: no search for it on the way.
+Counted are pairs of ``K`` and ``K^T`` until ``||grad h(x)||`` is at most
+``GRADIENT``, which a residual computed anew confirms. Linear conjugate
+gradients on the Hessian *at the solution* are the reference for what a method
+could do that is told all about curvature: no search for it on the way.
 """
 
 from __future__ import annotations
@@ -45,15 +47,20 @@ GRADIENT = 1e-3
 WEIGHT, SMOOTHING = 0.03, 0.02
 """Of the cosine filters, grey values."""
 CHANGE = 0.01
-"""Relative change of every parameter from the problem whose solution a warm start takes to the one that it starts."""
-OURS, FLOOR = "ours: nonlinear CG", "linear CG at the solution, told the Hessian"
+"""Relative change of every parameter from the problem whose solution a warm
+start takes to the one that it starts."""
+OURS, FLOOR = (
+    "ours: nonlinear CG",
+    "linear CG at the solution, told the Hessian",
+)
 _MOST = 5000
 _EACH = Schedule(max_steps=_MOST, check_every=1, patience=_MOST)
 
 
 @dataclass(frozen=True)
 class SolverCost:
-    """Operator applications of one solver on one problem, from the observation and from a neighbouring problem's solution.
+    """Operator applications of one solver on one problem, from the observation
+    and from a neighbouring problem's solution.
 
     ``reached``: whether both ended within 1 % of ``GRADIENT``.
     """
@@ -67,7 +74,8 @@ class SolverCost:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one step of a solver, and of one ``K`` and one ``K^T`` on the same images alone."""
+    """Seconds of one step of a solver, and of one ``K`` and one ``K^T`` on the
+    same images alone."""
 
     images: str
     solver: str
@@ -76,14 +84,18 @@ class StepCost:
 
 
 Solve = Callable[[SaddleProblem, Tensor], Tensor]
-"""The point where a solver stops, from a problem of one image and a start; the problem counts."""
+"""The point where a solver stops, from a problem of one image and a start; the
+problem counts."""
 
 
 def cosine_regularizer(filters: int = 24) -> LinearRegularizer:
-    """Orthonormal 7x7 cosine filters in the order of their frequencies, Charbonnier potentials, all alike."""
+    """Orthonormal 7x7 cosine filters in the order of their frequencies,
+    Charbonnier potentials, all alike."""
     regularizer = random_regularizer(filters, 7, 1, WEIGHT)
     with torch.no_grad():
-        regularizer.coefficients.copy_(torch.eye(filters, regularizer.coefficients.shape[-1]).unsqueeze(1))
+        regularizer.coefficients.copy_(
+            torch.eye(filters, regularizer.coefficients.shape[-1]).unsqueeze(1)
+        )
     return with_potential(regularizer, "charbonnier", SMOOTHING)
 
 
@@ -93,11 +105,13 @@ def problems() -> dict[str, LinearRegularizer]:
     return {
         "24 cosines, Charbonnier 0.02": cosine_regularizer(),
         "trained bank": trained,
-        "trained bank, Charbonnier 0.01": with_potential(trained, "charbonnier", 0.01),
+        "trained bank, Charbonnier 0.01": with_potential(
+            trained, "charbonnier", 0.01
+        ),
     }
 
 
-# --- the solvers -----------------------------------------------------------------------------------------------------
+# --- the solvers --------------------------------------------------------------
 
 
 def ours(solver: LowerSolver, problem: SaddleProblem, start: Tensor) -> Tensor:
@@ -106,12 +120,24 @@ def ours(solver: LowerSolver, problem: SaddleProblem, start: Tensor) -> Tensor:
     return x
 
 
-def _outcome(problem: SaddleProblem, solver: LowerSolver, start: Tensor, gradient: float = GRADIENT) -> Outcome:
-    return solve_lower(problem, solver, torch.full((1,), gradient, dtype=start.dtype), start, _EACH)
+def _outcome(
+    problem: SaddleProblem,
+    solver: LowerSolver,
+    start: Tensor,
+    gradient: float = GRADIENT,
+) -> Outcome:
+    return solve_lower(
+        problem,
+        solver,
+        torch.full((1,), gradient, dtype=start.dtype),
+        start,
+        _EACH,
+    )
 
 
 def barzilai_borwein(problem: SaddleProblem, start: Tensor) -> Tensor:
-    """Steps of 1/Rayleigh quotient, the two formulas in turn (Barzilai, Borwein, 1988); the first is 1/stiffness."""
+    """Steps of 1/Rayleigh quotient, the two formulas in turn (Barzilai,
+    Borwein, 1988); the first is 1/stiffness."""
     x, gradient = start, problem.gradient(start)
     length = 1 / (problem.data.smoothness + problem.stiffness())
     for step in range(_MOST):
@@ -121,7 +147,11 @@ def barzilai_borwein(problem: SaddleProblem, start: Tensor) -> Tensor:
         following = problem.gradient(new)
         moved, change = new - x, following - gradient
         between = inner(moved, change)
-        length = inner(moved, moved) / between if step % 2 else between / inner(change, change)
+        length = (
+            inner(moved, moved) / between
+            if step % 2
+            else between / inner(change, change)
+        )
         x, gradient = new, following
     return x
 
@@ -131,7 +161,8 @@ class _Reached(Exception):
 
 
 def by_scipy(method: str, problem: SaddleProblem, start: Tensor) -> Tensor:
-    """L-BFGS (ten pairs) or Newton-CG of SciPy, in float64; energy and gradient of a point cost one application."""
+    """L-BFGS (ten pairs) or Newton-CG of SciPy, in float64; energy and gradient
+    of a point cost one application."""
     best = start
 
     def energy_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -139,14 +170,18 @@ def by_scipy(method: str, problem: SaddleProblem, start: Tensor) -> Tensor:
         x = torch.from_numpy(flat).view_as(start)
         z = problem.operator.forward(x)
         value = problem.data.value(x) + problem.potential.value(z)
-        gradient = problem.data.gradient(x) + problem.operator.adjoint(problem.potential.gradient(z))
+        gradient = problem.data.gradient(x) + problem.operator.adjoint(
+            problem.potential.gradient(z)
+        )
         if float(norm(gradient)) <= GRADIENT:
             best = x.clone()
             raise _Reached
         return float(value), gradient.numpy().ravel()
 
     def product(flat: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        x, v = (torch.from_numpy(part).view_as(start) for part in (flat, direction))
+        x, v = (
+            torch.from_numpy(part).view_as(start) for part in (flat, direction)
+        )
         return problem.hessian(curvature(x), v).numpy().ravel()
 
     held: dict[bytes, Tensor] = {}
@@ -158,12 +193,20 @@ def by_scipy(method: str, problem: SaddleProblem, start: Tensor) -> Tensor:
             held[key] = problem.curvature(x)
         return held[key]
 
-    options = {"maxiter": _MOST, "gtol": 0.0, "ftol": 0.0, "maxfun": _MOST} if method == "L-BFGS-B" else {"xtol": 0.0}
+    options = (
+        {"maxiter": _MOST, "gtol": 0.0, "ftol": 0.0, "maxfun": _MOST}
+        if method == "L-BFGS-B"
+        else {"xtol": 0.0}
+    )
     try:
         scipy.optimize.minimize(
-            energy_and_gradient, start.numpy().ravel(), jac=True, method=method, options=options,
+            energy_and_gradient,
+            start.numpy().ravel(),
+            jac=True,
+            method=method,
+            options=options,
             hessp=product if method == "Newton-CG" else None,
-        )  # fmt: skip
+        )
     except _Reached:
         pass
     return best
@@ -178,28 +221,52 @@ SOLVERS: dict[str, Solve] = {
 }
 
 
-# --- measurements ----------------------------------------------------------------------------------------------------
+# --- measurements -------------------------------------------------------------
 
 
 def contest(side: int, note: Callable[[str], None]) -> list[SolverCost]:
-    """All solvers on all problems, one denoising patch of ``side`` pixels each, in float64."""
+    """All solvers on all problems, one denoising patch of ``side`` pixels each,
+    in float64."""
     found = []
     data = denoising(photograph_patches(1, side, 1), 0).double()
     for label, regularizer in problems().items():
         name = f"{label}, {side}²"
         problem = regularizer.double().problem(data).detached()
-        exact, neighbour = (_solution(one) for one in (problem, moved(regularizer).problem(data).detached()))
+        exact, neighbour = (
+            _solution(one)
+            for one in (problem, moved(regularizer).problem(data).detached())
+        )
         starts = data.start, neighbour
         for solver, solve in SOLVERS.items():
             note(f"{name}: {solver}")
             found.append(_cost(name, solver, solve, problem, starts))
         note(f"{name}: PDHG and the linear system")
-        found.append(SolverCost(name, "PDHG", *(_pdhg_steps(problem, start) for start in starts), reached=True))
-        found.append(SolverCost(name, FLOOR, *(_linear_steps(problem, exact, start) for start in starts), reached=True))
+        found.append(
+            SolverCost(
+                name,
+                "PDHG",
+                *(_pdhg_steps(problem, start) for start in starts),
+                reached=True,
+            )
+        )
+        found.append(
+            SolverCost(
+                name,
+                FLOOR,
+                *(_linear_steps(problem, exact, start) for start in starts),
+                reached=True,
+            )
+        )
     return found
 
 
-def _cost(name: str, solver: str, solve: Solve, problem: SaddleProblem, starts: Sequence[Tensor]) -> SolverCost:
+def _cost(
+    name: str,
+    solver: str,
+    solve: Solve,
+    problem: SaddleProblem,
+    starts: Sequence[Tensor],
+) -> SolverCost:
     spent, reached = [], True
     for start in starts:
         counter = ApplicationCounter()
@@ -211,51 +278,81 @@ def _cost(name: str, solver: str, solve: Solve, problem: SaddleProblem, starts: 
 
 
 def _solution(problem: SaddleProblem) -> Tensor:
-    (x,) = _outcome(problem, NonlinearCG(), problem.data.start, 1e-6 * GRADIENT).result
+    (x,) = _outcome(
+        problem, NonlinearCG(), problem.data.start, 1e-6 * GRADIENT
+    ).result
     return x
 
 
 def moved(regularizer: LinearRegularizer) -> LinearRegularizer:
-    """Every parameter group changed by ``CHANGE`` of its values' size, seeded: where a descent might have been a step before."""
-    changed, generator = copy.deepcopy(regularizer), torch.Generator().manual_seed(5)
+    """Every parameter group changed by ``CHANGE`` of its values' size, seeded:
+    where a descent might have been a step before."""
+    changed, generator = (
+        copy.deepcopy(regularizer),
+        torch.Generator().manual_seed(5),
+    )
     with torch.no_grad():
         for name, parameter in changed.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
             # logarithms: an absolute change is the relative one of the value
-            size = 1.0 if name.startswith("log_") else float(parameter.norm()) / parameter.numel() ** 0.5
+            size = (
+                1.0
+                if name.startswith("log_")
+                else float(parameter.norm()) / parameter.numel() ** 0.5
+            )
             parameter.add_(CHANGE * size * noise)
     return changed
 
 
 def _pdhg_steps(problem: SaddleProblem, start: Tensor) -> float:
-    """An application each, and one to begin with; looks, which cost PDHG one more, are left out.  Raises if it fails."""
+    """An application each, and one to begin with; looks, which cost PDHG one
+    more, are left out. Raises if it fails."""
     outcome = _outcome(problem, PDHG(), start)
     if not outcome.converged:
         raise RuntimeError("PDHG did not converge")
     return float(outcome.steps) + 1
 
 
-def _linear_steps(problem: SaddleProblem, exact: Tensor, start: Tensor) -> float:
-    """Steps of preconditioned conjugate gradients on ``A(x*) d = A(x*) (x* - start)`` to a residual of ``GRADIENT``."""
+def _linear_steps(
+    problem: SaddleProblem, exact: Tensor, start: Tensor
+) -> float:
+    """Steps of preconditioned conjugate gradients on ``A(x*) d = A(x*) (x* -
+    start)`` to a residual of ``GRADIENT``."""
     with torch.no_grad():
         curvature = problem.curvature(exact)
         right = problem.hessian(curvature, exact - start)
         radius = torch.full((1,), GRADIENT, dtype=torch.float64)
-        outcome = iterate(ConjugateGradient(LinearSystem(problem, curvature, right, radius)), _EACH)
+        outcome = iterate(
+            ConjugateGradient(LinearSystem(problem, curvature, right, radius)),
+            _EACH,
+        )
     if not outcome.converged:
         raise RuntimeError("conjugate gradients did not converge")
     return float(outcome.steps)
 
 
 def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
-    """Steps of our solvers in float32, ten into the solve, on patches as in training and on one larger image."""
+    """Steps of our solvers in float32, ten into the solve, on patches as in
+    training and on one larger image."""
     found = []
     for batch, side in ((8, 48), (1, 128)):
-        regularizer, patches = trained_regularizer(None).to(device), photograph_patches(batch, side, 1)
-        clean, data = patches.to(device), Denoising(denoising(patches, 0).observed.to(device))
+        regularizer, patches = (
+            trained_regularizer(None).to(device),
+            photograph_patches(batch, side, 1),
+        )
+        clean, data = (
+            patches.to(device),
+            Denoising(denoising(patches, 0).observed.to(device)),
+        )
         problem = regularizer.problem(data).detached()
-        level = LowerLevel(problem, data.start, torch.full((batch,), GRADIENT, device=device))
-        system = LinearSystem(problem, problem.curvature(clean), clean, level.radius)
+        level = LowerLevel(
+            problem, data.start, torch.full((batch,), GRADIENT, device=device)
+        )
+        system = LinearSystem(
+            problem, problem.curvature(clean), clean, level.radius
+        )
         iterations = {
             OURS: NonlinearCG().bind(level),
             "linear CG": ConjugateGradient(system),
@@ -263,11 +360,16 @@ def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
             "PDHG": PDHG().bind(level),
         }
         with torch.no_grad():
-            jobs = {name: _step(iteration) for name, iteration in iterations.items()}
+            jobs = {
+                name: _step(iteration) for name, iteration in iterations.items()
+            }
             jobs["bare"] = partial(_pair, problem, clean)
             seconds = median_seconds(jobs, 4 * repeats, device)
         images = f"{batch} x {side}², {regularizer.config.filters} filters of {regularizer.config.size}²"
-        found += [StepCost(images, name, seconds[name], seconds["bare"]) for name in iterations]
+        found += [
+            StepCost(images, name, seconds[name], seconds["bare"])
+            for name in iterations
+        ]
     return found
 
 
@@ -283,23 +385,52 @@ def _pair(problem: SaddleProblem, x: Tensor) -> Tensor:
     return problem.operator.adjoint(problem.operator.forward(x))
 
 
-def show(found: Sequence[SolverCost], steps: Sequence[StepCost], console: Console) -> None:
+def show(
+    found: Sequence[SolverCost], steps: Sequence[StepCost], console: Console
+) -> None:
     """A table per problem, with multiples of ours, and one of the steps."""
     for problem in dict.fromkeys(one.problem for one in found):
         chosen = [one for one in found if one.problem == problem]
         mine = next(one for one in chosen if one.solver == OURS)
         table = Table(
-            "solver", "cold", "× ours", "warm", "× ours", "× ours cold / warm", box=SIMPLE_HEAD,
-            title=f"applications until the gradient's norm is {GRADIENT:g}: {problem}", title_justify="left",
-        )  # fmt: skip
+            "solver",
+            "cold",
+            "× ours",
+            "warm",
+            "× ours",
+            "× ours cold / warm",
+            box=SIMPLE_HEAD,
+            title=f"applications until the gradient's norm is {GRADIENT:g}: {problem}",
+            title_justify="left",
+        )
         for one in chosen:
             missed = "" if one.reached else " (missed)"
-            table.add_row(one.solver + missed, f"{one.cold:g}", f"{one.cold / mine.cold:.2f}", f"{one.warm:g}",
-                          f"{one.warm / mine.warm:.2f}", f"{one.cold / mine.warm:.2f}")  # fmt: skip
+            table.add_row(
+                one.solver + missed,
+                f"{one.cold:g}",
+                f"{one.cold / mine.cold:.2f}",
+                f"{one.warm:g}",
+                f"{one.warm / mine.warm:.2f}",
+                f"{one.cold / mine.warm:.2f}",
+            )
         console.print(table)
-    table = Table("images", "solver", "ms per step", "bare K, Kᵀ", "ratio", box=SIMPLE_HEAD, title="one step",
-                  title_justify="left")  # fmt: skip
+    table = Table(
+        "images",
+        "solver",
+        "ms per step",
+        "bare K, Kᵀ",
+        "ratio",
+        box=SIMPLE_HEAD,
+        title="one step",
+        title_justify="left",
+    )
     for one in steps:
         ratio = one.seconds / one.bare
-        table.add_row(one.images, one.solver, f"{1e3 * one.seconds:.2f}", f"{1e3 * one.bare:.2f}", f"{ratio:.2f}")
+        table.add_row(
+            one.images,
+            one.solver,
+            f"{1e3 * one.seconds:.2f}",
+            f"{1e3 * one.bare:.2f}",
+            f"{ratio:.2f}",
+        )
     console.print(table)

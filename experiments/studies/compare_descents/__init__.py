@@ -1,1 +1,2 @@
-"""Does it pay to let certificates choose the tolerances?  Operator applications to the same training loss, method by method."""
+"""Does it pay to let certificates choose the tolerances? Operator applications
+to the same training loss, method by method."""

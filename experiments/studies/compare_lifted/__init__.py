@@ -1,1 +1,2 @@
-"""The lifted form of a ReLU network against the nested one: time and steps to the same energy, and conditioning."""
+"""The lifted form of a ReLU network against the nested one: time and steps to
+the same energy, and conditioning."""

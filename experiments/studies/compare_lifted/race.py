@@ -1,4 +1,5 @@
-"""Solvers of one ReLU network problem, raced to the same energy: the work behind ``experiments.studies.compare_lifted.run``."""
+"""Solvers of one ReLU network problem, raced to the same energy: the work
+behind ``experiments.studies.compare_lifted.run``."""
 
 from __future__ import annotations
 
@@ -9,12 +10,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from experiments.studies.shared.instances import NOISE, denoising, photograph_patches
+from experiments.studies.shared.instances import (
+    NOISE,
+    denoising,
+    photograph_patches,
+)
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.loop import Iteration, Schedule, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver, certified_energy, radius_per_element, solve_lower
+from piggyback.solvers.lower import (
+    LowerLevel,
+    LowerSolver,
+    certified_energy,
+    radius_per_element,
+    solve_lower,
+)
 from piggyback.solvers.quasi_newton import QuasiNewton
 from piggyback.terms.activations import Softplus
 from piggyback.terms.data.quadratic import Denoising
@@ -35,7 +46,8 @@ EXACT_SOFTPLUS, EXACT_STEPS = 1e-6, 3000
 
 @dataclass(frozen=True)
 class Instance:
-    """One noisy image under a ReLU network; ``reference`` is at most ``uncertain`` above the minimum of its nested ``energy``."""
+    """One noisy image under a ReLU network; ``reference`` is at most
+    ``uncertain`` above the minimum of its nested ``energy``."""
 
     network: NetworkEnergy
     data: Denoising
@@ -53,7 +65,8 @@ class Instance:
 
 @dataclass(frozen=True)
 class Contestant:
-    """``iteration`` on the problem, whose states ``image`` turns into images; ``start`` takes its seconds too."""
+    """``iteration`` on the problem, whose states ``image`` turns into images;
+    ``start`` takes its seconds too."""
 
     name: str
     smoothing: float
@@ -64,7 +77,8 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a contestant stood: ``gap`` is the nested energy above the reference, over that of the start."""
+    """Where a contestant stood: ``gap`` is the nested energy above the
+    reference, over that of the start."""
 
     method: str
     smoothing: float
@@ -76,7 +90,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Of one architecture: condition figures (bounds) of the lifted operator, and PDHG steps to the tolerance."""
+    """Of one architecture: condition figures (bounds) of the lifted operator,
+    and PDHG steps to the tolerance."""
 
     widths: tuple[int, ...]
     block_condition: float
@@ -85,42 +100,59 @@ class Conditioning:
     uniform_steps: int | None
 
 
-# --- the instance -----------------------------------------------------------------------------------------------------
+# --- the instance -------------------------------------------------------------
 
 
 def relu_network(widths: tuple[int, ...], size: int) -> NetworkEnergy:
     """The start of training, in float64."""
     config = NetworkConfig.for_noise(NOISE, widths, size, 1, 1, "reflect")
-    model = NetworkRegularizer(replace(config, activation="relu"), torch.Generator().manual_seed(0))
+    model = NetworkRegularizer(
+        replace(config, activation="relu"), torch.Generator().manual_seed(0)
+    )
     return model.double().network().detached()
 
 
 def softened(network: NetworkEnergy, smoothing: float) -> NetworkEnergy:
     """The same network with softplus activations."""
-    return NetworkEnergy(network.layers, network.output, Softplus(smoothing), network.boundary)
+    return NetworkEnergy(
+        network.layers, network.output, Softplus(smoothing), network.boundary
+    )
 
 
 def pose(widths: tuple[int, ...], size: int, side: int) -> Instance:
     """An image, and the minimum of its energy between two certified ends.
 
-    Centred softplus lies below ReLU, so that a certified lower end of its minimum is one of the ReLU network: by strong
-    convexity ``min h >= h(x) - 1/2 ||grad h(x)||^2_{H^{-1}}``.
+    Centred softplus lies below ReLU, so that a certified lower end of its
+    minimum is one of the ReLU network: by strong convexity ``min h >= h(x) -
+    1/2 ||grad h(x)||^2_{H^{-1}}``.
     """
     network = relu_network(widths, size)
     data = denoising(photograph_patches(1, side, 1), 0).double()
     x, lowest, best = data.start, -math.inf, math.inf
     smoothing = SOFTPLUS[0]
-    while smoothing > EXACT_SOFTPLUS / 2:  # continuation: each start is the solution of the next smoother problem
+    # continuation: each start is the solution of the next smoother problem
+    while smoothing > EXACT_SOFTPLUS / 2:
         problem = SmoothProblem(data, softened(network, smoothing))
         schedule = Schedule(max_steps=EXACT_STEPS, check_every=10, patience=100)
-        (x,) = solve_lower(problem, QuasiNewton(), radius_per_element(problem, 1e-6), x, schedule).result
-        lowest = max(lowest, float(problem.energy(x) - 0.5 * certified_energy(problem, x).square()))
+        (x,) = solve_lower(
+            problem,
+            QuasiNewton(),
+            radius_per_element(problem, 1e-6),
+            x,
+            schedule,
+        ).result
+        lowest = max(
+            lowest,
+            float(
+                problem.energy(x) - 0.5 * certified_energy(problem, x).square()
+            ),
+        )
         best = min(best, float(data.value(x) + network.value(x)))
         smoothing /= 4
     return Instance(network, data, best, best - lowest)
 
 
-# --- the race ---------------------------------------------------------------------------------------------------------
+# --- the race -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -133,21 +165,28 @@ class SubgradientState(State):
 
 
 class Subgradient(Iteration[SubgradientState]):
-    """``x+ = x - 2/(mu (k + 2)) v``, ``v`` a subgradient, averaged with weights ``k + 1`` (Lacoste-Julien et al. 2012)."""
+    """``x+ = x - 2/(mu (k + 2)) v``, ``v`` a subgradient, averaged with weights
+    ``k + 1`` (Lacoste-Julien et al. 2012)."""
 
     def __init__(self, problem: SmoothProblem) -> None:
         self.problem = problem
 
     def start(self) -> SubgradientState:
         x = self.problem.data.start
-        return SubgradientState(x, x, torch.zeros(x.shape[0], dtype=x.dtype, device=x.device))
+        return SubgradientState(
+            x, x, torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+        )
 
     def step(self, state: SubgradientState) -> SubgradientState:
         weight = state.weight + 1
-        factor = (2 / (self.problem.data.strong_convexity * (weight + 1))).reshape(-1, 1, 1, 1)
+        factor = (
+            2 / (self.problem.data.strong_convexity * (weight + 1))
+        ).reshape(-1, 1, 1, 1)
         x = state.x - factor * self.problem.gradient(state.x)
         share = (2 / (weight + 1)).reshape(-1, 1, 1, 1)
-        return SubgradientState(x, state.average + share * (x - state.average), weight)
+        return SubgradientState(
+            x, state.average + share * (x - state.average), weight
+        )
 
     def error(self, state: SubgradientState) -> PerSample:
         raise NotImplementedError("the race looks at energies")
@@ -164,12 +203,29 @@ def contestants(instance: Instance) -> Iterator[Contestant]:
     network, data = instance.network, instance.data
     counter = ApplicationCounter()
     nested = SmoothProblem(data, network, counter=counter)
-    yield Contestant("subgradient (nested)", 0.0, lambda: Subgradient(nested), _first, counter)
+    yield Contestant(
+        "subgradient (nested)",
+        0.0,
+        lambda: Subgradient(nested),
+        _first,
+        counter,
+    )
     for smoothing in SOFTPLUS:
-        for name, solver in (("accelerated", AcceleratedGradient()), ("quasi-Newton", QuasiNewton())):
+        for name, solver in (
+            ("accelerated", AcceleratedGradient()),
+            ("quasi-Newton", QuasiNewton()),
+        ):
             counter = ApplicationCounter()
-            problem = SmoothProblem(data, softened(network, smoothing), counter=counter)
-            yield Contestant(f"{name} (softplus)", smoothing, _bound(solver, problem), _first, counter)
+            problem = SmoothProblem(
+                data, softened(network, smoothing), counter=counter
+            )
+            yield Contestant(
+                f"{name} (softplus)",
+                smoothing,
+                _bound(solver, problem),
+                _first,
+                counter,
+            )
     for smoothing in SMOOTHINGS:
         solvers = {
             "PDHG (lifted)": LiftedPrimalDual(),
@@ -178,12 +234,22 @@ def contestants(instance: Instance) -> Iterator[Contestant]:
         }
         for name, solver in solvers.items():
             counter = ApplicationCounter()
-            problem = lifted_problem(network, data, smoothing, smoothing).counted(counter)
-            yield Contestant(name, smoothing, _bound(solver, problem), _image, counter)
+            problem = lifted_problem(
+                network, data, smoothing, smoothing
+            ).counted(counter)
+            yield Contestant(
+                name, smoothing, _bound(solver, problem), _image, counter
+            )
 
 
-def _bound(solver: LowerSolver, problem: SmoothProblem) -> Callable[[], Iteration]:
-    return lambda: solver.bind(LowerLevel(problem, problem.data.start, radius_per_element(problem, 1e-12)))
+def _bound(
+    solver: LowerSolver, problem: SmoothProblem
+) -> Callable[[], Iteration]:
+    return lambda: solver.bind(
+        LowerLevel(
+            problem, problem.data.start, radius_per_element(problem, 1e-12)
+        )
+    )
 
 
 def _first(iteration: Iteration, state: State) -> Primal:
@@ -194,8 +260,11 @@ def _image(iteration: Iteration, state: State) -> Primal:
     return iteration.lower.problem.image(iteration.result(state)[0])  # type: ignore[attr-defined]
 
 
-def race(instance: Instance, contestant: Contestant, limit: float) -> list[Point]:
-    """The points of one contestant until the last level is reached or ``limit`` seconds are spent.
+def race(
+    instance: Instance, contestant: Contestant, limit: float
+) -> list[Point]:
+    """The points of one contestant until the last level is reached or ``limit``
+    seconds are spent.
 
     Looks come at steps 1, 2, 3, 4, 5, 7, 9, ...; their time does not count.
     """
@@ -211,9 +280,21 @@ def race(instance: Instance, contestant: Contestant, limit: float) -> list[Point
                 state = iteration.step(state)
                 steps += 1
             seconds += time.perf_counter() - begin
-            gap = (instance.energy(contestant.image(iteration, state)) - instance.reference) / instance.gap
+            gap = (
+                instance.energy(contestant.image(iteration, state))
+                - instance.reference
+            ) / instance.gap
             pairs = contestant.counter.applications
-            found.append(Point(contestant.name, contestant.smoothing, steps, pairs, seconds, gap))
+            found.append(
+                Point(
+                    contestant.name,
+                    contestant.smoothing,
+                    steps,
+                    pairs,
+                    seconds,
+                    gap,
+                )
+            )
     return found
 
 
@@ -222,18 +303,32 @@ def first_below(points: Sequence[Point], level: float) -> Point | None:
     return next((point for point in points if point.gap <= level), None)
 
 
-# --- conditioning -----------------------------------------------------------------------------------------------------
+# --- conditioning -------------------------------------------------------------
 
 
-def conditioning(widths: tuple[int, ...], size: int, side: int, smoothing: float, limit: int) -> Conditioning:
-    """Condition figures of one architecture, and the PDHG steps to an RMS distance of 1e-3 (at most ``limit``)."""
+def conditioning(
+    widths: tuple[int, ...], size: int, side: int, smoothing: float, limit: int
+) -> Conditioning:
+    """Condition figures of one architecture, and the PDHG steps to an RMS
+    distance of 1e-3 (at most ``limit``)."""
     network = relu_network(widths, size)
     data = denoising(photograph_patches(1, side, 1), 0).double()
     problem = lifted_problem(network, data, smoothing, smoothing)
     schedule = Schedule(max_steps=limit, check_every=10, patience=limit)
     steps: list[int | None] = []
     for rule in (BlockSteps.balanced, BlockSteps.uniform):
-        outcome = solve_lower(problem, LiftedPrimalDual(rule), radius_per_element(problem, 1e-3), schedule=schedule)
+        outcome = solve_lower(
+            problem,
+            LiftedPrimalDual(rule),
+            radius_per_element(problem, 1e-3),
+            schedule=schedule,
+        )
         steps.append(int(outcome.steps) if outcome.converged else None)
     uniform = float(problem.stiffness()) / problem.data.strong_convexity
-    return Conditioning(widths, float(problem.regularizer.norm(problem.data)) ** 2, uniform, steps[0], steps[1])
+    return Conditioning(
+        widths,
+        float(problem.regularizer.norm(problem.data)) ** 2,
+        uniform,
+        steps[0],
+        steps[1],
+    )

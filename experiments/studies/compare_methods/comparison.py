@@ -1,4 +1,5 @@
-"""Every hypergradient method on the same problems, against exact gradients: error, bound, cost, time and memory."""
+"""Every hypergradient method on the same problems, against exact gradients:
+error, bound, cost, time and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.studies.compare_methods.digits import LogisticLoss, PixelPenalty, data_term, exact_gradient, two_digits
+from experiments.studies.compare_methods.digits import (
+    LogisticLoss,
+    PixelPenalty,
+    data_term,
+    exact_gradient,
+    two_digits,
+)
 from experiments.studies.shared.instances import (
     BLUR_WEIGHT,
     Instance,
@@ -25,13 +32,20 @@ from piggyback.app.console.memory import peak_memory
 from piggyback.certificates.certify import split_like
 from piggyback.hypergradients.api import Hypergradient, hypergradient
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
-from piggyback.hypergradients.implicit import ImplicitCG, ImplicitMINRES, Neumann
+from piggyback.hypergradients.implicit import (
+    ImplicitCG,
+    ImplicitMINRES,
+    Neumann,
+)
 from piggyback.hypergradients.literature.bda import BDA
 from piggyback.hypergradients.literature.bome import BOME
 from piggyback.hypergradients.literature.iaptt import IAPTT
 from piggyback.hypergradients.literature.one_step import JacobianFree, OneStep
 from piggyback.hypergradients.literature.unrolled import Truncated, Unrolled
-from piggyback.hypergradients.literature.value_function import BVFIM, ValueFunction
+from piggyback.hypergradients.literature.value_function import (
+    BVFIM,
+    ValueFunction,
+)
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.regularizer import Regularizer
@@ -43,12 +57,14 @@ from piggyback.terms.losses import Loss
 
 Method = HypergradientMethod | DirectMethod
 LOOSE = Accuracy(1e-1, 1e-1)
-"""At which the memory is gauged: what a method keeps depends on its number of steps or on nothing (``Memory``)."""
+"""At which the memory is gauged: what a method keeps depends on its number of
+steps or on nothing (``Memory``)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A bilevel problem in float64 with one sample; ``exact``: its gradient (flat), from formulas of its own."""
+    """A bilevel problem in float64 with one sample; ``exact``: its gradient
+    (flat), from formulas of its own."""
 
     name: str
     regularizer: Regularizer
@@ -61,8 +77,10 @@ class Setting:
 class Row:
     """One method on one problem.
 
-    ``relative_error = ||G - grad L|| / ||grad L||``; ``bound``: what is certified of it, over ``||grad L||`` too (None: nothing);
-    ``peak_mb``: peak of the tensors alive during the call, in 10^6 bytes; ``converged``: whether its solves reached the accuracy.
+    ``relative_error = ||G - grad L|| / ||grad L||``; ``bound``: what is
+    certified of it, over ``||grad L||`` too (None: nothing); ``peak_mb``: peak
+    of the tensors alive during the call, in 10^6 bytes; ``converged``: whether
+    its solves reached the accuracy.
     """
 
     problem: str
@@ -80,7 +98,8 @@ class Row:
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """The exact upper loss after ``step`` upper steps, and the operator applications spent until then."""
+    """The exact upper loss after ``step`` upper steps, and the operator
+    applications spent until then."""
 
     problem: str
     method: str
@@ -109,31 +128,59 @@ def methods(steps: int) -> Mapping[str, Method]:
     return {method.capabilities.name: method for method in chosen}
 
 
-def settings(side: int, filters: int, size: int, examples: int) -> Iterator[Setting]:
+def settings(
+    side: int, filters: int, size: int, examples: int
+) -> Iterator[Setting]:
     """Denoising, deblurring, and logistic regression on digits."""
-    clean, regularizer = photograph_patches(1, side, 1), starting_regularizer(filters, size, 1)
+    clean, regularizer = (
+        photograph_patches(1, side, 1),
+        starting_regularizer(filters, size, 1),
+    )
     weaker = scaled(regularizer, BLUR_WEIGHT)
     for instance in (
         Instance("denoise", True, 0, regularizer, denoising(clean, 0), clean),
         Instance("deblur", True, 0, weaker, deblurring(clean, 0), clean),
     ):
-        exact = solve_reference(instance.regularizer, instance.data, instance.clean).gradient
+        exact = solve_reference(
+            instance.regularizer, instance.data, instance.clean
+        ).gradient
         yield Setting(instance.name, *instance.at(torch.float64), exact)
     training, validation = two_digits(3, 8, examples)
     penalty, loss = PixelPenalty(training), LogisticLoss(validation)
-    yield Setting("digits", penalty, data_term(training), loss, exact_gradient(penalty, training, loss))
+    yield Setting(
+        "digits",
+        penalty,
+        data_term(training),
+        loss,
+        exact_gradient(penalty, training, loss),
+    )
 
 
-def measure(setting: Setting, name: str, method: Method, accuracy: Accuracy) -> Row:
-    """Once for the time, once, at a loose accuracy that takes fewer steps of the same memory, for the peak."""
+def measure(
+    setting: Setting, name: str, method: Method, accuracy: Accuracy
+) -> Row:
+    """Once for the time, once, at a loose accuracy that takes fewer steps of
+    the same memory, for the peak."""
     begin = time.perf_counter()
-    found = hypergradient(method, setting.regularizer, setting.data, setting.loss, accuracy)
+    found = hypergradient(
+        method, setting.regularizer, setting.data, setting.loss, accuracy
+    )
     seconds = time.perf_counter() - begin
-    peak = peak_memory(lambda: hypergradient(method, setting.regularizer, setting.data, setting.loss, LOOSE))
+    peak = peak_memory(
+        lambda: hypergradient(
+            method, setting.regularizer, setting.data, setting.loss, LOOSE
+        )
+    )
     return row(setting, name, found, seconds, peak / 1e6)
 
 
-def row(setting: Setting, name: str, found: Hypergradient, seconds: float, peak_mb: float) -> Row:
+def row(
+    setting: Setting,
+    name: str,
+    found: Hypergradient,
+    seconds: float,
+    peak_mb: float,
+) -> Row:
     """What is known of a gradient."""
     exact, gradient = setting.exact, found.gradient.double()
     size = float(exact.norm())
@@ -144,7 +191,9 @@ def row(setting: Setting, name: str, found: Hypergradient, seconds: float, peak_
         gradient_norm=float(gradient.norm()),
         relative_error=float((gradient - exact).norm()) / size,
         bound=None if found.bound is None else found.bound / size,
-        cosine=float(torch.nn.functional.cosine_similarity(gradient, exact, dim=0)),
+        cosine=float(
+            torch.nn.functional.cosine_similarity(gradient, exact, dim=0)
+        ),
         operator_applications=found.applications,
         seconds=seconds,
         peak_mb=peak_mb,
@@ -153,26 +202,48 @@ def row(setting: Setting, name: str, found: Hypergradient, seconds: float, peak_
 
 
 def train(
-    setting: Setting, name: str, method: Method, accuracy: Accuracy, steps: int, rate: float
+    setting: Setting,
+    name: str,
+    method: Method,
+    accuracy: Accuracy,
+    steps: int,
+    rate: float,
 ) -> Iterator[TrainingRow]:
-    """Adam on the gradients of ``method``, warm started; the losses on the way are solved for exactly and not counted."""
+    """Adam on the gradients of ``method``, warm started; the losses on the way
+    are solved for exactly and not counted."""
     regularizer = copy.deepcopy(setting.regularizer)
     optimizer = torch.optim.Adam(regularizer.parameters(), lr=rate)
     start: WarmStart | None = None
     spent = 0.0
-    yield TrainingRow(setting.name, name, 0, spent, upper_loss(regularizer, setting))
+    yield TrainingRow(
+        setting.name, name, 0, spent, upper_loss(regularizer, setting)
+    )
     for step in range(1, steps + 1):
-        found = hypergradient(method, regularizer, setting.data, setting.loss, accuracy, start)
+        found = hypergradient(
+            method, regularizer, setting.data, setting.loss, accuracy, start
+        )
         start, spent = found.start, spent + found.applications
         leaves = list(regularizer.parameters())
-        for leaf, part in zip(leaves, split_like(found.gradient, leaves), strict=True):
+        for leaf, part in zip(
+            leaves, split_like(found.gradient, leaves), strict=True
+        ):
             leaf.grad = part
         optimizer.step()
-        yield TrainingRow(setting.name, name, step, spent, upper_loss(regularizer, setting, found.x))
+        yield TrainingRow(
+            setting.name,
+            name,
+            step,
+            spent,
+            upper_loss(regularizer, setting, found.x),
+        )
 
 
-def upper_loss(regularizer: Regularizer, setting: Setting, start: Tensor | None = None) -> float:
+def upper_loss(
+    regularizer: Regularizer, setting: Setting, start: Tensor | None = None
+) -> float:
     """``l(x*)`` to about six digits at least, from ``start`` where given."""
     problem = regularizer.problem(setting.data).detached()
-    (x,) = solve_lower(problem, NonlinearCG(), radius_per_element(problem, 1e-7), start).result
+    (x,) = solve_lower(
+        problem, NonlinearCG(), radius_per_element(problem, 1e-7), start
+    ).result
     return float(setting.loss.value(x).sum())

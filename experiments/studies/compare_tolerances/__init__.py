@@ -1,1 +1,2 @@
-"""Six training tasks without tuning: tolerances by certificate and a raced step size, beside five fixed pairs of tolerances."""
+"""Six training tasks without tuning: tolerances by certificate and a raced step
+size, beside five fixed pairs of tolerances."""

@@ -1,4 +1,5 @@
-"""Few-shot adaptation of a regularizer: families of tasks, coordinates in which few steps suffice, meta-training, baselines."""
+"""Few-shot adaptation of a regularizer: families of tasks, coordinates in which
+few steps suffice, meta-training, baselines."""
 
 from __future__ import annotations
 
@@ -10,10 +11,21 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from experiments.studies.few_shot.meta import Level, MetaRule, Task, Work, follow, logarithmic, upper_level
+from experiments.studies.few_shot.meta import (
+    Level,
+    MetaRule,
+    Task,
+    Work,
+    follow,
+    logarithmic,
+    upper_level,
+)
 from experiments.studies.shared.instances import scaled
 from piggyback.app.degradations.base import Blur, Degradation, Noise
-from piggyback.app.degradations.blur_kernels import gaussian_kernel, motion_kernel
+from piggyback.app.degradations.blur_kernels import (
+    gaussian_kernel,
+    motion_kernel,
+)
 from piggyback.app.errors import UserError
 from piggyback.app.images.sources import Photograph, draw_patches
 from piggyback.app.report.baselines import tune
@@ -31,8 +43,13 @@ LOOSE, TIGHT = Accuracy(2e-3, 3e-2), Accuracy(1e-4, 1e-3)
 QUERY_TOLERANCE = 1e-3
 """RMS error of the reconstructions that are judged, in grey values."""
 DAMPING = {"coefficients": 1e-4, "log_weight": 1e-3, "log_smoothing": 1e-3}
-"""Of the regularizer's own metric, by parameter: steps are shared with the two common factors."""
-TRAINING_RATES = {"coefficients": 2e-3, "log_weight": 6e-3, "log_smoothing": 6e-3}
+"""Of the regularizer's own metric, by parameter: steps are shared with the two
+common factors."""
+TRAINING_RATES = {
+    "coefficients": 2e-3,
+    "log_weight": 6e-3,
+    "log_smoothing": 6e-3,
+}
 """Step sizes of Adam, by parameter, in meta-training and in long training."""
 COMMON_RATE = 0.03
 """The same for the two common factors."""
@@ -42,7 +59,8 @@ FACTORS = (0.02, 50.0)
 
 @dataclass(frozen=True)
 class Family:
-    """Degradations to learn adaptation from, a new one to adapt to, and the factor of the weights to begin with."""
+    """Degradations to learn adaptation from, a new one to adapt to, and the
+    factor of the weights to begin with."""
 
     name: str
     known: tuple[Degradation, ...]
@@ -51,19 +69,28 @@ class Family:
 
 
 def families() -> tuple[Family, Family]:
-    """Noise levels (the new one is beyond the known ones), and blurs (the new one is of another kind)."""
+    """Noise levels (the new one is beyond the known ones), and blurs (the new
+    one is of another kind)."""
     noises = tuple(Noise(sigma / 255) for sigma in (10, 15, 20, 25, 30, 40))
-    blurs = tuple(Blur(gaussian_kernel(std), 2.55 / 255, name="gaussian") for std in (0.8, 1.2, 1.6, 2.0))
+    blurs = tuple(
+        Blur(gaussian_kernel(std), 2.55 / 255, name="gaussian")
+        for std in (0.8, 1.2, 1.6, 2.0)
+    )
     shaken = Blur(motion_kernel(3, 9), 2.55 / 255, name="motion")
-    return Family("noise 50/255", noises, Noise(50 / 255), 1.0), Family("motion blur", blurs, shaken, 0.01)
+    return Family("noise 50/255", noises, Noise(50 / 255), 1.0), Family(
+        "motion blur", blurs, shaken, 0.01
+    )
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Parameters as ``scale * v + gains @ common``, seen as one vector ``(gains, v)``.
+    """Parameters as ``scale * v + gains @ common``, seen as one vector
+    ``(gains, v)``.
 
-    ``scale`` ``(parameters,)``: the root of the metric; ``common`` ``(2, parameters)``: all log-weights, all log-smoothings.
-    A gradient step in these coordinates can do what the rule of thumb does, multiply all weights by one factor.
+    ``scale`` ``(parameters,)``: the root of the metric; ``common`` ``(2,
+    parameters)``: all log-weights, all log-smoothings. A gradient step in these
+    coordinates can do what the rule of thumb does, multiply all weights by one
+    factor.
     """
 
     scale: Tensor
@@ -72,29 +99,44 @@ class Coordinates:
     @staticmethod
     def of(regularizer: LinearRegularizer) -> Coordinates:
         damping = by_parameter(regularizer, DAMPING)
-        rows = [by_parameter(regularizer, {name: 1.0}) for name in ("log_weight", "log_smoothing")]
-        return Coordinates((damping * regularizer.metric()).sqrt(), torch.stack(rows))
+        rows = [
+            by_parameter(regularizer, {name: 1.0})
+            for name in ("log_weight", "log_smoothing")
+        ]
+        return Coordinates(
+            (damping * regularizer.metric()).sqrt(), torch.stack(rows)
+        )
 
     def parameters(self, u: Tensor) -> Tensor:
         gains, v = u.split([len(self.common), u.numel() - len(self.common)])
         return self.scale * v + gains @ self.common
 
     def of_parameters(self, parameters: Tensor) -> Tensor:
-        return torch.cat([parameters.new_zeros(len(self.common)), parameters / self.scale])
+        return torch.cat(
+            [parameters.new_zeros(len(self.common)), parameters / self.scale]
+        )
 
     def level(self, level: Level) -> Level:
         """``level`` as a function of the coordinates."""
 
         def evaluate(u: Tensor) -> tuple[float, Tensor]:
             value, gradient = level(self.parameters(u))
-            return value, torch.cat([self.common @ gradient, self.scale * gradient])
+            return value, torch.cat(
+                [self.common @ gradient, self.scale * gradient]
+            )
 
         return evaluate
 
 
-def by_parameter(regularizer: LinearRegularizer, values: dict[str, float]) -> Tensor:
-    """A flat vector that holds one value for each named parameter, 0 where none is given."""
-    parts = [torch.full((p.numel(),), values.get(name, 0.0)) for name, p in regularizer.named_parameters()]
+def by_parameter(
+    regularizer: LinearRegularizer, values: dict[str, float]
+) -> Tensor:
+    """A flat vector that holds one value for each named parameter, 0 where none
+    is given."""
+    parts = [
+        torch.full((p.numel(),), values.get(name, 0.0))
+        for name, p in regularizer.named_parameters()
+    ]
     return torch.cat(parts)
 
 
@@ -108,35 +150,66 @@ class World:
     side: int
 
     @staticmethod
-    def of(photographs: Sequence[Photograph], regularizer: LinearRegularizer, side: int) -> World:
-        return World(photographs, regularizer, Coordinates.of(regularizer), side)
+    def of(
+        photographs: Sequence[Photograph],
+        regularizer: LinearRegularizer,
+        side: int,
+    ) -> World:
+        return World(
+            photographs, regularizer, Coordinates.of(regularizer), side
+        )
 
     def level(
-        self, degradation: Degradation, count: int, generator: torch.Generator, accuracy: Accuracy, work: Work
+        self,
+        degradation: Degradation,
+        count: int,
+        generator: torch.Generator,
+        accuracy: Accuracy,
+        work: Work,
     ) -> Level:
-        """The logarithm of the upper loss on ``count`` fresh patches, in the coordinates."""
+        """The logarithm of the upper loss on ``count`` fresh patches, in the
+        coordinates."""
         clean, observed = self.draw(degradation, count, generator)
         data, loss = degradation.data_term(observed), SquaredError(clean)
-        level = upper_level(ImplicitCG(), self.regularizer, data, loss, accuracy, work)
+        level = upper_level(
+            ImplicitCG(), self.regularizer, data, loss, accuracy, work
+        )
         return self.coordinates.level(logarithmic(level))
 
-    def draw(self, degradation: Degradation, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, degradation: Degradation, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Patches and their observations."""
         clean = draw_patches(self.photographs, count, self.side, generator, 1)
         return clean, degradation.observe(clean, generator)
 
     def tasks(
-        self, known: Sequence[Degradation], shots: int, seed: int, accuracy: Accuracy, work: Work
+        self,
+        known: Sequence[Degradation],
+        shots: int,
+        seed: int,
+        accuracy: Accuracy,
+        work: Work,
     ) -> Iterator[Task]:
-        """Random tasks without end: ``shots`` patches to adapt to, as many others to be judged by."""
+        """Random tasks without end: ``shots`` patches to adapt to, as many
+        others to be judged by."""
         generator = torch.Generator().manual_seed(seed)
         while True:
-            chosen = known[int(torch.randint(len(known), (), generator=generator))]
-            yield Task(*(self.level(chosen, shots, generator, accuracy, work) for _ in range(2)))
+            chosen = known[
+                int(torch.randint(len(known), (), generator=generator))
+            ]
+            yield Task(
+                *(
+                    self.level(chosen, shots, generator, accuracy, work)
+                    for _ in range(2)
+                )
+            )
 
     def start(self) -> Tensor:
         """The coordinates of the regularizer as it is."""
-        return self.coordinates.of_parameters(parameter_vector(self.regularizer))
+        return self.coordinates.of_parameters(
+            parameter_vector(self.regularizer)
+        )
 
     def at(self, u: Tensor) -> LinearRegularizer:
         """The regularizer with these coordinates."""
@@ -146,20 +219,36 @@ class World:
 
     def steps_of_adam(self) -> Tensor:
         """The step sizes of every coordinate."""
-        rates = by_parameter(self.regularizer, TRAINING_RATES) / self.coordinates.scale
-        return torch.cat([torch.full((len(self.coordinates.common),), COMMON_RATE), rates])
+        rates = (
+            by_parameter(self.regularizer, TRAINING_RATES)
+            / self.coordinates.scale
+        )
+        return torch.cat(
+            [torch.full((len(self.coordinates.common),), COMMON_RATE), rates]
+        )
 
 
-# --- learning --------------------------------------------------------------------------------------------------------
+# --- learning -----------------------------------------------------------------
 
 
-def meta_train(rule: MetaRule, start: Tensor, tasks: Iterator[Task], sizes: Tensor, extra: float, steps: int) -> Tensor:
-    """Adam on the meta-learned vector, one task a step; the mean of the second half of its iterates.
+def meta_train(
+    rule: MetaRule,
+    start: Tensor,
+    tasks: Iterator[Task],
+    sizes: Tensor,
+    extra: float,
+    steps: int,
+) -> Tensor:
+    """Adam on the meta-learned vector, one task a step; the mean of the second
+    half of its iterates.
 
-    ``sizes``: steps of the coordinates; ``extra``: of what the rule appends to them.
+    ``sizes``: steps of the coordinates; ``extra``: of what the rule appends to
+    them.
     """
     begin = rule.start(start)
-    sizes = torch.cat([sizes, sizes.new_full((begin.numel() - start.numel(),), extra)])
+    sizes = torch.cat(
+        [sizes, sizes.new_full((begin.numel() - start.numel(),), extra)]
+    )
     moved = torch.zeros_like(begin, requires_grad=True)
     optimizer = torch.optim.Adam([moved], lr=1.0, betas=(0.9, 0.99))
     kept = []
@@ -171,16 +260,30 @@ def meta_train(rule: MetaRule, start: Tensor, tasks: Iterator[Task], sizes: Tens
     return torch.stack(kept[steps // 2 :]).mean(0)
 
 
-def long_training(world: World, degradation: Degradation, start: Tensor, count: int, steps: int, work: Work) -> Tensor:
-    """Adam on fresh patches of one degradation from ``start``; the mean of the second half of its iterates."""
+def long_training(
+    world: World,
+    degradation: Degradation,
+    start: Tensor,
+    count: int,
+    steps: int,
+    work: Work,
+) -> Tensor:
+    """Adam on fresh patches of one degradation from ``start``; the mean of the
+    second half of its iterates."""
     generator = torch.Generator().manual_seed(77)
-    levels = (world.level(degradation, count, generator, LOOSE, work) for _ in range(steps))
+    levels = (
+        world.level(degradation, count, generator, LOOSE, work)
+        for _ in range(steps)
+    )
     tasks = (Task(level, level) for level in levels)
-    return meta_train(NoAdaptation(), start, tasks, world.steps_of_adam(), 0.0, steps)
+    return meta_train(
+        NoAdaptation(), start, tasks, world.steps_of_adam(), 0.0, steps
+    )
 
 
 class NoAdaptation(MetaRule):
-    """Plain training on the query levels, for comparison with the rules that adapt."""
+    """Plain training on the query levels, for comparison with the rules that
+    adapt."""
 
     def start(self, parameters: Tensor) -> Tensor:
         return parameters.clone()
@@ -192,13 +295,17 @@ class NoAdaptation(MetaRule):
         return task.query(meta)
 
 
-# --- baselines -------------------------------------------------------------------------------------------------------
+# --- baselines ----------------------------------------------------------------
 
 
-def fine_tune(start: Tensor, support: Level, steps: int, rates: Sequence[float]) -> Tensor:
-    """Gradient descent; of several rates, the one whose last point has the least support loss.
+def fine_tune(
+    start: Tensor, support: Level, steps: int, rates: Sequence[float]
+) -> Tensor:
+    """Gradient descent; of several rates, the one whose last point has the
+    least support loss.
 
-    Rates that leave the domain (weights that overflow) are left out; raises ``ValueError`` if none is left.
+    Rates that leave the domain (weights that overflow) are left out; raises
+    ``ValueError`` if none is left.
     """
     ends: list[tuple[float, Tensor]] = []
     failure: ValueError | None = None
@@ -209,20 +316,29 @@ def fine_tune(start: Tensor, support: Level, steps: int, rates: Sequence[float])
         except ValueError as error:
             failure = error
     if not ends:
-        raise ValueError(f"gradient steps fail at all rates ({', '.join(map(str, rates))}): {failure}") from failure
+        raise ValueError(
+            f"gradient steps fail at all rates ({', '.join(map(str, rates))}): {failure}"
+        ) from failure
     return min(ends, key=lambda end: end[0])[1]
 
 
 def rescaled(
-    regularizer: LinearRegularizer, degradation: Degradation, clean: Tensor, observed: Tensor
+    regularizer: LinearRegularizer,
+    degradation: Degradation,
+    clean: Tensor,
+    observed: Tensor,
 ) -> tuple[LinearRegularizer, float]:
-    """All weights times the factor that restores the support best, and the operator applications of the search."""
+    """All weights times the factor that restores the support best, and the
+    operator applications of the search."""
     counter, data = ApplicationCounter(), degradation.data_term(observed)
 
     def restored(factor: float) -> Tensor:
         problem = scaled(regularizer, factor).problem(data).counted(counter)
-        # where an extreme factor is not solved to the end, the search leaves it as it would the solution
-        return solve_lower(problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE)).result[0]
+        # where an extreme factor is not solved to the end, the search leaves it
+        # as it would the solution
+        return solve_lower(
+            problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE)
+        ).result[0]
 
     factor, _ = tune(restored, clean, FACTORS)
     return scaled(regularizer, factor), counter.applications
@@ -237,13 +353,21 @@ class Query:
     degradation: Degradation
 
     def psnr(self, regularizer: LinearRegularizer) -> float:
-        """In dB, of the mean squared error over all query images, which are not clipped.
+        """In dB, of the mean squared error over all query images, which are not
+        clipped.
 
-        Raises ``UserError`` if one was not solved to the tolerance: all rules are judged at the same one.
+        Raises ``UserError`` if one was not solved to the tolerance: all rules
+        are judged at the same one.
         """
         problem = regularizer.problem(self.degradation.data_term(self.observed))
-        outcome = solve_lower(problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE))
+        outcome = solve_lower(
+            problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE)
+        )
         if not outcome.converged:
-            raise UserError(f"the adapted regularizer is not solved to an RMS error of {QUERY_TOLERANCE:g}")
+            raise UserError(
+                f"the adapted regularizer is not solved to an RMS error of {QUERY_TOLERANCE:g}"
+            )
         (x,) = outcome.result
-        return -10 * math.log10(float((x - self.clean).double().square().mean()))
+        return -10 * math.log10(
+            float((x - self.clean).double().square().mean())
+        )

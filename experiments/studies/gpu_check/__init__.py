@@ -1,1 +1,2 @@
-"""The parts of ``python -m experiments.studies.gpu_check``; torch, ``piggyback``, ``regularizers`` and the standard library only."""
+"""The parts of ``python -m experiments.studies.gpu_check``; torch,
+``piggyback``, ``regularizers`` and the standard library only."""

@@ -1,4 +1,5 @@
-"""Pictures, models and lower levels to check with: made by torch alone, seeded, on the CPU, then moved."""
+"""Pictures, models and lower levels to check with: made by torch alone, seeded,
+on the CPU, then moved."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ from piggyback import (
     ValidBlur,
     certified_distance,
 )
-from piggyback.certificates.certify import CertifiedGradient, certify, double_copy
+from piggyback.certificates.certify import (
+    CertifiedGradient,
+    certify,
+    double_copy,
+)
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.regularizer import Regularizer
@@ -51,16 +56,25 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def pictures(count: int, side: int, channels: int = 1, seed: int = 0) -> Tensor:
-    """Boxes on smooth ramps and waves, ``(count, channels, side, side)`` in [0, 1]: edges, flat parts and texture."""
+    """Boxes on smooth ramps and waves, ``(count, channels, side, side)`` in [0,
+    1]: edges, flat parts and texture."""
     generator = seeded(seed)
     axis = torch.linspace(0, 1, side)
     found = []
     for _ in range(count):
-        tilt, wave = torch.randn(2, generator=generator), 4 + 12 * torch.rand(2, generator=generator)
+        tilt, wave = (
+            torch.randn(2, generator=generator),
+            4 + 12 * torch.rand(2, generator=generator),
+        )
         image = 0.5 + 0.15 * (tilt[0] * axis.unsqueeze(1) + tilt[1] * axis)
-        image = image + 0.08 * torch.sin(wave[0] * axis.unsqueeze(1)) * torch.cos(wave[1] * axis)
+        image = image + 0.08 * torch.sin(
+            wave[0] * axis.unsqueeze(1)
+        ) * torch.cos(wave[1] * axis)
         for _ in range(6):
-            corner, extent = torch.rand(2, generator=generator) * 0.7, 0.1 + 0.3 * torch.rand(2, generator=generator)
+            corner, extent = (
+                torch.rand(2, generator=generator) * 0.7,
+                0.1 + 0.3 * torch.rand(2, generator=generator),
+            )
             inside = (axis >= corner[0]) & (axis <= corner[0] + extent[0])
             across = (axis >= corner[1]) & (axis <= corner[1] + extent[1])
             step = 0.4 * (torch.rand((), generator=generator) - 0.5)
@@ -81,32 +95,51 @@ def trained_size(channels: int = 1) -> LinearConfig:
 
 def training_model() -> AdaptiveRegularizer:
     """The default model of ``piggyback.app.train denoise``, at its start."""
-    return AdaptiveRegularizer(trained_size(), WeightConfig(contrast=2 * SIGMA), seeded(0))
+    return AdaptiveRegularizer(
+        trained_size(), WeightConfig(contrast=2 * SIGMA), seeded(0)
+    )
 
 
 def _moved(model: AdaptiveRegularizer) -> AdaptiveRegularizer:
     """With factors that are not all 1."""
     with torch.no_grad():
-        model.network.mixing.add_(0.3 * torch.randn(model.network.mixing.shape, generator=seeded(5)))
+        model.network.mixing.add_(
+            0.3 * torch.randn(model.network.mixing.shape, generator=seeded(5))
+        )
     return model
 
 
-def _linear(boundary: str, channels: int = 1, profile: str = "logcosh") -> Callable[[], Regularizer]:
+def _linear(
+    boundary: str, channels: int = 1, profile: str = "logcosh"
+) -> Callable[[], Regularizer]:
     config = LinearConfig.for_noise(SIGMA, 6, 5, channels, profile, boundary)
     return lambda: LinearRegularizer(config, seeded(3))
 
 
 def _adaptive() -> Regularizer:
     config = LinearConfig.for_noise(SIGMA, 6, 5, 1, "logcosh", "reflect")
-    return _moved(AdaptiveRegularizer(config, WeightConfig(features=4, size=5, windows=(3, 9)), seeded(3)))
+    return _moved(
+        AdaptiveRegularizer(
+            config, WeightConfig(features=4, size=5, windows=(3, 9)), seeded(3)
+        )
+    )
 
 
 def _network(inner: int) -> Callable[[], Regularizer]:
-    return lambda: NetworkRegularizer(NetworkConfig.for_noise(SIGMA, (6, 4), 5, inner, 1, "reflect"), seeded(3))
+    return lambda: NetworkRegularizer(
+        NetworkConfig.for_noise(SIGMA, (6, 4), 5, inner, 1, "reflect"),
+        seeded(3),
+    )
 
 
 def _lifted(activation: str) -> Callable[[], Regularizer]:
-    config = NetworkConfig(widths=(4, 3), size=3, activation=activation, gradient_weight=0.04, weight=0.005)
+    config = NetworkConfig(
+        widths=(4, 3),
+        size=3,
+        activation=activation,
+        gradient_weight=0.04,
+        weight=0.005,
+    )
     return lambda: LiftedRegularizer(config, LiftedConfig(), seeded(3))
 
 
@@ -118,12 +151,15 @@ def _blur() -> Tensor:
 
 
 def _seen(observed: Tensor) -> Tensor:
-    return (torch.rand(observed.shape[1:], generator=seeded(7)) < 0.7).to(observed)
+    return (torch.rand(observed.shape[1:], generator=seeded(7)) < 0.7).to(
+        observed
+    )
 
 
 @dataclass(frozen=True)
 class Case:
-    """A regularizer and what is to be undone; ``observe`` degrades clean images, ``term`` makes a data term of the result."""
+    """A regularizer and what is to be undone; ``observe`` degrades clean
+    images, ``term`` makes a data term of the result."""
 
     name: str
     model: Callable[[], Regularizer]
@@ -132,19 +168,27 @@ class Case:
     channels: int = 1
     side: int = 24
 
-    def regularizer(self, dtype: torch.dtype, device: torch.device) -> Regularizer:
-        """Parameters that float32 can hold, in either precision: all devices and dtypes then pose the same problem."""
+    def regularizer(
+        self, dtype: torch.dtype, device: torch.device
+    ) -> Regularizer:
+        """Parameters that float32 can hold, in either precision: all devices
+        and dtypes then pose the same problem."""
         return self.model().to(device=device, dtype=dtype)
 
     def clean(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return pictures(2, self.side, self.channels, seed=11).to(device=device, dtype=dtype)
+        return pictures(2, self.side, self.channels, seed=11).to(
+            device=device, dtype=dtype
+        )
 
     def data(self, dtype: torch.dtype, device: torch.device) -> DataTerm:
-        observed = self.observe(pictures(2, self.side, self.channels, seed=11)).to(device=device, dtype=dtype)
+        observed = self.observe(
+            pictures(2, self.side, self.channels, seed=11)
+        ).to(device=device, dtype=dtype)
         return self.term(observed)
 
     def loss(self, regularizer: Regularizer, data: DataTerm) -> Loss:
-        """Half the squared error of the image, as a function of the primal variable."""
+        """Half the squared error of the image, as a function of the primal
+        variable."""
         clean = self.clean(data.start.dtype, data.start.device)
         with torch.no_grad():
             return regularizer.problem(data).of_image(SquaredError(clean))
@@ -159,11 +203,18 @@ def _least_squares(
     )
 
 
-def denoising(name: str, model: Callable[[], Regularizer], channels: int = 1, side: int = 24) -> Case:
+def denoising(
+    name: str,
+    model: Callable[[], Regularizer],
+    channels: int = 1,
+    side: int = 24,
+) -> Case:
     return Case(name, model, noisy, Denoising, channels, side)
 
 
-def degraded(name: str, operator: ValidBlur | SuperResolution | Inpainting) -> Case:
+def degraded(
+    name: str, operator: ValidBlur | SuperResolution | Inpainting
+) -> Case:
     observe, term = _least_squares(operator)
     return Case(name, _linear("reflect"), observe, term)
 
@@ -180,7 +231,11 @@ def periodic_deblurring(model: Callable[[], Regularizer], name: str) -> Case:
 DEFAULT = denoising("denoising", _linear("reflect"))
 MODELS = (
     DEFAULT,
-    denoising("periodic, three channels, Charbonnier", _linear("circular", 3, "charbonnier"), 3),
+    denoising(
+        "periodic, three channels, Charbonnier",
+        _linear("circular", 3, "charbonnier"),
+        3,
+    ),
     denoising("no boundary, Huber", _linear("valid", 1, "huber")),
     denoising("adaptive weights", _adaptive),
     denoising("softplus network", _network(1), side=16),
@@ -191,14 +246,18 @@ MODELS = (
 DEGRADATIONS = (
     periodic_deblurring(_linear("circular"), "deblurring, periodic"),
     periodic_deblurring(_adaptive, "deblurring, adaptive weights"),
-    degraded("deblurring, nothing assumed beyond the border", ValidBlur(_blur())),
+    degraded(
+        "deblurring, nothing assumed beyond the border", ValidBlur(_blur())
+    ),
     degraded("super-resolution by 2", SuperResolution(2)),
     degraded("inpainting", Inpainting(_seen(torch.zeros(1, 1, 24, 24)))),
     Case(
         "missing pixels",
         _linear("reflect"),
         noisy,
-        lambda observed: MaskedDenoising(observed, _seen(observed).expand_as(observed), 0.05),
+        lambda observed: MaskedDenoising(
+            observed, _seen(observed).expand_as(observed), 0.05
+        ),
     ),
 )
 NETWORKS = tuple(case for case in MODELS if "network" in case.name)
@@ -206,7 +265,8 @@ NETWORKS = tuple(case for case in MODELS if "network" in case.name)
 
 @dataclass(frozen=True)
 class Reference:
-    """Solution and gradient on the CPU in float64, solved to rounding, with certified distances to the exact ones."""
+    """Solution and gradient on the CPU in float64, solved to rounding, with
+    certified distances to the exact ones."""
 
     x: Tensor
     distance: Tensor
@@ -219,7 +279,8 @@ class Reference:
 
 CPU = torch.device("cpu")
 _FINE = ImplicitCG(
-    lower_schedule=Schedule(max_steps=6000, patience=60), adjoint_schedule=Schedule(max_steps=4000, patience=60)
+    lower_schedule=Schedule(max_steps=6000, patience=60),
+    adjoint_schedule=Schedule(max_steps=4000, patience=60),
 )
 
 
@@ -227,7 +288,9 @@ _FINE = ImplicitCG(
 def reference(case: Case) -> Reference:
     """Of one case; computed once."""
     found = certified(case, torch.float64, CPU, _FINE, Accuracy(1e-11, 1e-9))
-    problem = case.regularizer(torch.float64, CPU).problem(case.data(torch.float64, CPU))
+    problem = case.regularizer(torch.float64, CPU).problem(
+        case.data(torch.float64, CPU)
+    )
     return Reference(
         found.sensitivity.x,
         certified_distance(problem, found.sensitivity.x),
@@ -240,17 +303,40 @@ def reference(case: Case) -> Reference:
 
 
 def certified(
-    case: Case, dtype: torch.dtype, device: torch.device, method: HypergradientMethod, accuracy: Accuracy
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device,
+    method: HypergradientMethod,
+    accuracy: Accuracy,
 ) -> CertifiedGradient:
-    """A pair by ``method`` and its certificates, evaluated in float64 on the same device."""
-    regularizer, data = case.regularizer(dtype, device), case.data(dtype, device)
-    exact, loss, counter = double_copy(regularizer), case.loss(regularizer, data), ApplicationCounter()
-    problem = regularizer.problem(data).with_exact(exact.problem(data.double())).counted(counter)
+    """A pair by ``method`` and its certificates, evaluated in float64 on the
+    same device."""
+    regularizer, data = (
+        case.regularizer(dtype, device),
+        case.data(dtype, device),
+    )
+    exact, loss, counter = (
+        double_copy(regularizer),
+        case.loss(regularizer, data),
+        ApplicationCounter(),
+    )
+    problem = (
+        regularizer.problem(data)
+        .with_exact(exact.problem(data.double()))
+        .counted(counter)
+    )
     pair = method.differentiate(problem, loss, accuracy)
-    return certify(exact, data.double(), loss.double(), pair, Certification(), counter)
+    return certify(
+        exact, data.double(), loss.double(), pair, Certification(), counter
+    )
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     """``||found - wanted|| / ||wanted||`` on the CPU in float64."""
-    found, wanted = found.detach().cpu().double(), wanted.detach().cpu().double()
-    return float((found - wanted).norm() / wanted.norm().clamp(min=math.ulp(0.0)))
+    found, wanted = (
+        found.detach().cpu().double(),
+        wanted.detach().cpu().double(),
+    )
+    return float(
+        (found - wanted).norm() / wanted.norm().clamp(min=math.ulp(0.0))
+    )

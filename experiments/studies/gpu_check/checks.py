@@ -1,8 +1,10 @@
-"""What a check is, and how a list of them is run on a borrowed card: one that fails or hangs costs its own result only.
+"""What a check is, and how a list of them is run on a borrowed card: one that
+fails or hangs costs its own result only.
 
-Every check has a limit of its own.  An alarm interrupts it between two operations; a call that never returns (a hung kernel)
-cannot be interrupted, and then a watchdog ends the process.  The report is rewritten after every check, so that a kill at any
-moment loses nothing that was known.
+Every check has a limit of its own. An alarm interrupts it between two
+operations; a call that never returns (a hung kernel) cannot be interrupted, and
+then a watchdog ends the process. The report is rewritten after every check, so
+that a kill at any moment loses nothing that was known.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 HUNG = 3
 """Exit code of the watchdog."""
 _GRACE = 15.0
-"""Seconds between the alarm and the watchdog: one operation may take that long."""
+"""Seconds between the alarm and the watchdog: one operation may take that long.
+"""
 
 
 class OutOfTime(Exception):
@@ -38,7 +41,8 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how thoroughly to check; ``deadline`` (``time.monotonic``) is that of the check at hand."""
+    """Where and how thoroughly to check; ``deadline`` (``time.monotonic``) is
+    that of the check at hand."""
 
     device: torch.device
     quick: bool
@@ -61,7 +65,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Finding:
-    """``right``: whether it is as it should be (None: a measurement, or nothing could be said: see ``note``)."""
+    """``right``: whether it is as it should be (None: a measurement, or nothing
+    could be said: see ``note``)."""
 
     right: bool | None
     figures: dict[str, Json] = field(default_factory=dict)
@@ -80,7 +85,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a check: right, wrong, measured, skipped, failed, or out of time."""
+    """What came of a check: right, wrong, measured, skipped, failed, or out of
+    time."""
 
     part: str
     name: str
@@ -90,7 +96,16 @@ class Row:
     note: str = ""
 
 
-REPORTED = ("machine", "quick", "parts", "state", "running", "seconds", "marks", "checks")
+REPORTED = (
+    "machine",
+    "quick",
+    "parts",
+    "state",
+    "running",
+    "seconds",
+    "marks",
+    "checks",
+)
 """Keys of the JSON file."""
 
 
@@ -123,7 +138,12 @@ class Report:
         if state == "running" and is_stream(self.path):
             return  # a device or a FIFO gets the report once
         with self._lock:
-            write_to(self.path, (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode())
+            write_to(
+                self.path,
+                (
+                    json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+                ).encode(),
+            )
 
 
 def plain(value: Json) -> Json:
@@ -138,7 +158,8 @@ def plain(value: Json) -> Json:
 
 
 class Watchdog:
-    """Ends the process, report written, when the check at hand or the whole run has not come back in time."""
+    """Ends the process, report written, when the check at hand or the whole run
+    has not come back in time."""
 
     def __init__(self, report: Report, limit: float) -> None:
         self.report = report
@@ -158,14 +179,20 @@ class Watchdog:
         while not self._stopped.wait(0.2):
             if time.monotonic() > min(self.until, self.end):
                 self.report.write(f"hung in: {self.report.running}")
-                print(f"hung in: {self.report.running}; the report holds what was known", flush=True)
+                print(
+                    f"hung in: {self.report.running}; the report holds what was known",
+                    flush=True,
+                )
                 os._exit(HUNG)
 
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """``OutOfTime`` in the block after that many seconds (in the main thread; elsewhere, nothing)."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    """``OutOfTime`` in the block after that many seconds (in the main thread;
+    elsewhere, nothing)."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(
+        signal, "setitimer"
+    ):
         yield
         return
 
@@ -186,9 +213,15 @@ def perform(check: Check, setting: Setting, seconds: float) -> Row:
     begun, figures, note = time.monotonic(), {}, ""
     try:
         with alarm(seconds):
-            finding = check.run(Setting(setting.device, setting.quick, begun + seconds))
+            finding = check.run(
+                Setting(setting.device, setting.quick, begun + seconds)
+            )
             setting.wait()
-        outcome = {True: "right", False: "wrong", None: "measured" if finding.figures else "skipped"}[finding.right]
+        outcome = {
+            True: "right",
+            False: "wrong",
+            None: "measured" if finding.figures else "skipped",
+        }[finding.right]
         figures, note = finding.figures, finding.note
     except OutOfTime:
         outcome, note = "out of time", f"more than {seconds:.0f} s"
@@ -198,13 +231,25 @@ def perform(check: Check, setting: Setting, seconds: float) -> Row:
         note = f"{type(error).__name__}: {str(error).strip()[:400]} ({Path(where.filename).name}:{where.lineno})"
         if setting.on_card and isinstance(error, torch.cuda.OutOfMemoryError):
             torch.cuda.empty_cache()  # the next check shall have all of it
-    return Row(check.part, check.name, outcome, round(time.monotonic() - begun, 3), figures, note)
+    return Row(
+        check.part,
+        check.name,
+        outcome,
+        round(time.monotonic() - begun, 3),
+        figures,
+        note,
+    )
 
 
 def run_all(
-    checks: Sequence[Check], setting: Setting, report: Report, limit: float, show: Callable[[Row], None]
+    checks: Sequence[Check],
+    setting: Setting,
+    report: Report,
+    limit: float,
+    show: Callable[[Row], None],
 ) -> None:
-    """All checks, within ``limit`` seconds together; the report is written after each."""
+    """All checks, within ``limit`` seconds together; the report is written
+    after each."""
     watchdog = Watchdog(report, limit + _GRACE)
     end = time.monotonic() + limit
     try:
@@ -212,7 +257,14 @@ def run_all(
             seconds = min(check.seconds, end - time.monotonic())
             report.running = f"{check.part}: {check.name}"
             if seconds < 0.5:
-                row = Row(check.part, check.name, "out of time", 0.0, {}, "the whole run's time was used up")
+                row = Row(
+                    check.part,
+                    check.name,
+                    "out of time",
+                    0.0,
+                    {},
+                    "the whole run's time was used up",
+                )
             else:
                 watchdog.expect(time.monotonic() + seconds + _GRACE)
                 row = perform(check, setting, seconds)
@@ -225,7 +277,9 @@ def run_all(
 
 def figures_line(figures: dict[str, Json]) -> str:
     """Figures in a line, numbers to three digits."""
-    return ", ".join(f"{name} {_short(value)}" for name, value in figures.items())
+    return ", ".join(
+        f"{name} {_short(value)}" for name, value in figures.items()
+    )
 
 
 def _short(value: Json) -> str:
@@ -242,5 +296,7 @@ def _short(value: Json) -> str:
 
 def table_line(row: Row) -> str:
     """One line of the printed table."""
-    text = " | ".join(part for part in (figures_line(row.figures), row.note) if part)
+    text = " | ".join(
+        part for part in (figures_line(row.figures), row.note) if part
+    )
     return f"{row.outcome:>11}  {row.seconds:7.2f} s  {row.part:<16} {row.name:<44} {text}"

@@ -1,4 +1,5 @@
-"""Whether the device computes what the CPU's float64 reference says: operators, solvers, devices."""
+"""Whether the device computes what the CPU's float64 reference says: operators,
+solvers, devices."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from experiments.studies.gpu_check.cases import DEFAULT, MODELS, Case, degraded, reference, relative, seeded
+from experiments.studies.gpu_check.cases import (
+    DEFAULT,
+    MODELS,
+    Case,
+    degraded,
+    reference,
+    relative,
+    seeded,
+)
 from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
 from experiments.studies.learned_solver.solver import LearnedSolver
 from piggyback import (
@@ -39,13 +48,20 @@ from piggyback.forward.base import ForwardOperator
 from piggyback.solvers.lower import LowerSolver, radius_per_element
 from regularizers import ConvolutionBank, LiftedPrimalDual
 from regularizers.filter_bank.boundaries import BOUNDARIES
-from regularizers.filter_bank.kernels import ADJOINT_KERNELS, FORWARD_KERNELS, KernelPlan, default_plan
+from regularizers.filter_bank.kernels import (
+    ADJOINT_KERNELS,
+    FORWARD_KERNELS,
+    KernelPlan,
+    default_plan,
+)
 
 DTYPES = (torch.float32, torch.float64)
 AGREEMENT = {torch.float32: 1e-5, torch.float64: 1e-12}
-"""Relative difference to the same numbers in float64: sums of a few hundred terms stay below, TF32 (3e-4) does not."""
+"""Relative difference to the same numbers in float64: sums of a few hundred
+terms stay below, TF32 (3e-4) does not."""
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}
-"""Of a solution, relative to its norm: stopping rules hold up to the rounding of the working precision."""
+"""Of a solution, relative to its norm: stopping rules hold up to the rounding
+of the working precision."""
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 
 
@@ -54,53 +70,107 @@ def checks() -> Iterator[Check]:
     for dtype in DTYPES:
         short = str(dtype).removeprefix("torch.")
         for boundary in BOUNDARIES:
-            yield Check("right", f"filter bank, {boundary}, {short}", partial(banks, boundary, dtype), 20)
-        yield Check("right", f"dense, lifted and forward operators, {short}", partial(others, dtype), 20)
+            yield Check(
+                "right",
+                f"filter bank, {boundary}, {short}",
+                partial(banks, boundary, dtype),
+                20,
+            )
+        yield Check(
+            "right",
+            f"dense, lifted and forward operators, {short}",
+            partial(others, dtype),
+            20,
+        )
         for name, (case, solver) in SOLVERS.items():
-            yield Check("right", f"{name}, {short}", partial(solved, case, solver, dtype), 25)
+            yield Check(
+                "right",
+                f"{name}, {short}",
+                partial(solved, case, solver, dtype),
+                25,
+            )
     yield Check("right", "inputs on another device refused", refusals, 10)
 
 
-# --- operators -----------------------------------------------------------------------------------------------------
+# --- operators ----------------------------------------------------------------
 
 
 def banks(boundary: str, dtype: torch.dtype, setting: Setting) -> Finding:
     """Every kernel of a boundary, on one and three channels."""
     pairs: list[tuple[float, float]] = []
     for channels in (1, 3):
-        filters = torch.randn(8, channels, 5, 5, generator=seeded(channels)).to(setting.device, dtype)
-        x = torch.randn(2, channels, 21, 18, generator=seeded(9)).to(setting.device, dtype)
+        filters = torch.randn(8, channels, 5, 5, generator=seeded(channels)).to(
+            setting.device, dtype
+        )
+        x = torch.randn(2, channels, 21, 18, generator=seeded(9)).to(
+            setting.device, dtype
+        )
         usual = default_plan(filters)
-        plans = [KernelPlan(kernel, usual.adjoint) for kernel in FORWARD_KERNELS]
-        plans += [KernelPlan(usual.forward, kernel) for kernel in ADJOINT_KERNELS]
+        plans = [
+            KernelPlan(kernel, usual.adjoint) for kernel in FORWARD_KERNELS
+        ]
+        plans += [
+            KernelPlan(usual.forward, kernel) for kernel in ADJOINT_KERNELS
+        ]
         exact = ConvolutionBank(filters.cpu().double(), BOUNDARIES[boundary])
         for plan in plans:
             bank = ConvolutionBank(filters, BOUNDARIES[boundary], plan=plan)
-            pairs.append(_compared(bank.forward, bank.adjoint, exact.forward, exact.adjoint, x))
+            pairs.append(
+                _compared(
+                    bank.forward, bank.adjoint, exact.forward, exact.adjoint, x
+                )
+            )
     return _judged(pairs, dtype)
 
 
 def others(dtype: torch.dtype, setting: Setting) -> Finding:
-    """Dense matrices, the data term moved into the dual, and the forward operators."""
+    """Dense matrices, the data term moved into the dual, and the forward
+    operators."""
     matrix = torch.randn(30, 20, generator=seeded(0)).to(setting.device, dtype)
-    pairs = [_compared_operators(DenseOperator(matrix), torch.randn(2, 20, generator=seeded(1)).to(matrix))]
+    pairs = [
+        _compared_operators(
+            DenseOperator(matrix),
+            torch.randn(2, 20, generator=seeded(1)).to(matrix),
+        )
+    ]
     kernel = torch.rand(5, 3, generator=seeded(2))
     x = torch.randn(2, 1, 24, 24, generator=seeded(3)).to(setting.device, dtype)
     mask = (torch.rand(1, 24, 24, generator=seeded(4)) < 0.7).float()
-    operators: tuple[ForwardOperator, ...] = (ValidBlur(kernel), SuperResolution(2), Inpainting(mask))
-    pairs += [_compared(found.A, found.A_adjoint, found.A, found.A_adjoint, x) for found in operators]
+    operators: tuple[ForwardOperator, ...] = (
+        ValidBlur(kernel),
+        SuperResolution(2),
+        Inpainting(mask),
+    )
+    pairs += [
+        _compared(found.A, found.A_adjoint, found.A, found.A_adjoint, x)
+        for found in operators
+    ]
     for operator in (ValidBlur(kernel), SuperResolution(2)):
         case = degraded("", operator)
-        problem = case.regularizer(dtype, setting.device).problem(case.data(dtype, setting.device))
+        problem = case.regularizer(dtype, setting.device).problem(
+            case.data(dtype, setting.device)
+        )
         assert isinstance(problem, SaddleProblem)
-        pairs.append(_compared_operators(problem.lifted().operator.detached(), x))
+        pairs.append(
+            _compared_operators(problem.lifted().operator.detached(), x)
+        )
     return _judged(pairs, dtype)
 
 
-def _compared_operators(operator: LinearOperator, x: Tensor) -> tuple[float, float]:
-    """With its own copy in float64: on the same device, so that only the dtype differs."""
+def _compared_operators(
+    operator: LinearOperator, x: Tensor
+) -> tuple[float, float]:
+    """With its own copy in float64: on the same device, so that only the dtype
+    differs."""
     exact = operator.double()
-    return _compared(operator.forward, operator.adjoint, exact.forward, exact.adjoint, x, x.device)
+    return _compared(
+        operator.forward,
+        operator.adjoint,
+        exact.forward,
+        exact.adjoint,
+        x,
+        x.device,
+    )
 
 
 def _compared(
@@ -111,7 +181,8 @@ def _compared(
     x: Tensor,
     where: torch.device | None = None,
 ) -> tuple[float, float]:
-    """Relative difference to the operator in float64 (the larger one of it and its adjoint), and the gap of adjointness."""
+    """Relative difference to the operator in float64 (the larger one of it and
+    its adjoint), and the gap of adjointness."""
     image = forward(x)
     y = torch.randn(image.shape, generator=seeded(6)).to(image)
     pulled = adjoint(y)
@@ -120,18 +191,30 @@ def _compared(
         relative(image, exact(x.to(where, torch.float64))),
         relative(pulled, exact_adjoint(y.to(where, torch.float64))),
     )
-    left, right = (image.double() * y.double()).sum(), (x.double() * pulled.double()).sum()
-    return difference, float((left - right).abs() / (image.double().norm() * y.double().norm()))
+    left, right = (
+        (image.double() * y.double()).sum(),
+        (x.double() * pulled.double()).sum(),
+    )
+    return difference, float(
+        (left - right).abs() / (image.double().norm() * y.double().norm())
+    )
 
 
 def _judged(pairs: list[tuple[float, float]], dtype: torch.dtype) -> Finding:
-    difference, gap = max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
+    difference, gap = (
+        max(pair[0] for pair in pairs),
+        max(pair[1] for pair in pairs),
+    )
     limit = AGREEMENT[dtype]
-    figures: dict[str, Json] = {"operators": len(pairs), "difference to float64": difference, "adjointness": gap}
+    figures: dict[str, Json] = {
+        "operators": len(pairs),
+        "difference to float64": difference,
+        "adjointness": gap,
+    }
     return Finding(difference <= limit and gap <= limit / 10, figures)
 
 
-# --- solvers -------------------------------------------------------------------------------------------------------
+# --- solvers ------------------------------------------------------------------
 
 _TAPS = torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
 SOLVERS: dict[str, tuple[Case, LowerSolver]] = {
@@ -147,19 +230,44 @@ SOLVERS: dict[str, tuple[Case, LowerSolver]] = {
 _SCHEDULE = Schedule(max_steps=20000, check_every=8, patience=200)
 
 
-def solved(case: Case, solver: LowerSolver, dtype: torch.dtype, setting: Setting) -> Finding:
-    """To three tolerances: all converged, as close to the reference as they say, everything on the device."""
-    problem, exact = case.regularizer(dtype, setting.device).problem(case.data(dtype, setting.device)), reference(case)
+def solved(
+    case: Case, solver: LowerSolver, dtype: torch.dtype, setting: Setting
+) -> Finding:
+    """To three tolerances: all converged, as close to the reference as they
+    say, everything on the device."""
+    problem, exact = (
+        case.regularizer(dtype, setting.device).problem(
+            case.data(dtype, setting.device)
+        ),
+        reference(case),
+    )
     right, worst, steps = True, 0.0, []
     for tolerance in TOLERANCES[: 2 if setting.quick else 3]:
         radius = radius_per_element(problem, tolerance)
         outcome = solve_lower(problem, solver, radius, schedule=_SCHEDULE)
         (x,) = outcome.result
         missed = norm(x.cpu().double() - exact.x)
-        allowed = radius.cpu().double() + exact.distance + _ROUNDING[dtype] * norm(exact.x)
-        right &= outcome.converged and bool((missed <= allowed).all()) and on_device(x, setting.device)
-        worst, steps = max(worst, float((missed / radius.cpu()).max())), [*steps, int(outcome.steps.max())]
-    return Finding(right, {"error over tolerance": worst, "steps": [int(count) for count in steps]})
+        allowed = (
+            radius.cpu().double()
+            + exact.distance
+            + _ROUNDING[dtype] * norm(exact.x)
+        )
+        right &= (
+            outcome.converged
+            and bool((missed <= allowed).all())
+            and on_device(x, setting.device)
+        )
+        worst, steps = (
+            max(worst, float((missed / radius.cpu()).max())),
+            [*steps, int(outcome.steps.max())],
+        )
+    return Finding(
+        right,
+        {
+            "error over tolerance": worst,
+            "steps": [int(count) for count in steps],
+        },
+    )
 
 
 def on_device(value: object, device: torch.device) -> bool:
@@ -173,11 +281,12 @@ def on_device(value: object, device: torch.device) -> bool:
     return True
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------
 
 
 def refusals(setting: Setting) -> Finding:
-    """Data, truth, start and samples on another device: a ``ValueError`` that names it."""
+    """Data, truth, start and samples on another device: a ``ValueError`` that
+    names it."""
     other = torch.device("cpu") if setting.on_card else torch.device("meta")
     here = Denoising(DEFAULT.data(torch.float32, setting.device).start)
     there = Denoising(here.observed.to(other))
@@ -186,14 +295,43 @@ def refusals(setting: Setting) -> Finding:
     problem = model.problem(here)
     attempts: dict[str, tuple[str, Callable[[], object]]] = {
         "data": ("observation", lambda: Reconstruction(model)(there)),
-        "truth": ("truth", lambda: hypergradient(ImplicitCG(), model, here, SquaredError(there.observed), accuracy)),
-        "start": ("start", lambda: solve_lower(problem, NonlinearCG(), radius_per_element(problem, 1e-2), there.start)),
-        "samples": ("clean images", lambda: Samples(here.observed, there.observed)),
+        "truth": (
+            "truth",
+            lambda: hypergradient(
+                ImplicitCG(),
+                model,
+                here,
+                SquaredError(there.observed),
+                accuracy,
+            ),
+        ),
+        "start": (
+            "start",
+            lambda: solve_lower(
+                problem,
+                NonlinearCG(),
+                radius_per_element(problem, 1e-2),
+                there.start,
+            ),
+        ),
+        "samples": (
+            "clean images",
+            lambda: Samples(here.observed, there.observed),
+        ),
         "image": ("image", lambda: certified_distance(problem, there.observed)),
-        "model": ("regularizer", lambda: hypergradient(ImplicitCG(), model, there, truth, accuracy)),
+        "model": (
+            "regularizer",
+            lambda: hypergradient(ImplicitCG(), model, there, truth, accuracy),
+        ),
     }
-    silent = [name for name, (culprit, attempt) in attempts.items() if not _refused(culprit, attempt)]
-    return Finding(not silent, {"refused": len(attempts) - len(silent)}, ", ".join(silent))
+    silent = [
+        name
+        for name, (culprit, attempt) in attempts.items()
+        if not _refused(culprit, attempt)
+    ]
+    return Finding(
+        not silent, {"refused": len(attempts) - len(silent)}, ", ".join(silent)
+    )
 
 
 def _refused(culprit: str, attempt: Callable[[], object]) -> bool:

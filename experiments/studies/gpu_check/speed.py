@@ -1,4 +1,5 @@
-"""How fast the device is: operator pairs, kernels, hypergradients of patches, certified restorations."""
+"""How fast the device is: operator pairs, kernels, hypergradients of patches,
+certified restorations."""
 
 from __future__ import annotations
 
@@ -10,10 +11,27 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from experiments.studies.gpu_check.cases import noisy, pictures, seeded, trained_size, training_model
+from experiments.studies.gpu_check.cases import (
+    noisy,
+    pictures,
+    seeded,
+    trained_size,
+    training_model,
+)
 from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
-from experiments.studies.gpu_check.timing import copy_bandwidth, median_seconds, peak_bytes
-from piggyback import Accuracy, Denoising, ImplicitCG, SquaredError, certified_distance, solve_lower
+from experiments.studies.gpu_check.timing import (
+    copy_bandwidth,
+    median_seconds,
+    peak_bytes,
+)
+from piggyback import (
+    Accuracy,
+    Denoising,
+    ImplicitCG,
+    SquaredError,
+    certified_distance,
+    solve_lower,
+)
 from piggyback.certificates.certify import Certification, certify, double_copy
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import Sensitivity, flat_gradient
@@ -45,7 +63,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is timed: filter banks and their images, sides and numbers of patches, sides of restored images."""
+    """What is timed: filter banks and their images, sides and numbers of
+    patches, sides of restored images."""
 
     shapes: tuple[Shape, ...]
     patches: tuple[int, ...]
@@ -69,18 +88,33 @@ def checks(setting: Setting) -> Iterator[Check]:
     sizes = QUICK if setting.quick else ON_CARD if setting.on_card else ON_CPU
     yield Check("speed", "copy bandwidth", bandwidth, 5)
     for shape in sizes.shapes:
-        yield Check("speed", f"operator pair, {shape}", partial(operator_pair, shape), 8)
+        yield Check(
+            "speed", f"operator pair, {shape}", partial(operator_pair, shape), 8
+        )
         for dtype in (torch.float32, torch.float64):
             name = f"kernels, {str(dtype).removeprefix('torch.')}, {shape}"
             yield Check("speed", name, partial(kernels, shape, dtype), 12)
-    models: dict[str, Callable[[], Regularizer]] = {"adaptive": training_model, "linear": _linear}
+    models: dict[str, Callable[[], Regularizer]] = {
+        "adaptive": training_model,
+        "linear": _linear,
+    }
     for name, model in models.items():
         for side in sizes.patches if name == "adaptive" else sizes.patches[:1]:
             for batch in sizes.batches:
                 label = f"patch gradients, {name}, {batch} x {side}²"
-                yield Check("speed", label, partial(patch_gradients, model, batch, side), 8)
+                yield Check(
+                    "speed",
+                    label,
+                    partial(patch_gradients, model, batch, side),
+                    8,
+                )
     for side in sizes.sides:
-        yield Check("speed", f"certified restoration, {side}²", partial(restoration, side), 20)
+        yield Check(
+            "speed",
+            f"certified restoration, {side}²",
+            partial(restoration, side),
+            20,
+        )
 
 
 def _linear() -> Regularizer:
@@ -92,17 +126,27 @@ def bandwidth(setting: Setting) -> Finding:
     return Finding(None, {"GB/s": copy_bandwidth(setting) / 1e9})
 
 
-# --- operators -----------------------------------------------------------------------------------------------------
+# --- operators ----------------------------------------------------------------
 
 
-def _bank(shape: Shape, dtype: torch.dtype, setting: Setting) -> tuple[ConvolutionBank, Tensor]:
-    filters = torch.randn(shape.filters, 1, shape.size, shape.size, generator=seeded(0)) / shape.size
+def _bank(
+    shape: Shape, dtype: torch.dtype, setting: Setting
+) -> tuple[ConvolutionBank, Tensor]:
+    filters = (
+        torch.randn(
+            shape.filters, 1, shape.size, shape.size, generator=seeded(0)
+        )
+        / shape.size
+    )
     x = torch.randn(shape.batch, 1, shape.side, shape.side, generator=seeded(1))
-    return ConvolutionBank(filters.to(setting.device, dtype)), x.to(setting.device, dtype)
+    return ConvolutionBank(filters.to(setting.device, dtype)), x.to(
+        setting.device, dtype
+    )
 
 
 def operator_pair(shape: Shape, setting: Setting) -> Finding:
-    """``K`` and ``K^T`` against the framework's bare convolutions, and against moving each number once."""
+    """``K`` and ``K^T`` against the framework's bare convolutions, and against
+    moving each number once."""
     bank, x = _bank(shape, torch.float32, setting)
     z = bank.forward(x)
     margin = shape.size // 2
@@ -115,7 +159,10 @@ def operator_pair(shape: Shape, setting: Setting) -> Finding:
         nnf.conv2d(x, bank.filters, padding=margin)
         return nnf.conv_transpose2d(planes, bank.filters, padding=margin)
 
-    ours, theirs = median_seconds(pair, setting, most=0.5), median_seconds(bare, setting, most=0.5)
+    ours, theirs = (
+        median_seconds(pair, setting, most=0.5),
+        median_seconds(bare, setting, most=0.5),
+    )
     moved = 2 * (x.numel() + z.numel()) * x.element_size()
     least = moved / copy_bandwidth(setting)
     operations = 4 * z.numel() * shape.size**2
@@ -129,7 +176,8 @@ def operator_pair(shape: Shape, setting: Setting) -> Finding:
 
 
 def kernels(shape: Shape, dtype: torch.dtype, setting: Setting) -> Finding:
-    """Milliseconds of every kernel, and whether the default plan is the fastest."""
+    """Milliseconds of every kernel, and whether the default plan is the
+    fastest."""
     bank, x = _bank(shape, dtype, setting)
     extended = bank.boundary.extend(x, bank.margin)
     found: list[dict[str, Json]] = []
@@ -139,7 +187,9 @@ def kernels(shape: Shape, dtype: torch.dtype, setting: Setting) -> Finding:
         times: dict[str, Json] = {}
         for name, job in jobs.items():
             try:
-                times[name] = 1e3 * median_seconds(job, setting, repeats=5, most=0.3)
+                times[name] = 1e3 * median_seconds(
+                    job, setting, repeats=5, most=0.3
+                )
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 failed.append(f"{name} needs too much memory")
@@ -147,19 +197,37 @@ def kernels(shape: Shape, dtype: torch.dtype, setting: Setting) -> Finding:
         found.append(times)
     plan = default_plan(bank.filters)
     names = [plan.forward.__name__, plan.adjoint.__name__]
-    figures: dict[str, Json] = {"forward ms": found[0], "adjoint ms": found[1], "fastest": list(winners)}
-    note = "" if winners == names else f"the default plan is {' and '.join(names)}"
-    return Finding(None, figures, ", ".join([note, *failed]) if failed else note)
+    figures: dict[str, Json] = {
+        "forward ms": found[0],
+        "adjoint ms": found[1],
+        "fastest": list(winners),
+    }
+    note = (
+        "" if winners == names else f"the default plan is {' and '.join(names)}"
+    )
+    return Finding(
+        None, figures, ", ".join([note, *failed]) if failed else note
+    )
 
 
-# --- hypergradients ------------------------------------------------------------------------------------------------
+# --- hypergradients -----------------------------------------------------------
 
 
-def patch_gradients(model: Callable[[], Regularizer], batch: int, side: int, setting: Setting) -> Finding:
-    """One step of the stochastic phase without its optimiser: two solves and the gradient; then its certificate."""
+def patch_gradients(
+    model: Callable[[], Regularizer], batch: int, side: int, setting: Setting
+) -> Finding:
+    """One step of the stochastic phase without its optimiser: two solves and
+    the gradient; then its certificate."""
     regularizer = model().to(setting.device)
-    clean = pictures(min(batch, 32), side).repeat(-(-batch // 32), 1, 1, 1)[:batch].to(setting.device)
-    data, loss = Denoising(noisy(clean.cpu()).to(setting.device)), SquaredError(clean)
+    clean = (
+        pictures(min(batch, 32), side)
+        .repeat(-(-batch // 32), 1, 1, 1)[:batch]
+        .to(setting.device)
+    )
+    data, loss = (
+        Denoising(noisy(clean.cpu()).to(setting.device)),
+        SquaredError(clean),
+    )
     leaves, method = list(regularizer.parameters()), ImplicitCG()
 
     def pair() -> Sensitivity:
@@ -168,13 +236,26 @@ def patch_gradients(model: Callable[[], Regularizer], batch: int, side: int, set
     def gradient() -> Tensor:
         problem = regularizer.problem(data)
         found = method.differentiate(problem, loss, TRAINING)
-        return flat_gradient(problem.surrogate(found.x, found.adjoint).sum(), leaves)
+        return flat_gradient(
+            problem.surrogate(found.x, found.adjoint).sum(), leaves
+        )
 
     seconds = median_seconds(gradient, setting, repeats=10, most=1.5)
-    solved, exact, counter = pair(), double_copy(regularizer), ApplicationCounter()
+    solved, exact, counter = (
+        pair(),
+        double_copy(regularizer),
+        ApplicationCounter(),
+    )
 
     def certificate() -> object:
-        return certify(exact, data.double(), loss.double(), solved, Certification(), counter)
+        return certify(
+            exact,
+            data.double(),
+            loss.double(),
+            solved,
+            Certification(),
+            counter,
+        )
 
     certified = median_seconds(certificate, setting, repeats=4, most=1.0)
     peak = peak_bytes(gradient, setting)
@@ -188,30 +269,41 @@ def patch_gradients(model: Callable[[], Regularizer], batch: int, side: int, set
     return Finding(None, figures)
 
 
-# --- restorations --------------------------------------------------------------------------------------------------
+# --- restorations -------------------------------------------------------------
 
 
 def restoration(side: int, setting: Setting) -> Finding:
-    """One noisy image to a certified RMS error, weight network and float64 certificate included."""
+    """One noisy image to a certified RMS error, weight network and float64
+    certificate included."""
     regularizer = training_model().to(setting.device)
     data = Denoising(noisy(pictures(1, side)).to(setting.device))
     steps, distance = [0], [float("inf")]
 
     def solve() -> Tensor:
         problem = regularizer.problem(data).detached()
-        outcome = solve_lower(problem, NonlinearCG(), radius_per_element(problem, 0.95 * RESTORED), schedule=_LOOKS)
+        outcome = solve_lower(
+            problem,
+            NonlinearCG(),
+            radius_per_element(problem, 0.95 * RESTORED),
+            schedule=_LOOKS,
+        )
         steps[0] = int(outcome.steps.max())
         return outcome.result[0]
 
     def certificate(x: Tensor) -> Tensor:
-        return certified_distance(double_copy(regularizer).problem(data.double()), x)
+        return certified_distance(
+            double_copy(regularizer).problem(data.double()), x
+        )
 
     def whole() -> None:
         distance[0] = float(certificate(solve()).max())
 
     seconds = median_seconds(whole, setting, repeats=8, most=3.0)
     x = solve()
-    share = median_seconds(lambda: certificate(x), setting, repeats=5, most=1.0) / seconds
+    share = (
+        median_seconds(lambda: certificate(x), setting, repeats=5, most=1.0)
+        / seconds
+    )
     peak = peak_bytes(whole, setting)
     figures: dict[str, Json] = {
         "ms": 1e3 * seconds,
@@ -219,7 +311,9 @@ def restoration(side: int, setting: Setting) -> Finding:
         "steps": steps[0],
         "certificate's share": share,
         "certified RMS": distance[0] / side,
-        "bytes per coefficient": None if peak is None else peak / (side**2 * trained_size().filters),
+        "bytes per coefficient": None
+        if peak is None
+        else peak / (side**2 * trained_size().filters),
     }
     return Finding(distance[0] / side <= RESTORED, figures)
 

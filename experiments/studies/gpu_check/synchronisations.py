@@ -1,7 +1,9 @@
-"""Whether a solver makes the host wait between two looks at its error, and how often it looks.
+"""Whether a solver makes the host wait between two looks at its error, and how
+often it looks.
 
-On a card the framework itself raises on everything that synchronises (``torch.cuda.set_sync_debug_mode``); on every device the
-dispatched operations are watched, which names the culprit.
+On a card the framework itself raises on everything that synchronises
+(``torch.cuda.set_sync_debug_mode``); on every device the dispatched operations
+are watched, which names the culprit.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from experiments.studies.gpu_check.cases import (
     training_model,
 )
 from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
-from experiments.studies.gpu_check.gradients import ACCURACY, CASES_OF_METHODS, Method, asked
+from experiments.studies.gpu_check.gradients import (
+    ACCURACY,
+    CASES_OF_METHODS,
+    Method,
+    asked,
+)
 from experiments.studies.gpu_check.waits import Waits
 from experiments.studies.learned_solver.solver import LearnedSolver
 from piggyback import (
@@ -62,94 +69,174 @@ Build = Callable[[torch.device], Iteration]
 
 
 def checks() -> Iterator[Check]:
-    """The loop body of every solver and adjoint iteration, then the waits of whole calls."""
+    """The loop body of every solver and adjoint iteration, then the waits of
+    whole calls."""
     for name, build in iterations().items():
-        yield Check("synchronisations", f"steps of {name}", partial(between_looks, build), 10)
+        yield Check(
+            "synchronisations",
+            f"steps of {name}",
+            partial(between_looks, build),
+            10,
+        )
     for name, (case, method) in CASES_OF_METHODS.items():
-        yield Check("synchronisations", f"one gradient by {name}", partial(per_gradient, case, method), 20)
-    yield Check("synchronisations", "one solve, tolerance of training", per_solve, 10)
+        yield Check(
+            "synchronisations",
+            f"one gradient by {name}",
+            partial(per_gradient, case, method),
+            20,
+        )
+    yield Check(
+        "synchronisations", "one solve, tolerance of training", per_solve, 10
+    )
 
 
 def iterations() -> dict[str, Build]:
     """Every iteration, bound to a small problem on a device."""
-    blurred, network, lifted = degraded("blurred", ValidBlur(torch.full((3, 3), 1 / 9))), MODELS[4], MODELS[6]
+    blurred, network, lifted = (
+        degraded("blurred", ValidBlur(torch.full((3, 3), 1 / 9))),
+        MODELS[4],
+        MODELS[6],
+    )
     found: dict[str, Build] = {
-        "nonlinear conjugate gradients": partial(_bound, DEFAULT, NonlinearCG()),
-        "nonlinear conjugate gradients, adaptive weights": partial(_bound, MODELS[3], NonlinearCG()),
-        "nonlinear conjugate gradients, three channels": partial(_bound, MODELS[1], NonlinearCG()),
-        "nonlinear conjugate gradients, least squares": partial(_bound, blurred, NonlinearCG()),
+        "nonlinear conjugate gradients": partial(
+            _bound, DEFAULT, NonlinearCG()
+        ),
+        "nonlinear conjugate gradients, adaptive weights": partial(
+            _bound, MODELS[3], NonlinearCG()
+        ),
+        "nonlinear conjugate gradients, three channels": partial(
+            _bound, MODELS[1], NonlinearCG()
+        ),
+        "nonlinear conjugate gradients, least squares": partial(
+            _bound, blurred, NonlinearCG()
+        ),
         "nonlinear conjugate gradients, dense": partial(_dense, NonlinearCG()),
         "accelerated gradient": partial(_bound, DEFAULT, AcceleratedGradient()),
         "PDHG": partial(_bound, DEFAULT, PDHG()),
         "PDHG, dense": partial(_dense, PDHG()),
-        "PDHG, least squares in the dual": partial(_dualised, blurred, PDHG()),  # its prox would look at residuals
+        "PDHG, least squares in the dual": partial(
+            _dualised, blurred, PDHG()
+        ),  # its prox would look at residuals
         "gradient descent": partial(_bound, DEFAULT, GradientDescent()),
-        "learned solver": partial(_bound, DEFAULT, LearnedSolver(1.4, torch.full((3, 3), 1 / 9))),
+        "learned solver": partial(
+            _bound, DEFAULT, LearnedSolver(1.4, torch.full((3, 3), 1 / 9))
+        ),
         "quasi-Newton": partial(_bound, network, QuasiNewton()),
-        "primal-dual, lifted network": partial(_bound, lifted, LiftedPrimalDual()),
+        "primal-dual, lifted network": partial(
+            _bound, lifted, LiftedPrimalDual()
+        ),
         "piggyback": _piggyback,
         "piggyback, lifted network": _lifted_piggyback,
     }
-    for name, kind in (("CG", ConjugateGradient), ("MINRES", ConjugateResidual), ("Neumann", Richardson)):
+    for name, kind in (
+        ("CG", ConjugateGradient),
+        ("MINRES", ConjugateResidual),
+        ("Neumann", Richardson),
+    ):
         found[f"adjoint, {name}"] = partial(_adjoint, DEFAULT, kind)
-    for name, case in (("softplus network", network), ("lifted network", lifted), ("least squares", blurred)):
-        found[f"adjoint, CG, {name}"] = partial(_adjoint, case, ConjugateGradient)
+    for name, case in (
+        ("softplus network", network),
+        ("lifted network", lifted),
+        ("least squares", blurred),
+    ):
+        found[f"adjoint, CG, {name}"] = partial(
+            _adjoint, case, ConjugateGradient
+        )
     return found
 
 
 def _posed(case: Case, device: torch.device) -> LowerProblem:
-    return case.regularizer(torch.float32, device).problem(case.data(torch.float32, device)).detached()
+    return (
+        case.regularizer(torch.float32, device)
+        .problem(case.data(torch.float32, device))
+        .detached()
+    )
 
 
 def _level(problem: LowerProblem) -> LowerLevel[LowerProblem]:
-    return LowerLevel(problem, problem.data.start, radius_per_element(problem, ACCURACY.lower))
+    return LowerLevel(
+        problem, problem.data.start, radius_per_element(problem, ACCURACY.lower)
+    )
 
 
 def _bound(case: Case, solver: LowerSolver, device: torch.device) -> Iteration:
     return solver.bind(_level(_posed(case, device)))
 
 
-def _dualised(case: Case, solver: LowerSolver, device: torch.device) -> Iteration:
+def _dualised(
+    case: Case, solver: LowerSolver, device: torch.device
+) -> Iteration:
     problem = _posed(case, device)
     assert isinstance(problem, SaddleProblem)
     return solver.bind(_level(problem.lifted()))
 
 
 def _dense(solver: LowerSolver, device: torch.device) -> Iteration:
-    matrix, root = torch.randn(30, 20, generator=seeded(0)), torch.randn(20, 20, generator=seeded(1))
+    matrix, root = (
+        torch.randn(30, 20, generator=seeded(0)),
+        torch.randn(20, 20, generator=seeded(1)),
+    )
     hessian = root @ root.T / 20 + torch.eye(20)
     hessian = ((hessian + hessian.T) / 2).to(device)
-    data = DenseQuadratic(hessian, torch.randn(2, 20, generator=seeded(2)).to(device))
+    data = DenseQuadratic(
+        hessian, torch.randn(2, 20, generator=seeded(2)).to(device)
+    )
     weight = torch.full((30,), 0.1, device=device)
-    problem = SaddleProblem(data, Potential(Charbonnier(), weight, weight), DenseOperator(matrix.to(device)))
+    problem = SaddleProblem(
+        data,
+        Potential(Charbonnier(), weight, weight),
+        DenseOperator(matrix.to(device)),
+    )
     return solver.bind(_level(problem))
 
 
-def _adjoint(case: Case, kind: Callable[[LinearSystem], Iteration], device: torch.device) -> Iteration:
-    regularizer, data = case.regularizer(torch.float32, device), case.data(torch.float32, device)
+def _adjoint(
+    case: Case, kind: Callable[[LinearSystem], Iteration], device: torch.device
+) -> Iteration:
+    regularizer, data = (
+        case.regularizer(torch.float32, device),
+        case.data(torch.float32, device),
+    )
     loss = case.loss(regularizer, data)
     problem = regularizer.problem(data)
-    return kind(adjoint_system(problem, loss, problem.detached().data.start, 1e-4, None))
+    return kind(
+        adjoint_system(problem, loss, problem.detached().data.start, 1e-4, None)
+    )
 
 
 def _piggyback(device: torch.device) -> Iteration:
     problem = _posed(DEFAULT, device)
     assert isinstance(problem, SaddleProblem)
-    level, x = LowerLevel(problem, problem.data.start, radius_per_element(problem, 1e-3)), problem.data.start
+    level, x = (
+        LowerLevel(
+            problem, problem.data.start, radius_per_element(problem, 1e-3)
+        ),
+        problem.data.start,
+    )
     loss = SquaredError(DEFAULT.clean(x.dtype, device))
-    return PiggybackIteration(level, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x))
+    return PiggybackIteration(
+        level, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)
+    )
 
 
 def _lifted_piggyback(device: torch.device) -> Iteration:
     problem = _posed(MODELS[6], device)
     assert isinstance(problem, LiftedProblem)
-    level, x = LowerLevel(problem, problem.data.start, radius_per_element(problem, 1e-3)), problem.data.start
+    level, x = (
+        LowerLevel(
+            problem, problem.data.start, radius_per_element(problem, 1e-3)
+        ),
+        problem.data.start,
+    )
     loss = problem.of_image(SquaredError(MODELS[6].clean(x.dtype, device)))
-    return LiftedPiggybackIteration(level, loss, BlockSteps.balanced(problem), 1e-2, torch.zeros_like(x))
+    return LiftedPiggybackIteration(
+        level, loss, BlockSteps.balanced(problem), 1e-2, torch.zeros_like(x)
+    )
 
 
 def between_looks(build: Build, setting: Setting) -> Finding:
-    """The start and one step fill caches (plans of transforms, constants of a problem); the steps after them must not wait."""
+    """The start and one step fill caches (plans of transforms, constants of a
+    problem); the steps after them must not wait."""
     with torch.no_grad():
         iteration = build(setting.device)
         state = iteration.step(iteration.start())
@@ -164,7 +251,9 @@ def between_looks(build: Build, setting: Setting) -> Finding:
                 for _ in range(STEPS):
                     state = iteration.step(state)
         else:
-            note = f"{note}; by the framework: not measurable on {setting.device.type}".removeprefix("; ")
+            note = f"{note}; by the framework: not measurable on {setting.device.type}".removeprefix(
+                "; "
+            )
     return Finding(not waits.found, figures, note)
 
 
@@ -180,7 +269,8 @@ def errors_on_waiting(setting: Setting) -> Iterator[None]:
 
 
 def per_gradient(case: Case, method: Method, setting: Setting) -> Finding:
-    """How often one gradient with its certificate waits, and how many of these are looks of a solver."""
+    """How often one gradient with its certificate waits, and how many of these
+    are looks of a solver."""
     with Waits() as waits:
         asked(case, method, torch.float32, setting.device)
     return Finding(None, {"waits": len(waits.found), "looks": _looks(waits)})
@@ -189,10 +279,21 @@ def per_gradient(case: Case, method: Method, setting: Setting) -> Finding:
 def per_solve(setting: Setting) -> Finding:
     """Of a batch of patches, with the default model."""
     observed = noisy(pictures(8, 48)).to(setting.device)
-    problem = training_model().to(setting.device).problem(Denoising(observed)).detached()
+    problem = (
+        training_model()
+        .to(setting.device)
+        .problem(Denoising(observed))
+        .detached()
+    )
     with Waits() as waits:
-        outcome = solve_lower(problem, NonlinearCG(), radius_per_element(problem, 4e-3))
-    figures: dict[str, Json] = {"steps": int(outcome.steps.max()), "looks": _looks(waits), "waits": len(waits.found)}
+        outcome = solve_lower(
+            problem, NonlinearCG(), radius_per_element(problem, 4e-3)
+        )
+    figures: dict[str, Json] = {
+        "steps": int(outcome.steps.max()),
+        "looks": _looks(waits),
+        "waits": len(waits.found),
+    }
     return Finding(None, figures, f"noise {SIGMA:.3f}")
 
 

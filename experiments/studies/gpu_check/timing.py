@@ -11,13 +11,21 @@ import torch
 from experiments.studies.gpu_check.checks import Setting
 
 
-def median_seconds(job: Callable[[], object], setting: Setting, repeats: int = 10, most: float = 2.0) -> float:
-    """Median seconds of ``job``, waited for, over at most ``repeats`` runs and ``most`` seconds, after one to warm up."""
+def median_seconds(
+    job: Callable[[], object],
+    setting: Setting,
+    repeats: int = 10,
+    most: float = 2.0,
+) -> float:
+    """Median seconds of ``job``, waited for, over at most ``repeats`` runs and
+    ``most`` seconds, after one to warm up."""
     job()
     setting.wait()
     times: list[float] = []
     begun = time.perf_counter()
-    while len(times) < repeats and (len(times) < 2 or time.perf_counter() - begun < most):
+    while len(times) < repeats and (
+        len(times) < 2 or time.perf_counter() - begun < most
+    ):
         setting.wait()
         start = time.perf_counter()
         job()
@@ -27,7 +35,8 @@ def median_seconds(job: Callable[[], object], setting: Setting, repeats: int = 1
 
 
 def peak_bytes(job: Callable[[], object], setting: Setting) -> int | None:
-    """Most memory that ``job`` held beyond what was held before; None where the device does not say."""
+    """Most memory that ``job`` held beyond what was held before; None where the
+    device does not say."""
     if not setting.on_card:
         return None
     setting.wait()
@@ -44,4 +53,11 @@ def copy_bandwidth(setting: Setting) -> float:
     count = 1 << (27 if setting.on_card else 22)
     source = torch.zeros(count, dtype=torch.float32, device=setting.device)
     target = torch.empty_like(source)
-    return 2 * 4 * count / median_seconds(lambda: target.copy_(source), setting, repeats=20, most=0.5)
+    return (
+        2
+        * 4
+        * count
+        / median_seconds(
+            lambda: target.copy_(source), setting, repeats=20, most=0.5
+        )
+    )

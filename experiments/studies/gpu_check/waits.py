@@ -1,4 +1,5 @@
-"""Which operations make the host wait for the device, seen as they are dispatched: works on every device, fake ones too."""
+"""Which operations make the host wait for the device, seen as they are
+dispatched: works on every device, fake ones too."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ _READ_BACK = (
 )
 """Their results, or the shapes of these, are needed on the host."""
 _SENT = ("aten::lift_fresh", "aten::lift_fresh_copy")
-"""Python numbers become a tensor (``torch.tensor``); on a device that is a blocking copy."""
+"""Python numbers become a tensor (``torch.tensor``); on a device that is a
+blocking copy."""
 _COPIES = ("aten::_to_copy", "aten::copy_")
 
 
 class Waits(TorchDispatchMode):
-    """Records, in ``found``, the operations inside the block that wait for a device, or would on a card.
+    """Records, in ``found``, the operations inside the block that wait for a
+    device, or would on a card.
 
-    On a CPU a copy from one device to another cannot be told from a conversion; everything else can.
+    On a CPU a copy from one device to another cannot be told from a conversion;
+    everything else can.
     """
 
     def __init__(self) -> None:
@@ -63,9 +67,22 @@ def _reason(name: str, args: tuple[Any, ...], result: Any) -> str | None:
     if name == "aten::repeat_interleave" and len(args) < 2:
         return f"{name} reads its size back"
     if name in ("aten::index", "aten::index_put_", "aten::index_put"):
-        masks = [part for part in args[1] if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8)]
+        masks = [
+            part
+            for part in args[1]
+            if isinstance(part, Tensor)
+            and part.dtype in (torch.bool, torch.uint8)
+        ]
         return f"{name} looks for true entries" if masks else None
     if name in _COPIES and isinstance(result, Tensor):
-        devices = {part.device.type for part in (*args, result) if isinstance(part, Tensor)}
-        return f"{name} between {' and '.join(sorted(devices))}" if len(devices) > 1 else None
+        devices = {
+            part.device.type
+            for part in (*args, result)
+            if isinstance(part, Tensor)
+        }
+        return (
+            f"{name} between {' and '.join(sorted(devices))}"
+            if len(devices) > 1
+            else None
+        )
     return None

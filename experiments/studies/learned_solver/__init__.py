@@ -1,1 +1,2 @@
-"""A lower-level solver that learns: start, steps and metric from solved images; same minimiser and certificate, less work."""
+"""A lower-level solver that learns: start, steps and metric from solved images;
+same minimiser and certificate, less work."""

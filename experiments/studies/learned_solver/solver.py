@@ -1,4 +1,5 @@
-"""A learned lower-level solver: it changes how fast the minimiser is reached, never which one."""
+"""A learned lower-level solver: it changes how fast the minimiser is reached,
+never which one."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ from piggyback.types import Dual, Primal
 
 @dataclass(frozen=True, eq=False)
 class FilteredStart:
-    """A start from the data: every pixel of ``data.start`` is filtered by the taps of its kind.
+    """A start from the data: every pixel of ``data.start`` is filtered by the
+    taps of its kind.
 
-    Kinds go by *activity*, the standard deviation of 5x5 means around a pixel, cut at ``edges`` ``(kinds - 1,)`` (grey values);
-    ``taps`` ``(kinds, k, k)`` with odd ``k`` (Romano, Isidoro, Milanfar, RAISR, 2017).  Channels are filtered one by one, images
-    ``(batch, channels, height, width)`` continue by reflection.  Raises ``ValueError`` for other shapes.
+    Kinds go by *activity*, the standard deviation of 5x5 means around a pixel,
+    cut at ``edges`` ``(kinds - 1,)`` (grey values); ``taps`` ``(kinds, k, k)``
+    with odd ``k`` (Romano, Isidoro, Milanfar, RAISR, 2017). Channels are
+    filtered one by one, images ``(batch, channels, height, width)`` continue by
+    reflection. Raises ``ValueError`` for other shapes.
     """
 
     taps: Tensor
@@ -32,9 +36,15 @@ class FilteredStart:
 
     def __post_init__(self) -> None:
         kinds, *sides = self.taps.shape
-        if len(sides) != 2 or sides[0] != sides[1] or sides[0] % 2 == 0 or self.edges.shape != (kinds - 1,):
+        if (
+            len(sides) != 2
+            or sides[0] != sides[1]
+            or sides[0] % 2 == 0
+            or self.edges.shape != (kinds - 1,)
+        ):
             raise ValueError(
-                f"a start needs taps (kinds, k, k) with odd k and kinds - 1 edges, got {tuple(self.taps.shape)} and "
+                "a start needs taps (kinds, k, k) with odd k and kinds - 1 "
+                f"edges, got {tuple(self.taps.shape)} and "
                 f"{tuple(self.edges.shape)}"
             )
 
@@ -42,13 +52,17 @@ class FilteredStart:
         x = data.start
         grey = x.reshape(-1, 1, x.shape[-2], x.shape[-1])
         margin = self.taps.shape[-1] // 2
-        filtered = nnf.conv2d(nnf.pad(grey, (margin,) * 4, mode="reflect"), self.taps.to(grey).unsqueeze(1))
+        filtered = nnf.conv2d(
+            nnf.pad(grey, (margin,) * 4, mode="reflect"),
+            self.taps.to(grey).unsqueeze(1),
+        )
         kind = torch.bucketize(activity(grey), self.edges.to(grey))
         return filtered.gather(1, kind).view_as(x)
 
 
 def activity(grey: Tensor) -> Tensor:
-    """How much images ``(count, 1, height, width)`` change around a pixel, noise left out: of their 5x5 means, the deviation."""
+    """How much images ``(count, 1, height, width)`` change around a pixel,
+    noise left out: of their 5x5 means, the deviation."""
     means = _local_mean(grey)
     return _local_mean((means - _local_mean(means)).square()).sqrt()
 
@@ -58,17 +72,30 @@ def _local_mean(v: Tensor) -> Tensor:
 
 
 class Warped(Preconditioner):
-    """``Q^T M Q + floor M``: positive definite for every positive definite ``M`` and every ``taps`` ``(k, k)``, ``k`` odd.
+    """``Q^T M Q + floor M``: positive definite for every positive definite
+    ``M`` and every ``taps`` ``(k, k)``, ``k`` odd.
 
-    ``Q`` is the periodic correlation of every channel with ``taps`` (WarpGrad, MT-Net: Flennerhag et al. 2020, Lee and Choi
-    2018, here around the solver's own ``M``).  Raises ``ValueError`` for even sides, and unless ``floor`` is positive.
+    ``Q`` is the periodic correlation of every channel with ``taps`` (WarpGrad,
+    MT-Net: Flennerhag et al. 2020, Lee and Choi 2018, here around the solver's
+    own ``M``). Raises ``ValueError`` for even sides, and unless ``floor`` is
+    positive.
     """
 
-    def __init__(self, base: Preconditioner, taps: Tensor, floor: float) -> None:
+    def __init__(
+        self, base: Preconditioner, taps: Tensor, floor: float
+    ) -> None:
         if not floor > 0:
-            raise ValueError(f"a preconditioner needs a positive floor, got {floor}")
-        if taps.dim() != 2 or taps.shape[0] != taps.shape[1] or taps.shape[0] % 2 == 0:
-            raise ValueError(f"a warp needs taps (k, k) with odd k, got {tuple(taps.shape)}")
+            raise ValueError(
+                f"a preconditioner needs a positive floor, got {floor}"
+            )
+        if (
+            taps.dim() != 2
+            or taps.shape[0] != taps.shape[1]
+            or taps.shape[0] % 2 == 0
+        ):
+            raise ValueError(
+                f"a warp needs taps (k, k) with odd k, got {tuple(taps.shape)}"
+            )
         self.base = base
         self.taps = taps
         self.floor = floor
@@ -77,9 +104,15 @@ class Warped(Preconditioner):
         size, margin = (v.shape[-2], v.shape[-1]), self.taps.shape[0] // 2
         padded = torch.zeros(size, dtype=v.dtype, device=v.device)
         padded[: self.taps.shape[0], : self.taps.shape[1]] = self.taps
-        transfer = torch.fft.rfft2(padded.roll((-margin, -margin), dims=(0, 1))).conj()
-        inner = self.base.apply(torch.fft.irfft2(torch.fft.rfft2(v) * transfer, s=size))
-        return torch.fft.irfft2(torch.fft.rfft2(inner) * transfer.conj(), s=size) + self.floor * self.base.apply(v)
+        transfer = torch.fft.rfft2(
+            padded.roll((-margin, -margin), dims=(0, 1))
+        ).conj()
+        inner = self.base.apply(
+            torch.fft.irfft2(torch.fft.rfft2(v) * transfer, s=size)
+        )
+        return torch.fft.irfft2(
+            torch.fft.rfft2(inner) * transfer.conj(), s=size
+        ) + self.floor * self.base.apply(v)
 
     def select(self, index: Tensor) -> Preconditioner:
         return Warped(self.base.select(index), self.taps, self.floor)
@@ -87,27 +120,35 @@ class Warped(Preconditioner):
 
 @dataclass(frozen=True)
 class WarpedForm(UnitForm):
-    """The same energy, whose solvers are preconditioned by the warp of the default preconditioner."""
+    """The same energy, whose solvers are preconditioned by the warp of the
+    default preconditioner."""
 
     taps: Tensor = field(kw_only=True)
     floor: float = field(kw_only=True)
 
     @staticmethod
     def of(energy: UnitForm, taps: Tensor, floor: float) -> WarpedForm:
-        parts = {part.name: getattr(energy, part.name) for part in fields(UnitForm)}
+        parts = {
+            part.name: getattr(energy, part.name) for part in fields(UnitForm)
+        }
         return WarpedForm(**parts, taps=taps.to(energy.weight), floor=floor)
 
     def preconditioner(self, curvature: Dual, like: Primal) -> Preconditioner:
-        return Warped(super().preconditioner(curvature, like), self.taps, self.floor)
+        return Warped(
+            super().preconditioner(curvature, like), self.taps, self.floor
+        )
 
 
 @dataclass(frozen=True)
 class LearnedSolver(LowerSolver):
-    """Nonlinear conjugate gradients with learned steps in a learned metric, and the guarantees of the default solver.
+    """Nonlinear conjugate gradients with learned steps in a learned metric, and
+    the guarantees of the default solver.
 
-    ``relaxation`` multiplies the steps of the majoriser, which decrease the energy for every value in (0, 2) (docs/theory.md,
-    eq. 21a); ``taps``: the preconditioner ``M`` becomes ``Q^T M Q + floor M``, positive definite (None: it stays ``M``).  The
-    stopping rule is that of all solvers, and certificates look at the returned ``x`` alone.  Raises ``ValueError`` for another
+    ``relaxation`` multiplies the steps of the majoriser, which decrease the
+    energy for every value in (0, 2) (docs/theory.md, eq. 21a); ``taps``: the
+    preconditioner ``M`` becomes ``Q^T M Q + floor M``, positive definite (None:
+    it stays ``M``). The stopping rule is that of all solvers, and certificates
+    look at the returned ``x`` alone. Raises ``ValueError`` for another
     relaxation.
     """
 
@@ -117,10 +158,16 @@ class LearnedSolver(LowerSolver):
 
     def __post_init__(self) -> None:
         if not 0 < self.relaxation < 2:
-            raise ValueError(f"a relaxation lies between 0 and 2, got {self.relaxation}")
+            raise ValueError(
+                f"a relaxation lies between 0 and 2, got {self.relaxation}"
+            )
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
         level = lower.saddle("LearnedSolver")
         energy = level.problem.in_units()
-        steered = energy if self.taps is None else WarpedForm.of(energy, self.taps, self.floor)
+        steered = (
+            energy
+            if self.taps is None
+            else WarpedForm.of(energy, self.taps, self.floor)
+        )
         return NonlinearCGIteration(level, steered, self.relaxation)

@@ -1,1 +1,2 @@
-"""The compatibility table of docs/methods.md, written from what the methods declare."""
+"""The compatibility table of docs/methods.md, written from what the methods
+declare."""

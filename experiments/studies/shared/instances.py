@@ -1,4 +1,5 @@
-"""Regularizers and images that gradients and their bounds are measured on: one image and one data term per instance."""
+"""Regularizers and images that gradients and their bounds are measured on: one
+image and one data term per instance."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from torch import Tensor
 from piggyback.app.degradations.base import Blur, from_description
 from piggyback.app.degradations.blur_kernels import gaussian_kernel
 from piggyback.app.errors import UserError
-from piggyback.app.images.sources import add_noise, draw_patches, embedded_photographs, image_generator
+from piggyback.app.images.sources import (
+    add_noise,
+    draw_patches,
+    embedded_photographs,
+    image_generator,
+)
 from piggyback.app.runs.folder import Json, RunFolder
 from piggyback.app.runs.model_file import load_regularizer
 from piggyback.terms.data.quadratic import Deblurring, Denoising
@@ -27,9 +33,11 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 SMOOTHINGS = (0.1, 0.01, 0.001)
 """Of the Charbonnier potentials, in grey values."""
 NOISE = 25 / 255
-"""Standard deviation, in grey values, of the noise of the denoising problems."""
+"""Standard deviation, in grey values, of the noise of the denoising problems.
+"""
 BLUR_NOISE, BLUR_SIDE, BLUR_WIDTH, RIDGE = 2.55 / 255, 9, 1.5, 0.01
-"""The deblurring problems: noise in grey values, side and standard deviation of the Gaussian in pixels, ridge."""
+"""The deblurring problems: noise in grey values, side and standard deviation of
+the Gaussian in pixels, ridge."""
 BLUR_WEIGHT = 0.1
 """Factor of the regularizer's weights in the deblurring problems."""
 RANDOM_WEIGHT = 0.02
@@ -38,10 +46,12 @@ RANDOM_WEIGHT = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """A regularizer (float32) with one noisy image and its truth ``(1, channels, height, width)``.
+    """A regularizer (float32) with one noisy image and its truth ``(1,
+    channels, height, width)``.
 
-    ``name``: where the regularizer comes from and the task, like "trained/denoise"; ``own``: whether its potentials are the
-    ones that it came with.
+    ``name``: where the regularizer comes from and the task, like
+    "trained/denoise"; ``own``: whether its potentials are the ones that it came
+    with.
     """
 
     name: str
@@ -56,7 +66,8 @@ class Instance:
         least = BOUNDARIES[config.boundary].smallest(config.size)
         if side < least:
             raise UserError(
-                f"{config.size}x{config.size} filters need images of at least {least} pixels a side, got {side}"
+                f"{config.size}x{config.size} filters need images of at "
+                f"least {least} pixels a side, got {side}"
             )
 
     @property
@@ -72,60 +83,96 @@ class Instance:
     def label(self) -> str:
         return f"{self.name}, {self.potential} {self.smoothing:.2g}"
 
-    def at(self, precision: torch.dtype) -> tuple[LinearRegularizer, Denoising | Deblurring, SquaredError]:
-        """Regularizer, data and loss, the values of all of them rounded to float32, as numbers of type ``precision``."""
+    def at(
+        self, precision: torch.dtype
+    ) -> tuple[LinearRegularizer, Denoising | Deblurring, SquaredError]:
+        """Regularizer, data and loss, the values of all of them rounded to
+        float32, as numbers of type ``precision``."""
         loss = SquaredError(self.clean)
         if precision == torch.float64:
-            return copy.deepcopy(self.regularizer).double(), self.data.double(), loss.double()
+            return (
+                copy.deepcopy(self.regularizer).double(),
+                self.data.double(),
+                loss.double(),
+            )
         return self.regularizer, self.data, loss
 
 
-# --- regularizers ----------------------------------------------------------------------------------------------------
+# --- regularizers -------------------------------------------------------------
 
 
 def trained_regularizer(run: Path | None) -> LinearRegularizer:
-    """The model of a run folder, or the one that the package ships.  Raises ``UserError`` if there is none of this kind."""
+    """The model of a run folder, or the one that the package ships. Raises
+    ``UserError`` if there is none of this kind."""
     return linear_run(PRETRAINED if run is None else run)[0]
 
 
 def linear_run(run: Path) -> tuple[LinearRegularizer, dict[str, Json]]:
-    """The model of a run folder and its configuration.  Raises ``UserError`` if there is none, or if it is a network."""
+    """The model of a run folder and its configuration. Raises ``UserError`` if
+    there is none, or if it is a network."""
     regularizer, config = load_regularizer(RunFolder.open(run))
     if not isinstance(regularizer, LinearRegularizer):
-        raise UserError(f"{run}: holds a network; this command needs a learned linear operator")
+        raise UserError(
+            f"{run}: holds a network; this command needs a learned linear operator"
+        )
     return regularizer, config
 
 
 def blurred_run(run: Path) -> tuple[LinearRegularizer, Blur]:
-    """The model of a deblurring run and the blur it was trained to undo.  Raises ``UserError`` for any other run."""
+    """The model of a deblurring run and the blur it was trained to undo. Raises
+    ``UserError`` for any other run."""
     regularizer, config = linear_run(run)
     training = config.get("training")
-    blur = from_description(training if isinstance(training, dict) else {}, str(run))
+    blur = from_description(
+        training if isinstance(training, dict) else {}, str(run)
+    )
     if not isinstance(blur, Blur):
         raise UserError(f"{run}: was trained to {blur.task}, not to deblur")
     return regularizer, blur
 
 
-def starting_regularizer(filters: int, size: int, channels: int) -> LinearRegularizer:
+def starting_regularizer(
+    filters: int, size: int, channels: int
+) -> LinearRegularizer:
     """Where training starts: total variation and a little of everything else."""
-    config = LinearConfig.for_noise(NOISE, filters, size, channels, "charbonnier", "reflect")
+    config = LinearConfig.for_noise(
+        NOISE, filters, size, channels, "charbonnier", "reflect"
+    )
     return LinearRegularizer(config, torch.Generator().manual_seed(0))
 
 
-def random_regularizer(filters: int, size: int, channels: int, weight: float = RANDOM_WEIGHT) -> LinearRegularizer:
-    """Seeded normal filters of zero mean and norm 1, all of one ``weight``, in grey values."""
+def random_regularizer(
+    filters: int, size: int, channels: int, weight: float = RANDOM_WEIGHT
+) -> LinearRegularizer:
+    """Seeded normal filters of zero mean and norm 1, all of one ``weight``, in
+    grey values."""
     config = starting_regularizer(filters, size, channels).config
-    regularizer = LinearRegularizer(replace(config, gradient_weight=weight, weight=weight))
+    regularizer = LinearRegularizer(
+        replace(config, gradient_weight=weight, weight=weight)
+    )
     with torch.no_grad():
-        drawn = torch.randn(regularizer.coefficients.shape, generator=torch.Generator().manual_seed(1))
-        regularizer.coefficients.copy_(drawn / drawn.flatten(1).norm(dim=1).reshape(-1, 1, 1))
+        drawn = torch.randn(
+            regularizer.coefficients.shape,
+            generator=torch.Generator().manual_seed(1),
+        )
+        regularizer.coefficients.copy_(
+            drawn / drawn.flatten(1).norm(dim=1).reshape(-1, 1, 1)
+        )
     return regularizer
 
 
-def with_potential(regularizer: LinearRegularizer, profile: str, smoothing: float) -> LinearRegularizer:
-    """The same filters and weights with another profile and one smoothing, in grey values, for all of them."""
+def with_potential(
+    regularizer: LinearRegularizer, profile: str, smoothing: float
+) -> LinearRegularizer:
+    """The same filters and weights with another profile and one smoothing, in
+    grey values, for all of them."""
     floor = min(regularizer.config.smoothing_floor, 0.1 * smoothing)
-    config = replace(regularizer.config, profile=profile, smoothing=smoothing, smoothing_floor=floor)
+    config = replace(
+        regularizer.config,
+        profile=profile,
+        smoothing=smoothing,
+        smoothing_floor=floor,
+    )
     changed = LinearRegularizer(config)
     changed.load_state_dict(regularizer.state_dict())
     with torch.no_grad():
@@ -141,13 +188,20 @@ def scaled(regularizer: LinearRegularizer, factor: float) -> LinearRegularizer:
     return changed
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------
 
 
 def photograph_patches(count: int, side: int, channels: int) -> Tensor:
-    """Seeded patches of the embedded test photographs, ``(count, channels, side, side)``."""
+    """Seeded patches of the embedded test photographs, ``(count, channels,
+    side, side)``."""
     generator = torch.Generator().manual_seed(3)
-    return draw_patches(embedded_photographs("test", channels == 3), count, side, generator, channels)
+    return draw_patches(
+        embedded_photographs("test", channels == 3),
+        count,
+        side,
+        generator,
+        channels,
+    )
 
 
 def denoising(clean: Tensor, image: int) -> Denoising:
@@ -158,24 +212,48 @@ def denoising(clean: Tensor, image: int) -> Denoising:
 def deblurring(clean: Tensor, image: int) -> Deblurring:
     """``clean`` behind a periodic Gaussian blur, with noise of ``BLUR_NOISE``."""
     if min(clean.shape[-2:]) < BLUR_SIDE:
-        raise UserError(f"the blur needs images of at least {BLUR_SIDE} pixels a side, got {min(clean.shape[-2:])}")
+        raise UserError(
+            f"the blur needs images of at least {BLUR_SIDE} pixels a side, "
+            f"got {min(clean.shape[-2:])}"
+        )
     kernel = gaussian_kernel(BLUR_WIDTH, BLUR_SIDE)
     blurred = Deblurring(clean, kernel, RIDGE).blur(clean)
-    return Deblurring(add_noise(blurred, BLUR_NOISE, image_generator(1, image)), kernel, RIDGE)
+    return Deblurring(
+        add_noise(blurred, BLUR_NOISE, image_generator(1, image)), kernel, RIDGE
+    )
 
 
-def instances(regularizers: dict[str, LinearRegularizer], clean: Tensor) -> Iterator[Instance]:
-    """Both tasks and every image for each regularizer: with its own potentials (but for random filters), and the sweep."""
+def instances(
+    regularizers: dict[str, LinearRegularizer], clean: Tensor
+) -> Iterator[Instance]:
+    """Both tasks and every image for each regularizer: with its own potentials
+    (but for random filters), and the sweep."""
     for origin, regularizer in regularizers.items():
-        swept = [with_potential(regularizer, "charbonnier", smoothing) for smoothing in SMOOTHINGS]
-        variants = [(True, regularizer)] * (origin != "random") + [(False, variant) for variant in swept]
+        swept = [
+            with_potential(regularizer, "charbonnier", smoothing)
+            for smoothing in SMOOTHINGS
+        ]
+        variants = [(True, regularizer)] * (origin != "random") + [
+            (False, variant) for variant in swept
+        ]
         for own, variant in variants:
             yield from tasks(origin, own, variant, clean)
 
 
-def tasks(origin: str, own: bool, regularizer: LinearRegularizer, clean: Tensor) -> Iterator[Instance]:
+def tasks(
+    origin: str, own: bool, regularizer: LinearRegularizer, clean: Tensor
+) -> Iterator[Instance]:
     """Denoising and deblurring of every image."""
     weaker = scaled(regularizer, BLUR_WEIGHT)
     for image, one in enumerate(clean.split(1)):
-        yield Instance(f"{origin}/denoise", own, image, regularizer, denoising(one, image), one)
-        yield Instance(f"{origin}/deblur", own, image, weaker, deblurring(one, image), one)
+        yield Instance(
+            f"{origin}/denoise",
+            own,
+            image,
+            regularizer,
+            denoising(one, image),
+            one,
+        )
+        yield Instance(
+            f"{origin}/deblur", own, image, weaker, deblurring(one, image), one
+        )

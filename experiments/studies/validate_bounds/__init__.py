@@ -1,1 +1,2 @@
-"""True error of hypergradients beside their worst-case bound, local bound and estimate."""
+"""True error of hypergradients beside their worst-case bound, local bound and
+estimate."""

@@ -1,7 +1,8 @@
 """How every command ends: with its result, or with one line.
 
-Wrong input: exit code 2.  Stopped by Ctrl-C, by SIGTERM or because its terminal is gone: 128 plus the number of the signal, at
-once on a second signal.  Nobody reads the output any more (``| head``): 141, as if by SIGPIPE.
+Wrong input: exit code 2. Stopped by Ctrl-C, by SIGTERM or because its terminal
+is gone: 128 plus the number of the signal, at once on a second signal. Nobody
+reads the output any more (``| head``): 141, as if by SIGPIPE.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import torch
 
 from piggyback.app.errors import UserError, one_line_errors
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name)
+)
 UNREAD = 141
 
 
@@ -37,22 +42,33 @@ class Unread(Exception):
 
 @contextmanager
 def command() -> Iterator[None]:
-    """A decorator for ``main`` functions.  ``ValueError``, the refusal of the toolkit, counts as wrong input."""
+    """A decorator for ``main`` functions. ``ValueError``, the refusal of the
+    toolkit, counts as wrong input."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):  # names and symbols that the encoding of the terminal lacks
+        # names and symbols that the encoding of the terminal lacks
+        with suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    with _unread_in_one_line(), one_line_errors(), _stopped_in_one_line(), refusals():
+    with (
+        _unread_in_one_line(),
+        one_line_errors(),
+        _stopped_in_one_line(),
+        refusals(),
+    ):
         yield
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk or a closed pipe is said here, not by the interpreter on its way out
+            # a full disk or a closed pipe is said here, not by the
+            # interpreter on its way out
+            sys.stdout.flush()
 
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What is no bug as ``UserError``: refusals of the toolkit, numbers out of range, memory that is not there."""
+    """What is no bug as ``UserError``: refusals of the toolkit, numbers out of
+    range, memory that is not there."""
     try:
         yield
-    except BrokenPipeError as error:  # an OSError, but about no file that the user named
+    # an OSError, but about no file that the user named
+    except BrokenPipeError as error:
         raise Unread from error
     except OSError as error:
         if error.filename is None:
@@ -61,11 +77,17 @@ def refusals() -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise UserError("not enough memory; choose smaller sizes") from error
     except RuntimeError as error:
-        if "t allocate memory" in str(error) or "not enough memory" in str(error):
-            raise UserError("not enough memory; choose smaller sizes") from error
+        if "t allocate memory" in str(error) or "not enough memory" in str(
+            error
+        ):
+            raise UserError(
+                "not enough memory; choose smaller sizes"
+            ) from error
         raise
     except ArithmeticError as error:
-        raise UserError(f"these settings lead to numbers out of range ({error})") from error
+        raise UserError(
+            f"these settings lead to numbers out of range ({error})"
+        ) from error
     except ValueError as error:
         raise UserError(str(error) or type(error).__name__) from error
 
@@ -81,23 +103,30 @@ def _unread_in_one_line() -> Iterator[None]:
 
 @contextmanager
 def _stopped_in_one_line() -> Iterator[None]:
-    """Signals raise ``Stopped`` in the main thread, unless the program that calls has handlers of its own."""
+    """Signals raise ``Stopped`` in the main thread, unless the program that
+    calls has handlers of its own."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        ours = [number for number in SIGNALS if _is_usual(signal.getsignal(number))]
+        ours = [
+            number for number in SIGNALS if _is_usual(signal.getsignal(number))
+        ]
         before = {number: signal.signal(number, _stop) for number in ours}
     try:
         yield
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        _leave("interrupted: files written so far are complete, the others were not begun", 128 + number)
+        _leave(
+            "interrupted: files written so far are complete, the others were not begun",
+            128 + number,
+        )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _is_usual(handler: object) -> bool:
-    """Whether a command may replace it: handlers of a program that calls us are left alone."""
+    """Whether a command may replace it: handlers of a program that calls us are
+    left alone."""
     if handler in (signal.SIG_DFL, signal.default_int_handler):
         return True
     return getattr(handler, "until_a_command_begins", False)
@@ -114,7 +143,8 @@ def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _discard_output() -> None:
-    """Nothing more reaches stdout, so that nothing fails when the interpreter flushes it."""
+    """Nothing more reaches stdout, so that nothing fails when the interpreter
+    flushes it."""
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the first ends a command in good order, the second at once; neither can harm a file."""
+"""Ctrl-C and SIGTERM: the first ends a command in good order, the second at
+once; neither can harm a file."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within this, the first signal raises ``Interrupted`` in the main thread, where workers are waited for.
+    """Within this, the first signal raises ``Interrupted`` in the main thread,
+    where workers are waited for.
 
-    A second one ends the process where it is: every file is replaced in one piece, so that there is nothing to put in order.
-    Does nothing outside the main thread, where Python allows no handlers.
+    A second one ends the process where it is: every file is replaced in one
+    piece, so that there is nothing to put in order. Does nothing outside the
+    main thread, where Python allows no handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,5 @@
-"""How much memory the tensors of a computation take at most, to the byte and whatever the allocator does; how much there is."""
+"""How much memory the tensors of a computation take at most, to the byte and
+whatever the allocator does; how much there is."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of all tensors that operations returned while it was active: ``live`` now, ``peak`` at most.
+    """Bytes of all tensors that operations returned while it was active:
+    ``live`` now, ``peak`` at most.
 
-    A storage counts once, from the operation that returns it until nothing (an autograd graph neither) refers to it.
-    What an operation needs inside and frees again is not seen.
+    A storage counts once, from the operation that returns it until nothing (an
+    autograd graph neither) refers to it. What an operation needs inside and
+    frees again is not seen.
     """
 
     def __init__(self) -> None:
@@ -27,7 +30,9 @@ class PeakMemory(TorchDispatchMode):
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
@@ -54,16 +59,20 @@ def peak_memory(job: Callable[[], object]) -> int:
 
 
 def available_memory(device: torch.device) -> float:
-    """Bytes that can be had now on ``device``; infinite where the system does not say.
+    """Bytes that can be had now on ``device``; infinite where the system does
+    not say.
 
-    On the CPU what Linux calls available, within the limit of the container, or else all there is.
+    On the CPU what Linux calls available, within the limit of the container, or
+    else all there is.
     """
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     found = [_number_in(path, word) for path, word in _SOURCES]
     if hasattr(os, "sysconf"):
         with suppress(ValueError, OSError):
-            found.append(float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE"))
+            found.append(
+                float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+            )
     return min(found)
 
 
@@ -76,7 +85,8 @@ _SOURCES = (
 
 
 def _number_in(path: Path, word: str) -> float:
-    """The first number, in bytes, of the line that begins with ``word``; infinite if there is none."""
+    """The first number, in bytes, of the line that begins with ``word``;
+    infinite if there is none."""
     with suppress(OSError, ValueError):
         for line in path.read_text().splitlines():
             cells = line.removeprefix(word).split()

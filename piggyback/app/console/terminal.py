@@ -1,4 +1,5 @@
-"""What commands say on the terminal: names are shown as they are, never read as markup, and never break a line."""
+"""What commands say on the terminal: names are shown as they are, never read as
+markup, and never break a line."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from rich.console import Console
 
 
 class Terminal(Console):
-    """A console without markup and emoji, whose reader may go away: ``BrokenPipeError`` then, as from any other file."""
+    """A console without markup and emoji, whose reader may go away:
+    ``BrokenPipeError`` then, as from any other file."""
 
     def __init__(self, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False)
@@ -19,9 +21,13 @@ class Terminal(Console):
 
 
 def printable(text: str) -> str:
-    """``text`` in one line; control characters, and bytes of names that are no text, are escaped as in Python."""
+    """``text`` in one line; control characters, and bytes of names that are no
+    text, are escaped as in Python."""
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode("ascii") for sign in text
+        sign
+        if sign.isprintable()
+        else sign.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for sign in text
     )
 
 

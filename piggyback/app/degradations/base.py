@@ -1,7 +1,9 @@
-"""What happens to a clean image before it is restored, and the data term that undoes it.
+"""What happens to a clean image before it is restored, and the data term that
+undoes it.
 
-Training and evaluation share these objects: clean images and a generator go in, observations come out; observations go in,
-data terms come out.  A run stores the one it was trained with, so that it is evaluated on the same problem.
+Training and evaluation share these objects: clean images and a generator go in,
+observations come out; observations go in, data terms come out. A run stores the
+one it was trained with, so that it is evaluated on the same problem.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Degradation(ABC):
 
     @property
     def border(self) -> tuple[int, int]:
-        """How many rows and columns at each border of an image were not observed; figures leave them out."""
+        """How many rows and columns at each border of an image were not
+        observed; figures leave them out."""
         return (0, 0)
 
     @abstractmethod
@@ -49,7 +52,8 @@ class Degradation(ABC):
 
     @abstractmethod
     def data_term(self, observed: Tensor) -> DataTerm:
-        """What the observations ``(batch, channels, height, width)`` say of the images."""
+        """What the observations ``(batch, channels, height, width)`` say of the
+        images."""
 
     @abstractmethod
     def describe(self) -> dict[str, Json]:
@@ -58,7 +62,11 @@ class Degradation(ABC):
     def visible(self, image: Tensor) -> Tensor:
         """The observed part of an image (or of a batch)."""
         rows, columns = self.border
-        return image[..., rows : image.shape[-2] - rows, columns : image.shape[-1] - columns]
+        return image[
+            ...,
+            rows : image.shape[-2] - rows,
+            columns : image.shape[-1] - columns,
+        ]
 
     def shown(self, observed: Tensor) -> Tensor:
         """The observation as a picture of the visible part."""
@@ -96,7 +104,8 @@ class Blur(Degradation):
     ``taper``     observations as for ``valid``, continued by replication and blended into each other's ends, so that the fast
                   periodic data term fits them
 
-    ``ridge``: of the data term; it pulls to the mean of the observation.  ``name``: what the kernel was called.
+    ``ridge``: of the data term; it pulls to the mean of the observation.
+    ``name``: what the kernel was called.
     """
 
     kernel: Tensor
@@ -117,26 +126,44 @@ class Blur(Degradation):
 
     def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         batch = clean if clean.dim() == 4 else clean.unsqueeze(0)
-        if any(k > n for k, n in zip(self.kernel.shape, batch.shape[-2:], strict=True)):
+        if any(
+            k > n
+            for k, n in zip(self.kernel.shape, batch.shape[-2:], strict=True)
+        ):
             rows, columns = self.kernel.shape
-            raise UserError(f"a blur of {rows}x{columns} pixels does not fit into images {tuple(batch.shape[-2:])}")
+            raise UserError(
+                f"a blur of {rows}x{columns} pixels does not fit into images "
+                f"{tuple(batch.shape[-2:])}"
+            )
         above, left = self.kernel.shape[0] // 2, self.kernel.shape[1] // 2
-        wide = nnf.pad(batch, (left, left, above, above), mode="circular") if self.edges == "circular" else batch
+        wide = (
+            nnf.pad(batch, (left, left, above, above), mode="circular")
+            if self.edges == "circular"
+            else batch
+        )
         blurred = ValidBlur(self.kernel).A(wide)
-        return add_noise(blurred.reshape(*clean.shape[:-2], *blurred.shape[-2:]), self.sigma, generator)
+        return add_noise(
+            blurred.reshape(*clean.shape[:-2], *blurred.shape[-2:]),
+            self.sigma,
+            generator,
+        )
 
     def data_term(self, observed: Tensor) -> Deblurring | LeastSquares:
         centre = observed.mean(dim=(1, 2, 3), keepdim=True)
         if self.edges == "valid":
-            return LeastSquares(observed, ValidBlur(self.kernel), self.ridge, centre=centre)
+            return LeastSquares(
+                observed, ValidBlur(self.kernel), self.ridge, centre=centre
+            )
         whole = self.tapered(observed) if self.edges == "taper" else observed
         return Deblurring(whole, self.kernel, self.ridge, centre)
 
     def tapered(self, observed: Tensor) -> Tensor:
-        """The observation continued to the whole image, its border blended with a periodically blurred copy.
+        """The observation continued to the whole image, its border blended with
+        a periodically blurred copy.
 
-        The weight of the observation is 1 where a kernel's window lies within the image and falls to the border like the
-        autocorrelation of the kernel's marginals (Reeves 2005; MATLAB's ``edgetaper``).
+        The weight of the observation is 1 where a kernel's window lies within
+        the image and falls to the border like the autocorrelation of the
+        kernel's marginals (Reeves 2005; MATLAB's ``edgetaper``).
         """
         above, left = self.border
         wide = nnf.pad(observed, (left, left, above, above), mode="replicate")
@@ -148,7 +175,12 @@ class Blur(Degradation):
 
     def describe(self) -> dict[str, Json]:
         kernel: list[Json] = [list(row) for row in self.kernel.tolist()]
-        blur: dict[str, Json] = {"name": self.name, "kernel": kernel, "ridge": self.ridge, "edges": self.edges}
+        blur: dict[str, Json] = {
+            "name": self.name,
+            "kernel": kernel,
+            "ridge": self.ridge,
+            "edges": self.edges,
+        }
         return {"task": self.task, "sigma": self.sigma * 255, "blur": blur}
 
     def with_edges(self, edges: Edges) -> Blur:
@@ -162,30 +194,51 @@ class Blur(Degradation):
 
 
 def from_description(training: Mapping[str, object], where: str) -> Degradation:
-    """The degradation a run was trained with.  Raises ``UserError``, naming ``where``, if it does not say, or says nonsense."""
+    """The degradation a run was trained with. Raises ``UserError``, naming
+    ``where``, if it does not say, or says nonsense."""
     sigma = _positive(training.get("sigma"))
     if sigma is None:
-        raise UserError(f"{where}: the model does not say for which noise it was trained; give --sigma")
+        raise UserError(
+            f"{where}: the model does not say for which noise it was trained; give --sigma"
+        )
     task, blur = training.get("task"), training.get("blur")
     if task == "denoise":
         return Noise(sigma / 255)
     if task != "deblur":
-        raise UserError(f"{where}: the model was trained for an unknown task, {task!r}")
+        raise UserError(
+            f"{where}: the model was trained for an unknown task, {task!r}"
+        )
     try:
         if not isinstance(blur, Mapping):
             raise TypeError("no blur")
-        kernel, ridge = torch.tensor(blur["kernel"], dtype=torch.float64), _positive(blur["ridge"])
+        kernel, ridge = (
+            torch.tensor(blur["kernel"], dtype=torch.float64),
+            _positive(blur["ridge"]),
+        )
         if ridge is None:
             raise ValueError(f"a ridge of {blur['ridge']!r}")
         check_kernel(kernel, f"{where}: blur of the model")
-        return Blur(kernel, sigma / 255, ridge, edges_named(blur["edges"]), str(blur["name"]))
+        return Blur(
+            kernel,
+            sigma / 255,
+            ridge,
+            edges_named(blur["edges"]),
+            str(blur["name"]),
+        )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{where}: the model does not say which blur it was trained for ({error})") from error
+        raise UserError(
+            f"{where}: the model does not say which blur it was trained for ({error})"
+        ) from error
 
 
 def _positive(value: object) -> float | None:
-    """A positive finite number as a float; None for anything else that JSON can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < sys.float_info.max:
+    """A positive finite number as a float; None for anything else that JSON can
+    hold."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value < sys.float_info.max
+    ):
         return None
     return float(value)
 
@@ -195,13 +248,18 @@ def edges_named(name: str) -> Edges:
     for edges in EDGES:
         if edges == name:
             return edges
-    raise ValueError(f"unknown edges {name!r}; choose one of {', '.join(EDGES)}")
+    raise ValueError(
+        f"unknown edges {name!r}; choose one of {', '.join(EDGES)}"
+    )
 
 
 def _taper(marginal: Tensor, extent: int) -> Tensor:
-    """1 inside, falling to the ends of ``extent`` pixels as the autocorrelation of ``marginal`` does."""
+    """1 inside, falling to the ends of ``extent`` pixels as the autocorrelation
+    of ``marginal`` does."""
     reach = marginal.numel() - 1
-    correlation = nnf.conv1d(marginal.reshape(1, 1, -1), marginal.reshape(1, 1, -1), padding=reach).flatten()
+    correlation = nnf.conv1d(
+        marginal.reshape(1, 1, -1), marginal.reshape(1, 1, -1), padding=reach
+    ).flatten()
     falling = 1 - correlation[reach:] / correlation[reach]
     position = torch.arange(extent)
     distance = torch.minimum(position, extent - 1 - position).clamp(max=reach)

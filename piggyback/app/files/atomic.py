@@ -1,4 +1,5 @@
-"""Writing files so that a failure, a full disk or a kill above all, leaves what was there before."""
+"""Writing files so that a failure, a full disk or a kill above all, leaves what
+was there before."""
 
 from __future__ import annotations
 
@@ -13,13 +14,17 @@ TEMPORARY = ".tmp"
 
 
 def write_in_one_piece(path: Path, content: bytes) -> None:
-    """Replace ``path``: a temporary file in the same folder is written, synced and renamed.
+    """Replace ``path``: a temporary file in the same folder is written, synced
+    and renamed.
 
-    Raises ``OSError`` that names ``path``; the old file is then intact and the temporary one gone.
+    Raises ``OSError`` that names ``path``; the old file is then intact and the
+    temporary one gone.
     """
     temporary: str | None = None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent
+        )
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -34,7 +39,8 @@ def write_in_one_piece(path: Path, content: bytes) -> None:
 
 
 def write_if_new(path: Path, content: bytes) -> None:
-    """``write_in_one_piece`` unless ``path`` holds ``content`` already: what is right keeps its date."""
+    """``write_in_one_piece`` unless ``path`` holds ``content`` already: what is
+    right keeps its date."""
     with suppress(OSError):
         if path.read_bytes() == content:
             return
@@ -42,17 +48,30 @@ def write_if_new(path: Path, content: bytes) -> None:
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Temporary files that killed writers of files called ``names`` left in ``folder``, which need not exist.
+    """Temporary files that killed writers of files called ``names`` left in
+    ``folder``, which need not exist.
 
-    Only what ``write_in_one_piece`` makes, of this release or older ones (which gave no suffix).
+    Only what ``write_in_one_piece`` makes, of this release or older ones (which
+    gave no suffix).
     """
     known = "|".join(re.escape(name) for name in names)
-    ours = re.compile(rf"\.(?:{known})\.[a-z0-9_]{{8}}(?:{re.escape(TEMPORARY)})?")
+    ours = re.compile(
+        rf"\.(?:{known})\.[a-z0-9_]{{8}}(?:{re.escape(TEMPORARY)})?"
+    )
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if ours.fullmatch(path.name) and path.is_file())
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if ours.fullmatch(path.name) and path.is_file()
+    )
 
 
 def _named(error: BaseException, path: Path) -> BaseException:
-    """An ``OSError`` with the file the user knows; anything else (an interrupt) as it is."""
-    return OSError(error.errno, error.strerror, str(path)) if isinstance(error, OSError) else error
+    """An ``OSError`` with the file the user knows; anything else (an interrupt)
+    as it is."""
+    return (
+        OSError(error.errno, error.strerror, str(path))
+        if isinstance(error, OSError)
+        else error
+    )

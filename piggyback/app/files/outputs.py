@@ -1,7 +1,9 @@
-"""Where a command may write: looked at before it works, so that no result is lost and no file of the user is.
+"""Where a command may write: looked at before it works, so that no result is
+lost and no file of the user is.
 
-A file that exists is replaced only if it shows that this toolkit wrote it (``ours``).  Devices and FIFOs are written to, never
-replaced; links are followed.
+A file that exists is replaced only if it shows that this toolkit wrote it
+(``ours``). Devices and FIFOs are written to, never replaced; links are
+followed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ from piggyback.app.runs.folder import Json, json_text
 
 MARK = "piggyback-bilevel"
 """The software that figures name in their header."""
-RUN_FILES = ("model.safetensors", "config.json", "checkpoint.pt", "history.csv", "metrics.json")
+RUN_FILES = (
+    "model.safetensors",
+    "config.json",
+    "checkpoint.pt",
+    "history.csv",
+    "metrics.json",
+)
 
 
 def our_figure(content: bytes) -> bool:
@@ -52,12 +60,19 @@ class Output:
     ours: Ours
 
     def write(self, content: bytes) -> None:
-        """Write it; should a file of the user have appeared in the meantime, beside that one, and say so."""
+        """Write it; should a file of the user have appeared in the meantime,
+        beside that one, and say so."""
         if self.path is None:
             return
-        if self.path.is_file() and not is_stream(self.path) and not replaceable(self.path, self.ours):
+        if (
+            self.path.is_file()
+            and not is_stream(self.path)
+            and not replaceable(self.path, self.ours)
+        ):
             free = beside(self.path)
-            note(f"{self.path} has appeared while this command worked; written to {free}")
+            note(
+                f"{self.path} has appeared while this command worked; written to {free}"
+            )
             write_to(free, content)
         else:
             write_to(self.path, content)
@@ -68,7 +83,8 @@ class Output:
 
 
 class Outputs:
-    """Everything that one command will write.  ``runs``: the run folders that it reads.  All methods raise ``UserError``."""
+    """Everything that one command will write. ``runs``: the run folders that it
+    reads. All methods raise ``UserError``."""
 
     def __init__(self, *runs: Path | None) -> None:
         self._runs = [run for run in runs if run is not None]
@@ -84,7 +100,9 @@ class Outputs:
         """``--figure``."""
         if path is not None:
             if path.suffix.lower() != ".png" and not is_stream(path):
-                raise UserError(f"--figure {path}: figures are PNG files, call it {path.name}.png")
+                raise UserError(
+                    f"--figure {path}: figures are PNG files, call it {path.name}.png"
+                )
             self._file("--figure", path, our_figure)
         return Output(path, our_figure)
 
@@ -97,25 +115,41 @@ class Outputs:
             self._take("--out", folder / name)
         return [Output(folder / name, our_figure) for name in names]
 
-    def images(self, folder: Path, names: Sequence[str], source: Path | None) -> list[Path]:
-        """``--save``: a new PNG file for each of the images ``names`` of the folder ``source``."""
+    def images(
+        self, folder: Path, names: Sequence[str], source: Path | None
+    ) -> list[Path]:
+        """``--save``: a new PNG file for each of the images ``names`` of the
+        folder ``source``."""
         check_folder("--save", folder)
         if source is not None and folder.is_dir() and folder.samefile(source):
-            raise UserError(f"--save {folder}: is the folder of the originals, choose another one")
+            raise UserError(
+                f"--save {folder}: is the folder of the originals, choose another one"
+            )
         places = [folder / name for name in distinct_names(names)]
         for place in places:
             if len(os.fsencode(place.name)) > LONGEST_NAME:
-                raise UserError(f"--save {shown(folder)}: the name {shown(Path(place.name))} is too long")
+                raise UserError(
+                    f"--save {shown(folder)}: the name {shown(Path(place.name))} is too long"
+                )
             if os.path.lexists(place):
-                raise UserError(f"--save {folder}: {place.name} exists, choose another folder")
+                raise UserError(
+                    f"--save {folder}: {place.name} exists, choose another folder"
+                )
             self._take("--save", place)
         return places
 
     def _file(self, option: str, path: Path, ours: Ours) -> None:
         check_file(option, path, ours)
         for run in self._runs:
-            if path.name in RUN_FILES and run.is_dir() and path.parent.is_dir() and path.parent.samefile(run):
-                raise UserError(f"{option} {shown(path)}: belongs to the run, choose another name")
+            if (
+                path.name in RUN_FILES
+                and run.is_dir()
+                and path.parent.is_dir()
+                and path.parent.samefile(run)
+            ):
+                raise UserError(
+                    f"{option} {shown(path)}: belongs to the run, choose another name"
+                )
         if option != "--out":
             self._take(option, path)
 
@@ -125,12 +159,15 @@ class Outputs:
             return
         key = unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
         if key in self._taken:
-            raise UserError(f"{option} {shown(path)}: is written by {self._taken[key]} already")
+            raise UserError(
+                f"{option} {shown(path)}: is written by {self._taken[key]} already"
+            )
         self._taken[key] = option
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Raise ``UserError`` if no file can be created in ``folder``, which need not exist yet."""
+    """Raise ``UserError`` if no file can be created in ``folder``, which need
+    not exist yet."""
     existing = folder
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
@@ -143,7 +180,8 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that does not exist, whole or not at all.  Raises ``OSError`` that names it, ``FileExistsError`` above all."""
+    """Write a file that does not exist, whole or not at all. Raises ``OSError``
+    that names it, ``FileExistsError`` above all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         try:
@@ -159,7 +197,9 @@ def write_new(path: Path, content: bytes) -> None:
 def beside(path: Path) -> Path:
     """The first of ``name-2``, ``name-3``, ... that does not exist."""
     number = 2
-    while os.path.lexists(free := path.with_name(f"{path.stem}-{number}{path.suffix}")):
+    while os.path.lexists(
+        free := path.with_name(f"{path.stem}-{number}{path.suffix}")
+    ):
         number += 1
     return free
 
@@ -167,14 +207,16 @@ def beside(path: Path) -> Path:
 def distinct_names(names: Sequence[str]) -> list[str]:
     """A PNG name for each image, no two equal even where case does not count.
 
-    The stem, unless several images share it: then their whole names, so that none takes the name of another; numbered where
-    that is taken as well.
+    The stem, unless several images share it: then their whole names, so that
+    none takes the name of another; numbered where that is taken as well.
     """
     stems = [_folded(Path(name).stem) for name in names]
     taken: set[str] = set()
     chosen = []
     for name, stem in zip(names, stems, strict=True):
-        place = f"{name}.png" if stems.count(stem) > 1 else f"{Path(name).stem}.png"
+        place = (
+            f"{name}.png" if stems.count(stem) > 1 else f"{Path(name).stem}.png"
+        )
         number = 1
         while _folded(place) in taken:
             number += 1

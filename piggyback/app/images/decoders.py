@@ -1,6 +1,8 @@
-"""Pictures as numbers, and Pillow's decoders: what has 8 bits, and 16-bit PNG, of which Pillow keeps 8.
+"""Pictures as numbers, and Pillow's decoders: what has 8 bits, and 16-bit PNG,
+of which Pillow keeps 8.
 
-Of 16-bit colours its decoder runs once for the first and once for the second byte of every sample.
+Of 16-bit colours its decoder runs once for the first and once for the second
+byte of every sample.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """``levels`` ``(height, width)`` or ``(height, width, 3)``; ``scale`` is white.  ``notes``: what was left out or assumed."""
+    """``levels`` ``(height, width)`` or ``(height, width, 3)``; ``scale`` is
+    white. ``notes``: what was left out or assumed."""
 
     levels: np.ndarray
     scale: int
@@ -27,19 +30,25 @@ class Picture:
     @property
     def coloured(self) -> bool:
         """Whether the three channels differ anywhere."""
-        return self.levels.ndim == 3 and bool((self.levels != self.levels[..., :1]).any())
+        return self.levels.ndim == 3 and bool(
+            (self.levels != self.levels[..., :1]).any()
+        )
 
     def values(self) -> np.ndarray:
         """In float64, full scale 1."""
-        with np.errstate(invalid="ignore"):  # NaN that signals; what is not finite is refused later
+        # NaN that signals; what is not finite is refused later
+        with np.errstate(invalid="ignore"):
             return self.levels.astype(np.float64) / self.scale
 
     def grey(self) -> np.ndarray:
-        """ITU-R 601 luma in float64; that of 8-bit colours rounded to 8 bits, as Pillow's mode "L" does."""
+        """ITU-R 601 luma in float64; that of 8-bit colours rounded to 8 bits,
+        as Pillow's mode "L" does."""
         if self.levels.ndim == 2:
             return self.values()
         if self.levels.dtype == np.uint8:
-            weighted = self.levels.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
+            weighted = self.levels.astype(np.uint32) @ np.array(
+                [19595, 38470, 7471], dtype=np.uint32
+            )
             return ((weighted + 0x8000) >> 16).astype(np.float64) / self.scale
         return self.values() @ np.array([0.299, 0.587, 0.114])
 
@@ -48,7 +57,7 @@ class Unsupported(Exception):
     """An image of a kind whose right grey values are not known here."""
 
 
-# --- Pillow ----------------------------------------------------------------------------------------------------------
+# --- Pillow -------------------------------------------------------------------
 
 
 def by_pillow(content: bytes) -> Picture:
@@ -60,12 +69,16 @@ def by_pillow(content: bytes) -> Picture:
         if image.mode == "1":
             return Picture(upright(np.asarray(image), orientation), 1, notes)
         if image.mode.startswith("I") and image.format in ("PNG", "PPM"):
-            return Picture(upright(np.asarray(image), orientation), 65535, notes)
+            return Picture(
+                upright(np.asarray(image), orientation), 65535, notes
+            )
         if _see_through(image):
             notes += ("transparency ignored",)
         if image.mode == "CMYK":
             notes += ("CMYK converted to RGB without a colour profile",)
-        return Picture(upright(np.asarray(_plain(image)), orientation), 255, notes)
+        return Picture(
+            upright(np.asarray(_plain(image)), orientation), 255, notes
+        )
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -76,7 +89,9 @@ def _plain(image: Image.Image) -> Image.Image:
         return image.convert("L")
     if image.mode in ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr"):
         return image.convert("RGB")
-    raise Unsupported(f"pixels of mode {image.mode} are not supported; convert it to RGB or grey")
+    raise Unsupported(
+        f"pixels of mode {image.mode} are not supported; convert it to RGB or grey"
+    )
 
 
 def _see_through(image: Image.Image) -> bool:
@@ -87,7 +102,8 @@ def _see_through(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; Pillow turns TIFF files itself, and damaged metadata counts as none."""
+    """EXIF's, 1 to 8; Pillow turns TIFF files itself, and damaged metadata
+    counts as none."""
     if image.format == "TIFF":
         return 1
     try:
@@ -98,7 +114,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels as they are meant to be seen; ``orientation`` says where the stored row 0 and column 0 are (TIFF 6.0, tag 274)."""
+    """Pixels as they are meant to be seen; ``orientation`` says where the
+    stored row 0 and column 0 are (TIFF 6.0, tag 274)."""
     if orientation in (5, 6, 7, 8):
         stored = stored.swapaxes(0, 1)  # what is stored as rows are columns
     if orientation in (3, 4, 7, 8):
@@ -112,7 +129,7 @@ def pages(count: int) -> tuple[str, ...]:
     return () if count == 1 else (f"read the first of {count} pages",)
 
 
-# --- 16 bits through a decoder of 8 ----------------------------------------------------------------------------------
+# --- 16 bits through a decoder of 8 -------------------------------------------
 
 
 def deep_png(content: bytes, mode: str) -> Picture:
@@ -125,7 +142,9 @@ def deep_png(content: bytes, mode: str) -> Picture:
         pairs = unpacked(_as_four_bytes(content), "RGBA").astype(np.uint16)
         samples = pairs[..., 0::2] << 8 | pairs[..., 1::2]
     else:
-        samples = unpacked(content, f"{mode};16B").astype(np.uint16) << 8 | unpacked(content, f"{mode};16L")
+        samples = unpacked(content, f"{mode};16B").astype(
+            np.uint16
+        ) << 8 | unpacked(content, f"{mode};16L")
     if keyed or (mode != "RGB" and bool((samples[..., -1] != 65535).any())):
         notes += ("transparency ignored",)
     levels = samples[..., 0] if mode == "LA" else samples[..., :3]
@@ -133,16 +152,27 @@ def deep_png(content: bytes, mode: str) -> Picture:
 
 
 def unpacked(content: bytes, raw: str) -> np.ndarray:
-    """One byte of every sample: ``raw`` ends in 16B for the first, in 16L for the second in memory."""
+    """One byte of every sample: ``raw`` ends in 16B for the first, in 16L for
+    the second in memory."""
     with Image.open(io.BytesIO(content)) as image:
         image.tile = [
-            tile._replace(args=raw if isinstance(tile.args, str) else (raw, *(tile.args or ())[1:]))
+            tile._replace(
+                args=raw
+                if isinstance(tile.args, str)
+                else (raw, *(tile.args or ())[1:])
+            )
             for tile in image.tile
         ]
         return np.asarray(image)
 
 
 def _as_four_bytes(content: bytes) -> bytes:
-    """A PNG of 16-bit grey and alpha, its header saying 8-bit RGBA: the same bytes per pixel, hence the same filters."""
+    """A PNG of 16-bit grey and alpha, its header saying 8-bit RGBA: the same
+    bytes per pixel, hence the same filters."""
     header = content[12:24] + b"\x08\x06" + content[26:29]
-    return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+    return (
+        content[:12]
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + content[33:]
+    )

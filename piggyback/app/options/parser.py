@@ -1,7 +1,8 @@
 """Command lines whose values are checked while they are parsed.
 
-Values are taken as they were typed.  A parser that reads them as YAML turns a folder ``#scans`` into nothing, ``null`` into no
-folder and ``1e3`` into a number.
+Values are taken as they were typed. A parser that reads them as YAML turns a
+folder ``#scans`` into nothing, ``null`` into no folder and ``1e3`` into a
+number.
 """
 
 from __future__ import annotations
@@ -16,28 +17,50 @@ from typing import Any, NoReturn
 from piggyback.app.errors import UserError
 
 LARGEST = 2**31 - 1
-THREADS, SIDE, FILTERS, SIZE, PATCHES, STEPS = 1024, 4096, 4096, 63, 100_000, 1_000_000
-"""The most that is sensible; beyond it a typing error is more likely, and memory runs out before anything can be said."""
+THREADS, SIDE, FILTERS, SIZE, PATCHES, STEPS = (
+    1024,
+    4096,
+    4096,
+    63,
+    100_000,
+    1_000_000,
+)
+"""The most that is sensible; beyond it a typing error is more likely, and
+memory runs out before anything can be said."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Options in full, defaults in the help, and one line for what cannot be parsed."""
+    """Options in full, defaults in the help, and one line for what cannot be
+    parsed."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Help)
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=_Help,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise ``UserError``, the option first."""
         text = re.sub(r"^argument (\S+): must", r"\1 must", message)
         text = re.sub(r"^argument (\S+): ", r"\1: ", text)
-        raise UserError(text if len(text) <= 240 else f"{text[:120]} ... {text[-100:]}")
+        raise UserError(
+            text if len(text) <= 240 else f"{text[:120]} ... {text[-100:]}"
+        )
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse does, but for ``--option=--``, of which some versions of Python make an empty list without a type."""
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As argparse does, but for ``--option=--``, of which some versions of
+        Python make an empty list without a type."""
         parsed = super().parse_args(args, namespace)
         for action in self._actions:
             if getattr(parsed, action.dest, None) == []:
-                self.error(f"argument {'/'.join(action.option_strings) or action.dest}: expected one argument")
+                self.error(
+                    "argument "
+                    f"{'/'.join(action.option_strings) or action.dest}: expected one argument"
+                )
         return parsed
 
 
@@ -46,7 +69,12 @@ class _Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = action.help or ""
-        if action.default is None or action.default is argparse.SUPPRESS or action.nargs == 0 or "default" in told:
+        if (
+            action.default is None
+            or action.default is argparse.SUPPRESS
+            or action.nargs == 0
+            or "default" in told
+        ):
             return told
         return f"{told} (default: %(default)s)"
 
@@ -54,7 +82,9 @@ class _Help(argparse.HelpFormatter):
 def path(text: str) -> Path:
     """A file or folder, whatever its name."""
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"must be the name of a file or folder, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be the name of a file or folder, got {text!r}"
+        )
     return Path(text)
 
 
@@ -65,11 +95,17 @@ def whole(least: int = 1, most: int = LARGEST) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number, got {_short(text)}") from None
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number, got {_short(text)}"
+            ) from None
         if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {_short(text)}")
+            raise argparse.ArgumentTypeError(
+                f"must be at least {least}, got {_short(text)}"
+            )
         if value > most:
-            raise argparse.ArgumentTypeError(f"must be at most {most}, got {_short(text)}")
+            raise argparse.ArgumentTypeError(
+                f"must be at most {most}, got {_short(text)}"
+            )
         return value
 
     return parse
@@ -87,18 +123,26 @@ def odd(least: int = 3, most: int = SIZE) -> Callable[[str], int]:
     return parse
 
 
-def positive(most: float = math.inf, least: float = 0.0) -> Callable[[str], float]:
+def positive(
+    most: float = math.inf, least: float = 0.0
+) -> Callable[[str], float]:
     """Positive finite numbers, from ``least`` to ``most``."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a number, got {_short(text)}") from None
+            raise argparse.ArgumentTypeError(
+                f"must be a number, got {_short(text)}"
+            ) from None
         if not (value > 0 and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"must be positive and finite, got {_short(text)}")
+            raise argparse.ArgumentTypeError(
+                f"must be positive and finite, got {_short(text)}"
+            )
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must lie between {least:g} and {most:g}, got {_short(text)}")
+            raise argparse.ArgumentTypeError(
+                f"must lie between {least:g} and {most:g}, got {_short(text)}"
+            )
         return value
 
     return parse
@@ -110,7 +154,8 @@ def seed(text: str) -> int:
 
 
 def tolerance(text: str) -> float:
-    """An error in grey values of [0, 1]; below rounding there is nothing to be had, above 1 nothing left to ask."""
+    """An error in grey values of [0, 1]; below rounding there is nothing to be
+    had, above 1 nothing left to ask."""
     return positive(most=1.0, least=1e-12)(text)
 
 
@@ -135,9 +180,13 @@ def among(allowed: Sequence[str]) -> Callable[[str], list[str]]:
         chosen = _parts(text)
         for name in chosen:
             if name not in allowed:
-                raise argparse.ArgumentTypeError(f"must be among {', '.join(allowed)}, got {_short(name)}")
+                raise argparse.ArgumentTypeError(
+                    f"must be among {', '.join(allowed)}, got {_short(name)}"
+                )
         if len(set(chosen)) < len(chosen):
-            raise argparse.ArgumentTypeError(f"must not name anything twice, got {_short(text)}")
+            raise argparse.ArgumentTypeError(
+                f"must not name anything twice, got {_short(text)}"
+            )
         return chosen
 
     return parse
@@ -147,7 +196,9 @@ def _parts(text: str) -> list[str]:
     inside = text.strip().removeprefix("[").removesuffix("]")
     parts = [part.strip().strip("'\"") for part in inside.split(",")]
     if parts == [""]:
-        raise argparse.ArgumentTypeError("must list something, got an empty list")
+        raise argparse.ArgumentTypeError(
+            "must list something, got an empty list"
+        )
     return parts
 
 

@@ -16,14 +16,18 @@ from piggyback.training.bilevel import Samples
 class TrainingPlan:
     """What to train on and for how long.
 
-    ``degradation``: what is to be undone.  All patches have ``patch`` x ``patch`` pixels; ``budget``: seconds of training proper;
-    ``batch`` patches per solve, ``workers`` solves side by side.
+    ``degradation``: what is to be undone. All patches have ``patch`` x
+    ``patch`` pixels; ``budget``: seconds of training proper; ``batch`` patches
+    per solve, ``workers`` solves side by side.
 
-    Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of the budget, on ``minibatch`` fresh patches each.
-    Their step size is ``rate`` times the regularizer's relative rates (``raced``: that is only where a race for a better one
-    begins), their accuracy ``stochastic_accuracy`` (``driven``: only at first).  ``report_every`` steps between reports.
+    Stochastic phase: at most ``steps`` Adam steps, ``stochastic`` (0 to 1) of
+    the budget, on ``minibatch`` fresh patches each. Their step size is ``rate``
+    times the regularizer's relative rates (``raced``: that is only where a race
+    for a better one begins), their accuracy ``stochastic_accuracy``
+    (``driven``: only at first). ``report_every`` steps between reports.
 
-    Adaptive phase: at most ``iterations`` certified steps on ``patches`` fixed ones, at ``accuracy`` or finer.
+    Adaptive phase: at most ``iterations`` certified steps on ``patches`` fixed
+    ones, at ``accuracy`` or finer.
     """
 
     degradation: Degradation
@@ -47,7 +51,8 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Source:
-    """Where training samples come from: random crops of photographs, and what ``degradation`` makes of them."""
+    """Where training samples come from: random crops of photographs, and what
+    ``degradation`` makes of them."""
 
     photographs: list[Photograph]
     degradation: Degradation
@@ -57,5 +62,10 @@ class Source:
 
     def draw(self, count: int, generator: torch.Generator) -> Samples:
         """``count`` fresh patches and their observations."""
-        clean = draw_patches(self.photographs, count, self.patch, generator, self.channels)
-        return Samples(clean.to(self.device), self.degradation.observe(clean, generator).to(self.device))
+        clean = draw_patches(
+            self.photographs, count, self.patch, generator, self.channels
+        )
+        return Samples(
+            clean.to(self.device),
+            self.degradation.observe(clean, generator).to(self.device),
+        )

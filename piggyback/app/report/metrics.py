@@ -1,4 +1,5 @@
-"""Image quality.  Grey values lie in [0, 1] (data range 1); no border is cropped."""
+"""Image quality. Grey values lie in [0, 1] (data range 1); no border is
+cropped."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ SSIM_WINDOW = 11
 
 
 def psnr(estimate: Tensor, truth: Tensor, clip: bool = True) -> float:
-    """``-10 log10`` of the mean squared error, in dB, over all pixels and channels; infinite for equal images.
+    """``-10 log10`` of the mean squared error, in dB, over all pixels and
+    channels; infinite for equal images.
 
-    ``estimate`` is first clipped to [0, 1].  ``clip=False`` is for degraded inputs, whose noise is reported as it is.
+    ``estimate`` is first clipped to [0, 1]. ``clip=False`` is for degraded
+    inputs, whose noise is reported as it is.
 
     Raises ``ValueError`` if the shapes differ.
     """
@@ -25,11 +28,14 @@ def psnr(estimate: Tensor, truth: Tensor, clip: bool = True) -> float:
 
 
 def ssim(estimate: Tensor, truth: Tensor) -> float:
-    """Structural similarity of Wang et al. (2004) of one image ``(height, width)`` or ``(channels, height, width)``.
+    """Structural similarity of Wang et al. (2004) of one image ``(height,
+    width)`` or ``(channels, height, width)``.
 
-    Gaussian window of 1.5 pixels, population covariance, ``estimate`` clipped to [0, 1], channels averaged.
+    Gaussian window of 1.5 pixels, population covariance, ``estimate`` clipped
+    to [0, 1], channels averaged.
 
-    Raises ``ValueError`` if the shapes differ or a side is shorter than the window (11 pixels).
+    Raises ``ValueError`` if the shapes differ or a side is shorter than the
+    window (11 pixels).
     """
     _same_shape(estimate, truth)
     value = structural_similarity(
@@ -46,4 +52,6 @@ def ssim(estimate: Tensor, truth: Tensor) -> float:
 
 def _same_shape(estimate: Tensor, truth: Tensor) -> None:
     if estimate.shape != truth.shape:
-        raise ValueError(f"estimate {tuple(estimate.shape)} and truth {tuple(truth.shape)} differ in shape")
+        raise ValueError(
+            f"estimate {tuple(estimate.shape)} and truth {tuple(truth.shape)} differ in shape"
+        )

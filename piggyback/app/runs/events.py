@@ -1,6 +1,7 @@
 """Events for TensorBoard, written by the thread that has them.
 
-The writers of torch and of TensorBoard write from a thread of their own, where a full disk ends in a traceback.
+The writers of torch and of TensorBoard write from a thread of their own, where
+a full disk ends in a traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboard.compat.proto.event_pb2 import (  # made when it is imported
+# made when it is imported
+from tensorboard.compat.proto.event_pb2 import (
     Event,  # pyright: ignore[reportAttributeAccessIssue]
     SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
 )
@@ -21,7 +23,8 @@ _FORMAT = "brain.Event:2"
 
 
 class Events:
-    """A new file of events in ``folder``; they take the place of earlier ones from step ``purge_from`` on, if that is given.
+    """A new file of events in ``folder``; they take the place of earlier ones
+    from step ``purge_from`` on, if that is given.
 
     All methods raise ``OSError`` that names the file.
     """

@@ -1,4 +1,5 @@
-"""The folder of a training run: what lies in it, and that it survives interruption and a full disk.
+"""The folder of a training run: what lies in it, and that it survives
+interruption and a full disk.
 
 ``checkpoint.pt``      everything the run is made of; the files below follow from it
 ``model.safetensors``  weights, with the configuration in its header
@@ -11,9 +12,10 @@
 ``tensorboard/``       events: the numbers of the history; appended
 ``.lock``              held while a process writes here; the system releases it when the process dies
 
-All but the events are replaced in one piece: written to a temporary file beside the old one, synced, renamed; a failure leaves
-the old file intact.  The checkpoint comes first.  A run that is killed anywhere is resumed from it, and whatever else is older,
-missing or damaged is written anew.
+All but the events are replaced in one piece: written to a temporary file beside
+the old one, synced, renamed; a failure leaves the old file intact. The
+checkpoint comes first. A run that is killed anywhere is resumed from it, and
+whatever else is older, missing or damaged is written anew.
 """
 
 from __future__ import annotations
@@ -44,14 +46,16 @@ FIGURES = ("comparison.png", "filters.png", "potentials.png", "training.png")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``state`` holds what ``torch.load(weights_only=True)`` accepts: tensors, numbers, strings, lists, dicts."""
+    """``state`` holds what ``torch.load(weights_only=True)`` accepts: tensors,
+    numbers, strings, lists, dicts."""
 
     iteration: int
     state: dict[str, Any]
 
 
 class RunFolder:
-    """The files of one run.  Use ``create``, ``resume`` or ``open``; close it (or use ``with``) to close the events."""
+    """The files of one run. Use ``create``, ``resume`` or ``open``; close it
+    (or use ``with``) to close the events."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,7 +64,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """A new run.  Raises ``UserError`` if ``path`` is a file or already holds a run."""
+        """A new run. Raises ``UserError`` if ``path`` is a file or already
+        holds a run."""
         run = cls(path)
         run.check_new()
         path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +93,8 @@ class RunFolder:
         return run, run.load_checkpoint()
 
     def check_new(self) -> None:
-        """Raise ``UserError`` if the path is a file or holds a run; one that was killed before its first checkpoint is none."""
+        """Raise ``UserError`` if the path is a file or holds a run; one that
+        was killed before its first checkpoint is none."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: not a folder")
         for file in (self.model, self.checkpoint, self.history):
@@ -96,12 +102,14 @@ class RunFolder:
                 raise UserError(f"{self.path}: already holds a run ({file.name}); resume it or choose another folder")
 
     def was_begun(self) -> bool:
-        """Whether a run was begun here, though it may have been killed before it could write anything but its lock."""
+        """Whether a run was begun here, though it may have been killed before
+        it could write anything but its lock."""
         return self.lock.exists() or self.options.exists()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only writer.  Raises ``UserError`` if there is another one; dead ones do not count."""
+        """Be the only writer. Raises ``UserError`` if there is another one;
+        dead ones do not count."""
         lock, fresh = FileLock(self.lock), not self.lock.exists()
         try:
             lock.acquire(timeout=0)
@@ -110,7 +118,9 @@ class RunFolder:
         try:
             yield
         except UserError:
-            if fresh:  # nothing was written, so nothing stays; whoever waits for the lock notices that it is gone
+            # nothing was written, so nothing stays; whoever waits for the
+            # lock notices that it is gone
+            if fresh:
                 self.lock.unlink(missing_ok=True)
             raise
         finally:
@@ -156,24 +166,29 @@ class RunFolder:
         return folder
 
     def save_model(self, tensors: Mapping[str, Tensor], config: Mapping[str, Json]) -> None:
-        """Release a model.  Raises ``OSError`` (naming the file) if it cannot be written; the old one then stays."""
+        """Release a model. Raises ``OSError`` (naming the file) if it cannot be
+        written; the old one then stays."""
         text = json_text(config)
         write_if_new(self.model, model_bytes(tensors, text))
         write_if_new(self.config, text.encode())
 
     def load_model(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
-        """Weights and configuration, both from ``model.safetensors``, so that they always belong together.
+        """Weights and configuration, both from ``model.safetensors``, so that
+        they always belong together.
 
-        Raises ``UserError`` if the file is missing, damaged, or not one of ours.
+        Raises ``UserError`` if the file is missing, damaged, or not one of
+        ours.
         """
         return model_content(self._read(self.model, "not a run folder"), str(self.model))
 
     def save_checkpoint(self, iteration: int, state: Mapping[str, object]) -> None:
-        """Keep ``state`` after ``iteration``.  Raises ``OSError`` if it cannot be written; the old one then stays."""
+        """Keep ``state`` after ``iteration``. Raises ``OSError`` if it cannot
+        be written; the old one then stays."""
         write_in_one_piece(self.checkpoint, checkpoint_bytes({"iteration": iteration, "state": dict(state)}))
 
     def load_checkpoint(self) -> Checkpoint:
-        """The last checkpoint, on the CPU.  Raises ``UserError`` if it is missing, damaged, or not one of ours."""
+        """The last checkpoint, on the CPU. Raises ``UserError`` if it is
+        missing, damaged, or not one of ours."""
         raw = self._read(self.checkpoint, "nothing to resume")
         content = checkpoint_content(raw, str(self.checkpoint))
         if not isinstance(content.get("iteration"), int) or not isinstance(content.get("state"), dict):
@@ -181,11 +196,13 @@ class RunFolder:
         return Checkpoint(content["iteration"], content["state"])
 
     def save_options(self, options: Mapping[str, Json]) -> None:
-        """Keep the options of the run.  Raises ``OSError`` if they cannot be written."""
+        """Keep the options of the run. Raises ``OSError`` if they cannot be
+        written."""
         write_if_new(self.options, json_text(options).encode())
 
     def load_options(self) -> dict[str, Any]:
-        """The options of a run without a checkpoint.  Raises ``UserError`` if they are missing or damaged."""
+        """The options of a run without a checkpoint. Raises ``UserError`` if
+        they are missing or damaged."""
         raw = self._read(self.options, "nothing to resume")
         try:
             options = json.loads(raw)
@@ -196,7 +213,8 @@ class RunFolder:
         return options
 
     def write_history(self, rows: Sequence[HistoryRow]) -> None:
-        """Write history.csv and timing.csv.  Raises ``OSError`` if the disk is full; the old files then stay."""
+        """Write history.csv and timing.csv. Raises ``OSError`` if the disk is
+        full; the old files then stay."""
         write_if_new(self.history, table(rows, HISTORY))
         write_if_new(self.timing, table(rows, TIME))
 
@@ -237,7 +255,8 @@ class RunFolder:
         self.close()
 
     def _read(self, file: Path, otherwise: str) -> bytes:
-        """Raises ``UserError``: the folder holds no such file, which means ``otherwise``, or it cannot be read."""
+        """Raises ``UserError``: the folder holds no such file, which means
+        ``otherwise``, or it cannot be read."""
         try:
             return file.read_bytes()
         except FileNotFoundError as error:
@@ -271,10 +290,12 @@ def _finite(value: Json) -> Json:
 
 
 def json_text(value: Json) -> str:
-    """Indented JSON ending in a newline; numbers that are not finite become ``null``."""
+    """Indented JSON ending in a newline; numbers that are not finite become
+    ``null``."""
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Replace ``path`` by ``json_text(value)`` in one piece.  Raises ``OSError`` that names it."""
+    """Replace ``path`` by ``json_text(value)`` in one piece. Raises ``OSError``
+    that names it."""
     write_in_one_piece(path, json_text(value).encode())

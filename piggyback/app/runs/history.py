@@ -14,12 +14,17 @@ TIME = ("iteration", "phase", "seconds")
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One reported iteration.  ``loss`` is the mean of ``||x - clean||^2 / 2`` per patch; tolerances are in grey values
-    (lower) and relative (adjoint); ``phase`` is "stochastic" (a row every few steps: the loss of the average on some of the
-    fixed patches) or "adaptive" (each row is one accepted step, the first row the start); ``psnr`` is that of the loss.
-    ``gradient_error_relative``: certified, of all fixed patches ("adaptive") or of the mini-batch that was assessed last, whose
-    noise (standard deviation of its gradient, relative too) is beside it; ``gradient_norm`` of the same gradient.  Tolerances and
-    step size are those of the next step.  ``operator_applications`` is cumulative, ``seconds`` of training proper too."""
+    """One reported iteration. ``loss`` is the mean of ``||x - clean||^2 / 2``
+    per patch; tolerances are in grey values (lower) and relative (adjoint);
+    ``phase`` is "stochastic" (a row every few steps: the loss of the average on
+    some of the fixed patches) or "adaptive" (each row is one accepted step, the
+    first row the start); ``psnr`` is that of the loss.
+    ``gradient_error_relative``: certified, of all fixed patches ("adaptive") or
+    of the mini-batch that was assessed last, whose noise (standard deviation of
+    its gradient, relative too) is beside it; ``gradient_norm`` of the same
+    gradient. Tolerances and step size are those of the next step.
+    ``operator_applications`` is cumulative, ``seconds`` of training proper too.
+    """
 
     iteration: int
     phase: str
@@ -39,11 +44,13 @@ class HistoryRow:
 
 
 HISTORY = tuple(field.name for field in fields(HistoryRow) if field.name != "seconds")
-"""Columns of history.csv: all that a second run of the same options repeats, hence without the time."""
+"""Columns of history.csv: all that a second run of the same options repeats,
+hence without the time."""
 
 
 def table(rows: Sequence[HistoryRow], columns: Sequence[str]) -> bytes:
-    """A CSV file with these columns; floats in the shortest form that reads back to the same number."""
+    """A CSV file with these columns; floats in the shortest form that reads
+    back to the same number."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)

@@ -36,7 +36,8 @@ def save_regularizer(run: RunFolder, regularizer: Learned, training: Mapping[str
 def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
     """The regularizer of a run and its whole configuration.
 
-    Raises ``UserError`` if the model is of another kind, or its tensors do not fit the architecture or are not finite.
+    Raises ``UserError`` if the model is of another kind, or its tensors do not
+    fit the architecture or are not finite.
     """
     tensors, config = run.load_model()
     if config.get("regularizer") not in ("linear", "adaptive", "icnn"):
@@ -46,7 +47,8 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
         regularizer = _constructed(config)
         regularizer.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())  # torch names the tensors on lines of their own
+        # torch names the tensors on lines of their own
+        reason = " ".join(str(error).split())
         raise UserError(f"{run.model}: weights and architecture do not fit ({reason})") from error
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
@@ -60,7 +62,8 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
 
 
 def _check_counts(config: Mapping[str, Any], numbers: int) -> None:
-    """Raise ``ValueError`` if a count of the architecture is larger than all weights together, before it is allocated."""
+    """Raise ``ValueError`` if a count of the architecture is larger than all
+    weights together, before it is allocated."""
     for table in ("architecture", "weights"):
         entries = config.get(table)
         for name, value in entries.items() if isinstance(entries, dict) else ():
@@ -70,7 +73,8 @@ def _check_counts(config: Mapping[str, Any], numbers: int) -> None:
 
 
 def _constructed(config: Mapping[str, Any]) -> Learned:
-    """The regularizer that a configuration describes, with starting values for parameters."""
+    """The regularizer that a configuration describes, with starting values for
+    parameters."""
     architecture, weights = config.get("architecture"), config.get("weights")
     if not isinstance(architecture, dict):
         raise TypeError("no architecture")

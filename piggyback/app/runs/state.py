@@ -1,4 +1,5 @@
-"""What a training run is made of after a report, as one value that is saved and restored as a whole."""
+"""What a training run is made of after a report, as one value that is saved and
+restored as a whole."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ LIMITED = (StopReason.BUDGET.value, StopReason.ITERATIONS.value)
 
 @dataclass(frozen=True, eq=False)
 class Spent:
-    """Steps on mini-batches, pairs of operator applications, seconds of training proper; ``last``: seconds of the last step."""
+    """Steps on mini-batches, pairs of operator applications, seconds of
+    training proper; ``last``: seconds of the last step."""
 
     taken: int = 0
     work: float = 0.0
@@ -34,10 +36,12 @@ class Spent:
 
 @dataclass(frozen=True, eq=False)
 class StochasticPart:
-    """Where the phase on mini-batches goes on; ``best``: the reported average with the least loss, ``best_loss``.
+    """Where the phase on mini-batches goes on; ``best``: the reported average
+    with the least loss, ``best_loss``.
 
-    ``control``: tolerances, step size and what they rest on (``piggyback.training.driven.Control``), by name;
-    ``races``: whether the next steps begin with a race for the step size.
+    ``control``: tolerances, step size and what they rest on
+    (``piggyback.training.driven.Control``), by name; ``races``: whether the
+    next steps begin with a race for the step size.
     """
 
     average: Tensor
@@ -64,8 +68,9 @@ Part = StochasticPart | AdaptivePart
 class RunState:
     """Everything: the files of a run folder follow from it.
 
-    ``options``: of the run, as they were begun with and last limited; ``stopped``: why it ended, or ``RUNNING``;
-    ``parameters``: where training goes on; ``released``: those of the model; ``warm``: of the oracle.
+    ``options``: of the run, as they were begun with and last limited;
+    ``stopped``: why it ended, or ``RUNNING``; ``parameters``: where training
+    goes on; ``released``: those of the model; ``warm``: of the oracle.
     """
 
     options: Mapping[str, Json]
@@ -92,7 +97,8 @@ class RunState:
 
 
 def save(run: RunFolder, state: RunState) -> None:
-    """Write the checkpoint.  Raises ``OSError`` if that fails; the old one then stays."""
+    """Write the checkpoint. Raises ``OSError`` if that fails; the old one then
+    stays."""
     content = {
         "options": dict(state.options),
         "rows": [_shallow(row) for row in state.rows],
@@ -108,7 +114,8 @@ def save(run: RunFolder, state: RunState) -> None:
 
 
 def restored(checkpoint: Checkpoint, where: str, device: torch.device) -> RunState:
-    """The inverse, with tensors on ``device``.  Raises ``UserError``, naming ``where``, if it is of something else."""
+    """The inverse, with tensors on ``device``. Raises ``UserError``, naming
+    ``where``, if it is of something else."""
     content = checkpoint.state
     try:
         return RunState(
@@ -128,7 +135,8 @@ def restored(checkpoint: Checkpoint, where: str, device: torch.device) -> RunSta
 def _part(phase: str, packed: Mapping[str, Any], device: torch.device) -> Part:
     if phase == "adaptive":
         return _unpacked(_on(packed, device))
-    part = StochasticPart(**packed)  # optimisers move their own state, generators live on the CPU
+    # optimisers move their own state, generators live on the CPU
+    part = StochasticPart(**packed)
     return replace(part, average=part.average.to(device), best=part.best.to(device))
 
 

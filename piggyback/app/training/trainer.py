@@ -16,20 +16,45 @@ from piggyback.app.options.plan import Source, TrainingPlan
 from piggyback.app.runs.folder import Json, RunFolder
 from piggyback.app.runs.history import HistoryRow
 from piggyback.app.runs.model_file import Learned, save_regularizer
-from piggyback.app.runs.state import DIVERGED, RUNNING, AdaptivePart, Part, RunState, Spent, StochasticPart, save
+from piggyback.app.runs.state import (
+    DIVERGED,
+    RUNNING,
+    AdaptivePart,
+    Part,
+    RunState,
+    Spent,
+    StochasticPart,
+    save,
+)
 from piggyback.certificates.certify import assign
 from piggyback.hypergradients.implicit import ImplicitCG
-from piggyback.training.bilevel import EACH_STEP, BilevelOracle, BilevelSettings, Samples
-from piggyback.training.descent import AdaptiveDescent, DescentSettings, DescentState, StopReason
+from piggyback.training.bilevel import (
+    EACH_STEP,
+    BilevelOracle,
+    BilevelSettings,
+    Samples,
+)
+from piggyback.training.descent import (
+    AdaptiveDescent,
+    DescentSettings,
+    DescentState,
+    StopReason,
+)
 from piggyback.training.driven import Control, DrivenDescent
 from piggyback.training.oracle import Evaluation
 from piggyback.training.rate import RateRace
-from piggyback.training.stochastic import StochasticDescent, StochasticSettings, parameter_groups
+from piggyback.training.stochastic import (
+    StochasticDescent,
+    StochasticSettings,
+    parameter_groups,
+)
 
 _AFTER_ADAM = 0.005
-"""Decrease that the first certified step aims at, over the loss, after a stochastic phase."""
+"""Decrease that the first certified step aims at, over the loss, after a
+stochastic phase."""
 _FIRST_STEP = 3.0
-"""What the first certified step takes, roughly, over the evaluation of its start: strides, and their end."""
+"""What the first certified step takes, roughly, over the evaluation of its
+start: strides, and their end."""
 
 
 _DIVERGED = 10.0
@@ -38,20 +63,25 @@ _DIVERGED = 10.0
 
 RACE = RateRace()
 _ROOM = 10.0
-"""Times the steps of one lap that a run should have before it: a race takes three to six laps, and keeps one."""
+"""Times the steps of one lap that a run should have before it: a race takes
+three to six laps, and keeps one."""
 _STEPS_IN_A_PROBE = 5.0
-"""What the first evaluation of the probe takes, roughly, over a step on a mini-batch."""
+"""What the first evaluation of the probe takes, roughly, over a step on a
+mini-batch."""
 
 
 class Divergence(Exception):
-    """The steps on mini-batches left the region in which there is anything to solve."""
+    """The steps on mini-batches left the region in which there is anything to
+    solve."""
 
 
 class Trainer:
-    """Runs a plan in a run folder; given the state of an interrupted run, it goes on as if nothing had happened.
+    """Runs a plan in a run folder; given the state of an interrupted run, it
+    goes on as if nothing had happened.
 
-    First the stochastic phase on fresh patches of ``source``, then the adaptive one on the fixed ``samples``.
-    ``options``: what the checkpoint is to say of the command line.
+    First the stochastic phase on fresh patches of ``source``, then the adaptive
+    one on the fixed ``samples``. ``options``: what the checkpoint is to say of
+    the command line.
     """
 
     def __init__(
@@ -70,21 +100,28 @@ class Trainer:
         self.plan = plan
         self.options = options
         self.settings = BilevelSettings(
-            accuracy=plan.accuracy, data_term=plan.degradation.data_term, batch=plan.batch, workers=plan.workers
+            accuracy=plan.accuracy,
+            data_term=plan.degradation.data_term,
+            batch=plan.batch,
+            workers=plan.workers,
         )
         self.released = copy.deepcopy(regularizer)
         self.rows: tuple[HistoryRow, ...] = ()
-        self.unseen: list[HistoryRow] = []  # rows whose events a kill may have lost
+        # rows whose events a kill may have lost
+        self.unseen: list[HistoryRow] = []
         self.spent = Spent()
         self.since = time.perf_counter()
         self.probed = 0.0  # seconds that the last evaluation of the probe took
 
     def train(self, state: RunState | None) -> RunState | None:
-        """Train until the budget, the iteration limit, or the floor; returns the last state (None: there was nothing to do)."""
+        """Train until the budget, the iteration limit, or the floor; returns
+        the last state (None: there was nothing to do)."""
         self.since = time.perf_counter()
         if state is not None:
             self._restore(state)
-        with TrainingProgress(self.plan.budget, self.plan.steps + self.plan.iterations) as progress:
+        with TrainingProgress(
+            self.plan.budget, self.plan.steps + self.plan.iterations
+        ) as progress:
             for reached in self._phases(state):
                 state = reached
                 self._keep(state)
@@ -92,7 +129,8 @@ class Trainer:
         return state
 
     def seconds(self) -> float:
-        """Wall-clock seconds of training proper, earlier parts of a resumed run included."""
+        """Wall-clock seconds of training proper, earlier parts of a resumed run
+        included."""
         return self.spent.seconds + time.perf_counter() - self.since
 
     def _phases(self, state: RunState | None) -> Iterator[RunState]:
@@ -109,17 +147,19 @@ class Trainer:
         if plan.stochastic < 1 and plan.iterations > 0:
             yield from self._adaptive(state)
 
-    # --- what is written -----------------------------------------------------------------------------------------
+    # --- what is written ------------------------------------------------------
 
     def _keep(self, state: RunState) -> None:
-        """The checkpoint first: a kill after it loses nothing, since the other files follow from it."""
+        """The checkpoint first: a kill after it loses nothing, since the other
+        files follow from it."""
         save(self.run, state)
         self._publish(state)
         self.run.add_events([*self.unseen, state.rows[-1]])
         self.unseen = []
 
     def _publish(self, state: RunState) -> None:
-        """Bring all files up to date that follow from the state; those that are stay as they are."""
+        """Bring all files up to date that follow from the state; those that are
+        stay as they are."""
         self.run.save_options(state.options)
         assign(self.released, state.released)
         save_regularizer(self.run, self.released, self._training(state))
@@ -129,7 +169,9 @@ class Trainer:
         self.rows, self.spent = state.rows, state.spent
         self._publish(state)
         self.run.drop_events_from(state.iteration)
-        self.unseen = [row for row in state.rows if row.iteration == state.iteration]
+        self.unseen = [
+            row for row in state.rows if row.iteration == state.iteration
+        ]
 
     def _training(self, state: RunState) -> dict[str, Json]:
         """What a released model says of its training."""
@@ -146,15 +188,33 @@ class Trainer:
         }
 
     def _reached(
-        self, row: HistoryRow, stopped: str, parameters: Tensor, released: Tensor, oracle: BilevelOracle, part: Part
+        self,
+        row: HistoryRow,
+        stopped: str,
+        parameters: Tensor,
+        released: Tensor,
+        oracle: BilevelOracle,
+        part: Part,
     ) -> RunState:
-        """The state after reporting ``row``, with the warm starts of the oracle."""
+        """The state after reporting ``row``, with the warm starts of the
+        oracle."""
         assert oracle.warm is not None
         self.rows = (*self.rows, row)
         spent = replace(self.spent, seconds=row.seconds)
-        return RunState(self.options, self.rows, stopped, spent, parameters, released, oracle.warm, part)
+        return RunState(
+            self.options,
+            self.rows,
+            stopped,
+            spent,
+            parameters,
+            released,
+            oracle.warm,
+            part,
+        )
 
-    def _certified_line(self, current: Evaluation, iteration: int, state: DescentState) -> HistoryRow:
+    def _certified_line(
+        self, current: Evaluation, iteration: int, state: DescentState
+    ) -> HistoryRow:
         """A row of the certified descent: everything is of all fixed patches."""
         tolerance = self.plan.accuracy.scaled(state.accuracy)
         return HistoryRow(
@@ -175,8 +235,11 @@ class Trainer:
             seconds=self.seconds(),
         )
 
-    def _stochastic_line(self, current: Evaluation, iteration: int, control: Control) -> HistoryRow:
-        """A row of the phase on mini-batches: the loss is of the probe, the gradient of the last assessed mini-batch."""
+    def _stochastic_line(
+        self, current: Evaluation, iteration: int, control: Control
+    ) -> HistoryRow:
+        """A row of the phase on mini-batches: the loss is of the probe, the
+        gradient of the last assessed mini-batch."""
         return HistoryRow(
             iteration=iteration,
             phase="stochastic",
@@ -196,19 +259,26 @@ class Trainer:
         )
 
     def _psnr(self, loss: float) -> float:
-        """Of the mean square error that ``loss``, half the squared error of a patch, stands for; in decibels."""
+        """Of the mean square error that ``loss``, half the squared error of a
+        patch, stands for; in decibels."""
         error = 2 * loss / self.samples.clean[0].numel()
         return -10 * math.log10(error) if error > 0 else math.nan
 
-    # --- the adaptive phase --------------------------------------------------------------------------------------
+    # --- the adaptive phase ---------------------------------------------------
 
     def _adaptive(self, before: RunState | None) -> Iterator[RunState]:
-        oracle, state = BilevelOracle(self.regularizer, self.samples, self.settings), None
+        oracle, state = (
+            BilevelOracle(self.regularizer, self.samples, self.settings),
+            None,
+        )
         metric = self.regularizer.metric()
         if before is not None and isinstance(before.part, AdaptivePart):
             oracle.assign(before.parameters)
             oracle.warm = before.warm
-            state, metric = self._unlimited(before.part.descent), before.part.metric
+            state, metric = (
+                self._unlimited(before.part.descent),
+                before.part.metric,
+            )
             if state.reason is not StopReason.RUNNING:
                 return  # nothing is left to do
         descent = AdaptiveDescent(oracle, self._descent_settings(), metric)
@@ -217,49 +287,90 @@ class Trainer:
             state = descent.start() if state is None else descent.advance(state)
             now = self.seconds()
             # what was written after the step before is part of it
-            self.spent = replace(self.spent, last=now - begun, work=self.spent.work + state.work)
+            self.spent = replace(
+                self.spent, last=now - begun, work=self.spent.work + state.work
+            )
             begun = now
             state = self._limited(state)
-            row = self._certified_line(state.current, self.spent.taken + state.iteration, state)
+            row = self._certified_line(
+                state.current, self.spent.taken + state.iteration, state
+            )
             point = state.current.parameters
-            yield self._reached(row, state.reason.value, point, point, oracle, AdaptivePart(state, metric))
+            yield self._reached(
+                row,
+                state.reason.value,
+                point,
+                point,
+                oracle,
+                AdaptivePart(state, metric),
+            )
 
     def _descent_settings(self) -> DescentSettings:
-        """After the stochastic phase little is left to gain: a first step that aims at a tenth of the loss would only be cut."""
-        return DescentSettings(first_decrease=_AFTER_ADAM) if self.spent.taken else DescentSettings()
+        """After the stochastic phase little is left to gain: a first step that
+        aims at a tenth of the loss would only be cut."""
+        return (
+            DescentSettings(first_decrease=_AFTER_ADAM)
+            if self.spent.taken
+            else DescentSettings()
+        )
 
     def _unlimited(self, state: DescentState) -> DescentState:
-        """A restored state under the limits of this run, which may be other ones."""
+        """A restored state under the limits of this run, which may be other
+        ones."""
         if state.reason in (StopReason.BUDGET, StopReason.ITERATIONS):
             return self._limited(state.stopped(StopReason.RUNNING))
         return state
 
     def _limited(self, state: DescentState) -> DescentState:
-        """The state, with a reason to stop if the plan gives one: a step that takes as long as the last one would be late."""
-        needed = self.spent.last * (_FIRST_STEP if state.iteration == 0 else 1.0)
-        if state.reason is StopReason.RUNNING and self.seconds() + needed >= self.plan.budget:
+        """The state, with a reason to stop if the plan gives one: a step that
+        takes as long as the last one would be late."""
+        needed = self.spent.last * (
+            _FIRST_STEP if state.iteration == 0 else 1.0
+        )
+        if (
+            state.reason is StopReason.RUNNING
+            and self.seconds() + needed >= self.plan.budget
+        ):
             return state.stopped(StopReason.BUDGET)
-        if state.reason is StopReason.RUNNING and state.iteration >= self.plan.iterations:
+        if (
+            state.reason is StopReason.RUNNING
+            and state.iteration >= self.plan.iterations
+        ):
             return state.stopped(StopReason.ITERATIONS)
         return state
 
-    # --- the stochastic phase ------------------------------------------------------------------------------------
+    # --- the stochastic phase -------------------------------------------------
 
     def _stochastic(self, before: RunState | None) -> Iterator[RunState]:
-        plan, generator = self.plan, torch.Generator().manual_seed(self.plan.seed + 1)
+        plan, generator = (
+            self.plan,
+            torch.Generator().manual_seed(self.plan.seed + 1),
+        )
         driven = self._driven_descent(generator)
         descent = driven.descent
-        probe = BilevelOracle(copy.deepcopy(self.regularizer), self._probe_samples(), self.settings)
-        best, best_loss, steps, races = descent.average, math.inf, 0, False  # the start is reported too
+        probe = BilevelOracle(
+            copy.deepcopy(self.regularizer),
+            self._probe_samples(),
+            self.settings,
+        )
+        best, best_loss, steps, races = (
+            descent.average,
+            math.inf,
+            0,
+            False,
+        )  # the start is reported too
         if before is not None and isinstance(before.part, StochasticPart):
             part, probe.warm = before.part, before.warm
-            descent.continue_from(before.parameters, part.average, self.spent.taken)
+            descent.continue_from(
+                before.parameters, part.average, self.spent.taken
+            )
             descent.optimizer.load_state_dict(part.optimizer)
             generator.set_state(part.generator)
             driven.resume(Control(**part.control))
             best, best_loss, races = part.best, part.best_loss, part.races
             steps = self._affordable(descent.taken, 0.0)
-            if before.stopped == RUNNING and self._over(steps):  # limits that were given anew
+            # limits that were given anew
+            if before.stopped == RUNNING and self._over(steps):
                 before = replace(before, stopped=self._limit(descent.taken))
                 yield before
         while before is None or steps > 0:
@@ -270,11 +381,16 @@ class Trainer:
             except Divergence:
                 assert before is not None  # the start is not left by steps
                 spent = replace(before.spent, seconds=self.seconds())
-                yield replace(before, stopped=DIVERGED, released=best, spent=spent)
+                yield replace(
+                    before, stopped=DIVERGED, released=best, spent=spent
+                )
                 return
             elapsed = self.seconds() - begun
-            races = before is None and plan.raced and self._room_for_a_race(elapsed)
-            pace = elapsed / (descent.taken - taken or _STEPS_IN_A_PROBE)  # the probe at the start is no step
+            races = (
+                before is None and plan.raced and self._room_for_a_race(elapsed)
+            )
+            # the probe at the start is no step
+            pace = elapsed / (descent.taken - taken or _STEPS_IN_A_PROBE)
             steps, stopped = self._affordable(descent.taken, pace), RUNNING
             if self._over(steps):
                 stopped = self._limit(descent.taken)
@@ -290,22 +406,37 @@ class Trainer:
                 races=races,
             )
             row = self._stochastic_line(current, descent.taken, driven.control)
-            # the average is the better guess, unless it is worse than no training
+            # the average is the better guess, unless it is worse than no
+            # training
             worse = before is not None and current.value > self.rows[0].loss
             kept = best if worse else descent.average
-            before = self._reached(row, stopped, descent.parameters(), kept, probe, part)
+            before = self._reached(
+                row, stopped, descent.parameters(), kept, probe, part
+            )
             yield before
         assign(self.regularizer, before.released)
 
-    def _walked(self, driven: DrivenDescent, probe: BilevelOracle, steps: int, races: bool) -> Evaluation:
-        """Take the steps, the first ones in a race if one is due, and evaluate the average.
+    def _walked(
+        self,
+        driven: DrivenDescent,
+        probe: BilevelOracle,
+        steps: int,
+        races: bool,
+    ) -> Evaluation:
+        """Take the steps, the first ones in a race if one is due, and evaluate
+        the average.
 
         Raises ``Divergence`` where they lead to nothing that can be solved.
         """
         descent = driven.descent
         try:
-            if races and steps >= RACE.laps:  # limits that were given anew may leave no room for one
-                laps = driven.race(RACE, lambda parameters: probe.evaluate(parameters, 1.0), self._late)
+            # limits that were given anew may leave no room for one
+            if races and steps >= RACE.laps:
+                laps = driven.race(
+                    RACE,
+                    lambda parameters: probe.evaluate(parameters, 1.0),
+                    self._late,
+                )
                 steps = 0 if self._late() else steps - RACE.laps
                 work = self.spent.work + sum(lap.applications for lap in laps)
                 self.spent = replace(self.spent, taken=descent.taken, work=work)
@@ -313,28 +444,47 @@ class Trainer:
                 step = driven.step()
                 if not math.isfinite(step.loss):
                     raise Divergence
-                self.spent = replace(self.spent, taken=descent.taken, work=self.spent.work + step.applications)
+                self.spent = replace(
+                    self.spent,
+                    taken=descent.taken,
+                    work=self.spent.work + step.applications,
+                )
                 if self._late():
                     break
             begun = self.seconds()
             current = probe.evaluate(descent.average, 1.0)
             self.probed = self.seconds() - begun
-        except ValueError as error:  # weights that overflow are refused by what would compute with them
+        # weights that overflow are refused by what would compute with them
+        except ValueError as error:
             if descent.taken == 0:
                 raise
             raise Divergence from error
-        if descent.taken > 0 and not -self.rows[0].loss <= current.value <= _DIVERGED * self.rows[0].loss:
-            raise Divergence  # far below zero: where nothing is solved, the correction of the loss is all there is
+        if (
+            descent.taken > 0
+            and not -self.rows[0].loss
+            <= current.value
+            <= _DIVERGED * self.rows[0].loss
+        ):
+            # far below zero: where nothing is solved, the correction of the
+            # loss is all there is
+            raise Divergence
         return current
 
     def _driven_descent(self, generator: torch.Generator) -> DrivenDescent:
         plan, accuracy = self.plan, self.plan.stochastic_accuracy
-        # each look at the residuals waits for the device; on a CPU it costs less than the steps that it may save
-        method = EACH_STEP if self.samples.clean.device.type == "cpu" else ImplicitCG()
+        # each look at the residuals waits for the device; on a CPU it costs
+        # less than the steps that it may save
+        method = (
+            EACH_STEP
+            if self.samples.clean.device.type == "cpu"
+            else ImplicitCG()
+        )
         descent = StochasticDescent(
             self.regularizer,
             lambda count: self.source.draw(count, generator),
-            torch.optim.Adam(parameter_groups(self.regularizer, plan.rate), betas=(0.9, 0.99)),
+            torch.optim.Adam(
+                parameter_groups(self.regularizer, plan.rate), betas=(0.9, 0.99)
+            ),
             StochasticSettings(
                 accuracy=accuracy,
                 method=method,
@@ -348,25 +498,41 @@ class Trainer:
         return DrivenDescent(descent, control, fixed=not plan.driven)
 
     def _over(self, steps: int) -> bool:
-        """Whether the run ends with this phase, of which ``steps`` more are to be taken now."""
-        return steps == 0 and (self.plan.stochastic == 1 or self.plan.iterations == 0)
+        """Whether the run ends with this phase, of which ``steps`` more are to
+        be taken now."""
+        return steps == 0 and (
+            self.plan.stochastic == 1 or self.plan.iterations == 0
+        )
 
     def _limit(self, taken: int) -> str:
         """Why the phase ended after ``taken`` steps."""
-        return (StopReason.ITERATIONS if taken >= self.plan.steps else StopReason.BUDGET).value
+        return (
+            StopReason.ITERATIONS
+            if taken >= self.plan.steps
+            else StopReason.BUDGET
+        ).value
 
     def _room_for_a_race(self, probed: float) -> bool:
-        """Whether the plan has room for a race and much more; ``probed``: seconds that the first evaluation of the probe took."""
+        """Whether the plan has room for a race and much more; ``probed``:
+        seconds that the first evaluation of the probe took."""
         step = probed / _STEPS_IN_A_PROBE
         room = self.plan.stochastic * self.plan.budget - self.seconds()
-        return min(self.plan.steps, room / step) >= _ROOM * RACE.laps and self.plan.report_every >= RACE.laps
+        return (
+            min(self.plan.steps, room / step) >= _ROOM * RACE.laps
+            and self.plan.report_every >= RACE.laps
+        )
 
     def _late(self) -> bool:
-        """Whether the phase has time for nothing but one more evaluation of the probe, whatever was planned."""
-        return self.seconds() + self.probed >= self.plan.stochastic * self.plan.budget
+        """Whether the phase has time for nothing but one more evaluation of the
+        probe, whatever was planned."""
+        return (
+            self.seconds() + self.probed
+            >= self.plan.stochastic * self.plan.budget
+        )
 
     def _affordable(self, taken: int, pace: float) -> int:
-        """Steps until the next report, of ``pace`` seconds each, that the plan has room for after ``taken`` ones."""
+        """Steps until the next report, of ``pace`` seconds each, that the plan
+        has room for after ``taken`` ones."""
         room = self.plan.stochastic * self.plan.budget - self.seconds()
         most = min(self.plan.report_every, self.plan.steps - taken)
         if self._late() or most <= 0:

@@ -1,1 +1,2 @@
-"""Hypergradient methods of the literature, for comparison: none of them returns a pair that could be certified."""
+"""Hypergradient methods of the literature, for comparison: none of them returns
+a pair that could be certified."""

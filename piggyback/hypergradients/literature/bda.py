@@ -1,4 +1,5 @@
-"""BDA: reverse mode through steps that descend both levels, for lower levels with more than one minimiser."""
+"""BDA: reverse mode through steps that descend both levels, for lower levels
+with more than one minimiser."""
 
 from __future__ import annotations
 
@@ -9,8 +10,17 @@ import torch
 from torch import Tensor
 
 from piggyback.hypergradients.base import Direct, DirectMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
-from piggyback.hypergradients.literature.unrolled import differentiable, differentiated, unroll
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
+from piggyback.hypergradients.literature.unrolled import (
+    differentiable,
+    differentiated,
+    unroll,
+)
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.gradient import step_length
@@ -31,13 +41,16 @@ class AggregationState(State):
 
 @dataclass(frozen=True)
 class BDA(DirectMethod):
-    """Bilevel descent aggregation (Liu et al. 2020), then reverse mode through its ``steps``.
+    """Bilevel descent aggregation (Liu et al. 2020), then reverse mode through
+    its ``steps``.
 
         x+ = x - [(1 - a_k) t grad h(x) + a_k s grad l(x)],   a_k = mixing/(k + 1),  t = 1/L,  s = 1/L_l
 
-    Among the minimisers of a lower level that is not strongly convex it tends to the one with the least upper loss (the
-    optimistic one), as the ``a_k`` sum up to infinity; where the minimiser is unique, the price is a bias ``O(1/steps)``.
-    ``segment``: steps between checkpoints (0: none).  Raises ``ValueError`` unless ``0 < mixing <= 1``.
+    Among the minimisers of a lower level that is not strongly convex it tends
+    to the one with the least upper loss (the optimistic one), as the ``a_k``
+    sum up to infinity; where the minimiser is unique, the price is a bias
+    ``O(1/steps)``. ``segment``: steps between checkpoints (0: none). Raises
+    ``ValueError`` unless ``0 < mixing <= 1``.
     """
 
     capabilities = Capabilities(
@@ -60,7 +73,9 @@ class BDA(DirectMethod):
         require_count("steps", self.steps)
         require_count("segment", self.segment, least=0)
         if not 0 < self.mixing <= 1:
-            raise ValueError(f"the mixing must lie between 0 and 1, got {self.mixing}")
+            raise ValueError(
+                f"the mixing must lie between 0 and 1, got {self.mixing}"
+            )
 
     def differentiate(
         self,
@@ -75,7 +90,12 @@ class BDA(DirectMethod):
         smooth = differentiable(problem)
         first = checked_start(problem, None if start is None else start.x)
         with torch.enable_grad():
-            state = unroll(self.step(smooth, loss, length), AggregationState(first, 0), self.steps, self.segment)
+            state = unroll(
+                self.step(smooth, loss, length),
+                AggregationState(first, 0),
+                self.steps,
+                self.segment,
+            )
             return differentiated(problem, parameters, loss, accuracy, state.x)
 
     def step(
@@ -86,7 +106,9 @@ class BDA(DirectMethod):
 
         def aggregate(state: AggregationState) -> AggregationState:
             mix = self.mixing / (state.age + 1)
-            descent = (1 - mix) * length * problem.gradient(state.x) + mix * upper * loss.gradient(state.x)
+            descent = (1 - mix) * length * problem.gradient(
+                state.x
+            ) + mix * upper * loss.gradient(state.x)
             return AggregationState(state.x - descent, state.age + 1)
 
         return aggregate

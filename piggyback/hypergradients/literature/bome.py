@@ -9,26 +9,38 @@ import torch
 from torch import Tensor
 
 from piggyback.hypergradients.base import Direct, DirectMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
 from piggyback.hypergradients.literature.unrolled import closeness
 from piggyback.hypergradients.literature.value_function import value_difference
 from piggyback.problems.pair import Accuracy, WarmStart, flat_gradient
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.gradient import GradientIteration, step_length
-from piggyback.solvers.lower import LowerLevel, checked_start, radius_per_element
+from piggyback.solvers.lower import (
+    LowerLevel,
+    checked_start,
+    radius_per_element,
+)
 from piggyback.terms.losses import Loss
 from piggyback.values import require_count, require_positive
 
 
 @dataclass(frozen=True)
 class BOME(DirectMethod):
-    """First-order joint descent on ``(x, theta)`` (Liu et al. 2022); one image has one ``x``, kept in the warm start.
+    """First-order joint descent on ``(x, theta)`` (Liu et al. 2022); one image
+    has one ``x``, kept in the warm start.
 
         q(x, theta) = h(x, theta) - h(x^, theta),  x^ = ``inner`` gradient steps from x, held fixed
         lam = max(0, (phi - <grad l, grad q>) / ||grad q||^2),   phi = eta ||grad q||^2
 
-    The direction in the parameters is ``lam d_theta q``, and ``x -= xi (grad l + lam grad_x q)`` with ``xi = 1/(L_l + lam L)``.
-    ``rounds`` moves of ``x`` are made per call: one in joint descent, many to study the direction at fixed parameters.
+    The direction in the parameters is ``lam d_theta q``, and ``x -= xi (grad l
+    + lam grad_x q)`` with ``xi = 1/(L_l + lam L)``. ``rounds`` moves of ``x``
+    are made per call: one in joint descent, many to study the direction at
+    fixed parameters.
     """
 
     capabilities = Capabilities(
@@ -63,7 +75,10 @@ class BOME(DirectMethod):
         problem.check()
         fixed = problem.detached()
         x = checked_start(fixed, None if start is None else start.x)
-        radius, length = radius_per_element(fixed, accuracy.lower), step_length(fixed)
+        radius, length = (
+            radius_per_element(fixed, accuracy.lower),
+            step_length(fixed),
+        )
         gradient = x.new_zeros(sum(p.numel() for p in parameters))
         for _ in range(self.rounds):
             steps = GradientIteration(LowerLevel(fixed, x, radius), length)
@@ -72,14 +87,22 @@ class BOME(DirectMethod):
                 for _ in range(self.inner):
                     state = steps.step(state)
             with torch.enable_grad():
-                change = flat_gradient(value_difference(problem, x, state.x).sum(), parameters, keep_graph=True)
+                change = flat_gradient(
+                    value_difference(problem, x, state.x).sum(),
+                    parameters,
+                    keep_graph=True,
+                )
             with torch.no_grad():
                 slope = loss.gradient(x)
                 size = first.gradient.square().sum() + change.square().sum()
-                lam = (self.eta - (slope * first.gradient).sum() / size.clamp(min=torch.finfo(x.dtype).tiny)).clamp(
-                    min=0
-                )
+                lam = (
+                    self.eta
+                    - (slope * first.gradient).sum()
+                    / size.clamp(min=torch.finfo(x.dtype).tiny)
+                ).clamp(min=0)
                 gradient = lam * change
-                x = x - (slope + lam * first.gradient) / (loss.smoothness + lam / length)
+                x = x - (slope + lam * first.gradient) / (
+                    loss.smoothness + lam / length
+                )
         status = closeness(problem, x, accuracy)
         return Direct(gradient, x, status, WarmStart.at(x))

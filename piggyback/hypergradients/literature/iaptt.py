@@ -9,24 +9,42 @@ import torch
 from torch import Tensor
 
 from piggyback.hypergradients.base import Direct, DirectMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Refused, Smoothness
-from piggyback.hypergradients.literature.unrolled import closeness, unrollable, unrolled_solver
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Refused,
+    Smoothness,
+)
+from piggyback.hypergradients.literature.unrolled import (
+    closeness,
+    unrollable,
+    unrolled_solver,
+)
 from piggyback.problems.pair import Accuracy, WarmStart, flat_gradient
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.loop import Iteration
-from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element
+from piggyback.solvers.lower import (
+    LowerLevel,
+    LowerSolver,
+    checked_start,
+    radius_per_element,
+)
 from piggyback.terms.losses import Loss
 from piggyback.values import require_count
 
 
 @dataclass(frozen=True)
 class IAPTT(DirectMethod):
-    """``steps`` steps from a start ``z`` that is learned beside the parameters (initialisation auxiliary; Liu et al. 2021).
+    """``steps`` steps from a start ``z`` that is learned beside the parameters
+    (initialisation auxiliary; Liu et al. 2021).
 
-    Each call returns the gradient in the parameters, and moves ``z`` (``start.x`` in and out, one per image) by
-    ``-d l(x_K(z))/dz / L_l``.  The *pessimistic truncation* of the original, which stops at the iterate with the largest upper
-    loss, is for followers with local minimisers; here it would cut a convergent solver short: refused, unless ``insist``.
+    Each call returns the gradient in the parameters, and moves ``z``
+    (``start.x`` in and out, one per image) by ``-d l(x_K(z))/dz / L_l``. The
+    *pessimistic truncation* of the original, which stops at the iterate with
+    the largest upper loss, is for followers with local minimisers; here it
+    would cut a convergent solver short: refused, unless ``insist``.
     """
 
     capabilities = Capabilities(
@@ -59,8 +77,10 @@ class IAPTT(DirectMethod):
     ) -> Direct:
         if self.pessimistic and not self.insist:
             raise Refused(
-                "pessimistic truncation is for followers with local minimisers; this lower level is convex for all parameters, "
-                "and its solver would be stopped where it is worst: pass insist=True to do so nevertheless"
+                "pessimistic truncation is for followers with local "
+                "minimisers; this lower level is convex for all parameters, "
+                "and its solver would be stopped where it is worst: pass "
+                "insist=True to do so nevertheless"
             )
         problem.check()
         begin = checked_start(problem, None if start is None else start.x)
@@ -69,16 +89,26 @@ class IAPTT(DirectMethod):
         steps = self.steps
         if self.pessimistic:
             with torch.no_grad():
-                steps = worst_step(self.solver.bind(LowerLevel(smooth, begin, radius)), loss, self.steps)
+                steps = worst_step(
+                    self.solver.bind(LowerLevel(smooth, begin, radius)),
+                    loss,
+                    self.steps,
+                )
         with torch.enable_grad():
             z = begin.detach().requires_grad_()
-            x = unrolled_solver(self.solver.bind(LowerLevel(smooth, z, radius)), steps)
+            x = unrolled_solver(
+                self.solver.bind(LowerLevel(smooth, z, radius)), steps
+            )
             gradient = flat_gradient(loss.value(x).sum(), [*parameters, z])
         with torch.no_grad():
-            gradient, moved = gradient.split([gradient.numel() - z.numel(), z.numel()])
+            gradient, moved = gradient.split(
+                [gradient.numel() - z.numel(), z.numel()]
+            )
             learned = begin - moved.view_as(begin) / loss.curvature_unit
         x = x.detach()
-        return Direct(gradient, x, closeness(problem, x, accuracy), WarmStart.at(learned))
+        return Direct(
+            gradient, x, closeness(problem, x, accuracy), WarmStart.at(learned)
+        )
 
 
 def worst_step(iteration: Iteration, loss: Loss, steps: int) -> int:
@@ -87,4 +117,5 @@ def worst_step(iteration: Iteration, loss: Loss, steps: int) -> int:
     for _ in range(steps):
         state = iteration.step(state)
         values.append(loss.value(iteration.result(state)[0]).sum())
-    return 1 + int(torch.stack(values).nan_to_num(nan=-torch.inf).argmax())  # the first of them; read back once
+    # the first of them; read back once
+    return 1 + int(torch.stack(values).nan_to_num(nan=-torch.inf).argmax())

@@ -1,4 +1,5 @@
-"""One gradient step instead of the inverse Hessian: ``P = a grad l``.  A direction, not a gradient."""
+"""One gradient step instead of the inverse Hessian: ``P = a grad l``. A
+direction, not a gradient."""
 
 from __future__ import annotations
 
@@ -7,21 +8,39 @@ from dataclasses import dataclass, field
 import torch
 
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
 from piggyback.problems.base import LowerProblem
-from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart, checked_slope
+from piggyback.problems.pair import (
+    Accuracy,
+    Sensitivity,
+    WarmStart,
+    checked_slope,
+)
 from piggyback.solvers.gradient import step_length
 from piggyback.solvers.loop import Schedule, Status
-from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element, solve_lower
+from piggyback.solvers.lower import (
+    LowerLevel,
+    LowerSolver,
+    checked_start,
+    radius_per_element,
+    solve_lower,
+)
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.losses import Loss
 
 
 @dataclass(frozen=True)
 class JacobianFree(HypergradientMethod):
-    """Solve the lower level, then ``P = grad l(x) / L`` (JFB; Fung et al. 2022): the Neumann series with one term.
+    """Solve the lower level, then ``P = grad l(x) / L`` (JFB; Fung et al.
+    2022): the Neumann series with one term.
 
-    The pair is a pair like any other, so that its error is certified, large as it is; the adjoint never counts as converged.
+    The pair is a pair like any other, so that its error is certified, large as
+    it is; the adjoint never counts as converged.
     """
 
     capabilities = Capabilities(
@@ -40,24 +59,41 @@ class JacobianFree(HypergradientMethod):
     schedule: Schedule = Schedule(max_steps=2000)
 
     def differentiate(
-        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self,
+        problem: LowerProblem,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
     ) -> Sensitivity:
         loss.check()
         radius = radius_per_element(problem, accuracy.lower)
-        outcome = solve_lower(problem, self.solver, radius, None if start is None else start.x, self.schedule)
+        outcome = solve_lower(
+            problem,
+            self.solver,
+            radius,
+            None if start is None else start.x,
+            self.schedule,
+        )
         (x,) = outcome.result
         with torch.no_grad():
             adjoint = step_length(problem.detached()) * checked_slope(loss, x)
-        return Sensitivity(x, adjoint, outcome.status, torch.full_like(outcome.status, int(Status.STEP_LIMIT)))
+        return Sensitivity(
+            x,
+            adjoint,
+            outcome.status,
+            torch.full_like(outcome.status, int(Status.STEP_LIMIT)),
+        )
 
 
 @dataclass(frozen=True)
 class OneStep(HypergradientMethod):
-    """No lower-level solve: one gradient step on ``x``, and the derivative of one more (OS-RAD; DARTS, Liu et al. 2019).
+    """No lower-level solve: one gradient step on ``x``, and the derivative of
+    one more (OS-RAD; DARTS, Liu et al. 2019).
 
         x = x_0 - a grad h(x_0),   P = a grad l(x - a grad h(x)),   a = 1/L
 
-    Warm started with its own ``x``, the iterate follows the parameters by one step per call.
+    Warm started with its own ``x``, the iterate follows the parameters by one
+    step per call.
     """
 
     capabilities = Capabilities(
@@ -73,16 +109,29 @@ class OneStep(HypergradientMethod):
     )
 
     def differentiate(
-        self, problem: LowerProblem, loss: Loss, accuracy: Accuracy, start: WarmStart | None = None
+        self,
+        problem: LowerProblem,
+        loss: Loss,
+        accuracy: Accuracy,
+        start: WarmStart | None = None,
     ) -> Sensitivity:
         problem = problem.detached()
         problem.check()
         loss.check()
         with torch.no_grad():
-            before, length = checked_start(problem, None if start is None else start.x), step_length(problem)
+            before, length = (
+                checked_start(problem, None if start is None else start.x),
+                step_length(problem),
+            )
             x = before - length * problem.gradient(before)
             gradient = problem.gradient(x)
             adjoint = length * checked_slope(loss, x - length * gradient)
-            error = LowerLevel(problem, x, radius_per_element(problem, accuracy.lower)).error(gradient)
-            status = torch.where(error <= 1, int(Status.CONVERGED), int(Status.STEP_LIMIT))
-        return Sensitivity(x, adjoint, status, torch.full_like(status, int(Status.STEP_LIMIT)))
+            error = LowerLevel(
+                problem, x, radius_per_element(problem, accuracy.lower)
+            ).error(gradient)
+            status = torch.where(
+                error <= 1, int(Status.CONVERGED), int(Status.STEP_LIMIT)
+            )
+        return Sensitivity(
+            x, adjoint, status, torch.full_like(status, int(Status.STEP_LIMIT))
+        )

@@ -1,4 +1,5 @@
-"""Reverse mode through the steps of a lower-level solver: all of them (RAD), or the last few (T-RAD)."""
+"""Reverse mode through the steps of a lower-level solver: all of them (RAD), or
+the last few (T-RAD)."""
 
 from __future__ import annotations
 
@@ -11,13 +12,25 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from piggyback.hypergradients.base import Direct, DirectMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Refused, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Refused,
+    Smoothness,
+)
 from piggyback.problems.pair import Accuracy, WarmStart, flat_gradient
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.loop import Iteration, Schedule, State, Status
-from piggyback.solvers.lower import LowerLevel, LowerSolver, checked_start, radius_per_element, solve_lower
+from piggyback.solvers.lower import (
+    LowerLevel,
+    LowerSolver,
+    checked_start,
+    radius_per_element,
+    solve_lower,
+)
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.terms.losses import Loss
@@ -32,17 +45,24 @@ UNROLLABLE = (GradientDescent, AcceleratedGradient, PDHG)
 
 
 class UnrolledPotential(Potential):
-    """A potential whose prox has its exact derivative, and whose largest curvature, which sets step lengths, has none.
+    """A potential whose prox has its exact derivative, and whose largest
+    curvature, which sets step lengths, has none.
 
-    The prox ``p + s f'(p) = v`` (eq. 20) is solved outside the graph; one Newton step from ``p`` then carries the derivatives
-    ``dp/dv = 1/(1 + s f''(p))`` and ``dp/dtheta = -s d_theta f'(p)/(1 + s f''(p))`` instead of those of the inner iterations.
+    The prox ``p + s f'(p) = v`` (eq. 20) is solved outside the graph; one
+    Newton step from ``p`` then carries the derivatives ``dp/dv = 1/(1 + s
+    f''(p))`` and ``dp/dtheta = -s d_theta f'(p)/(1 + s f''(p))`` instead of
+    those of the inner iterations.
     """
 
     @staticmethod
     def of(potential: Potential) -> UnrolledPotential:
         """The same potential, still differentiable in its parameters."""
         return UnrolledPotential(
-            potential.profile, potential.weight, potential.smoothing, potential.shift, emphasis=potential.emphasis
+            potential.profile,
+            potential.weight,
+            potential.smoothing,
+            potential.shift,
+            emphasis=potential.emphasis,
         )
 
     def prox(self, v: Dual, step: float | Tensor) -> Dual:
@@ -58,14 +78,20 @@ class UnrolledPotential(Potential):
 
 def differentiable(problem: SaddleProblem) -> SaddleProblem:
     """The problem for steps that are differentiated."""
-    return SaddleProblem(problem.data, UnrolledPotential.of(problem.potential), problem.operator)
+    return SaddleProblem(
+        problem.data, UnrolledPotential.of(problem.potential), problem.operator
+    )
 
 
 def unrollable(problem: SaddleProblem, solver: LowerSolver) -> SaddleProblem:
-    """The problem for differentiated steps of ``solver``.  Raises ``Refused`` for one that has no fixed step."""
+    """The problem for differentiated steps of ``solver``. Raises ``Refused``
+    for one that has no fixed step."""
     if not isinstance(solver, UNROLLABLE):
         names = ", ".join(kind.__name__ for kind in UNROLLABLE)
-        raise Refused(f"{type(solver).__name__} chooses its steps by looking at the iterates; unroll one of {names}")
+        raise Refused(
+            f"{type(solver).__name__} chooses its steps by looking at the "
+            f"iterates; unroll one of {names}"
+        )
     return differentiable(problem)
 
 
@@ -77,31 +103,50 @@ def advance(step: Callable[[S], S], state: S, steps: int) -> S:
 
 
 def unroll(step: Callable[[S], S], state: S, steps: int, segment: int) -> S:
-    """The state after ``steps`` steps; with ``segment > 0`` only every so many are kept, the others computed again."""
+    """The state after ``steps`` steps; with ``segment > 0`` only every so many
+    are kept, the others computed again."""
     if not segment:
         return advance(step, state, steps)
     for taken in range(0, steps, segment):
         count = min(segment, steps - taken)
-        state = checkpoint(advance, step, state, count, use_reentrant=False, preserve_rng_state=False)
+        state = checkpoint(
+            advance,
+            step,
+            state,
+            count,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
     return state
 
 
-def unrolled_solver(iteration: Iteration, steps: int, segment: int = 0) -> Primal:
+def unrolled_solver(
+    iteration: Iteration, steps: int, segment: int = 0
+) -> Primal:
     """``x`` after ``steps`` steps of a solver, with their graph."""
-    return iteration.result(unroll(iteration.step, iteration.start(), steps, segment))[0]
+    return iteration.result(
+        unroll(iteration.step, iteration.start(), steps, segment)
+    )[0]
 
 
 def closeness(problem: SaddleProblem, x: Primal, accuracy: Accuracy) -> Tensor:
-    """Status codes ``(batch,)``: ``CONVERGED`` where the residual says that ``x`` is within the accuracy, at one application.
+    """Status codes ``(batch,)``: ``CONVERGED`` where the residual says that
+    ``x`` is within the accuracy, at one application.
 
     Without strong convexity nothing is known of the distance: ``STEP_LIMIT``.
     """
     if not problem.data.strong_convexity > 0:
-        return torch.full((x.shape[0],), int(Status.STEP_LIMIT), device=x.device)
+        return torch.full(
+            (x.shape[0],), int(Status.STEP_LIMIT), device=x.device
+        )
     problem = problem.detached()
     with torch.no_grad():
-        error = LowerLevel(problem, x, radius_per_element(problem, accuracy.lower)).error(problem.gradient(x))
-        code = torch.where(error <= 1, int(Status.CONVERGED), int(Status.STEP_LIMIT))
+        error = LowerLevel(
+            problem, x, radius_per_element(problem, accuracy.lower)
+        ).error(problem.gradient(x))
+        code = torch.where(
+            error <= 1, int(Status.CONVERGED), int(Status.STEP_LIMIT)
+        )
         return torch.where(torch.isfinite(error), code, int(Status.DIVERGED))
 
 
@@ -120,11 +165,13 @@ def differentiated(
 
 @dataclass(frozen=True)
 class Unrolled(DirectMethod):
-    """Reverse mode through ``steps`` steps of ``solver`` from the start: error ``O(q^steps)``, memory ``O(steps)``.
+    """Reverse mode through ``steps`` steps of ``solver`` from the start: error
+    ``O(q^steps)``, memory ``O(steps)``.
 
-    ``segment``: steps between checkpoints (0: none); about ``sqrt(steps)`` makes the memory ``O(sqrt(steps))`` and costs the
-    forward steps twice.  Step lengths are held fixed, as they are no function of the parameters at the limit.  Raises
-    ``Refused`` for a solver without a fixed step.
+    ``segment``: steps between checkpoints (0: none); about ``sqrt(steps)``
+    makes the memory ``O(sqrt(steps))`` and costs the forward steps twice. Step
+    lengths are held fixed, as they are no function of the parameters at the
+    limit. Raises ``Refused`` for a solver without a fixed step.
     """
 
     capabilities = Capabilities(
@@ -157,17 +204,25 @@ class Unrolled(DirectMethod):
     ) -> Direct:
         problem.check()
         x = checked_start(problem, None if start is None else start.x)
-        lower = LowerLevel(unrollable(problem, self.solver), x, radius_per_element(problem, accuracy.lower))
+        lower = LowerLevel(
+            unrollable(problem, self.solver),
+            x,
+            radius_per_element(problem, accuracy.lower),
+        )
         with torch.enable_grad():
-            x = unrolled_solver(self.solver.bind(lower), self.steps, self.segment)
+            x = unrolled_solver(
+                self.solver.bind(lower), self.steps, self.segment
+            )
             return differentiated(problem, parameters, loss, accuracy, x)
 
 
 @dataclass(frozen=True)
 class Truncated(DirectMethod):
-    """Solve by ``solver`` to the accuracy, then reverse mode through ``window`` gradient steps: bias ``O((1 - mu/L)^window)``.
+    """Solve by ``solver`` to the accuracy, then reverse mode through ``window``
+    gradient steps: bias ``O((1 - mu/L)^window)``.
 
-    At the exact minimiser this is the Neumann series with ``window`` terms, and with ``window = 1`` the one-step gradient.
+    At the exact minimiser this is the Neumann series with ``window`` terms, and
+    with ``window = 1`` the one-step gradient.
     """
 
     capabilities = Capabilities(
@@ -199,7 +254,9 @@ class Truncated(DirectMethod):
     ) -> Direct:
         radius = radius_per_element(problem, accuracy.lower)
         first = None if start is None else start.x
-        (x,) = solve_lower(problem, self.solver, radius, first, self.schedule).result
+        (x,) = solve_lower(
+            problem, self.solver, radius, first, self.schedule
+        ).result
         steps = GradientDescent()
         lower = LowerLevel(unrollable(problem, steps), x, radius)
         with torch.enable_grad():

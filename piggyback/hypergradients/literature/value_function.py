@@ -1,4 +1,5 @@
-"""Value-function methods: gradients from the values of the two levels alone, no Hessian and no adjoint."""
+"""Value-function methods: gradients from the values of the two levels alone, no
+Hessian and no adjoint."""
 
 from __future__ import annotations
 
@@ -10,14 +11,24 @@ from torch import Tensor
 
 from piggyback.batched import per_sample
 from piggyback.hypergradients.base import Direct, DirectMethod
-from piggyback.hypergradients.capabilities import Capabilities, Guarantee, Memory, Smoothness
+from piggyback.hypergradients.capabilities import (
+    Capabilities,
+    Guarantee,
+    Memory,
+    Smoothness,
+)
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import Accuracy, WarmStart, flat_gradient
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.loop import Outcome, Schedule, Status, iterate
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element, solve_lower
+from piggyback.solvers.lower import (
+    LowerLevel,
+    LowerSolver,
+    radius_per_element,
+    solve_lower,
+)
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal, Scalar
@@ -26,9 +37,11 @@ from piggyback.values import require_count, require_positive
 
 @dataclass(frozen=True)
 class Penalised(SaddleProblem):
-    """``h(x) + weight l(x)`` for a convex ``l``, as solvers that see nothing but gradients see it.
+    """``h(x) + weight l(x)`` for a convex ``l``, as solvers that see nothing
+    but gradients see it.
 
-    ``||x - x*||_H <= ||gradient||_{H^{-1}}`` (eq. 10) still holds, since ``l`` only adds curvature.
+    ``||x - x*||_H <= ||gradient||_{H^{-1}}`` (eq. 10) still holds, since ``l``
+    only adds curvature.
     """
 
     loss: Loss = field(kw_only=True)
@@ -38,25 +51,38 @@ class Penalised(SaddleProblem):
     def of(problem: SaddleProblem, loss: Loss, weight: PerSample) -> Penalised:
         """``problem`` with the penalty, outside any graph."""
         fixed = problem.detached()
-        return Penalised(fixed.data, fixed.potential, fixed.operator, fixed.exact, loss=loss, weight=weight)
+        return Penalised(
+            fixed.data,
+            fixed.potential,
+            fixed.operator,
+            fixed.exact,
+            loss=loss,
+            weight=weight,
+        )
 
     def energy(self, x: Primal) -> PerSample:
         return super().energy(x) + self.weight * self.loss.value(x)
 
     def gradient(self, x: Primal) -> Primal:
-        return super().gradient(x) + per_sample(self.weight, x) * self.loss.gradient(x)
+        return super().gradient(x) + per_sample(
+            self.weight, x
+        ) * self.loss.gradient(x)
 
     def stiffness(self) -> Scalar:
         return super().stiffness() + self.loss.smoothness * self.weight.amax()
 
     def select(self, index: Tensor) -> Penalised:
-        return Penalised.of(super().select(index), self.loss.select(index), self.weight[index])
+        return Penalised.of(
+            super().select(index), self.loss.select(index), self.weight[index]
+        )
 
     def detached(self) -> Penalised:
         return self
 
     def double(self) -> Penalised:
-        return Penalised.of(super().double(), self.loss.double(), self.weight.double())
+        return Penalised.of(
+            super().double(), self.loss.double(), self.weight.double()
+        )
 
     def counted(self, counter: ApplicationCounter) -> Penalised:
         return Penalised.of(super().counted(counter), self.loss, self.weight)
@@ -68,42 +94,71 @@ FIRST_ORDER = Schedule(max_steps=20000, check_every=10, patience=100)
 
 @dataclass(frozen=True)
 class _TwoSolves(DirectMethod):
-    """What the methods with an upper penalty share: the lower level by ``solver``, the penalised one by ``penalised``."""
+    """What the methods with an upper penalty share: the lower level by
+    ``solver``, the penalised one by ``penalised``."""
 
     solver: LowerSolver = field(default_factory=NonlinearCG)
-    penalised: AcceleratedGradient | GradientDescent = field(default_factory=AcceleratedGradient)
+    penalised: AcceleratedGradient | GradientDescent = field(
+        default_factory=AcceleratedGradient
+    )
     lower_schedule: Schedule = Schedule(max_steps=2000)
     penalised_schedule: Schedule = FIRST_ORDER
 
-    def lower(self, problem: SaddleProblem, radius: PerSample, start: WarmStart | None) -> Outcome:
+    def lower(
+        self, problem: SaddleProblem, radius: PerSample, start: WarmStart | None
+    ) -> Outcome:
         """``x*``."""
-        return solve_lower(problem, self.solver, radius, None if start is None else start.x, self.lower_schedule)
+        return solve_lower(
+            problem,
+            self.solver,
+            radius,
+            None if start is None else start.x,
+            self.lower_schedule,
+        )
 
-    def upper(self, problem: SaddleProblem, loss: Loss, gamma: PerSample, radius: PerSample, start: Primal) -> Outcome:
+    def upper(
+        self,
+        problem: SaddleProblem,
+        loss: Loss,
+        gamma: PerSample,
+        radius: PerSample,
+        start: Primal,
+    ) -> Outcome:
         """``x_gamma = argmin h + l/gamma``."""
         with torch.no_grad():
             penalised = Penalised.of(problem, loss, 1 / gamma)
-            return iterate(self.penalised.bind(LowerLevel(penalised, start, radius)), self.penalised_schedule)
+            return iterate(
+                self.penalised.bind(LowerLevel(penalised, start, radius)),
+                self.penalised_schedule,
+            )
 
 
 def penalty_unit(problem: SaddleProblem, loss: Loss) -> float:
-    """``L_l/mu`` (``1/mu`` for a linear loss): a penalty in this unit has a bias that does not depend on scales."""
+    """``L_l/mu`` (``1/mu`` for a linear loss): a penalty in this unit has a
+    bias that does not depend on scales."""
     return loss.curvature_unit / problem.data.strong_convexity
 
 
-def value_difference(problem: SaddleProblem, x: Primal, reference: Primal) -> PerSample:
-    """``h_theta(x) - h_theta(reference)`` as a function of the parameters; ``K`` sees both points in one call."""
-    ahead, behind = problem.operator.forward(torch.cat([x.detach(), reference.detach()])).chunk(2)
+def value_difference(
+    problem: SaddleProblem, x: Primal, reference: Primal
+) -> PerSample:
+    """``h_theta(x) - h_theta(reference)`` as a function of the parameters;
+    ``K`` sees both points in one call."""
+    ahead, behind = problem.operator.forward(
+        torch.cat([x.detach(), reference.detach()])
+    ).chunk(2)
     potential = problem.potential.value(ahead) - problem.potential.value(behind)
     return potential + problem.data.value(x) - problem.data.value(reference)
 
 
 @dataclass(frozen=True)
 class ValueFunction(_TwoSolves):
-    """``gamma (d_theta h(x_gamma) - d_theta h(x*))`` with ``x_gamma = argmin l/gamma + h`` (F2SA; Kwon et al. 2023).
+    """``gamma (d_theta h(x_gamma) - d_theta h(x*))`` with ``x_gamma = argmin
+    l/gamma + h`` (F2SA; Kwon et al. 2023).
 
-    The penalty is ``gamma L_l/mu``.  Bias ``O(1/gamma)``; both solves are as many times more exact than asked for, because their
-    difference is multiplied by the penalty.
+    The penalty is ``gamma L_l/mu``. Bias ``O(1/gamma)``; both solves are as
+    many times more exact than asked for, because their difference is multiplied
+    by the penalty.
     """
 
     capabilities = Capabilities(
@@ -138,7 +193,9 @@ class ValueFunction(_TwoSolves):
         gamma = torch.full_like(radius, penalty)
         upper = self.upper(problem, loss, gamma, radius, x)
         with torch.enable_grad():
-            value = (gamma * value_difference(problem, upper.result[0], x)).sum()
+            value = (
+                gamma * value_difference(problem, upper.result[0], x)
+            ).sum()
             gradient = flat_gradient(value, parameters)
         status = torch.maximum(lower.status, upper.status)
         return Direct(gradient, x, status, WarmStart.at(x))
@@ -146,14 +203,18 @@ class ValueFunction(_TwoSolves):
 
 @dataclass(frozen=True)
 class BVFIM(_TwoSolves):
-    """Interior-point value function (Liu et al. 2021) with a barrier that does blow up.
+    """Interior-point value function (Liu et al. 2021) with a barrier that does
+    blow up.
 
         x = argmin l(x) - sigma ln(h* + c - h(x)),   g = -sigma (d_theta h(z) - d_theta h(x)) / (h* + c - h(x)),   z = argmin h
 
-    Stationarity says that ``x = x_gamma`` of ``ValueFunction`` with ``gamma = sigma/(h* + c - h(x))``, so the barrier problem is
-    solved for that one multiplier, each ``x_gamma`` by the same solver.  As ``h(x_gamma) - h*`` is close to ``C/gamma^2``, the
-    next multiplier is the root of ``gamma (c - C/gamma^2) = sigma``, until the equation holds to ``tolerance``.  With the energy
-    ``E = ||grad l(z)||^2/2`` in the norm of ``H^{-1}`` and ``s = L_l/mu``: ``c = slack E/s^2``, ``sigma = barrier E/s``.
+    Stationarity says that ``x = x_gamma`` of ``ValueFunction`` with ``gamma =
+    sigma/(h* + c - h(x))``, so the barrier problem is solved for that one
+    multiplier, each ``x_gamma`` by the same solver. As ``h(x_gamma) - h*`` is
+    close to ``C/gamma^2``, the next multiplier is the root of ``gamma (c -
+    C/gamma^2) = sigma``, until the equation holds to ``tolerance``. With the
+    energy ``E = ||grad l(z)||^2/2`` in the norm of ``H^{-1}`` and ``s =
+    L_l/mu``: ``c = slack E/s^2``, ``sigma = barrier E/s``.
     """
 
     capabilities = Capabilities(
@@ -187,22 +248,35 @@ class BVFIM(_TwoSolves):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
-        # h(x) - h* nearly uses the slack up: what is left of it must keep its digits
-        radius = radius_per_element(problem, accuracy.lower * self.slack / penalty_unit(problem, loss))
+        # h(x) - h* nearly uses the slack up: what is left of it must keep its
+        # digits
+        radius = radius_per_element(
+            problem, accuracy.lower * self.slack / penalty_unit(problem, loss)
+        )
         lower = self.lower(problem, radius, start)
         (z,) = lower.result
         x, gamma, status = self._interior(problem, loss, radius, z)
         with torch.enable_grad():
-            gradient = flat_gradient((gamma * value_difference(problem, x, z)).sum(), parameters)
-        return Direct(gradient, z, torch.maximum(lower.status, status), WarmStart.at(z))
+            gradient = flat_gradient(
+                (gamma * value_difference(problem, x, z)).sum(), parameters
+            )
+        return Direct(
+            gradient, z, torch.maximum(lower.status, status), WarmStart.at(z)
+        )
 
     def _interior(
         self, problem: SaddleProblem, loss: Loss, radius: PerSample, z: Primal
     ) -> tuple[Primal, PerSample, Tensor]:
-        """``x``, its multiplier ``sigma/(h* + c - h(x))`` per sample, and how the solves ended."""
+        """``x``, its multiplier ``sigma/(h* + c - h(x))`` per sample, and how
+        the solves ended."""
         fixed, unit = problem.detached(), penalty_unit(problem, loss)
         with torch.no_grad():
-            energy = fixed.data.dual_norm(loss.gradient(z)).square().clamp(min=torch.finfo(z.dtype).tiny) / 2
+            energy = (
+                fixed.data.dual_norm(loss.gradient(z))
+                .square()
+                .clamp(min=torch.finfo(z.dtype).tiny)
+                / 2
+            )
             gamma, x = self._root(torch.ones_like(energy)), z  # in the unit
             for _ in range(self.rounds):
                 outcome = self.upper(fixed, loss, gamma * unit, radius, x)
@@ -212,10 +286,20 @@ class BVFIM(_TwoSolves):
                 solved = (room - 1).abs() <= self.tolerance
                 if bool(solved.all()):
                     break
-                gamma = torch.where(solved, gamma, self._root((excess * gamma.square()).clamp(min=0)))
-            status = torch.where(solved, outcome.status, torch.clamp(outcome.status, min=int(Status.STEP_LIMIT)))
+                gamma = torch.where(
+                    solved,
+                    gamma,
+                    self._root((excess * gamma.square()).clamp(min=0)),
+                )
+            status = torch.where(
+                solved,
+                outcome.status,
+                torch.clamp(outcome.status, min=int(Status.STEP_LIMIT)),
+            )
         return x, gamma * unit, status
 
     def _root(self, excess: PerSample) -> PerSample:
         """The positive root of ``slack gamma^2 - barrier gamma - excess = 0``."""
-        return (self.barrier + (self.barrier**2 + 4 * self.slack * excess).sqrt()) / (2 * self.slack)
+        return (
+            self.barrier + (self.barrier**2 + 4 * self.slack * excess).sqrt()
+        ) / (2 * self.slack)

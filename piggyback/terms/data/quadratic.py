@@ -1,4 +1,5 @@
-"""Data terms ``g(x) = 1/2 <x, H x> - <b, x> + const`` with constant Hessian ``H >= mu I``."""
+"""Data terms ``g(x) = 1/2 <x, H x> - <b, x> + const`` with constant Hessian ``H
+>= mu I``."""
 
 from __future__ import annotations
 
@@ -12,11 +13,18 @@ from torch import Tensor
 from piggyback.batched import inner, multiplied_spectrum, norm
 from piggyback.forward.base import checked_kernel, kept
 from piggyback.types import PerSample, Primal, Scalar
-from piggyback.values import first_bad_sample, require_finite, require_images, require_number, warn_of_scale
+from piggyback.values import (
+    first_bad_sample,
+    require_finite,
+    require_images,
+    require_number,
+    warn_of_scale,
+)
 
 
 class DataTerm(ABC):
-    """A strongly convex quadratic of the primal variable, one per sample of a batch."""
+    """A strongly convex quadratic of the primal variable, one per sample of a
+    batch."""
 
     @property
     @abstractmethod
@@ -35,7 +43,8 @@ class DataTerm(ABC):
 
     @property
     def pilot(self) -> Primal:
-        """What the observation looks like as an image: weights that adapt look at it."""
+        """What the observation looks like as an image: weights that adapt look
+        at it."""
         return self.start
 
     @abstractmethod
@@ -47,7 +56,8 @@ class DataTerm(ABC):
         """``H x - b``."""
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
-        """``<grad g(x), direction>``, differentiable in all that ``g`` depends on: input gradients are read off it (eq. 9)."""
+        """``<grad g(x), direction>``, differentiable in all that ``g`` depends
+        on: input gradients are read off it (eq. 9)."""
         return inner(direction, self.gradient(x))
 
     @abstractmethod
@@ -72,10 +82,12 @@ class DataTerm(ABC):
 
     @abstractmethod
     def double(self) -> DataTerm:
-        """The same term in float64, computed from the present values of its inputs and connected to their graphs."""
+        """The same term in float64, computed from the present values of its
+        inputs and connected to their graphs."""
 
     def renewed(self) -> DataTerm:
-        """The same term computed from the present values of its inputs: kernels and weights that are learned move."""
+        """The same term computed from the present values of its inputs: kernels
+        and weights that are learned move."""
         return self
 
     def detached(self) -> DataTerm:
@@ -87,39 +99,53 @@ class DataTerm(ABC):
         return chosen
 
     def inputs(self) -> dict[str, Tensor]:
-        """The tensors that the term was made of, by the names that reports and messages use."""
+        """The tensors that the term was made of, by the names that reports and
+        messages use."""
         return {}
 
     def check(self) -> None:
-        """Raise ``ValueError`` naming the first sample whose data are not finite (reads values: synchronises)."""
+        """Raise ``ValueError`` naming the first sample whose data are not
+        finite (reads values: synchronises)."""
         bad = first_bad_sample(self.start)
         if bad is not None:
-            raise ValueError(f"data term: sample {bad} of the batch has NaN or infinite values")
+            raise ValueError(
+                f"data term: sample {bad} of the batch has NaN or infinite values"
+            )
 
     def unit_roundoff(self, dtype: torch.dtype) -> float:
-        """Relative rounding of ``gradient`` and ``hessian`` in ``dtype``; infinite if no bound of ``H`` is known."""
+        """Relative rounding of ``gradient`` and ``hessian`` in ``dtype``;
+        infinite if no bound of ``H`` is known."""
         return torch.finfo(dtype).eps
 
     def symbol(self, like: Primal) -> Tensor:
-        """What preconditioners take for ``H``: the number ``mu``, unless ``H`` is diagonal in Fourier space."""
-        # filled on the device: a number that is sent there would make a renewed preconditioner wait
-        return torch.full((), self.strong_convexity, dtype=like.dtype, device=like.device)
+        """What preconditioners take for ``H``: the number ``mu``, unless ``H``
+        is diagonal in Fourier space."""
+        # filled on the device: a number that is sent there would make a renewed
+        # preconditioner wait
+        return torch.full(
+            (), self.strong_convexity, dtype=like.dtype, device=like.device
+        )
 
     def inverse_kernel(self) -> Tensor | None:
-        """``(height, width)`` in float64, if ``H^{-1}`` is the periodic convolution of every channel with it."""
+        """``(height, width)`` in float64, if ``H^{-1}`` is the periodic
+        convolution of every channel with it."""
         return None
 
     def dual_norm(self, v: Primal) -> PerSample:
-        """At least ``||v||_{H^{-1}}``; equal to it up to rounding, unless a subclass says otherwise."""
+        """At least ``||v||_{H^{-1}}``; equal to it up to rounding, unless a
+        subclass says otherwise."""
         return inner(v, self.solve(v)).clamp(min=0).sqrt()
 
 
 class Denoising(DataTerm):
-    """``g(x) = 1/2 <x - observed, weight (x - observed)>`` with ``observed`` of shape ``(batch, ...)``, grey values in [0, 1].
+    """``g(x) = 1/2 <x - observed, weight (x - observed)>`` with ``observed`` of
+    shape ``(batch, ...)``, grey values in [0, 1].
 
-    ``weight``: a number, or a tensor: one value, or of as many axes as ``observed`` and broadcasting against it: one weight per
-    sample ``(batch, 1, 1, 1)`` or pixel.  Differentiable in both.
-    Raises ``ValueError`` for a weight of another shape or that is not positive, and in ``check`` for non-finite observations.
+    ``weight``: a number, or a tensor: one value, or of as many axes as
+    ``observed`` and broadcasting against it: one weight per sample ``(batch, 1,
+    1, 1)`` or pixel. Differentiable in both. Raises ``ValueError`` for a weight
+    of another shape or that is not positive, and in ``check`` for non-finite
+    observations.
     """
 
     def __init__(self, observed: Primal, weight: float | Tensor = 1.0) -> None:
@@ -128,10 +154,14 @@ class Denoising(DataTerm):
             weight = _broadcasting(weight, observed)
         lowest, highest = _range(weight)
         if not (lowest > 0 and highest < math.inf):
-            raise ValueError(f"Denoising needs a positive weight, got {highest if lowest > 0 else lowest}")
+            raise ValueError(
+                f"Denoising needs a positive weight, got {highest if lowest > 0 else lowest}"
+            )
         self.observed = observed
         self._given_weight = weight  # in its own precision, for ``double``
-        self.weight = weight.to(observed) if isinstance(weight, Tensor) else weight
+        self.weight = (
+            weight.to(observed) if isinstance(weight, Tensor) else weight
+        )
         self._bounds = lowest, highest
 
     def check(self) -> None:
@@ -167,15 +197,24 @@ class Denoising(DataTerm):
         return v / (1 + step * self.weight)
 
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
-        return (v + step * self.weight * self.observed) / (1 + step * self.weight)
+        return (v + step * self.weight * self.observed) / (
+            1 + step * self.weight
+        )
 
     def symbol(self, like: Primal) -> Tensor:
-        return self.weight.mean() if isinstance(self.weight, Tensor) else super().symbol(like)
+        return (
+            self.weight.mean()
+            if isinstance(self.weight, Tensor)
+            else super().symbol(like)
+        )
 
     def select(self, index: Tensor) -> Denoising:
-        chosen = copy.copy(self)  # the bounds of the whole batch hold for every sample of it
+        # the bounds of the whole batch hold for every sample of it
+        chosen = copy.copy(self)
         chosen.observed = self.observed[index]
-        for name, value in _tensors(weight=self.weight, _given_weight=self._given_weight).items():
+        for name, value in _tensors(
+            weight=self.weight, _given_weight=self._given_weight
+        ).items():
             if value.dim() > 0 and value.shape[0] > 1:
                 setattr(chosen, name, value[index])
         return chosen
@@ -191,14 +230,17 @@ class Denoising(DataTerm):
 
 
 def _broadcasting(weight: Tensor, observed: Primal) -> Tensor:
-    """A weight that multiplies observations without changing their shape; what is not learned is copied."""
+    """A weight that multiplies observations without changing their shape; what
+    is not learned is copied."""
     if weight.numel() == 1:
         return kept(weight).reshape(())
     if weight.dim() != observed.dim() or any(
-        w not in (1, n) for w, n in zip(weight.shape, observed.shape, strict=True)
+        w not in (1, n)
+        for w, n in zip(weight.shape, observed.shape, strict=True)
     ):
         raise ValueError(
-            f"a weight of shape {tuple(weight.shape)} does not fit observations {tuple(observed.shape)}: give one value, one "
+            f"a weight of shape {tuple(weight.shape)} does not fit "
+            f"observations {tuple(observed.shape)}: give one value, one "
             "per sample (batch, 1, ...) or one per pixel"
         )
     return kept(weight)
@@ -223,7 +265,9 @@ def one_value(name: str, value: float | Tensor) -> float | Tensor:
         require_number(f"the {name}", value)
         return value
     if value.numel() != 1:
-        raise ValueError(f"the {name} must be one value, got a tensor of shape {tuple(value.shape)}")
+        raise ValueError(
+            f"the {name} must be one value, got a tensor of shape {tuple(value.shape)}"
+        )
     return kept(value).reshape(())
 
 
@@ -234,11 +278,16 @@ def number(value: float | Tensor) -> float:
 
 def _tensors(**values: float | Tensor) -> dict[str, Tensor]:
     """Those that are tensors."""
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
 
 
 class _SpectrallyBounded(DataTerm):
-    """What follows from the linear part ``b`` and bounds of the spectrum of ``H``."""
+    """What follows from the linear part ``b`` and bounds of the spectrum of
+    ``H``."""
 
     linear: Primal
     _bounds: tuple[float, float]
@@ -260,46 +309,73 @@ class _SpectrallyBounded(DataTerm):
 
 
 class Deblurring(_SpectrallyBounded):
-    """``g(x) = 1/2 ||B x - observed||^2 + ridge/2 ||x - centre||^2``, ``B`` the periodic convolution of each channel.
+    """``g(x) = 1/2 ||B x - observed||^2 + ridge/2 ||x - centre||^2``, ``B`` the
+    periodic convolution of each channel.
 
-    ``observed`` ``(batch, channels, height, width)``, grey values in [0, 1]; ``kernel`` ``(k, l)`` with odd sides, its centre at
-    the middle; ``ridge``: a number or a tensor of one value; ``centre``, what the ridge pulls to: a number or a tensor that
-    broadcasts against ``observed``.  Differentiable in all of them.
-    ``H = B^T B + ridge I`` is diagonal in Fourier space, so prox and ``H^{-1}`` norms are exact (docs/theory.md,
-    section 1).  Raises ``ValueError`` for an even, empty, non-finite or too large kernel, and unless ``H`` is positive definite.
+    ``observed`` ``(batch, channels, height, width)``, grey values in [0, 1];
+    ``kernel`` ``(k, l)`` with odd sides, its centre at the middle; ``ridge``: a
+    number or a tensor of one value; ``centre``, what the ridge pulls to: a
+    number or a tensor that broadcasts against ``observed``. Differentiable in
+    all of them. ``H = B^T B + ridge I`` is diagonal in Fourier space, so prox
+    and ``H^{-1}`` norms are exact (docs/theory.md, section 1). Raises
+    ``ValueError`` for an even, empty, non-finite or too large kernel, and
+    unless ``H`` is positive definite.
     """
 
     def __init__(
-        self, observed: Primal, kernel: Tensor, ridge: float | Tensor = 0.01, centre: float | Tensor = 0.0
+        self,
+        observed: Primal,
+        kernel: Tensor,
+        ridge: float | Tensor = 0.01,
+        centre: float | Tensor = 0.0,
     ) -> None:
         require_images("the observation", observed)
         kernel = checked_kernel(kernel)
         ridge = one_value("ridge", ridge)
-        if observed.dim() != 4 or any(k > n for k, n in zip(kernel.shape, observed.shape[-2:], strict=True)):
+        if observed.dim() != 4 or any(
+            k > n
+            for k, n in zip(kernel.shape, observed.shape[-2:], strict=True)
+        ):
             raise ValueError(
-                f"a blur of {tuple(kernel.shape)} pixels does not fit into images {tuple(observed.shape)}; "
+                f"a blur of {tuple(kernel.shape)} pixels does not fit into "
+                f"images {tuple(observed.shape)}; "
                 "those need shape (batch, channels, height, width)"
             )
         if not 0 <= number(ridge) < math.inf:
-            raise ValueError(f"Deblurring needs a non-negative ridge, got {number(ridge)}")
+            raise ValueError(
+                f"Deblurring needs a non-negative ridge, got {number(ridge)}"
+            )
         self.observed = observed
-        self._given_kernel, self._given_centre = kernel, kept_centre(centre)  # in their own precision, for ``double``
+        # in their own precision, for ``double``
+        self._given_kernel, self._given_centre = (
+            kernel,
+            kept_centre(centre),
+        )
         self.kernel = kernel.to(observed)
         self.ridge = ridge
         self.size = (observed.shape[-2], observed.shape[-1])
         transfer = _transfer_function(self.kernel.double(), self.size)
         power = transfer.real.square() + transfer.imag.square() + ridge
         lowest, highest = _range(power)
-        slack = 64 * torch.finfo(power.dtype).eps * highest  # the rounding of the transfer function
+        # the rounding of the transfer function
+        slack = 64 * torch.finfo(power.dtype).eps * highest
         self._bounds = lowest - slack, highest + slack
         if not self._bounds[0] > 0:
             raise ValueError(
-                f"this blur removes some frequencies: Deblurring needs a positive ridge, got {number(ridge)}"
+                "this blur removes some frequencies: Deblurring needs a "
+                f"positive ridge, got {number(ridge)}"
             )
         self._power = power.to(observed)
-        self._least_power = (power - slack).to(observed)  # at most the eigenvalues of H
-        self._transfer = transfer.to(torch.complex128 if observed.dtype == torch.float64 else torch.complex64)
-        self.centre = whole_centre("the centre of Deblurring", self._given_centre, observed)
+        # at most the eigenvalues of H
+        self._least_power = (power - slack).to(observed)
+        self._transfer = transfer.to(
+            torch.complex128
+            if observed.dtype == torch.float64
+            else torch.complex64
+        )
+        self.centre = whole_centre(
+            "the centre of Deblurring", self._given_centre, observed
+        )
         self.linear = self._back(observed) + ridge * self.centre
 
     def check(self) -> None:
@@ -318,15 +394,19 @@ class Deblurring(_SpectrallyBounded):
 
     def value(self, x: Primal) -> PerSample:
         residual, away = self.blur(x) - self.observed, x - self.centre
-        return 0.5 * inner(residual, residual) + 0.5 * self.ridge * inner(away, away)
+        return 0.5 * inner(residual, residual) + 0.5 * self.ridge * inner(
+            away, away
+        )
 
     def gradient(self, x: Primal) -> Primal:
-        return self._back(self.blur(x) - self.observed) + self.ridge * (x - self.centre)
+        return self._back(self.blur(x) - self.observed) + self.ridge * (
+            x - self.centre
+        )
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
-        return inner(self.blur(direction), self.blur(x) - self.observed) + self.ridge * inner(
-            direction, x - self.centre
-        )
+        return inner(
+            self.blur(direction), self.blur(x) - self.observed
+        ) + self.ridge * inner(direction, x - self.centre)
 
     def hessian(self, v: Primal) -> Primal:
         return self._filtered(v, self._power)
@@ -338,34 +418,54 @@ class Deblurring(_SpectrallyBounded):
         return self._filtered(v, (1 + step * self._power).reciprocal())
 
     def dual_norm(self, v: Primal) -> PerSample:
-        return inner(v, self._filtered(v, self._least_power.reciprocal())).clamp(min=0).sqrt()
+        return (
+            inner(v, self._filtered(v, self._least_power.reciprocal()))
+            .clamp(min=0)
+            .sqrt()
+        )
 
     def symbol(self, like: Primal) -> Tensor:
         return self._power
 
     def inverse_kernel(self) -> Tensor | None:
-        return torch.fft.irfft2(self._least_power.double().reciprocal(), s=self.size)
+        return torch.fft.irfft2(
+            self._least_power.double().reciprocal(), s=self.size
+        )
 
     @property
     def pilot(self) -> Primal:
-        return self.observed  # blurred; the start has the noise amplified by H^{-1}
+        # blurred; the start has the noise amplified by H^{-1}
+        return self.observed
 
     def select(self, index: Tensor) -> Deblurring:
-        chosen = copy.copy(self)  # the transfer function does not depend on the sample
+        # the transfer function does not depend on the sample
+        chosen = copy.copy(self)
         for name in ("observed", "linear", "centre"):
             setattr(chosen, name, getattr(self, name)[index])
-        chosen._given_centre = select_centre(self._given_centre, self.centre, index)
+        chosen._given_centre = select_centre(
+            self._given_centre, self.centre, index
+        )
         return chosen
 
     def double(self) -> Deblurring:
-        return Deblurring(self.observed.double(), self._given_kernel, self.ridge, self._given_centre)
+        return Deblurring(
+            self.observed.double(),
+            self._given_kernel,
+            self.ridge,
+            self._given_centre,
+        )
 
     def renewed(self) -> Deblurring:
-        return Deblurring(self.observed, self._given_kernel, self.ridge, self._given_centre)
+        return Deblurring(
+            self.observed, self._given_kernel, self.ridge, self._given_centre
+        )
 
     def inputs(self) -> dict[str, Tensor]:
         return _tensors(
-            observation=self.observed, kernel=self._given_kernel, ridge=self.ridge, centre=self._given_centre
+            observation=self.observed,
+            kernel=self._given_kernel,
+            ridge=self.ridge,
+            centre=self._given_centre,
         )
 
 
@@ -377,59 +477,94 @@ def kept_centre(centre: float | Tensor) -> float | Tensor:
 def whole_centre(name: str, given: float | Tensor, like: Primal) -> Primal:
     """What a ridge pulls to, one value per pixel of the images ``like``.
 
-    Raises ``ValueError`` for what is no real number or tensor, does not broadcast against ``like``, or is not finite.
+    Raises ``ValueError`` for what is no real number or tensor, does not
+    broadcast against ``like``, or is not finite.
     """
     if isinstance(given, Tensor):
         sides = zip(reversed(given.shape), reversed(like.shape), strict=False)
-        if given.is_complex() or given.dim() > like.dim() or any(c not in (1, n) for c, n in sides):
+        if (
+            given.is_complex()
+            or given.dim() > like.dim()
+            or any(c not in (1, n) for c, n in sides)
+        ):
             raise ValueError(
-                f"{name} has shape {tuple(given.shape)} in {given.dtype}, which does not fit images {tuple(like.shape)}"
+                f"{name} has shape {tuple(given.shape)} in {given.dtype}, "
+                f"which does not fit images {tuple(like.shape)}"
             )
     else:
         require_number(name, given)
-    centre = torch.as_tensor(given, dtype=like.dtype, device=like.device).expand_as(like)
+    centre = torch.as_tensor(
+        given, dtype=like.dtype, device=like.device
+    ).expand_as(like)
     require_finite(name, centre)
     return centre
 
 
-def select_centre(given: float | Tensor, whole: Tensor, index: Tensor) -> float | Tensor:
-    """The ``given`` centre of the chosen samples, ``whole`` being what it was broadcast to."""
-    if isinstance(given, Tensor) and given.dim() == whole.dim() and given.shape[0] == whole.shape[0]:
+def select_centre(
+    given: float | Tensor, whole: Tensor, index: Tensor
+) -> float | Tensor:
+    """The ``given`` centre of the chosen samples, ``whole`` being what it was
+    broadcast to."""
+    if (
+        isinstance(given, Tensor)
+        and given.dim() == whole.dim()
+        and given.shape[0] == whole.shape[0]
+    ):
         return given[index]
     return given
 
 
 def _transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Half of the discrete Fourier transform of a centred kernel on an image of ``size``, ``(height, width/2 + 1)``."""
+    """Half of the discrete Fourier transform of a centred kernel on an image of
+    ``size``, ``(height, width/2 + 1)``."""
     padded = kernel.new_zeros(size)
     padded[: kernel.shape[0], : kernel.shape[1]] = kernel
-    centred = padded.roll((-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), dims=(0, 1))
+    centred = padded.roll(
+        (-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), dims=(0, 1)
+    )
     return torch.fft.rfft2(centred)
 
 
 class DenseQuadratic(_SpectrallyBounded):
-    """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H`` of shape ``(n, n)`` and ``b`` of shape ``(batch, n)``.
+    """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H`` of shape ``(n, n)``
+    and ``b`` of shape ``(batch, n)``.
 
-    ``bounds`` of the eigenvalues, from below and above; computed if None.  Raises ``ValueError`` unless ``H`` is symmetric
-    positive definite, and for a ``b`` that does not fit it or bounds in the wrong order.
+    ``bounds`` of the eigenvalues, from below and above; computed if None.
+    Raises ``ValueError`` unless ``H`` is symmetric positive definite, and for a
+    ``b`` that does not fit it or bounds in the wrong order.
     """
 
-    def __init__(self, hessian: Tensor, linear: Primal, bounds: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        hessian: Tensor,
+        linear: Primal,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
         require_images("the matrix of DenseQuadratic", hessian)
         require_images("the linear part of DenseQuadratic", linear)
         require_finite("the matrix of DenseQuadratic", hessian)
         if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
             raise ValueError("DenseQuadratic needs a symmetric matrix")
-        self._bounds = _spectrum_bounds(hessian.detach()) if bounds is None else bounds
+        self._bounds = (
+            _spectrum_bounds(hessian.detach()) if bounds is None else bounds
+        )
         if not self._bounds[0] > 0:
             raise ValueError(
-                f"DenseQuadratic needs a positive definite matrix, smallest eigenvalue {self._bounds[0]:.3g}"
+                "DenseQuadratic needs a positive definite matrix, smallest "
+                f"eigenvalue {self._bounds[0]:.3g}"
             )
         if not self._bounds[0] <= self._bounds[1] < math.inf:
-            raise ValueError(f"DenseQuadratic needs bounds (below, above) of the eigenvalues, got {self._bounds}")
-        if linear.dim() != 2 or linear.shape[1] != hessian.shape[0] or linear.dtype != hessian.dtype:
             raise ValueError(
-                f"DenseQuadratic needs a linear part of shape (batch, {hessian.shape[0]}) in {hessian.dtype}, got "
+                f"DenseQuadratic needs bounds (below, above) of the eigenvalues, got {self._bounds}"
+            )
+        if (
+            linear.dim() != 2
+            or linear.shape[1] != hessian.shape[0]
+            or linear.dtype != hessian.dtype
+        ):
+            raise ValueError(
+                "DenseQuadratic needs a linear part of shape (batch, "
+                f"{hessian.shape[0]}) in {hessian.dtype}, got "
                 f"{tuple(linear.shape)} in {linear.dtype}"
             )
         self.matrix = hessian
@@ -448,31 +583,47 @@ class DenseQuadratic(_SpectrallyBounded):
         return _solved(self.matrix, v)
 
     def dual_norm(self, v: Primal) -> PerSample:
-        # eq. 25 with the rounding of the residual: |fl(H q) - H q| <= n eps |H| |q|, entry by entry
+        # eq. 25 with the rounding of the residual: |fl(H q) - H q| <= n eps |H|
+        # |q|, entry by entry
         q = self.solve(v)
         s = v - self.hessian(q)
-        unit = (v.shape[1] + 2) * torch.finfo(v.dtype).eps if v.dtype == torch.float64 else 0.0
+        unit = (
+            (v.shape[1] + 2) * torch.finfo(v.dtype).eps
+            if v.dtype == torch.float64
+            else 0.0
+        )
         lost = unit * norm(q.abs() @ self.matrix.abs() + v.abs())
         mu = self.strong_convexity
-        found = inner(q, v + s) + 2 * norm(q) * lost + (norm(s) + lost).square() / mu
+        found = (
+            inner(q, v + s)
+            + 2 * norm(q) * lost
+            + (norm(s) + lost).square() / mu
+        )
         return torch.fmin(found.clamp(min=0), inner(v, v) / mu).sqrt()
 
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
-        unit = torch.eye(self.matrix.shape[0], dtype=self.matrix.dtype, device=self.matrix.device)
+        unit = torch.eye(
+            self.matrix.shape[0],
+            dtype=self.matrix.dtype,
+            device=self.matrix.device,
+        )
         return _solved(unit + step * self.matrix, v)
 
     def select(self, index: Tensor) -> DenseQuadratic:
         return DenseQuadratic(self.matrix, self.linear[index], self._bounds)
 
     def double(self) -> DenseQuadratic:
-        return DenseQuadratic(self.matrix.double(), self.linear.double(), self._bounds)
+        return DenseQuadratic(
+            self.matrix.double(), self.linear.double(), self._bounds
+        )
 
     def inputs(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix, "linear": self.linear}
 
 
 def _solved(matrix: Tensor, v: Primal) -> Primal:
-    """``matrix^{-1} v``; the matrix is positive definite, so that whether it is singular need not be read back."""
+    """``matrix^{-1} v``; the matrix is positive definite, so that whether it is
+    singular need not be read back."""
     return torch.linalg.solve_ex(matrix, v.T).result.T
 
 

@@ -1,0 +1,18 @@
+"""Errors to plant in ``piggyback/operators``."""
+
+from __future__ import annotations
+
+from tests.mutations.planting import Mutation
+
+GPU = "tests/studies/test_gpu_check.py"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "piggyback/operators/base.py",
+        "DenseOperator.gram_inverse",
+        "torch.linalg.inv_ex(gram + symbol * unit).inverse",
+        "torch.linalg.inv(gram + symbol * unit)",
+        "a dense preconditioner waits for the device",
+        (GPU, "-k", "steps_do_not_wait and dense"),
+    ),
+)

@@ -1,0 +1,51 @@
+"""Errors to plant in ``piggyback/training``."""
+
+from __future__ import annotations
+
+from tests.mutations.planting import Mutation
+
+BILEVEL = "tests/training/test_bilevel.py"
+ADAPTIVE = "tests/regularizers/test_adaptive.py"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "piggyback/training/descent.py",
+        "AdaptiveDescent._search",
+        "if trial.upper <= reference.lower + settings.armijo * step * slope:",
+        "if trial.value <= reference.value + settings.armijo * step * slope:",
+        "acceptance (eq. 22) by values instead of certified ends",
+        (BILEVEL, "-k", "misleading"),
+    ),
+    Mutation(
+        "piggyback/training/descent.py",
+        "AdaptiveDescent._arrive",
+        "if trial.upper <= reference.lower - promised:",
+        "if trial.value <= reference.value - promised:",
+        "acceptance of several strides (eq. 22a) by values instead of certified ends",
+        (BILEVEL, "-k", "misleading or cannot_buy"),
+    ),
+    Mutation(
+        "piggyback/training/stochastic.py",
+        "StochasticDescent.move",
+        "share = (averaging + 1)",
+        "share = averaging",
+        "average of the stochastic iterates",
+        (ADAPTIVE, "-k", "weighted_mean"),
+    ),
+    Mutation(
+        "piggyback/training/descent.py",
+        "AdaptiveDescent._arrive",
+        "if not decrease > promised:",
+        "if False:",
+        "strides whose decrease finer estimates took back are certified",
+        (BILEVEL, "-k", "took_back"),
+    ),
+    Mutation(
+        "piggyback/training/rate.py",
+        "_lap",
+        "if late():\n                return",
+        "if False:\n                return",
+        "a lap goes on when there is no time left",
+        ("tests/training/test_tolerance.py", "-k", "gets_late"),
+    ),
+)
