@@ -19,7 +19,7 @@ from piggyback.hypergradients.capabilities import (
     Guarantee,
     Refused,
 )
-from piggyback.hypergradients.dualised import Lifted
+from piggyback.hypergradients.dualised import Dualised
 from piggyback.hypergradients.implicit import (
     ImplicitCG,
     ImplicitMINRES,
@@ -66,7 +66,7 @@ from piggyback.terms.data.quadratic import (
 )
 from piggyback.terms.energies import ModuleEnergy, SmoothEnergy, is_convex_along
 from piggyback.terms.losses import Loss, SquaredError
-from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential
 from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.training.descent import (
@@ -109,6 +109,7 @@ __all__ = [
     "DescentState",
     "DirectMethod",
     "DrivenDescent",
+    "Dualised",
     "Evaluation",
     "ForwardOperator",
     "GradientBound",
@@ -123,7 +124,6 @@ __all__ = [
     "Inpainting",
     "JacobianFree",
     "LeastSquares",
-    "Lifted",
     "LinearOperator",
     "LogCosh",
     "Loss",
@@ -137,9 +137,9 @@ __all__ = [
     "OneStep",
     "Oracle",
     "Outcome",
+    "Penalty",
     "Piggyback",
     "Potential",
-    "Profile",
     "QuasiNewton",
     "RateRace",
     "Reconstruction",

@@ -11,15 +11,21 @@ from regularizers.filter_bank.convolution import ConvolutionBank
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from regularizers.module import ModuleRegularizer
-from regularizers.relu_lifted.certificate import LiftedEvidence, lifted_bound
-from regularizers.relu_lifted.piggyback import LiftedPiggyback
-from regularizers.relu_lifted.primal_dual import LiftedPrimalDual
+from regularizers.relu_lifted.certificate import (
+    ReLULiftedEvidence,
+    relu_lifted_bound,
+)
+from regularizers.relu_lifted.piggyback import ReLULiftedPiggyback
+from regularizers.relu_lifted.primal_dual import ReLULiftedPrimalDual
 from regularizers.relu_lifted.problem import (
     ImageLoss,
-    LiftedProblem,
-    lifted_problem,
+    ReLULiftedProblem,
+    relu_lifted_problem,
 )
-from regularizers.relu_lifted.regularizer import LiftedConfig, LiftedRegularizer
+from regularizers.relu_lifted.regularizer import (
+    ReLULiftedConfig,
+    ReLULiftedRegularizer,
+)
 
 __all__ = [
     "AdaptiveRegularizer",
@@ -27,20 +33,20 @@ __all__ = [
     "Circular",
     "ConvolutionBank",
     "ImageLoss",
-    "LiftedConfig",
-    "LiftedEvidence",
-    "LiftedPiggyback",
-    "LiftedPrimalDual",
-    "LiftedProblem",
-    "LiftedRegularizer",
     "LinearConfig",
     "LinearRegularizer",
     "ModuleRegularizer",
     "NetworkConfig",
     "NetworkRegularizer",
+    "ReLULiftedConfig",
+    "ReLULiftedEvidence",
+    "ReLULiftedPiggyback",
+    "ReLULiftedPrimalDual",
+    "ReLULiftedProblem",
+    "ReLULiftedRegularizer",
     "Reflect",
     "Valid",
     "WeightConfig",
-    "lifted_bound",
-    "lifted_problem",
+    "relu_lifted_bound",
+    "relu_lifted_problem",
 ]

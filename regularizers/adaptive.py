@@ -322,7 +322,7 @@ class AdaptiveRegularizer(LinearRegularizer):
     def problem(self, data: DataTerm) -> SaddleProblem:
         base = self.potential()
         potential = Potential(
-            base.profile,
+            base.penalty,
             base.weight,
             base.smoothing,
             emphasis=self.network(data.pilot),

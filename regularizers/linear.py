@@ -12,7 +12,7 @@ from piggyback.certificates.bounds import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import DataTerm
-from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential
 from piggyback.types import Scalar
 from piggyback.values import require_count, require_positive
@@ -26,7 +26,7 @@ from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.filter_bank.convolution import ConvolutionBank
 from regularizers.filter_bank.kernels import KernelPlan
 
-PROFILES: dict[str, Profile] = {
+PENALTIES: dict[str, Penalty] = {
     "charbonnier": Charbonnier(),
     "huber": Huber(),
     "logcosh": LogCosh(),
@@ -47,7 +47,7 @@ class LinearConfig:
     filters: int = 48
     size: int = 7
     channels: int = 1
-    profile: str = "logcosh"
+    penalty: str = "logcosh"
     boundary: str = "reflect"
     gradient_weight: float = 0.042
     weight: float = 0.001
@@ -60,7 +60,7 @@ class LinearConfig:
         filters: int,
         size: int,
         channels: int,
-        profile: str,
+        penalty: str,
         boundary: str,
     ) -> LinearConfig:
         """Starting values in proportion to the noise ``sigma`` (grey values):
@@ -69,7 +69,7 @@ class LinearConfig:
             filters=filters,
             size=size,
             channels=channels,
-            profile=profile,
+            penalty=penalty,
             boundary=boundary,
             gradient_weight=0.43 * sigma,
             weight=0.01 * sigma,
@@ -78,9 +78,9 @@ class LinearConfig:
         )
 
     def __post_init__(self) -> None:
-        if self.profile not in PROFILES:
+        if self.penalty not in PENALTIES:
             raise ValueError(
-                f"unknown profile {self.profile!r}; choose one of {', '.join(PROFILES)}"
+                f"unknown penalty {self.penalty!r}; choose one of {', '.join(PENALTIES)}"
             )
         if self.boundary not in BOUNDARIES:
             raise ValueError(
@@ -106,7 +106,7 @@ class LinearRegularizer(Regularizer):
     """A bank of zero-mean filters with one weight and one smoothing each
     (docs/theory.md, eq. 3).
 
-    Convex for every parameter value: the profile is convex, weights and
+    Convex for every parameter value: the penalty is convex, weights and
     smoothings are exponentials, filters are free. Parameters: ``coefficients``
     ``(filters, channels, k^2 - 1)`` in an orthonormal zero-mean basis;
     ``log_weight`` and ``log_smoothing`` ``(filters,)``.
@@ -154,7 +154,7 @@ class LinearRegularizer(Regularizer):
         """The potentials."""
         smoothing = positive(self.log_smoothing, self.config.smoothing_floor)
         return Potential(
-            PROFILES[self.config.profile], self.log_weight.exp(), smoothing
+            PENALTIES[self.config.penalty], self.log_weight.exp(), smoothing
         )
 
     def problem(self, data: DataTerm) -> SaddleProblem:

@@ -1,4 +1,4 @@
-"""A hypergradient method on the lifted problem: least-squares data terms in the
+"""A hypergradient method on the dualised problem: least-squares data terms in the
 dual (docs/theory.md, eq. 27)."""
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from piggyback.terms.losses import Loss
 
 
 @dataclass(frozen=True)
-class Lifted(HypergradientMethod):
-    """``method`` on ``problem.lifted()``: the pair is that of the problem
+class Dualised(HypergradientMethod):
+    """``method`` on ``problem.dualised()``: the pair is that of the problem
     itself, and no system with ``B`` is solved."""
 
     capabilities = Capabilities(
-        name="lifted",
+        name="dualised",
         formula="a pair of another method, the least-squares data term in the dual",
         smoothness=Smoothness.CURVATURE,
         hessian_products=False,
@@ -46,5 +46,8 @@ class Lifted(HypergradientMethod):
         start: WarmStart | None = None,
     ) -> Sensitivity:
         return self.method.differentiate(
-            require_saddle(problem, "Lifted").lifted(), loss, accuracy, start
+            require_saddle(problem, "Dualised").dualised(),
+            loss,
+            accuracy,
+            start,
         )

@@ -45,7 +45,7 @@ class ConeProgram:
     ``F`` ``(n, n)``      upper triangular, ``F^T F = H``
     ``b`` ``(n,)``        the linear part of the data term
     ``c`` ``(rows,)``     the shift of every row
-    two of ``(rows,)``    weight and smoothing of every row, as ``Profile.cone_parameters`` wants them
+    two of ``(rows,)``    weight and smoothing of every row, as ``Penalty.cone_parameters`` wants them
 
     They hold the values of the problem that the program was made from, so
     ``problem.solve()`` works as it is; its optimal value is ``h(x*)`` up to the
@@ -65,7 +65,7 @@ class ConeProgram:
 
     def arguments(self, problem: LowerLevel) -> tuple[Tensor, ...]:
         """Float64 values of ``parameters`` for ``sample`` of ``problem``, which
-        may differ in everything but size and profile.
+        may differ in everything but size and penalty.
 
         Differentiable in whatever the operator, the potential and the data of
         ``problem`` depend on. Raises ``ValueError`` for a problem of another
@@ -110,7 +110,7 @@ def cone_program(problem: LowerLevel, sample: int) -> ConeProgram:
         cp.Variable(size, "v"),
         cp.Variable(rows, "z"),
     )
-    potential, constraints = problem.potential.profile.cone(z, pair)
+    potential, constraints = problem.potential.penalty.cone(z, pair)
     objective = cp.Minimize(cp.sum_squares(v) / 2 - linear @ x + potential)
     # F x and K x as variables of their own: no parameter inside a square, none
     # beside those of the potential
@@ -125,7 +125,7 @@ def cone_program(problem: LowerLevel, sample: int) -> ConeProgram:
 
 def _arguments(problem: LowerLevel, sample: int) -> tuple[Tensor, ...]:
     """The values of ``K``, ``F``, ``b``, ``c`` and the two parameters of the
-    profile, in float64, each with its graph."""
+    penalty, in float64, each with its graph."""
     one = problem.data.select(torch.tensor([sample]))
     like = one.start.detach()
     sites, size = _sites(problem, like), like.numel()
@@ -157,7 +157,7 @@ def _arguments(problem: LowerLevel, sample: int) -> tuple[Tensor, ...]:
             .expand_as(dual[0])
             .flatten()
         )
-    pair = potential.profile.cone_parameters(weight, smoothing)
+    pair = potential.penalty.cone_parameters(weight, smoothing)
     return matrix, torch.linalg.cholesky(hessian).mT, linear, shift, *pair
 
 

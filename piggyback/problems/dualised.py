@@ -17,7 +17,7 @@ from torch import Tensor
 from piggyback.operators.base import LinearOperator, Preconditioner
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.quadratic import DataTerm
-from piggyback.terms.penalties import Profile, ProfileBounds
+from piggyback.terms.penalties import Penalty, PenaltyBounds
 from piggyback.terms.potentials import Emphasis, Potential, PullBack
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import cvxpy as cp
 
 
-def lifted_parts(
+def dualised_parts(
     data: LeastSquares, potential: Potential, operator: LinearOperator
-) -> tuple[RidgeTerm, Potential, LiftedOperator]:
-    """Data term, potential and operator of the lifted problem: its solution,
+) -> tuple[RidgeTerm, Potential, DualisedOperator]:
+    """Data term, potential and operator of the dualised problem: its solution,
     adjoint and hypergradient are the same."""
     with torch.no_grad():
         one = data.linear[:1]
@@ -47,7 +47,7 @@ def lifted_parts(
         )
 
     stacked = Potential(
-        StackedProfile(rows, potential.profile),
+        StackedPenalty(rows, potential.penalty),
         column(potential.weight, 1.0),
         column(potential.smoothing, 1.0),
         column(potential.shift, 0.0),
@@ -55,7 +55,11 @@ def lifted_parts(
         if potential.emphasis is None
         else _stacked(potential.emphasis, rows, shape),
     )
-    return RidgeTerm(data), stacked, LiftedOperator(operator, data, rows, shape)
+    return (
+        RidgeTerm(data),
+        stacked,
+        DualisedOperator(operator, data, rows, shape),
+    )
 
 
 def _stacked(emphasis: Emphasis, rows: int, shape: torch.Size) -> Emphasis:
@@ -155,58 +159,58 @@ class RidgeTerm(DataTerm):
         return RidgeTerm(self.data.detached())
 
 
-class StackedProfile(Profile):
-    """``t^2 / 2`` for the first ``rows`` entries of the last axis, ``profile``
+class StackedPenalty(Penalty):
+    """``t^2 / 2`` for the first ``rows`` entries of the last axis, ``penalty``
     for the others."""
 
-    def __init__(self, rows: int, profile: Profile) -> None:
+    def __init__(self, rows: int, penalty: Penalty) -> None:
         self.rows = rows
-        self.profile = profile
-        self.third_bound = profile.third_bound
-        self.moment_lipschitz = max(1.0, profile.moment_lipschitz)
-        self.concordance = profile.concordance
+        self.penalty = penalty
+        self.third_bound = penalty.third_bound
+        self.moment_lipschitz = max(1.0, penalty.moment_lipschitz)
+        self.concordance = penalty.concordance
 
     def _split(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t[..., : self.rows], t[..., self.rows :]
 
     def value(self, t: Tensor) -> Tensor:
         data, rest = self._split(t)
-        return torch.cat([0.5 * data * data, self.profile.value(rest)], dim=-1)
+        return torch.cat([0.5 * data * data, self.penalty.value(rest)], dim=-1)
 
     def slope(self, t: Tensor) -> Tensor:
         data, rest = self._split(t)
-        return torch.cat([data, self.profile.slope(rest)], dim=-1)
+        return torch.cat([data, self.penalty.slope(rest)], dim=-1)
 
     def curvature(self, t: Tensor) -> Tensor:
         data, rest = self._split(t)
         return torch.cat(
-            [torch.ones_like(data), self.profile.curvature(rest)], dim=-1
+            [torch.ones_like(data), self.penalty.curvature(rest)], dim=-1
         )
 
     def inverse_slope(self, s: Tensor) -> Tensor:
         data, rest = self._split(s)
-        return torch.cat([data, self.profile.inverse_slope(rest)], dim=-1)
+        return torch.cat([data, self.penalty.inverse_slope(rest)], dim=-1)
 
     def slope_secant_curvature(
         self, t: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         data, rest = self._split(t)
         one = torch.ones_like(data)
-        slope, secant, curvature = self.profile.slope_secant_curvature(rest)
+        slope, secant, curvature = self.penalty.slope_secant_curvature(rest)
         return tuple(
             torch.cat(pair, dim=-1)
             for pair in ((data, slope), (one, secant), (one, curvature))
         )  # pyright: ignore[reportReturnType]
 
-    def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
+    def bounds(self, t: Tensor, radius: Tensor) -> PenaltyBounds:
         data, rest = self._split(t)
         near, far = self._split(radius.expand_as(t))
-        one, found = torch.ones_like(data), self.profile.bounds(rest, far)
+        one, found = torch.ones_like(data), self.penalty.bounds(rest, far)
 
         def joined(first: Tensor, second: Tensor) -> Tensor:
             return torch.cat([first, second], dim=-1)
 
-        return ProfileBounds(
+        return PenaltyBounds(
             lower=joined(one, found.lower),
             upper=joined(one, found.upper),
             steepness=joined(torch.zeros_like(data), found.steepness),
@@ -218,7 +222,7 @@ class StackedProfile(Profile):
         data, rest = self._split(v)
         near, far = self._split(stiffness.expand_as(v))
         return torch.cat(
-            [data / (1 + near), self.profile.proximal(rest, far)], dim=-1
+            [data / (1 + near), self.penalty.proximal(rest, far)], dim=-1
         )
 
     def cone_parameters(
@@ -232,10 +236,10 @@ class StackedProfile(Profile):
         raise ValueError(_NOT_POSED)
 
 
-_NOT_POSED = "a lifted problem is not posed to cvxpy: pose the problem that it was lifted from"
+_NOT_POSED = "a dualised problem is not posed to cvxpy: pose the problem that it was dualised from"
 
 
-class LiftedOperator(LinearOperator):
+class DualisedOperator(LinearOperator):
     """``K~ x = (B x, K x)``, flat; its parameters are those of ``K``, so the
     gains are those of ``K`` (``B`` does not move)."""
 
@@ -312,22 +316,22 @@ class LiftedOperator(LinearOperator):
             ]
         )
 
-    def detached(self) -> LiftedOperator:
+    def detached(self) -> DualisedOperator:
         return self._with(self.operator.detached())
 
-    def double(self) -> LiftedOperator:
+    def double(self) -> DualisedOperator:
         return self._with(self.operator.double())
 
-    def single(self) -> LiftedOperator:
+    def single(self) -> DualisedOperator:
         return self._with(self.operator.single())
 
-    def _with(self, operator: LinearOperator) -> LiftedOperator:
+    def _with(self, operator: LinearOperator) -> DualisedOperator:
         changed = copy.copy(self)
         changed.operator = operator
         return changed
 
-    def scaled(self, factors: PerFilter) -> LiftedOperator:
-        # as those of ``lifted_parts`` are: 1 on the rows of the data, and the
+    def scaled(self, factors: PerFilter) -> DualisedOperator:
+        # as those of ``dualised_parts`` are: 1 on the rows of the data, and the
         # same at every site of a coefficient
         return self._with(
             self.operator.scaled(

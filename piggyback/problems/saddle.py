@@ -21,10 +21,10 @@ from piggyback.operators.base import (
 from piggyback.precision import require_full_precision
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.cone import ConeProgram, cone_program
-from piggyback.problems.dualised import LiftedOperator, lifted_parts
+from piggyback.problems.dualised import DualisedOperator, dualised_parts
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.quadratic import DataTerm
-from piggyback.terms.penalties import Profile
+from piggyback.terms.penalties import Penalty
 from piggyback.terms.potentials import Potential
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 
@@ -40,7 +40,7 @@ class UnitForm:
     """
 
     data: DataTerm
-    profile: Profile
+    penalty: Penalty
     weight: Tensor
     shift: PerFilter
     operator: LinearOperator
@@ -122,7 +122,7 @@ class SaddleProblem(LowerProblem):
         """Of an operator that is not ours: in float64, one ``K`` and ``K^T``
         that are not counted, and its norm from below."""
         operator = uncounted(self.operator)
-        if isinstance(operator, LiftedOperator):
+        if isinstance(operator, DualisedOperator):
             operator = uncounted(operator.operator)
         if is_trusted(operator):
             return
@@ -235,13 +235,13 @@ class SaddleProblem(LowerProblem):
         )
 
     def in_units(self) -> UnitForm:
-        """The same energy in the units of the profile, for solvers (outside any
+        """The same energy in the units of the penalty, for solvers (outside any
         autograd graph)."""
         potential = self.potential.detached()
         inverse = potential.smoothing.reciprocal()
         return UnitForm(
             self.data,
-            potential.profile,
+            potential.penalty,
             potential.local_weight * potential.smoothing,
             potential.shift * inverse,
             self.operator.scaled(inverse),
@@ -289,7 +289,7 @@ class SaddleProblem(LowerProblem):
             self.data.double(), self.potential.double(), self.operator.double()
         )
 
-    def lifted(self) -> SaddleProblem:
+    def dualised(self) -> SaddleProblem:
         """The same problem with a ``LeastSquares`` data term moved into the
         dual (eq. 27); others are returned as they are.
 
@@ -299,9 +299,9 @@ class SaddleProblem(LowerProblem):
         """
         if not isinstance(self.data, LeastSquares):
             return self
-        exact = None if self.exact is None else self.exact.lifted()
+        exact = None if self.exact is None else self.exact.dualised()
         return SaddleProblem(
-            *lifted_parts(self.data, self.potential, self.operator), exact
+            *dualised_parts(self.data, self.potential, self.operator), exact
         )
 
     def counted(self, counter: ApplicationCounter) -> SaddleProblem:

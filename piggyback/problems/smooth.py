@@ -46,7 +46,7 @@ class SmoothProblem(LowerProblem):
                 f"data: on {self.data.start.device}, but the regularizer is "
                 f"on {device}; move one of them"
             )
-        # first: the data of a lifted problem start from the layers of the
+        # first: the data of a ReLU-lifted problem start from the layers of the
         # network
         self.regularizer.check()
         self.data.check()

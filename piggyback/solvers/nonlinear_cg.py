@@ -101,7 +101,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
     def start(self) -> NonlinearCGState:
         x = self.lower.start
         t = self.energy.arguments(x)
-        slope, secant, curvature = self.energy.profile.slope_secant_curvature(t)
+        slope, secant, curvature = self.energy.penalty.slope_secant_curvature(t)
         gradient = self.energy.gradient(x, slope)
         near = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         preconditioner = self.energy.preconditioner(secant, x)
@@ -141,7 +141,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
             else torch.addcmul(state.t, q, per_sample(alpha, q))
         )
         del q  # a refresh needs room
-        slope, secant, curvature = h.profile.slope_secant_curvature(t)
+        slope, secant, curvature = h.penalty.slope_secant_curvature(t)
         gradient = h.gradient(x, slope)
         missed = inner(gradient, p) - slope_along - alpha * local
         broken = torch.where(

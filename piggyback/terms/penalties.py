@@ -1,4 +1,4 @@
-"""Unit profiles ``psi``: even, convex, ``psi(0) = psi'(0) = 0``, ``psi''(0) =
+"""Unit penalties ``psi``: even, convex, ``psi(0) = psi'(0) = 0``, ``psi''(0) =
 1``, ``|psi'| <= 1``.
 
 A potential is ``weight * smoothing * psi(z / smoothing)`` (docs/theory.md, eq.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ProfileBounds:
+class PenaltyBounds:
     """What holds for all ``s`` with ``|s - t| <= radius``, element by element.
 
     ``lower <= psi''(s) <= upper``; ``|psi''(s) - psi''(t)| <= steepness |s -
@@ -41,8 +41,8 @@ class ProfileBounds:
     moment_slope: Tensor
 
 
-class Profile(ABC):
-    """A unit profile; all methods act element by element."""
+class Penalty(ABC):
+    """A unit penalty; all methods act element by element."""
 
     third_bound: float
     """Global Lipschitz constant of ``psi''`` (infinite if ``psi''`` jumps)."""
@@ -71,7 +71,7 @@ class Profile(ABC):
         1``."""
 
     @abstractmethod
-    def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
+    def bounds(self, t: Tensor, radius: Tensor) -> PenaltyBounds:
         """Bounds that hold on the interval ``[t - radius, t + radius]``."""
 
     @abstractmethod
@@ -111,7 +111,7 @@ class Profile(ABC):
 
 
 def _newton(
-    profile: Profile, v: Tensor, stiffness: Tensor, guess: Tensor
+    penalty: Penalty, v: Tensor, stiffness: Tensor, guess: Tensor
 ) -> Tensor:
     """The prox (eq. 20) from a ``guess`` of ``|t|``.
 
@@ -125,9 +125,9 @@ def _newton(
     least = torch.maximum(target - stiffness, target / (1 + stiffness))
     t = torch.minimum(torch.maximum(guess, least), target)
     for _ in range(_NEWTON_STEPS):
-        excess = t + stiffness * profile.slope(t) - target
+        excess = t + stiffness * penalty.slope(t) - target
         t = torch.maximum(
-            least, t - excess / (1 + stiffness * profile.curvature(t))
+            least, t - excess / (1 + stiffness * penalty.curvature(t))
         )
     return torch.copysign(t, v)
 
@@ -137,7 +137,7 @@ _NEWTON_STEPS = 5
 argument and a stiffness up to 1e8."""
 
 
-class Charbonnier(Profile):
+class Charbonnier(Penalty):
     """``psi(t) = sqrt(1 + t^2) - 1``."""
 
     # max of 3t(1+t^2)^(-5/2) = 48/25/sqrt(5), at t = 1/2
@@ -180,7 +180,7 @@ class Charbonnier(Profile):
             self, v, stiffness, torch.where(over > 0, beyond, before)
         )
 
-    def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
+    def bounds(self, t: Tensor, radius: Tensor) -> PenaltyBounds:
         near, far = _reach(t, radius)
         lower, upper = self.curvature(far), self.curvature(near)
         peak = (near <= 0.5) & (far >= 0.5)
@@ -190,7 +190,7 @@ class Charbonnier(Profile):
         # m' = psi'' + t psi''', two terms of opposite sign
         slope = torch.maximum(upper, far * third)
         moment = (radius * slope).clamp(max=2 * _CHARBONNIER_MOMENT)
-        return ProfileBounds(lower, upper, third, moment, slope)
+        return PenaltyBounds(lower, upper, third, moment, slope)
 
     def cone_parameters(
         self, weight: Tensor, smoothing: Tensor
@@ -220,7 +220,7 @@ def _charbonnier_third(t: Tensor) -> Tensor:
     return 3 * t * inverse * inverse * inverse.sqrt()
 
 
-class LogCosh(Profile):
+class LogCosh(Penalty):
     """``psi(t) = log cosh t``."""
 
     # max of 2 tanh(t) sech(t)^2 = 4/(3 sqrt 3)
@@ -269,7 +269,7 @@ class LogCosh(Profile):
             over + soft * (0.5 - 0.5 * soft.log1p() / (2 + soft)),
         )
 
-    def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
+    def bounds(self, t: Tensor, radius: Tensor) -> PenaltyBounds:
         near, far = _reach(t, radius)
         (upper, third_near), (lower, third_far) = (
             _logcosh_derivatives(near),
@@ -282,7 +282,7 @@ class LogCosh(Profile):
         )
         slope = torch.maximum(upper, far * third)
         moment = (radius * slope).clamp(max=2 * _LOGCOSH_MOMENT)
-        return ProfileBounds(lower, upper, third, moment, slope)
+        return PenaltyBounds(lower, upper, third, moment, slope)
 
     def cone_parameters(
         self, weight: Tensor, smoothing: Tensor
@@ -319,7 +319,7 @@ _LOGCOSH_PEAK = 0.6584789484624084  # atanh(1/sqrt 3), where |psi'''| is largest
 _LOGCOSH_MOMENT = 0.44775  # rounded up: max of t sech(t)^2, at t = 0.7717
 
 
-class Huber(Profile):
+class Huber(Penalty):
     """``psi(t) = t^2/2`` for ``|t| <= 1``, ``|t| - 1/2`` beyond: the gradient
     has kinks at ``t = +-1``."""
 
@@ -353,7 +353,7 @@ class Huber(Profile):
             v - torch.copysign(stiffness.expand_as(v), v),
         )
 
-    def bounds(self, t: Tensor, radius: Tensor) -> ProfileBounds:
+    def bounds(self, t: Tensor, radius: Tensor) -> PenaltyBounds:
         near, far = _reach(t, radius)
         # at |s| = 1 itself both one-sided curvatures count
         inside, outside = (
@@ -375,7 +375,7 @@ class Huber(Profile):
         slope = torch.where(
             inside | outside, upper, torch.full_like(t, math.inf)
         )
-        return ProfileBounds(lower, upper, steepness, moment, slope)
+        return PenaltyBounds(lower, upper, steepness, moment, slope)
 
     def cone_parameters(
         self, weight: Tensor, smoothing: Tensor

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import require_same_device
-from piggyback.terms.penalties import Profile
+from piggyback.terms.penalties import Penalty
 from piggyback.types import Dual, PerFilter, PerSample
 
 
@@ -126,7 +126,7 @@ class Potential:
 
     def __init__(
         self,
-        profile: Profile,
+        penalty: Penalty,
         weight: PerFilter,
         smoothing: PerFilter,
         shift: PerFilter | None = None,
@@ -146,12 +146,12 @@ class Potential:
             )
         require_same_device("smoothing", smoothing, "the weights are", weight)
         require_same_device("shift", shift, "the weights are", weight)
-        self.profile = profile
+        self.penalty = penalty
         self.weight = weight
         self.smoothing = smoothing
         self.shift = shift
         self.emphasis = emphasis
-        # what multiplies the profile's slope, against the dual variable; made
+        # what multiplies the penalty's slope, against the dual variable; made
         # at once: filled in later, by whoever asks first, it would carry the
         # graph of that call into others
         self.local_weight = (
@@ -160,7 +160,7 @@ class Potential:
 
     @cached_property
     def local_curvature(self) -> Tensor:
-        """``m weight / smoothing``: what multiplies the profile's curvature."""
+        """``m weight / smoothing``: what multiplies the penalty's curvature."""
         return self.local_weight / self.smoothing
 
     def check(self) -> None:
@@ -189,7 +189,7 @@ class Potential:
         """``f(z)``."""
         return (
             (
-                self.profile.value(self._unit(z))
+                self.penalty.value(self._unit(z))
                 * (self.local_weight * self.smoothing)
             )
             .flatten(1)
@@ -198,11 +198,11 @@ class Potential:
 
     def gradient(self, z: Dual) -> Dual:
         """``f'(z)``."""
-        return self.profile.slope(self._unit(z)) * self.local_weight
+        return self.penalty.slope(self._unit(z)) * self.local_weight
 
     def curvature(self, z: Dual) -> Dual:
         """``f''(z)``, the diagonal ``D(z)``."""
-        return self.profile.curvature(self._unit(z)) * self.local_curvature
+        return self.penalty.curvature(self._unit(z)) * self.local_curvature
 
     def max_curvature(self) -> PerFilter:
         """``sup f''``; its inverse is the strong convexity of ``f*`` (eq. 6)."""
@@ -214,7 +214,7 @@ class Potential:
     def max_third(self) -> PerFilter:
         """Global Lipschitz constant of ``f''`` (infinite for Huber)."""
         return (
-            self.profile.third_bound
+            self.penalty.third_bound
             * self._ceiling()
             * self.weight
             / self.smoothing.square()
@@ -222,13 +222,13 @@ class Potential:
 
     def concordance(self) -> PerFilter:
         """Global bound of ``|f'''| / f''`` (eq. 16a; infinite for Huber)."""
-        return self.profile.concordance / self.smoothing
+        return self.penalty.concordance / self.smoothing
 
     def mixed_lipschitz(self) -> PerFilter:
         """Global Lipschitz constant of ``z -> d f'(z) / d smoothing`` (infinite
         for Huber)."""
         return (
-            self.profile.moment_lipschitz
+            self.penalty.moment_lipschitz
             * self._ceiling()
             * self.weight
             / self.smoothing.square()
@@ -237,7 +237,7 @@ class Potential:
     def prox(self, v: Dual, step: float | Tensor) -> Dual:
         """``argmin_z step f(z) + 1/2 |z - v|^2`` (eq. 20)."""
         stiffness = step * self.local_curvature
-        return self.shift + self.smoothing * self.profile.proximal(
+        return self.shift + self.smoothing * self.penalty.proximal(
             self._unit(v), stiffness
         )
 
@@ -262,19 +262,19 @@ class Potential:
     def conjugate_gradient(self, y: Dual) -> Dual:
         """``(f*)'(y)`` for ``|y| < m weight``: the point where ``f'`` equals
         ``y``."""
-        return self.shift + self.smoothing * self.profile.inverse_slope(
+        return self.shift + self.smoothing * self.penalty.inverse_slope(
             y / self.local_weight
         )
 
     def weight_derivative(self, z: Dual) -> Dual:
         """``d f'(z) / d weight``."""
-        slope = self.profile.slope(self._unit(z))
+        slope = self.penalty.slope(self._unit(z))
         return slope if self.emphasis is None else slope * self.emphasis.factors
 
     def smoothing_derivative(self, z: Dual) -> Dual:
         """``d f'(z) / d smoothing = -(m weight/smoothing) t psi''(t)``."""
         t = self._unit(z)
-        return -self.local_curvature * t * self.profile.curvature(t)
+        return -self.local_curvature * t * self.penalty.curvature(t)
 
     def bounds(self, z: Dual, radius: Tensor) -> CurvatureBounds:
         """Interval bounds for ``|z' - z| <= radius`` (``radius`` broadcasts
@@ -289,7 +289,7 @@ class Potential:
         reach = torch.add(
             torch.add(slack, reach, alpha=1 + ulp), t.abs(), alpha=ulp
         )
-        unit = self.profile.bounds(t, reach)
+        unit = self.penalty.bounds(t, reach)
         scale = self.local_curvature
         # steepness * reach keeps its digits where the difference of two nearly
         # equal curvatures has lost them
@@ -308,7 +308,7 @@ class Potential:
     def centred(self) -> Potential:
         """The same potential without its shift."""
         return Potential(
-            self.profile, self.weight, self.smoothing, emphasis=self.emphasis
+            self.penalty, self.weight, self.smoothing, emphasis=self.emphasis
         )
 
     def select(self, index: Tensor) -> Potential:
@@ -317,7 +317,7 @@ class Potential:
         if self.emphasis is None:
             return self
         return Potential(
-            self.profile,
+            self.penalty,
             self.weight,
             self.smoothing,
             self.shift,
@@ -342,7 +342,7 @@ class Potential:
             None if self.emphasis is None else self.emphasis.converted(change)
         )
         return Potential(
-            self.profile,
+            self.penalty,
             *(change(part.detach()) for part in parts),
             emphasis=emphasis,
         )

@@ -1,4 +1,4 @@
-"""The active-set certificate of the lifted form: units that cannot change their
+"""The active-set certificate of the ReLU-lifted form: units that cannot change their
 cone cost nothing (docs/theory.md, N.3)."""
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from piggyback.terms.epigraph import (
 )
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
-from regularizers.relu_lifted.gains import LiftedGains, row_norms
-from regularizers.relu_lifted.network import Block, LiftedEnergy
+from regularizers.relu_lifted.gains import ReLULiftedGains, row_norms
+from regularizers.relu_lifted.network import Block, ReLULiftedEnergy
 from regularizers.relu_lifted.problem import (
     ImageLoss,
-    LiftedProblem,
-    require_lifted,
+    ReLULiftedProblem,
+    require_relu_lifted,
 )
 
 
@@ -52,8 +52,8 @@ class Units:
 
 
 @dataclass(frozen=True)
-class LiftedEvidence(PairEvidence):
-    """The evidence for the lifted form.
+class ReLULiftedEvidence(PairEvidence):
+    """The evidence for the ReLU-lifted form.
 
     ``open`` ``(batch,)``: units whose cone is not known for certain; none: the
     upper loss is differentiable, and everything below is of first order in the
@@ -71,16 +71,18 @@ class LiftedEvidence(PairEvidence):
     output: PerSample
 
 
-def gather_lifted_evidence(
-    problem: LiftedProblem, loss: Loss, x: Primal, adjoint: Primal
-) -> tuple[LiftedEvidence, PerSample]:
+def gather_relu_lifted_evidence(
+    problem: ReLULiftedProblem, loss: Loss, x: Primal, adjoint: Primal
+) -> tuple[ReLULiftedEvidence, PerSample]:
     """The evidence of a pair and the surrogate of eq. 9; ``problem``, ``x`` and
     ``adjoint`` in float64."""
     # once: all detached copies share them
     problem.regularizer.network.constants()
     pair = examine_pair(problem, loss, x, adjoint)
     with torch.no_grad():
-        fixed = require_lifted(problem.detached(), "the active-set certificate")
+        fixed = require_relu_lifted(
+            problem.detached(), "the active-set certificate"
+        )
         x, adjoint = x.detach(), adjoint.detach()
         data, energy, error = (
             fixed.data,
@@ -90,7 +92,7 @@ def gather_lifted_evidence(
         points, image = energy.points(x), energy.forward(adjoint)
         bent = energy.bent(energy.pieces(points), image)
         units, coupling = _settle(fixed, points, image, error, norm(x))
-        gains, upper = LiftedGains(fixed), [layer.upper for layer in units]
+        gains, upper = ReLULiftedGains(fixed), [layer.upper for layer in units]
         jumps = [layer.jump for layer in units]
         steepest = torch.stack(
             [layer.flatten(1).amax(1) for layer in upper]
@@ -103,7 +105,7 @@ def gather_lifted_evidence(
             * error
         )
         spread = torch.stack([w.flatten(1).sum(1) for w in jumps]).sum(0).sqrt()
-        return LiftedEvidence(
+        return ReLULiftedEvidence(
             residuals=pair.residuals,
             gaps=pair.gaps,
             strong_convexity=data.strong_convexity,
@@ -124,7 +126,7 @@ def gather_lifted_evidence(
         ), pair.read_off
 
 
-def lifted_bound(evidence: LiftedEvidence) -> GradientBound:
+def relu_lifted_bound(evidence: ReLULiftedEvidence) -> GradientBound:
     """Bound of ``grad L - G`` for all parameters of the network together (eq.
     N20); the other groups are empty."""
     with torch.no_grad():
@@ -148,7 +150,7 @@ def lifted_bound(evidence: LiftedEvidence) -> GradientBound:
         )
 
 
-def _smoothness(problem: LiftedProblem, loss: Loss) -> float:
+def _smoothness(problem: ReLULiftedProblem, loss: Loss) -> float:
     """A loss of the image alone is measured against the convexity of the image,
     which the ridge does not weaken."""
     seen = problem.data.base if isinstance(loss, ImageLoss) else problem.data
@@ -158,7 +160,7 @@ def _smoothness(problem: LiftedProblem, loss: Loss) -> float:
 
 
 def _settle(
-    problem: LiftedProblem,
+    problem: ReLULiftedProblem,
     points: Sequence[Block],
     image: Sequence[Block],
     error: PerSample,
@@ -216,7 +218,7 @@ def _settle(
 
 
 def _unit(
-    energy: LiftedEnergy,
+    energy: ReLULiftedEnergy,
     point: Block,
     image: Block,
     reached: Sequence[Tensor],
@@ -278,5 +280,5 @@ def _most(value: Tensor, price: Tensor, budget: PerSample) -> PerSample:
     return (value * torch.where(price > 0, share, 1.0)).sum(1)
 
 
-evidence_of.register(LiftedProblem, gather_lifted_evidence)
-gradient_bound.register(LiftedEvidence, lifted_bound)
+evidence_of.register(ReLULiftedProblem, gather_relu_lifted_evidence)
+gradient_bound.register(ReLULiftedEvidence, relu_lifted_bound)

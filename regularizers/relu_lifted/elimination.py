@@ -1,4 +1,4 @@
-"""Elimination of the hidden layers of the lifted form, site by site: what
+"""Elimination of the hidden layers of the ReLU-lifted form, site by site: what
 preconditions its linear systems."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from piggyback.operators.base import Preconditioner
 from piggyback.types import Primal
 from regularizers.filter_bank.convolution import ConvolutionBank
-from regularizers.relu_lifted.network import LiftedData, LiftedEnergy
+from regularizers.relu_lifted.network import ReLULiftedData, ReLULiftedEnergy
 
 
 class SiteElimination(Preconditioner):
@@ -24,7 +24,7 @@ class SiteElimination(Preconditioner):
 
     def __init__(
         self,
-        energy: LiftedEnergy,
+        energy: ReLULiftedEnergy,
         pieces: Sequence[Tensor],
         inverse: Tensor,
         image: Preconditioner,
@@ -36,8 +36,8 @@ class SiteElimination(Preconditioner):
 
     @staticmethod
     def of(
-        data: LiftedData,
-        energy: LiftedEnergy,
+        data: ReLULiftedData,
+        energy: ReLULiftedEnergy,
         pieces: Sequence[Tensor],
         like: Primal,
     ) -> SiteElimination:
@@ -107,7 +107,7 @@ def _factor(block: Tensor) -> Tensor:
 
 
 def _site_blocks(
-    energy: LiftedEnergy, pieces: Sequence[Tensor], ridge: float
+    energy: ReLULiftedEnergy, pieces: Sequence[Tensor], ridge: float
 ) -> tuple[Tensor, Tensor]:
     """The hidden block of ``A`` at every site (lower triangle), and how
     pre-activations enter it, ``(..., n, n)`` both."""

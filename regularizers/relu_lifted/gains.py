@@ -1,4 +1,4 @@
-"""Norms of the lifted operator and of its derivatives in the parameters of the
+"""Norms of the ReLU-lifted operator and of its derivatives in the parameters of the
 network (docs/theory.md, eqs. N15 and N19)."""
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.filter_bank.convolution import ConvolutionBank
 from regularizers.icnn.bounds import extension_norm
 from regularizers.icnn.layer import Layer
-from regularizers.relu_lifted.problem import LiftedProblem
+from regularizers.relu_lifted.problem import ReLULiftedProblem
 
 _ROUNDING = 1 + 1e-9
 
 
-def row_norms(problem: LiftedProblem) -> list[Tensor]:
+def row_norms(problem: ReLULiftedProblem) -> list[Tensor]:
     """At least ``||(V_l x + W_l s) row||_{H^{-1}}`` for every unit, ``(height,
     width, channels)`` per layer (eq. N15).
 
@@ -76,11 +76,11 @@ def _folds(
     return torch.where(outside, 2.0, 1.0).to(like)
 
 
-class LiftedGains:
+class ReLULiftedGains:
     """Suprema over unit directions of all parameters, in the norm of ``H`` (eq.
     N19)."""
 
-    def __init__(self, problem: LiftedProblem) -> None:
+    def __init__(self, problem: ReLULiftedProblem) -> None:
         self.energy = problem.regularizer
         self.network = self.energy.network
         self.layout = problem.layout

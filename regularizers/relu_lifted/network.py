@@ -1,4 +1,4 @@
-"""The lifted form of piecewise linear input-convex networks: hidden layers
+"""The ReLU-lifted form of piecewise linear input-convex networks: hidden layers
 become variables (docs/theory.md, eq. N11)."""
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Layout:
         return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-class LiftedData(DataTerm):
+class ReLULiftedData(DataTerm):
     """``g(x) + ridge/2 ||s||^2`` on the flat variable; ``hidden``: where
     solvers start the layers."""
 
@@ -84,7 +84,7 @@ class LiftedData(DataTerm):
     ) -> None:
         if not ridge > 0:
             raise ValueError(
-                f"the lifted form needs a positive ridge, got {ridge}"
+                f"the ReLU-lifted form needs a positive ridge, got {ridge}"
             )
         self.base = base
         self.layout = layout
@@ -160,24 +160,24 @@ class LiftedData(DataTerm):
             + sum(inner(s, s) for s in hidden) / self.ridge
         ).sqrt()
 
-    def select(self, index: Tensor) -> LiftedData:
-        return LiftedData(
+    def select(self, index: Tensor) -> ReLULiftedData:
+        return ReLULiftedData(
             self.base.select(index),
             self.layout,
             self.ridge,
             [s[index] for s in self.hidden],
         )
 
-    def double(self) -> LiftedData:
-        return LiftedData(
+    def double(self) -> ReLULiftedData:
+        return ReLULiftedData(
             self.base.double(),
             self.layout,
             self.ridge,
             [s.double() for s in self.hidden],
         )
 
-    def detached(self) -> LiftedData:
-        return LiftedData(
+    def detached(self) -> ReLULiftedData:
+        return ReLULiftedData(
             self.base.detached(),
             self.layout,
             self.ridge,
@@ -185,7 +185,7 @@ class LiftedData(DataTerm):
         )
 
 
-class LiftedEnergy(SmoothEnergy):
+class ReLULiftedEnergy(SmoothEnergy):
     """``<c, s_L> + sum_l dist^2((W_l s_{l-1} + V_l x + b_l, s_l), epi phi) / (2
     smoothing)``: convex, piecewise quadratic."""
 
@@ -196,11 +196,11 @@ class LiftedEnergy(SmoothEnergy):
     ) -> None:
         if not isinstance(network.activation, LeakyReLU):
             raise ValueError(
-                "the lifted form is for ReLU and leaky ReLU networks"
+                "the ReLU-lifted form is for ReLU and leaky ReLU networks"
             )
         if not smoothing > 0:
             raise ValueError(
-                f"the lifted form needs a positive smoothing, got {smoothing}"
+                f"the ReLU-lifted form needs a positive smoothing, got {smoothing}"
             )
         self.network = network
         self.layout = layout
@@ -357,7 +357,7 @@ class LiftedEnergy(SmoothEnergy):
 
     # --- constants ------------------------------------------------------------
 
-    def norm(self, data: LiftedData) -> Scalar:
+    def norm(self, data: ReLULiftedData) -> Scalar:
         """At least ``||smoothing^{-1/2} K diag(mu, ridge)^{-1/2}||``: the norm
         of the matrix of the norms of its blocks."""
         layers = self.network.constants().layers
@@ -423,13 +423,15 @@ class LiftedEnergy(SmoothEnergy):
     def _layers(self) -> zip[tuple[Layer, torch.Size]]:
         return zip(self.network.layers, self.layout.hidden, strict=True)
 
-    def detached(self) -> LiftedEnergy:
-        return LiftedEnergy(
+    def detached(self) -> ReLULiftedEnergy:
+        return ReLULiftedEnergy(
             self.network.detached(), self.layout, self.smoothing
         )
 
-    def double(self) -> LiftedEnergy:
-        return LiftedEnergy(self.network.double(), self.layout, self.smoothing)
+    def double(self) -> ReLULiftedEnergy:
+        return ReLULiftedEnergy(
+            self.network.double(), self.layout, self.smoothing
+        )
 
     def check(self) -> None:
         self.network.check_signs()

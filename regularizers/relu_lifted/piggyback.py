@@ -1,4 +1,4 @@
-"""Piggyback on the lifted saddle form: the adjoint saddle problem rides on the
+"""Piggyback on the ReLU-lifted saddle form: the adjoint saddle problem rides on the
 block-wise primal-dual steps."""
 
 from __future__ import annotations
@@ -31,16 +31,21 @@ from regularizers.relu_lifted.primal_dual import (
     dual_prox,
     primal_step,
 )
-from regularizers.relu_lifted.problem import LiftedProblem, require_lifted
+from regularizers.relu_lifted.problem import (
+    ReLULiftedProblem,
+    require_relu_lifted,
+)
 
 
-class LiftedPiggybackIteration(PairIteration[LiftedProblem, BlockSteps]):
+class ReLULiftedPiggybackIteration(
+    PairIteration[ReLULiftedProblem, BlockSteps]
+):
     """Eq. 7 block by block; the derivative of the dual prox is that of the cone
     which each point lies in (eq. N14)."""
 
     def __init__(
         self,
-        lower: LowerLevel[LiftedProblem],
+        lower: LowerLevel[ReLULiftedProblem],
         loss: Loss,
         steps: BlockSteps,
         tolerance: float,
@@ -117,8 +122,8 @@ class LiftedPiggybackIteration(PairIteration[LiftedProblem, BlockSteps]):
 
 
 @dataclass(frozen=True)
-class LiftedPiggyback(HypergradientMethod):
-    """PDHG on the lifted form of a piecewise linear network and on its adjoint
+class ReLULiftedPiggyback(HypergradientMethod):
+    """PDHG on the ReLU-lifted form of a piecewise linear network and on its adjoint
     at once; no step constant is chosen by hand.
 
     The loss is one of the flat variable, usually an ``ImageLoss``. Raises
@@ -126,7 +131,7 @@ class LiftedPiggyback(HypergradientMethod):
     """
 
     capabilities = Capabilities(
-        name="lifted-piggyback",
+        name="relu-lifted-piggyback",
         formula="piggyback on image, hidden layers and their duals, one step per block",
         smoothness=Smoothness.CURVATURE,
         hessian_products=False,
@@ -146,9 +151,9 @@ class LiftedPiggyback(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
-        lifted = require_lifted(problem.detached(), "LiftedPiggyback")
+        lifted = require_relu_lifted(problem.detached(), "ReLULiftedPiggyback")
         lifted.check()
         steps = BlockSteps.balanced(lifted)
-        return LiftedPiggybackIteration.solve(
+        return ReLULiftedPiggybackIteration.solve(
             lifted, steps, loss, accuracy, start, self.schedule
         )

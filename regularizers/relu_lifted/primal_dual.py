@@ -1,4 +1,4 @@
-"""PDHG on the lifted saddle form, with one step per block (docs/theory.md, eq.
+"""PDHG on the ReLU-lifted saddle form, with one step per block (docs/theory.md, eq.
 N11)."""
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from piggyback.solvers.loop import Iteration, State
 from piggyback.solvers.lower import LowerLevel, LowerSolver
 from piggyback.terms.epigraph import project
 from piggyback.types import PerSample, Primal, Scalar
-from regularizers.relu_lifted.network import Block, LiftedEnergy
-from regularizers.relu_lifted.problem import LiftedProblem, require_lifted
+from regularizers.relu_lifted.network import Block, ReLULiftedEnergy
+from regularizers.relu_lifted.problem import (
+    ReLULiftedProblem,
+    require_relu_lifted,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class BlockSteps:
     omega: Scalar
 
     @staticmethod
-    def balanced(problem: LiftedProblem) -> BlockSteps:
+    def balanced(problem: ReLULiftedProblem) -> BlockSteps:
         """``tau_x = m/(2 mu)``, ``tau_s = m/(2 ridge)``, ``sigma = m/(2
         smoothing)``: eq. 6 after scaling to unit moduli.
 
@@ -46,7 +49,7 @@ class BlockSteps:
         )
 
     @staticmethod
-    def uniform(problem: LiftedProblem) -> BlockSteps:
+    def uniform(problem: ReLULiftedProblem) -> BlockSteps:
         """One primal step for everything, from the smaller modulus: what eq. 6
         says without scaling (for comparison)."""
         data, energy = problem.data, problem.regularizer
@@ -58,7 +61,7 @@ class BlockSteps:
 
 
 @dataclass(frozen=True)
-class LiftedState(State):
+class ReLULiftedState(State):
     """The primal variable, the flat dual variable, and ``K^T y``."""
 
     x: Primal
@@ -67,37 +70,37 @@ class LiftedState(State):
 
 
 @dataclass(frozen=True)
-class LiftedPrimalDual(LowerSolver):
+class ReLULiftedPrimalDual(LowerSolver):
     """PDHG on ``(x, s)`` and the pairs of dual variables; ``steps`` says how
     its steps follow from the problem."""
 
-    steps: Callable[[LiftedProblem], BlockSteps] = field(
+    steps: Callable[[ReLULiftedProblem], BlockSteps] = field(
         default=BlockSteps.balanced
     )
 
     def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        problem = require_lifted(lower.problem, "LiftedPrimalDual")
-        return LiftedIteration(
+        problem = require_relu_lifted(lower.problem, "ReLULiftedPrimalDual")
+        return ReLULiftedIteration(
             LowerLevel(problem, lower.start, lower.radius), self.steps(problem)
         )
 
 
-class LiftedIteration(Iteration[LiftedState]):
+class ReLULiftedIteration(Iteration[ReLULiftedState]):
     """The iteration on one batch."""
 
     def __init__(
-        self, lower: LowerLevel[LiftedProblem], steps: BlockSteps
+        self, lower: LowerLevel[ReLULiftedProblem], steps: BlockSteps
     ) -> None:
         self.lower = lower
         self.steps = steps
         self.output = lower.problem.regularizer.output(lower.start)
 
-    def start(self) -> LiftedState:
+    def start(self) -> ReLULiftedState:
         energy, x = self.lower.problem.regularizer, self.lower.start
         y = energy.duals(energy.points(x))
-        return LiftedState(x, energy.layout.pack(y), energy.adjoint(y))
+        return ReLULiftedState(x, energy.layout.pack(y), energy.adjoint(y))
 
-    def step(self, state: LiftedState) -> LiftedState:
+    def step(self, state: ReLULiftedState) -> ReLULiftedState:
         problem, steps = self.lower.problem, self.steps
         energy = problem.regularizer
         x = primal_step(problem, steps, state.x, state.pulled + self.output)
@@ -109,20 +112,20 @@ class LiftedIteration(Iteration[LiftedState]):
         )
         y = [dual_prox(energy, steps, block) for block in ahead]
         problem.count(x)
-        return LiftedState(x, energy.layout.pack(y), energy.adjoint(y))
+        return ReLULiftedState(x, energy.layout.pack(y), energy.adjoint(y))
 
-    def error(self, state: LiftedState) -> PerSample:
+    def error(self, state: ReLULiftedState) -> PerSample:
         return self.lower.error(self.lower.problem.gradient(state.x))
 
-    def result(self, state: LiftedState) -> tuple[Primal, ...]:
+    def result(self, state: ReLULiftedState) -> tuple[Primal, ...]:
         return (state.x,)
 
-    def select(self, index: Tensor) -> LiftedIteration:
-        return LiftedIteration(self.lower.select(index), self.steps)
+    def select(self, index: Tensor) -> ReLULiftedIteration:
+        return ReLULiftedIteration(self.lower.select(index), self.steps)
 
 
 def primal_step(
-    problem: LiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
+    problem: ReLULiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
 ) -> Primal:
     """The prox of ``g + ridge/2 |s|^2`` at ``x - tau slope``, block by block."""
     data = problem.data
@@ -131,7 +134,7 @@ def primal_step(
 
 
 def adjoint_step(
-    problem: LiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
+    problem: ReLULiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
 ) -> Primal:
     """Its derivative, applied to ``x - tau slope``."""
     data = problem.data
@@ -140,7 +143,7 @@ def adjoint_step(
 
 
 def _moved(
-    problem: LiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
+    problem: ReLULiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
 ) -> tuple[Primal, list[Tensor]]:
     """The image before its prox, and the hidden layers after theirs."""
     layout, shrink = problem.layout, 1 + steps.hidden * problem.data.ridge
@@ -152,7 +155,10 @@ def _moved(
 
 
 def dual_argument(
-    energy: LiftedEnergy, steps: BlockSteps, y: Tensor, ahead: Sequence[Block]
+    energy: ReLULiftedEnergy,
+    steps: BlockSteps,
+    y: Tensor,
+    ahead: Sequence[Block],
 ) -> list[Block]:
     """``y + sigma w``."""
     pairs = zip(energy.layout.unpack(y), ahead, strict=True)
@@ -162,7 +168,9 @@ def dual_argument(
     ]
 
 
-def dual_prox(energy: LiftedEnergy, steps: BlockSteps, block: Block) -> Block:
+def dual_prox(
+    energy: ReLULiftedEnergy, steps: BlockSteps, block: Block
+) -> Block:
     """``prox_{sigma f*}``, ``f* = support function + smoothing/2 |.|^2``: by
     Moreau ``(v - Pi v) / (1 + sigma smoothing)``, the epigraph being a cone."""
     p, q = block

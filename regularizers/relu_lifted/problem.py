@@ -1,4 +1,4 @@
-"""The lifted lower level as a problem, losses of its image, and how far it is
+"""The ReLU-lifted lower level as a problem, losses of its image, and how far it is
 from the nested one."""
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from piggyback.types import PerSample, Primal
 from piggyback.values import require_positive
 from regularizers.icnn.energy import NetworkEnergy
 from regularizers.relu_lifted.elimination import SiteElimination
-from regularizers.relu_lifted.network import Layout, LiftedData, LiftedEnergy
+from regularizers.relu_lifted.network import (
+    Layout,
+    ReLULiftedData,
+    ReLULiftedEnergy,
+)
 
 
 @dataclass(frozen=True)
-class LiftedProblem(SmoothProblem):
-    """The lifted lower level; ``layout`` takes its flat variable apart."""
+class ReLULiftedProblem(SmoothProblem):
+    """The ReLU-lifted lower level; ``layout`` takes its flat variable apart."""
 
-    data: LiftedData
-    regularizer: LiftedEnergy
-    exact: LiftedProblem | None = None
+    data: ReLULiftedData
+    regularizer: ReLULiftedEnergy
+    exact: ReLULiftedProblem | None = None
 
     @property
     def layout(self) -> Layout:
@@ -49,10 +53,10 @@ class LiftedProblem(SmoothProblem):
         )
 
 
-def lifted_problem(
+def relu_lifted_problem(
     network: NetworkEnergy, data: DataTerm, smoothing: float, ridge: float
-) -> LiftedProblem:
-    """The lifted lower level of a (leaky) ReLU network; its variable is flat.
+) -> ReLULiftedProblem:
+    """The ReLU-lifted lower level of a (leaky) ReLU network; its variable is flat.
 
     Its image is at most ``deviation`` away from the minimiser of the nested
     form. Raises ``ValueError`` for other activations and unless ``smoothing``
@@ -61,21 +65,25 @@ def lifted_problem(
     require_positive("smoothing", smoothing)
     require_positive("ridge", ridge)
     layout = Layout.of(network, data.start)
-    energy = LiftedEnergy(network, layout, smoothing)
+    energy = ReLULiftedEnergy(network, layout, smoothing)
     with torch.no_grad():
         hidden = [
             network.activation.value(z)
             for z in network.pre_activations(data.start)
         ]
-    return LiftedProblem(LiftedData(data, layout, ridge, hidden), energy)
+    return ReLULiftedProblem(
+        ReLULiftedData(data, layout, ridge, hidden), energy
+    )
 
 
-def require_lifted(problem: LowerProblem, method: str) -> LiftedProblem:
-    """``problem``, for a ``method`` that needs the lifted form; raises
+def require_relu_lifted(
+    problem: LowerProblem, method: str
+) -> ReLULiftedProblem:
+    """``problem``, for a ``method`` that needs the ReLU-lifted form; raises
     ``ValueError`` for other problems."""
-    if not isinstance(problem, LiftedProblem):
+    if not isinstance(problem, ReLULiftedProblem):
         raise ValueError(
-            f"{method} needs a lifted problem, got a {type(problem).__name__}"
+            f"{method} needs a ReLU-lifted problem, got a {type(problem).__name__}"
         )
     return problem
 

@@ -1,5 +1,5 @@
 """A piecewise linear input-convex network as a regularizer, trained and solved
-in its lifted form."""
+in its ReLU-lifted form."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch
 
 from piggyback.terms.data.quadratic import DataTerm
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
-from regularizers.relu_lifted.problem import LiftedProblem, lifted_problem
+from regularizers.relu_lifted.problem import (
+    ReLULiftedProblem,
+    relu_lifted_problem,
+)
 
 
 @dataclass(frozen=True)
-class LiftedConfig:
+class ReLULiftedConfig:
     """``smoothing`` of the distance to the epigraphs and ``ridge`` of the
     hidden layers (docs/theory.md, eq. N11).
 
@@ -29,12 +32,12 @@ class LiftedConfig:
     def __post_init__(self) -> None:
         if not (0 < self.smoothing < math.inf and 0 < self.ridge < math.inf):
             raise ValueError(
-                "the lifted form needs a smoothing and a ridge that are "
+                "the ReLU-lifted form needs a smoothing and a ridge that are "
                 f"positive and finite, got {self}"
             )
 
 
-class LiftedRegularizer(NetworkRegularizer):
+class ReLULiftedRegularizer(NetworkRegularizer):
     """``R(x) = min_s ridge/2 |s|^2 + <c, s_L> + sum_l dist^2(...)/(2
     smoothing)``, the hidden layers ``s`` being variables.
 
@@ -45,7 +48,7 @@ class LiftedRegularizer(NetworkRegularizer):
     def __init__(
         self,
         config: NetworkConfig | None = None,
-        form: LiftedConfig | None = None,
+        form: ReLULiftedConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(
@@ -54,11 +57,11 @@ class LiftedRegularizer(NetworkRegularizer):
         )
         if self.config.activation == "softplus":
             raise ValueError(
-                "the lifted form is for ReLU and leaky ReLU networks, got softplus"
+                "the ReLU-lifted form is for ReLU and leaky ReLU networks, got softplus"
             )
-        self.form = form if form is not None else LiftedConfig()
+        self.form = form if form is not None else ReLULiftedConfig()
 
-    def problem(self, data: DataTerm) -> LiftedProblem:
-        return lifted_problem(
+    def problem(self, data: DataTerm) -> ReLULiftedProblem:
+        return relu_lifted_problem(
             self.network(), data, self.form.smoothing, self.form.ridge
         )

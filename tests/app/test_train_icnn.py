@@ -18,7 +18,7 @@ from piggyback.app.restoration import TOLERANCE
 from piggyback.app.runs.folder import Json, RunFolder
 from piggyback.app.runs.model_file import load_regularizer
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
-from regularizers.relu_lifted.regularizer import LiftedRegularizer
+from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
 from tests.app.test_command_line import draw
 
 
@@ -119,7 +119,7 @@ def test_a_relu_network_is_trained_in_its_lifted_form(
     train.main(command)
     model, config = load_regularizer(RunFolder.open(out))
     assert (
-        isinstance(model, LiftedRegularizer)
+        isinstance(model, ReLULiftedRegularizer)
         and model.config.activation == "relu"
     )
     assert config["regularizer"] == "icnn" and config["lifted"] == {
@@ -202,7 +202,7 @@ def test_models_that_cannot_be_are_one_clear_line(tmp_path: Path) -> None:
         lifted: Json,
     ) -> str:
         run = RunFolder.create(tmp_path / name)
-        state = dict(LiftedRegularizer(config).state_dict()) | tensors
+        state = dict(ReLULiftedRegularizer(config).state_dict()) | tensors
         architecture: Json = {**asdict(config), **change}
         run.save_model(
             state,

@@ -14,31 +14,31 @@ from piggyback.operators.base import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import DenseQuadratic
 from piggyback.terms.losses import LinearFunctional
-from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential
 from tests.support.certificate_checks import perturbed, repeated
 from tests.support.oracles import truth
 from tests.support.problems import SMOOTH, Case
 
-SMOOTH_PROFILES = [Charbonnier(), LogCosh()]
+SMOOTH_PENALTIES = [Charbonnier(), LogCosh()]
 RECORDED_GAIN = 2.5
 
 
 @pytest.mark.parametrize(
-    "profile", SMOOTH_PROFILES, ids=["charbonnier", "logcosh"]
+    "penalty", SMOOTH_PENALTIES, ids=["charbonnier", "logcosh"]
 )
-def test_mean_curvature_is_close_to_that_at_one_end(profile: Profile) -> None:
+def test_mean_curvature_is_close_to_that_at_one_end(penalty: Penalty) -> None:
     """``|psi''(t) - m| <= M phi |h| m`` for the mean ``m`` over ``h``, near and
     far, across zero too; nearly attained."""
     t = torch.linspace(-12, 12, 481, dtype=torch.float64).unsqueeze(1)
     h = torch.logspace(-3, 1.3, 87, dtype=torch.float64)
     h = torch.cat([-h, h])
-    mean = (profile.slope(t + h) - profile.slope(t)) / h
-    change = (profile.curvature(t) - mean).abs() / (mean * h.abs())
+    mean = (penalty.slope(t + h) - penalty.slope(t)) / h
+    change = (penalty.curvature(t) - mean).abs() / (mean * h.abs())
     # else the difference of two slopes has not digits enough
     known = mean * h.square() > 1e-8
-    x = profile.concordance * h.abs()
-    claimed = profile.concordance * (x / -torch.expm1(-x) - 1) / x
+    x = penalty.concordance * h.abs()
+    claimed = penalty.concordance * (x / -torch.expm1(-x) - 1) / x
     ratio = (change / claimed)[known]
     assert float(ratio.max()) <= 1 + 1e-6
     assert float(ratio.max()) >= 0.97
@@ -48,13 +48,13 @@ def test_constants_are_the_suprema() -> None:
     """``|psi'''| / psi''`` by differences of ``psi''``."""
     t = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     step = 1e-5
-    for profile in SMOOTH_PROFILES:
-        third = (profile.curvature(t + step) - profile.curvature(t - step)) / (
+    for penalty in SMOOTH_PENALTIES:
+        third = (penalty.curvature(t + step) - penalty.curvature(t - step)) / (
             2 * step
         )
         assert float(
-            (third.abs() / profile.curvature(t)).max()
-        ) == pytest.approx(profile.concordance, rel=1e-5)
+            (third.abs() / penalty.curvature(t)).max()
+        ) == pytest.approx(penalty.concordance, rel=1e-5)
     assert Huber().concordance == float("inf")
 
 

@@ -1,4 +1,4 @@
-"""Forward operators and the least-squares data term, as it is and lifted,
+"""Forward operators and the least-squares data term, as it is and dualised,
 against dense algebra and cvxpylayers."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from piggyback.forward.base import (
     ValidBlur,
 )
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.hypergradients.dualised import Lifted
+from piggyback.hypergradients.dualised import Dualised
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.pair import Accuracy
@@ -241,11 +241,11 @@ def posed(
 CHECKS: list[tuple[str, str, HypergradientMethod, float]] = [
     *((name, "reflect-logcosh", ImplicitCG(), 0.05) for name in NAMES),
     *(
-        (name, "reflect-logcosh", Lifted(), 0.5) for name in NAMES
+        (name, "reflect-logcosh", Dualised(), 0.5) for name in NAMES
     ),  # primal-dual steps go with the root of the ridge
     ("blur", "reflect-logcosh", Piggyback(), 0.5),
     ("inpainting", "valid-huber", Piggyback(), 0.5),
-    ("blur", "valid-huber", Lifted(ImplicitCG()), 0.05),
+    ("blur", "valid-huber", Dualised(ImplicitCG()), 0.05),
 ]
 
 
@@ -306,7 +306,7 @@ def test_the_lifted_problem_is_the_same_problem(name: str) -> None:
     """Eq. 27: equal energies up to a constant, equal gradients and Hessians;
     its norms bound; its rows fit."""
     problem = posed(name).problem().detached()
-    lifted = problem.lifted()
+    dualised = problem.dualised()
     x, p = (
         torch.rand(
             problem.data.start.shape,
@@ -315,53 +315,53 @@ def test_the_lifted_problem_is_the_same_problem(name: str) -> None:
         )
         for seed in (1, 2)
     )
-    difference = problem.energy(x) - lifted.energy(x)
+    difference = problem.energy(x) - dualised.energy(x)
     assert torch.allclose(
-        difference, problem.energy(p) - lifted.energy(p), rtol=0, atol=1e-12
+        difference, problem.energy(p) - dualised.energy(p), rtol=0, atol=1e-12
     )
     assert torch.allclose(
-        problem.gradient(x), lifted.gradient(x), rtol=0, atol=1e-12
+        problem.gradient(x), dualised.gradient(x), rtol=0, atol=1e-12
     )
     curvatures = [
         one.potential.curvature(one.operator.forward(x))
-        for one in (problem, lifted)
+        for one in (problem, dualised)
     ]
     seconds = [
         one.hessian(d, p)
-        for one, d in zip((problem, lifted), curvatures, strict=True)
+        for one, d in zip((problem, dualised), curvatures, strict=True)
     ]
     assert torch.allclose(*seconds, rtol=0, atol=1e-12)
     identity = torch.eye(48, dtype=torch.float64).reshape(48, 1, *SHAPE)
-    matrix = lifted.operator.forward(identity).T
-    weights = lifted.potential.max_curvature()
+    matrix = dualised.operator.forward(identity).T
+    weights = dualised.potential.max_curvature()
     for found, scaled in (
-        (lifted.operator.norm_bound(), matrix),
+        (dualised.operator.norm_bound(), matrix),
         (
-            lifted.operator.norm_bound(weights),
+            dualised.operator.norm_bound(weights),
             weights.sqrt().unsqueeze(-1) * matrix,
         ),
     ):
         assert torch.linalg.matrix_norm(scaled, ord=2) <= found * (1 + 1e-12)
-    rows = lifted.operator.row_norms(curvatures[1])
+    rows = dualised.operator.row_norms(curvatures[1])
     assert (matrix.norm(dim=1) <= rows * (1 + 1e-12)).all() and rows.shape[
         1
     ] == matrix.shape[0]
     gram = torch.einsum("ri,br,rj->bij", matrix, curvatures[1], matrix)
     assert (
         torch.linalg.matrix_norm(gram, ord=2)
-        <= lifted.operator.gram_norm(curvatures[1]) * (1 + 1e-12)
+        <= dualised.operator.gram_norm(curvatures[1]) * (1 + 1e-12)
     ).all()
 
 
 @pytest.mark.parametrize("name", ["blur", "inpainting"])
 def test_a_lifted_pair_is_certified_in_its_own_form(name: str) -> None:
-    """The local bound of the filters, evaluated on the lifted problem, holds
+    """The local bound of the filters, evaluated on the dualised problem, holds
     for loose pairs."""
     several = repeated(posed(name, "valid-charbonnier", 0.02), 20)
     x, adjoint = perturbed(several, generator(10))
     shape = several.target.shape
     evidence, _ = gather_evidence(
-        several.problem().lifted(),
+        several.problem().dualised(),
         several.loss,
         x.view(shape),
         adjoint.view(shape),
@@ -378,7 +378,7 @@ def test_lifted_primal_dual_solves_the_lower_level() -> None:
     case = posed("blur", ridge=0.5)
     problem = case.problem()
     outcome = solve_lower(
-        problem.lifted(), PDHG(), torch.full((2,), 1e-7, dtype=torch.float64)
+        problem.dualised(), PDHG(), torch.full((2,), 1e-7, dtype=torch.float64)
     )
     assert outcome.converged
     exact = truth(case).x.reshape(case.target.shape)
@@ -386,9 +386,9 @@ def test_lifted_primal_dual_solves_the_lower_level() -> None:
     assert (
         distance <= certified_distance(problem, outcome.result[0])
     ).all() and (distance <= 1e-7).all()
-    # nothing to lift
+    # nothing to dualise
     assert (
-        BY_NAME["valid-huber"].problem().lifted().data
+        BY_NAME["valid-huber"].problem().dualised().data
         is BY_NAME["valid-huber"].data
     )
 

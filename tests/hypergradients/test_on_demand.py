@@ -87,12 +87,12 @@ def test_parameters_in_single_precision_are_no_floor(
     )
 
 
-@pytest.mark.parametrize("profile", ["logcosh", "huber"])
-def test_learned_regularizer_in_single_precision(profile: str) -> None:
+@pytest.mark.parametrize("penalty", ["logcosh", "huber"])
+def test_learned_regularizer_in_single_precision(penalty: str) -> None:
     """Zero-mean filters, exponentials with a floor, colour; the gradient of the
     sum over the images."""
     model, samples = (
-        regularizer(profile, channels=2).float(),
+        regularizer(penalty, channels=2).float(),
         images(channels=2),
     )
     clean, degraded = samples.clean.float(), samples.degraded.float()

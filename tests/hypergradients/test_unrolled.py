@@ -51,7 +51,7 @@ from regularizers.filter_bank.kernels import (
 from tests.support.methods import TIGHT, ask, constants, error, toy
 from tests.support.problems import (
     BY_NAME,
-    PROFILES,
+    PENALTIES,
     Case,
     LogRegularizer,
     image_case,
@@ -128,8 +128,8 @@ def test_reverse_mode_is_counted() -> None:
 # --- the maps -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_prox_has_its_derivative(profile: str) -> None:
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_prox_has_its_derivative(penalty: str) -> None:
     """In the argument, weight, smoothing and shift, against central differences
     of the prox itself."""
     generator = torch.Generator().manual_seed(3)
@@ -146,10 +146,10 @@ def test_prox_has_its_derivative(profile: str) -> None:
         v: Tensor, weight: Tensor, smoothing: Tensor, shift: Tensor
     ) -> Tensor:
         return UnrolledPotential(
-            PROFILES[profile], weight, smoothing, shift
+            PENALTIES[penalty], weight, smoothing, shift
         ).prox(v, step)
 
-    plain = Potential(PROFILES[profile], *values).prox(v, step)
+    plain = Potential(PENALTIES[penalty], *values).prox(v, step)
     assert torch.allclose(prox(v, *values), plain, atol=1e-14)
     assert torch.autograd.gradcheck(
         prox, [x.clone().requires_grad_() for x in (v, *values)], atol=1e-7

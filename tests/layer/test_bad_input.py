@@ -147,8 +147,8 @@ def test_dense_operator_needs_a_matrix() -> None:
     ("settings", "message"),
     [
         (
-            {"profile": "l1"},
-            "unknown profile 'l1'; choose one of charbonnier, huber, logcosh",
+            {"penalty": "l1"},
+            "unknown penalty 'l1'; choose one of charbonnier, huber, logcosh",
         ),
         ({"boundary": "zero"}, "unknown boundary 'zero'; choose one of"),
         ({"size": 4}, "odd size"),

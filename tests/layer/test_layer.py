@@ -85,7 +85,7 @@ def test_gradient_against_central_differences_in_the_learned_parametrisation() -
         filters=2,
         size=3,
         channels=2,
-        profile="charbonnier",
+        penalty="charbonnier",
         weight=0.05,
         smoothing=0.1,
     )

@@ -31,7 +31,7 @@ from regularizers.adaptive import AdaptiveRegularizer
 from regularizers.icnn.regularizer import NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from regularizers.module import ModuleRegularizer
-from regularizers.relu_lifted.regularizer import LiftedRegularizer
+from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
 from tests.reliability.base import Refusal, message_of
 from tests.reliability.layer import REFUSALS, checks, section
 from tests.support.layer_cases import (
@@ -442,7 +442,7 @@ def test_default_dtype() -> None:
             LinearRegularizer(),
             AdaptiveRegularizer(),
             NetworkRegularizer(),
-            LiftedRegularizer(),
+            ReLULiftedRegularizer(),
         ):
             assert all(p.dtype == DOUBLE for p in regularizer.parameters())
         for dtype in (DOUBLE, torch.float32):

@@ -24,7 +24,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "UnitForm.select",
         "else self.weight[index]",
         "else self.weight[: index.numel()]",
-        "weights of other samples, in units of the profile",
+        "weights of other samples, in units of the penalty",
         (ADAPTIVE, "-k", "selecting"),
     ),
     Mutation(

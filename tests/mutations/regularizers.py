@@ -9,9 +9,9 @@ OPERATORS = "tests/operators/test_operators.py"
 BILEVEL = "tests/training/test_bilevel.py"
 ADAPTIVE = "tests/regularizers/test_adaptive.py"
 LAPPED = "tests/regularizers/test_lapped.py"
-LIFTED = "tests/regularizers/test_relu_lifted.py"
+RELU_LIFTED = "tests/regularizers/test_relu_lifted.py"
 NETWORK_PAIR = "tests/regularizers/test_network_pair.py"
-LIFTED_CERTIFICATE = "tests/regularizers/test_relu_lifted_certificate.py"
+RELU_LIFTED_CERTIFICATE = "tests/regularizers/test_relu_lifted_certificate.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -240,7 +240,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "torch.where(outside, 2.0, 1.0)",
         "torch.where(outside, 1.0, 1.0)",
         "lifted form (eq. N15): two taps on one mirrored pixel",
-        (LIFTED_CERTIFICATE, "-k", "metric_of_the_data"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "metric_of_the_data"),
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
@@ -248,7 +248,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "reach * ridge**-0.5 + slack)",
         "reach * ridge**0.5 + slack)",
         "lifted form (eq. N15): the second half axis",
-        (LIFTED_CERTIFICATE, "-k", "within_reach"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "within_reach"),
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
@@ -256,7 +256,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "+ across / floor",
         "+ 0 * across",
         "lifted form (eq. N17): units that fall cost nothing",
-        (LIFTED_CERTIFICATE, "-k", "random_loose or rise"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "random_loose or rise"),
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
@@ -264,7 +264,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "along / (floor + 1 / smoothing)",
         "0.2 * along * smoothing",
         "lifted form (eq. N17): units that rise are too cheap",
-        (LIFTED_CERTIFICATE, "-k", "rise"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "rise"),
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
@@ -272,31 +272,31 @@ MUTATIONS: tuple[Mutation, ...] = (
         "torch.where(price > 0, share, 1.0)",
         "share",
         "lifted form (eq. N18): units on a border are left out",
-        (LIFTED_CERTIFICATE, "-k", "best_of_fractions"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "best_of_fractions"),
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
-        "lifted_bound",
+        "relu_lifted_bound",
         "torch.hypot(evidence.force, along_x) * moved",
         "along_x * moved",
         "lifted form (eq. N20): forces times the error of the adjoint",
-        (LIFTED_CERTIFICATE, "-k", "wrong_adjoint"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "wrong_adjoint"),
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
-        "lifted_bound",
+        "relu_lifted_bound",
         "torch.hypot(evidence.bent_force, along_p) * r",
         "along_p * r",
         "lifted form (eq. N20): bent forces times the error of the solution",
-        (LIFTED_CERTIFICATE, "-k", "wrong_solution"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "wrong_solution"),
     ),
     Mutation(
         "regularizers/relu_lifted/gains.py",
-        "LiftedGains.output",
+        "ReLULiftedGains.output",
         "(sites / self.ridge) ** 0.5",
         "(sites * self.ridge) ** 0.5",
         "lifted form (eq. N20): the error of the output weights",
-        (LIFTED_CERTIFICATE, "-k", "output_weights"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "output_weights"),
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
@@ -304,11 +304,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         "loss.smoothness * problem.data.strong_convexity / seen.strong_convexity",
         "0.0",
         "lifted form: the curvature of the loss",
-        (LIFTED_CERTIFICATE, "-k", "random_loose"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "random_loose"),
     ),
     Mutation(
         "regularizers/relu_lifted/piggyback.py",
-        "LiftedPiggybackIteration.step",
+        "ReLULiftedPiggybackIteration.step",
         "z = z + steps.dual * layer.offset",
         "z = z + 0 * layer.offset",
         "lifted piggyback: the offsets",
@@ -320,7 +320,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/relu_lifted/piggyback.py",
-        "LiftedPiggybackIteration.step",
+        "ReLULiftedPiggybackIteration.step",
         "(first / scale, second / scale)",
         "(first, second / scale)",
         "lifted piggyback: the derivative of the dual prox",
@@ -332,11 +332,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/relu_lifted/network.py",
-        "LiftedEnergy.slope_along",
+        "ReLULiftedEnergy.slope_along",
         "(p + dp) * z",
         "p * z",
         "lifted form: hypergradients through the curvature",
-        (LIFTED, "-k", "hypergradients"),
+        (RELU_LIFTED, "-k", "hypergradients"),
     ),
     Mutation(
         "regularizers/relu_lifted/elimination.py",
@@ -344,7 +344,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "block[..., here, before] += ut",
         "block[..., here, before] -= ut",
         "elimination of the hidden layers: a sign",
-        (LIFTED, "-k", "eliminating"),
+        (RELU_LIFTED, "-k", "eliminating"),
     ),
     Mutation(
         "regularizers/relu_lifted/elimination.py",
@@ -352,23 +352,23 @@ MUTATIONS: tuple[Mutation, ...] = (
         "torch.where((failed > 0)[..., None, None], diagonal, factor)",
         "torch.where((failed > 1000)[..., None, None], diagonal, factor)",
         "elimination of the hidden layers: factors that failed",
-        (LIFTED, "-k", "huge"),
+        (RELU_LIFTED, "-k", "huge"),
     ),
     Mutation(
         "regularizers/relu_lifted/network.py",
-        "LiftedEnergy.slope_along",
+        "ReLULiftedEnergy.slope_along",
         "self.pieces(self.detached().points(x))",
         "self.pieces([(z.detach(), s) for z, s in self.points(x)])",
         "lifted form: gradient and adjoint residual on different cones of a border",
-        (LIFTED_CERTIFICATE, "-k", "borders"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "borders"),
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
-        "lifted_bound",
+        "relu_lifted_bound",
         "inflate(defined(whole).float())",
         "inflate(defined(whole)).float()",
         "lifted form: the gradient bound is rounded down",
-        (LIFTED_CERTIFICATE, "-k", "rounded_down"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "rounded_down"),
     ),
     Mutation(
         "regularizers/linear.py",

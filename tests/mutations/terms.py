@@ -6,7 +6,7 @@ from tests.mutations.planting import Mutation
 
 CERTIFICATES = "tests/certificates/test_certificates.py"
 SOLVERS = "tests/solvers/test_solvers.py"
-PROFILES = "tests/terms/test_penalties.py"
+PENALTIES = "tests/terms/test_penalties.py"
 INTERVAL = "tests/certificates/test_loss_interval.py"
 ADAPTIVE = "tests/regularizers/test_adaptive.py"
 UNROLLED = "tests/hypergradients/test_unrolled.py"
@@ -14,7 +14,7 @@ GPU = "tests/studies/test_gpu_check.py"
 OPERATORS_THAT_LEARN = "tests/layer/test_learned_operators.py"
 NETWORK_PAIR = "tests/regularizers/test_network_pair.py"
 VALUES = "tests/problems/test_values.py"
-LIFTED_CERTIFICATE = "tests/regularizers/test_relu_lifted_certificate.py"
+RELU_LIFTED_CERTIFICATE = "tests/regularizers/test_relu_lifted_certificate.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -23,7 +23,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "_NEWTON_STEPS = 5",
         "_NEWTON_STEPS = 3",
         "prox (eq. 20): stopped before it has converged",
-        (PROFILES, "-k", "bracketing"),
+        (PENALTIES, "-k", "bracketing"),
     ),
     Mutation(
         "piggyback/terms/penalties.py",
@@ -31,15 +31,15 @@ MUTATIONS: tuple[Mutation, ...] = (
         "t = torch.minimum(torch.maximum(guess, least), target)",
         "t = least",
         "prox (eq. 20): Newton from the bounds, not from the guess",
-        (PROFILES, "-k", "bracketing"),
+        (PENALTIES, "-k", "bracketing"),
     ),
     Mutation(
         "piggyback/terms/potentials.py",
         "Potential.prox",
-        "return self.shift + self.smoothing * self.profile.proximal(self._unit(v), stiffness)",
-        "return self.smoothing * self.profile.proximal(self._unit(v), stiffness)",
+        "return self.shift + self.smoothing * self.penalty.proximal(self._unit(v), stiffness)",
+        "return self.smoothing * self.penalty.proximal(self._unit(v), stiffness)",
         "prox: the shift is forgotten",
-        (PROFILES, "-k", "stationary"),
+        (PENALTIES, "-k", "stationary"),
     ),
     Mutation(
         "piggyback/terms/potentials.py",
@@ -47,7 +47,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "curvature / (step + curvature)",
         "curvature / (1 + curvature)",
         "derivative of the dual prox, which piggyback iterates",
-        (PROFILES, "-k", "prox_derivative"),
+        (PENALTIES, "-k", "prox_derivative"),
     ),
     Mutation(
         "piggyback/terms/potentials.py",
@@ -55,7 +55,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "steepness=unit.steepness * (scale / self.smoothing)",
         "steepness=unit.steepness * scale",
         "steepness (eq. 11): a power of the smoothing",
-        (PROFILES, "-k", "bounds_scale"),
+        (PENALTIES, "-k", "bounds_scale"),
     ),
     Mutation(
         "piggyback/terms/penalties.py",
@@ -63,7 +63,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "(slope / t).nan_to_num_(nan=1.0)",
         "slope / t",
         "0/0 at coefficients that lie on their shift",
-        (PROFILES, "-k", "secant_at_zero"),
+        (PENALTIES, "-k", "secant_at_zero"),
     ),
     Mutation(
         "piggyback/terms/penalties.py",
@@ -71,7 +71,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "third_bound = 0.7698003589195011",
         "third_bound = 0.7598003589195011",
         "largest third derivative of log-cosh",
-        (PROFILES, "-k", "third_bound"),
+        (PENALTIES, "-k", "third_bound"),
     ),
     Mutation(
         "piggyback/terms/penalties.py",
@@ -79,7 +79,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "kink = (t.abs() - 1).abs() -",
         "kink = 2 * (t.abs() - 1).abs() -",
         "steepness of Huber: the kink is farther away than it is",
-        (PROFILES, "-k", "interval_bounds or kink"),
+        (PENALTIES, "-k", "interval_bounds or kink"),
     ),
     Mutation(
         "piggyback/terms/data/least_squares.py",
@@ -183,7 +183,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "(0.5, -0.5, 0.5)",
         "(1.0, -1.0, 1.0)",
         "lifted form (eq. N14): the curvature of the right ray",
-        (LIFTED_CERTIFICATE, "-k", "curvature_of_every_cone"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "curvature_of_every_cone"),
     ),
     Mutation(
         "piggyback/terms/epigraph.py",
@@ -191,7 +191,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "torch.hypot(across * axes[0], along * axes[1])",
         "torch.minimum(axes[0], axes[1])",
         "lifted form (eq. N15): the reach of a linear form",
-        (LIFTED_CERTIFICATE, "-k", "never_missed"),
+        (RELU_LIFTED_CERTIFICATE, "-k", "never_missed"),
     ),
     Mutation(
         "piggyback/terms/data/quadratic.py",

@@ -21,7 +21,7 @@ from piggyback.problems.cone import ConeProgram
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import Denoising, DenseQuadratic
-from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential
 from tests.support.oracles import (
     DIFFCP,
@@ -50,7 +50,7 @@ second-order cones, 1e-8 on the others."""
 SOLUTION_TOLERANCE = 3e-9
 """Relative; reached are 2e-9 with exponential cones and 2e-10 otherwise."""
 
-GRADIENT_TOLERANCE: dict[type[Profile], float] = {
+GRADIENT_TOLERANCE: dict[type[Penalty], float] = {
     Charbonnier: 1e-8,
     Huber: 1e-8,
     LogCosh: 1e-5,
@@ -113,7 +113,7 @@ def test_differentiated_cone_program_equals_dense_kkt(
     assert deviation(x, exact.x[sample]) <= SOLUTION_TOLERANCE
     for name, part in gradient.groups().items():
         error = deviation(part[0], exact.gradient.groups()[name][sample])
-        assert error <= GRADIENT_TOLERANCE[type(case.profile)], (
+        assert error <= GRADIENT_TOLERANCE[type(case.penalty)], (
             f"{name}: relative error {error:.1e}"
         )
 
@@ -147,7 +147,7 @@ def test_certificate_covers_the_distance_to_the_cone_gradient(
             if name in ("operator", "emphasis")
             else error.abs()
         )
-        known = GRADIENT_TOLERANCE[type(case.profile)] * size.norm()
+        known = GRADIENT_TOLERANCE[type(case.penalty)] * size.norm()
         assert bool((error <= limit + known).all()), (
             f"{name}: error {error.tolist()}, bound {limit.tolist()}"
         )
@@ -256,7 +256,7 @@ def test_shifts_are_parameters_too(name: str) -> None:
     data = DenseQuadratic(
         case.data.matrix, case.data.linear + case.data.hessian(move)
     )
-    potential = Potential(case.profile, case.weight, case.smoothing, shift)
+    potential = Potential(case.penalty, case.weight, case.smoothing, shift)
     problem = SaddleProblem(data, potential, case.build(case.kernel))
     program, exact = problem.to_cvxpy(), truth(case)
     assert program.problem.is_dpp()
@@ -273,7 +273,7 @@ def test_shifts_are_parameters_too(name: str) -> None:
     dense = dense_problems(case)[0]
     expected = dense.curvature(exact.x[0]) * (dense.matrix @ exact.adjoint[0])
     assert (
-        deviation(gradient, expected) <= GRADIENT_TOLERANCE[type(case.profile)]
+        deviation(gradient, expected) <= GRADIENT_TOLERANCE[type(case.penalty)]
     )
 
 

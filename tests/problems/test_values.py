@@ -24,7 +24,7 @@ from piggyback.forward.adjointness import check_adjoint, norm_estimate
 from piggyback.forward.base import Inpainting, SuperResolution, ValidBlur
 from piggyback.hypergradients.api import Hypergradient, hypergradient
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.hypergradients.dualised import Lifted
+from piggyback.hypergradients.dualised import Dualised
 from piggyback.hypergradients.implicit import (
     ImplicitCG,
     ImplicitMINRES,
@@ -688,10 +688,10 @@ CERTIFIED: list[HypergradientMethod] = [
     ImplicitCG(),
     ImplicitMINRES(),
     Piggyback(),
-    Lifted(),
-    Lifted(ImplicitCG()),
+    Dualised(),
+    Dualised(ImplicitCG()),
     Refined(),
-    Refined(Lifted()),
+    Refined(Dualised()),
     Neumann(adjoint_schedule=Schedule(max_steps=2000)),
 ]
 

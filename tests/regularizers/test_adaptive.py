@@ -40,20 +40,20 @@ from regularizers.linear import LinearConfig
 from tests.support.certificate_checks import perturbed, repeated
 from tests.support.learned import images
 from tests.support.oracles import DIFFCP, exact_loss, read_gradient, truth
-from tests.support.problems import BY_NAME, PROFILES, Case, image_case
+from tests.support.problems import BY_NAME, PENALTIES, Case, image_case
 
 TIGHT = Accuracy(1e-11, 1e-11)
 
 
 def regularizer(
-    profile: str = "logcosh", boundary: str = "reflect", spread: float = 0.3
+    penalty: str = "logcosh", boundary: str = "reflect", spread: float = 0.3
 ) -> AdaptiveRegularizer:
     """A small one in float64; all parameters of its network are random."""
     generator = torch.Generator().manual_seed(3)
     config = LinearConfig(
         filters=2,
         size=3,
-        profile=profile,
+        penalty=penalty,
         boundary=boundary,
         weight=0.05,
         gradient_weight=0.05,
@@ -82,7 +82,7 @@ def posed(model: AdaptiveRegularizer, samples: Samples) -> Case:
     template = image_case(
         "adaptive",
         "",
-        model.config.profile,
+        model.config.penalty,
         model.config.boundary,
         zero_mean=True,
     )
@@ -143,14 +143,14 @@ def jacobian(model: AdaptiveRegularizer, observed: Tensor) -> Tensor:
 # --- the certificate ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("boundary", ["reflect", "circular"])
 def test_bound_through_the_network_is_valid_for_loose_pairs(
-    profile: str, boundary: str
+    penalty: str, boundary: str
 ) -> None:
     """The error of the field, and ``J^T`` of it with the Jacobian that the gain
     bounds; relative errors from 1 to 1e-8."""
-    model, samples = regularizer(profile, boundary), images(2)
+    model, samples = regularizer(penalty, boundary), images(2)
     case = posed(model, samples)
     several, exact = repeated(case, 45), truth(case).gradient.emphasis
     assert exact is not None
@@ -197,7 +197,7 @@ def without_gain(evidence: Evidence) -> Evidence:
     return replace(
         evidence,
         potential=Potential(
-            potential.profile,
+            potential.penalty,
             potential.weight,
             potential.smoothing,
             emphasis=emphasis,
@@ -208,13 +208,13 @@ def without_gain(evidence: Evidence) -> Evidence:
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64], ids=["float32", "float64"]
 )
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("penalty", PENALTIES)
 def test_evaluations_bracket_the_truth(
-    profile: str, dtype: torch.dtype
+    penalty: str, dtype: torch.dtype
 ) -> None:
     """Loss and the whole gradient of the mean, at loose and tight tolerances;
     float32 models are certified in float64."""
-    model = regularizer(profile).to(dtype)
+    model = regularizer(penalty).to(dtype)
     samples = Samples(images(3).clean.to(dtype), images(3).degraded.to(dtype))
     exact = copy.deepcopy(model).double()
     value, gradient = exact_level(
@@ -757,7 +757,7 @@ def test_selecting_selects_factors_gains_and_units() -> None:
     )
     units, x = problem.in_units(), images(3).clean
     t, chosen = units.arguments(x), units.select(order)
-    slope = units.profile.slope(t)
+    slope = units.penalty.slope(t)
     assert torch.equal(
         units.gradient(x, slope.clone())[order],
         chosen.gradient(x[order], slope[order].clone()),
@@ -797,14 +797,14 @@ def test_factors_stay_below_the_ceiling(
     assert bool(gain_of(emphasis).isfinite().all())
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("scale", EXTREME)
 def test_energy_is_convex_for_every_observation(
-    profile: str, scale: float
+    penalty: str, scale: float
 ) -> None:
     """Along random lines, at random distances: the energy between lies below
     the chord by the data term's part at least."""
-    model, samples = regularizer(profile, spread=scale), images(6)
+    model, samples = regularizer(penalty, spread=scale), images(6)
     problem, generator = (
         model.problem(Denoising(samples.degraded)).detached(),
         torch.Generator().manual_seed(9),

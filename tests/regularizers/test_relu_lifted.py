@@ -1,4 +1,4 @@
-"""The lifted form of piecewise linear networks against the nested one."""
+"""The ReLU-lifted form of piecewise linear networks against the nested one."""
 
 from __future__ import annotations
 
@@ -33,17 +33,20 @@ from regularizers.relu_lifted.elimination import (
     _factor,
     _site_blocks,
 )
-from regularizers.relu_lifted.network import Layout, LiftedEnergy
-from regularizers.relu_lifted.primal_dual import LiftedPrimalDual
+from regularizers.relu_lifted.network import Layout, ReLULiftedEnergy
+from regularizers.relu_lifted.primal_dual import ReLULiftedPrimalDual
 from regularizers.relu_lifted.problem import (
     ImageLoss,
     deviation,
-    lifted_problem,
-    require_lifted,
+    relu_lifted_problem,
+    require_relu_lifted,
 )
-from regularizers.relu_lifted.regularizer import LiftedConfig, LiftedRegularizer
-from tests.support.lifted_oracle import Lifted, lifted_truth
+from regularizers.relu_lifted.regularizer import (
+    ReLULiftedConfig,
+    ReLULiftedRegularizer,
+)
 from tests.support.networks import hessian, images, network, newton
+from tests.support.relu_lifted_oracle import ReLULifted, relu_lifted_truth
 
 NETWORKS = {
     "relu": network((2, 2), activation="relu"),
@@ -151,9 +154,9 @@ def test_the_gradient_of_the_envelope_is_the_residual_and_its_derivative_is_righ
 
 def test_operator_adjoint_and_norm(model: NetworkRegularizer) -> None:
     data = data_of()
-    problem = lifted_problem(model.network().detached(), data, 0.2, 0.3)
+    problem = relu_lifted_problem(model.network().detached(), data, 0.2, 0.3)
     energy = problem.regularizer
-    assert isinstance(energy, LiftedEnergy)
+    assert isinstance(energy, ReLULiftedEnergy)
     size = problem.data.start.shape[1]
     matrix = torch.cat(
         [
@@ -185,13 +188,13 @@ def test_operator_adjoint_and_norm(model: NetworkRegularizer) -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    [QuasiNewton(), LiftedPrimalDual()],
+    [QuasiNewton(), ReLULiftedPrimalDual()],
     ids=["quasi-newton", "primal-dual"],
 )
 def test_solvers_find_the_lifted_minimiser(
     model: NetworkRegularizer, solver
 ) -> None:
-    problem = lifted_problem(model.network(), data_of(2), 0.05, 0.05)
+    problem = relu_lifted_problem(model.network(), data_of(2), 0.05, 0.05)
     outcome = solve_lower(
         problem, solver, radius_per_element(problem, 1e-7), schedule=LONG
     )
@@ -217,7 +220,7 @@ def test_the_lifted_minimiser_tends_to_the_nested_one(
     assert float((exact - data.observed).norm()) > 0.1
     errors = []
     for size in (1e-1, 1e-2, 1e-3):
-        problem = lifted_problem(network, data, size, size)
+        problem = relu_lifted_problem(network, data, size, size)
         outcome = solve_lower(
             problem,
             QuasiNewton(),
@@ -242,7 +245,7 @@ def test_eliminating_the_hidden_layers_is_exact_for_them(channels: int) -> None:
         (4, 3, 2), activation="leaky_relu", channels=channels, seed=2
     )
     data = Denoising(images(2, channels, 5, 5), weight=1.5)
-    problem = lifted_problem(model.network(), data, 0.02, 0.03).detached()
+    problem = relu_lifted_problem(model.network(), data, 0.02, 0.03).detached()
     x = problem.data.start + 0.1 * images(*problem.data.start.shape, seed=9)
     curvature = problem.curvature(x)
     preconditioner = problem.preconditioner(curvature, x)
@@ -256,7 +259,7 @@ def test_eliminating_the_hidden_layers_is_exact_for_them(channels: int) -> None:
         values = torch.linalg.eigvals(inverse @ matrix).real
         units = sum(
             shape.numel()
-            for shape in require_lifted(problem, "this test").layout.hidden
+            for shape in require_relu_lifted(problem, "this test").layout.hidden
         )
         assert (
             float(values.min()) > 0
@@ -292,7 +295,7 @@ def test_huge_weights_in_single_precision_leave_a_definite_preconditioner() -> (
     model = network((4, 3), activation="relu", seed=2).float()
     with torch.no_grad():
         model.log_inner[0] += 7.0
-    problem = lifted_problem(
+    problem = relu_lifted_problem(
         model.network().detached(),
         Denoising(images(1, 1, 5, 5).float()),
         0.001,
@@ -331,10 +334,10 @@ def test_huge_weights_in_single_precision_leave_a_definite_preconditioner() -> (
 
 def test_hypergradients_of_all_parameters(model: NetworkRegularizer) -> None:
     data, size = data_of(), 0.05
-    lifted, target = Lifted(model, size), images(1, 1, 5, 5, seed=4)
+    lifted, target = ReLULifted(model, size), images(1, 1, 5, 5, seed=4)
     problem = lifted.problem(data)
     energy = problem.regularizer
-    assert isinstance(energy, LiftedEnergy)
+    assert isinstance(energy, ReLULiftedEnergy)
     loss = ImageLoss(SquaredError(target), energy.layout)
     pair = ImplicitCG().differentiate(problem, loss, Accuracy(1e-11, 1e-11))
     _, gradient = _read(lifted, data, loss, pair)
@@ -375,7 +378,7 @@ def test_hypergradients_of_all_parameters(model: NetworkRegularizer) -> None:
 
 
 def _read(
-    lifted: Lifted, data: Denoising, loss: ImageLoss, pair
+    lifted: ReLULifted, data: Denoising, loss: ImageLoss, pair
 ) -> tuple[object, Tensor]:
     return examine(lifted, data, loss, pair, ApplicationCounter())
 
@@ -390,15 +393,15 @@ def test_reconstructions_are_images_with_certified_gradients() -> None:
         gradient_weight=0.3,
         weight=0.1,
     )
-    regularizer = LiftedRegularizer(
-        config, LiftedConfig(0.2, 0.1), torch.Generator().manual_seed(3)
+    regularizer = ReLULiftedRegularizer(
+        config, ReLULiftedConfig(0.2, 0.1), torch.Generator().manual_seed(3)
     ).double()
     data, target = data_of(), images(1, 1, 5, 5, seed=4)
     layer = Reconstruction(regularizer, tolerance=1e-8)
     x = layer(data)
     assert x.shape == data.observed.shape
     (0.5 * (x - target).square().sum()).backward()
-    truth = lifted_truth(
+    truth = relu_lifted_truth(
         regularizer,
         data,
         ImageLoss(SquaredError(target), regularizer.problem(data).layout),
@@ -422,32 +425,32 @@ def test_reconstructions_are_images_with_certified_gradients() -> None:
         < 0.1 * float(truth.gradient.norm())
     )
     with pytest.raises(ValueError, match="got softplus"):
-        LiftedRegularizer(NetworkConfig(activation="softplus"))
+        ReLULiftedRegularizer(NetworkConfig(activation="softplus"))
     with pytest.raises(ValueError, match="positive and finite"):
-        LiftedConfig(smoothing=0.0)
+        ReLULiftedConfig(smoothing=0.0)
     with pytest.raises(ValueError, match="positive and finite"):
-        LiftedConfig(ridge=float("inf"))
+        ReLULiftedConfig(ridge=float("inf"))
 
 
 def test_inadmissible_lifted_forms_are_refused() -> None:
     smooth, piecewise = network().network(), NETWORKS["relu"].network()
     with pytest.raises(ValueError, match="ReLU and leaky ReLU"):
-        lifted_problem(smooth, data_of(), 0.1, 0.1)
+        relu_lifted_problem(smooth, data_of(), 0.1, 0.1)
     with pytest.raises(
         ValueError, match="smoothing must be positive and finite, got 0"
     ):
-        lifted_problem(piecewise, data_of(), 0.0, 0.1)
+        relu_lifted_problem(piecewise, data_of(), 0.0, 0.1)
     with pytest.raises(
         ValueError, match="ridge must be positive and finite, got -1"
     ):
-        lifted_problem(piecewise, data_of(), 0.1, -1.0)
+        relu_lifted_problem(piecewise, data_of(), 0.1, -1.0)
     with pytest.raises(
         ValueError, match="smoothing must be positive and finite, got inf"
     ):
-        lifted_problem(piecewise, data_of(), float("inf"), 0.1)
+        relu_lifted_problem(piecewise, data_of(), float("inf"), 0.1)
     with pytest.raises(
-        ValueError, match="LiftedPrimalDual needs a lifted problem"
+        ValueError, match="ReLULiftedPrimalDual needs a ReLU-lifted problem"
     ):
         solve_lower(
-            network().problem(data_of()), LiftedPrimalDual(), torch.ones(1)
+            network().problem(data_of()), ReLULiftedPrimalDual(), torch.ones(1)
         )

@@ -1,4 +1,4 @@
-"""The active-set certificate of the lifted form, against dense truth."""
+"""The active-set certificate of the ReLU-lifted form, against dense truth."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ from regularizers.filter_bank.convolution import ConvolutionBank
 from regularizers.icnn.energy import NetworkEnergy
 from regularizers.icnn.layer import Layer
 from regularizers.relu_lifted.certificate import (
-    LiftedEvidence,
+    ReLULiftedEvidence,
     _most,
-    lifted_bound,
+    relu_lifted_bound,
 )
-from regularizers.relu_lifted.gains import LiftedGains, row_norms
+from regularizers.relu_lifted.gains import ReLULiftedGains, row_norms
 from regularizers.relu_lifted.problem import (
     ImageLoss,
-    LiftedProblem,
-    lifted_problem,
-    require_lifted,
-)
-from tests.support.lifted_oracle import (
-    Lifted,
-    LiftedTruth,
-    lifted_truth,
-    pair_at,
+    ReLULiftedProblem,
+    relu_lifted_problem,
+    require_relu_lifted,
 )
 from tests.support.networks import images, network
+from tests.support.relu_lifted_oracle import (
+    ReLULifted,
+    ReLULiftedTruth,
+    pair_at,
+    relu_lifted_truth,
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network in lifted form with one image, its loss, and the truth."""
+    """A network in ReLU-lifted form with one image, its loss, and the truth."""
 
-    regularizer: Lifted
+    regularizer: ReLULifted
     data: Denoising
     loss: Loss
-    truth: LiftedTruth
+    truth: ReLULiftedTruth
 
     @staticmethod
     def of(
         size: int, smoothing: float, ridge: float, weight: float, **arguments
     ) -> Case:
-        regularizer = Lifted(network(**arguments), smoothing, ridge)
+        regularizer = ReLULifted(network(**arguments), smoothing, ridge)
         channels = regularizer.model.config.channels
         data = Denoising(images(1, channels, size, size), weight=weight)
         layout = regularizer.problem(data).layout
@@ -71,7 +71,7 @@ class Case:
             SquaredError(images(1, channels, size, size, seed=4)), layout
         )
         return Case(
-            regularizer, data, loss, lifted_truth(regularizer, data, loss)
+            regularizer, data, loss, relu_lifted_truth(regularizer, data, loss)
         )
 
 
@@ -110,7 +110,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def read(
     case: Case, x: Tensor, adjoint: Tensor
-) -> tuple[LiftedEvidence, Tensor]:
+) -> tuple[ReLULiftedEvidence, Tensor]:
     evidence, gradient = examine(
         case.regularizer,
         case.data,
@@ -118,7 +118,7 @@ def read(
         pair_at(x, adjoint),
         ApplicationCounter(),
     )
-    assert isinstance(evidence, LiftedEvidence)
+    assert isinstance(evidence, ReLULiftedEvidence)
     return evidence, gradient
 
 
@@ -257,7 +257,7 @@ def test_gains_are_suprema_over_all_directions(case: Case) -> None:
         case.regularizer.problem(case.data).regularizer,
     )
     gains, parameters = (
-        LiftedGains(problem),
+        ReLULiftedGains(problem),
         list(case.regularizer.parameters()),
     )
     generator = torch.Generator().manual_seed(5)
@@ -386,7 +386,7 @@ def test_certificates_evaluated_in_single_precision_hold_too() -> None:
         single.problem(Denoising(observed, weight=1.5)).layout,
     )
     loss = ImageLoss(SquaredError(images(1, 1, 4, 4, seed=4).float()), layout)
-    truth = lifted_truth(twin, data.double(), loss.double())
+    truth = relu_lifted_truth(twin, data.double(), loss.double())
     generator = torch.Generator().manual_seed(2)
     for size in (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
         noise = size * torch.randn(
@@ -399,7 +399,7 @@ def test_certificates_evaluated_in_single_precision_hold_too() -> None:
         evidence, gradient = examine(
             single, data, loss, pair_at(x, adjoint), ApplicationCounter()
         )
-        assert isinstance(evidence, LiftedEvidence)
+        assert isinstance(evidence, ReLULiftedEvidence)
         assert size_in(truth.data, x.double() - truth.x) <= float(
             evidence.residuals.error
         )
@@ -407,7 +407,7 @@ def test_certificates_evaluated_in_single_precision_hold_too() -> None:
             adjoint_error(evidence)
         )
         assert float((gradient.double() - truth.gradient).norm()) <= float(
-            lifted_bound(evidence).operator
+            relu_lifted_bound(evidence).operator
         )
         # and the certificate that the package uses: the pair in float32,
         # everything else in float64
@@ -443,7 +443,7 @@ def test_open_units_vanish_and_the_bound_becomes_of_first_order(
             (
                 float(evidence.open),
                 float(evidence.coupling.rest),
-                float(lifted_bound(evidence).operator),
+                float(relu_lifted_bound(evidence).operator),
             )
         )
     counts = [count for count, _, _ in found]
@@ -461,13 +461,13 @@ def test_on_borders_the_gradient_is_read_off_the_cones_of_the_adjoint_residual()
 ):
     """A cold start has every layer on the graph: rounding chooses the cones,
     and it must choose the same ones everywhere."""
-    regularizer = Lifted(
+    regularizer = ReLULifted(
         network(widths=(4, 3, 2), activation="leaky_relu"), 0.1, 0.1
     )
     problem = regularizer.problem(Denoising(images(3, 1, 6, 6)))
     x, fixed = (
         problem.data.start,
-        require_lifted(problem.detached(), "this test"),
+        require_relu_lifted(problem.detached(), "this test"),
     )
     adjoint = images(*x.shape, seed=4)
     read_off = problem.surrogate(x, adjoint).sum()
@@ -503,7 +503,7 @@ def test_bounds_are_not_rounded_down_to_single_precision() -> None:
             residuals=residuals,
             bent_force=torch.ones_like(evidence.gain),
         )
-        assert error <= float(lifted_bound(alone).operator) < 1.001 * error
+        assert error <= float(relu_lifted_bound(alone).operator) < 1.001 * error
 
 
 # --- attained -----------------------------------------------------------------
@@ -534,21 +534,23 @@ class Single(Regularizer):
         )
         self.smoothing, self.ridge, self.leak = smoothing, ridge, leak
 
-    def problem(self, data) -> LiftedProblem:
+    def problem(self, data) -> ReLULiftedProblem:
         layer = Layer(
             ConvolutionBank(self.filter, BOUNDARIES["valid"]), None, self.offset
         )
         energy = NetworkEnergy(
             (layer,), self.output, LeakyReLU(self.leak), BOUNDARIES["valid"]
         )
-        return lifted_problem(energy, data, self.smoothing, self.ridge)
+        return relu_lifted_problem(energy, data, self.smoothing, self.ridge)
 
     def pull_back(self, bound) -> Tensor:
         return bound.operator.mean()
 
 
-def truth_of(regularizer: Single, data: Denoising, loss: Loss) -> LiftedTruth:
-    return lifted_truth(regularizer, data, loss)  # type: ignore[arg-type]
+def truth_of(
+    regularizer: Single, data: Denoising, loss: Loss
+) -> ReLULiftedTruth:
+    return relu_lifted_truth(regularizer, data, loss)  # type: ignore[arg-type]
 
 
 def assessed(
@@ -557,7 +559,7 @@ def assessed(
     loss: Loss,
     x: Tensor,
     adjoint: Tensor,
-    truth: LiftedTruth,
+    truth: ReLULiftedTruth,
 ):
     result = certify(
         regularizer,
@@ -595,7 +597,7 @@ def test_the_bound_of_the_output_weights_is_attained() -> None:
     assert error <= bound <= 1.01 * error
 
 
-def stiff() -> tuple[Single, Denoising, Loss, LiftedTruth]:
+def stiff() -> tuple[Single, Denoising, Loss, ReLULiftedTruth]:
     """A weak penalty far from its kink: the data term is nearly all of the
     Hessian, and the forces are large."""
     regularizer, data = (
@@ -645,7 +647,7 @@ def test_a_solution_in_another_cone_is_within_reach() -> None:
         )
         assert (
             bool(changed)
-            and isinstance(evidence, LiftedEvidence)
+            and isinstance(evidence, ReLULiftedEvidence)
             and int(evidence.open) == 4
         )
 
@@ -666,7 +668,7 @@ def test_the_coupling_of_units_that_rise_is_nearly_attained(
     adjoint = torch.zeros_like(x)
     adjoint[:, 4 : 4 + open_units] = 1.0
     evidence, _ = evidence_of(regularizer.problem(data), loss, x, adjoint)
-    assert isinstance(evidence, LiftedEvidence)
+    assert isinstance(evidence, ReLULiftedEvidence)
     problem = regularizer.problem(data).detached()
     changed = problem.bend(problem.curvature(truth.x), adjoint) - problem.bend(
         problem.curvature(x), adjoint

@@ -1,4 +1,4 @@
-"""Piggyback on the lifted form: against dense algebra, cvxpylayers and central
+"""Piggyback on the ReLU-lifted form: against dense algebra, cvxpylayers and central
 differences."""
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from piggyback.problems.pair import WarmStart
 from piggyback.solvers.loop import Schedule, Status
 from piggyback.terms.losses import Loss
 from regularizers.relu_lifted.network import Layout
-from regularizers.relu_lifted.piggyback import LiftedPiggyback
-from regularizers.relu_lifted.problem import ImageLoss, LiftedProblem
-from tests.support.lifted_oracle import Lifted, lifted_truth
+from regularizers.relu_lifted.piggyback import ReLULiftedPiggyback
+from regularizers.relu_lifted.problem import ImageLoss, ReLULiftedProblem
 from tests.support.networks import images, network, newton
 from tests.support.oracles import DIFFCP
+from tests.support.relu_lifted_oracle import ReLULifted, relu_lifted_truth
 
 # in cvxpylayers
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )
 MODELS = {
-    "relu": Lifted(network((2, 2), activation="relu"), 0.2, 0.1),
-    "leaky, three layers": Lifted(
+    "relu": ReLULifted(network((2, 2), activation="relu"), 0.2, 0.1),
+    "leaky, three layers": ReLULifted(
         network((2, 2, 1), activation="leaky_relu", seed=5), 0.1, 0.3
     ),
-    "whole windows": Lifted(
+    "whole windows": ReLULifted(
         network((2, 2), activation="relu", boundary="valid", seed=7), 0.3, 0.2
     ),
 }
@@ -40,13 +40,13 @@ TIGHT = Accuracy(1e-9, 1e-9)
 
 
 @pytest.fixture(params=list(MODELS))
-def regularizer(request: pytest.FixtureRequest) -> Lifted:
+def regularizer(request: pytest.FixtureRequest) -> ReLULifted:
     return MODELS[request.param]
 
 
 def posed(
-    regularizer: Lifted, count: int = 1
-) -> tuple[LiftedProblem, Denoising, Loss]:
+    regularizer: ReLULifted, count: int = 1
+) -> tuple[ReLULiftedProblem, Denoising, Loss]:
     data = Denoising(images(count, 1, 4, 5), weight=1.4)
     problem = regularizer.problem(data)
     return (
@@ -57,10 +57,10 @@ def posed(
 
 
 def test_pairs_and_gradients_are_those_of_dense_algebra(
-    regularizer: Lifted,
+    regularizer: ReLULifted,
 ) -> None:
     problem, data, loss = posed(regularizer, 2)
-    pair = LiftedPiggyback().differentiate(problem, loss, TIGHT)
+    pair = ReLULiftedPiggyback().differentiate(problem, loss, TIGHT)
     assert bool(
         (pair.lower_status == Status.CONVERGED).all()
         and (pair.adjoint_status == Status.CONVERGED).all()
@@ -69,7 +69,9 @@ def test_pairs_and_gradients_are_those_of_dense_algebra(
     for sample in range(2):
         index = torch.tensor([sample])
         truths.append(
-            lifted_truth(regularizer, data.select(index), loss.select(index))
+            relu_lifted_truth(
+                regularizer, data.select(index), loss.select(index)
+            )
         )
         torch.testing.assert_close(
             pair.x[index], truths[-1].x, rtol=0, atol=1e-6
@@ -90,10 +92,10 @@ def test_pairs_and_gradients_are_those_of_dense_algebra(
 
 
 def test_gradients_are_those_of_central_differences(
-    regularizer: Lifted,
+    regularizer: ReLULifted,
 ) -> None:
     problem, data, loss = posed(regularizer)
-    pair = LiftedPiggyback().differentiate(problem, loss, TIGHT)
+    pair = ReLULiftedPiggyback().differentiate(problem, loss, TIGHT)
     _, gradient = examine(regularizer, data, loss, pair, ApplicationCounter())
     vector, offset = (
         torch.nn.utils.parameters_to_vector(regularizer.parameters()).detach(),
@@ -116,7 +118,9 @@ def test_gradients_are_those_of_central_differences(
         offset += parameter.numel()
 
 
-def matrices(regularizer: Lifted, problem: LiftedProblem) -> list[Tensor]:
+def matrices(
+    regularizer: ReLULifted, problem: ReLULiftedProblem
+) -> list[Tensor]:
     """``V``, ``W``, ``b`` of each layer as matrices and vectors over all sites,
     differentiable in the parameters, and ``c``."""
     energy = problem.regularizer
@@ -138,8 +142,8 @@ def matrices(regularizer: Lifted, problem: LiftedProblem) -> list[Tensor]:
     return [*found, energy.network.output.repeat(sites)]
 
 
-def test_gradients_are_those_of_cvxpylayers(regularizer: Lifted) -> None:
-    """The smoothed lifted problem as a cone program; all of ``V``, ``W``,
+def test_gradients_are_those_of_cvxpylayers(regularizer: ReLULifted) -> None:
+    """The smoothed ReLU-lifted problem as a cone program; all of ``V``, ``W``,
     ``b``, ``c`` are its parameters."""
     cp = pytest.importorskip("cvxpy")
     from cvxpylayers.torch.cvxpylayer import CvxpyLayer
@@ -170,7 +174,7 @@ def test_gradients_are_those_of_cvxpylayers(regularizer: Lifted) -> None:
         program, parameters, [x], canon_backend=None, solver_args=DIFFCP
     )
     (found,) = layer(*values)
-    truth = lifted_truth(regularizer, data, loss)
+    truth = relu_lifted_truth(regularizer, data, loss)
     image, _ = problem.layout.split(truth.x)
     torch.testing.assert_close(
         found.detach(), image[0].flatten(), rtol=0, atol=1e-5
@@ -179,7 +183,7 @@ def test_gradients_are_those_of_cvxpylayers(regularizer: Lifted) -> None:
     theirs = torch.autograd.grad(
         found, list(regularizer.parameters()), slope[0].flatten()
     )
-    pair = LiftedPiggyback().differentiate(problem, loss, TIGHT)
+    pair = ReLULiftedPiggyback().differentiate(problem, loss, TIGHT)
     _, ours = examine(regularizer, data, loss, pair, ApplicationCounter())
     torch.testing.assert_close(
         ours,
@@ -192,9 +196,9 @@ def test_gradients_are_those_of_cvxpylayers(regularizer: Lifted) -> None:
 def test_warm_starts_float32_and_chosen_samples() -> None:
     regularizer = MODELS["relu"]
     problem, data, loss = posed(regularizer, 3)
-    pair = LiftedPiggyback().differentiate(problem, loss, TIGHT)
+    pair = ReLULiftedPiggyback().differentiate(problem, loss, TIGHT)
     counter = ApplicationCounter()
-    again = LiftedPiggyback().differentiate(
+    again = ReLULiftedPiggyback().differentiate(
         problem.counted(counter),
         loss,
         Accuracy(1e-8, 1e-7),
@@ -205,7 +209,7 @@ def test_warm_starts_float32_and_chosen_samples() -> None:
     single = copy.deepcopy(regularizer).float()
     observed = Denoising(data.observed.float(), weight=1.4)
     layout = Layout.of(single.model.network().detached(), observed.start)
-    rough = LiftedPiggyback().differentiate(
+    rough = ReLULiftedPiggyback().differentiate(
         single.problem(observed),
         ImageLoss(SquaredError(images(3, 1, 4, 5, seed=4).float()), layout),
         Accuracy(1e-4, 1e-3),
@@ -221,7 +225,7 @@ def test_both_methods_agree() -> None:
     problem, _, loss = posed(MODELS["leaky, three layers"], 2)
     ours, theirs = (
         method.differentiate(problem, loss, TIGHT)
-        for method in (LiftedPiggyback(), ImplicitCG())
+        for method in (ReLULiftedPiggyback(), ImplicitCG())
     )
     torch.testing.assert_close(ours.x, theirs.x, rtol=0, atol=1e-6)
     torch.testing.assert_close(ours.adjoint, theirs.adjoint, rtol=0, atol=1e-6)
@@ -231,7 +235,7 @@ def test_step_limits_and_wrong_problems_are_reported() -> None:
     regularizer = MODELS["relu"]
     problem, _, loss = posed(regularizer)
     short = replace(
-        LiftedPiggyback(), schedule=Schedule(max_steps=3, check_every=1)
+        ReLULiftedPiggyback(), schedule=Schedule(max_steps=3, check_every=1)
     )
     assert (
         int(short.differentiate(problem, loss, TIGHT).lower_status)
@@ -240,8 +244,8 @@ def test_step_limits_and_wrong_problems_are_reported() -> None:
     smooth = network().problem(Denoising(images(1, 1, 4, 5)))
     with pytest.raises(
         ValueError,
-        match="LiftedPiggyback needs a lifted problem, got a NetworkProblem",
+        match="ReLULiftedPiggyback needs a ReLU-lifted problem, got a NetworkProblem",
     ):
-        LiftedPiggyback().differentiate(smooth, loss, TIGHT)
+        ReLULiftedPiggyback().differentiate(smooth, loss, TIGHT)
     with pytest.raises(ValueError, match="Piggyback needs a SaddleProblem"):
         Piggyback().differentiate(problem, loss, TIGHT)

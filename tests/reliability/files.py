@@ -19,8 +19,8 @@ from PIL import Image
 
 from experiments.studies.benchmark import run as benchmark
 from experiments.studies.compare_descents import run as compare_descents
-from experiments.studies.compare_lifted import run as compare_lifted
 from experiments.studies.compare_methods import run as compare_methods
+from experiments.studies.compare_relu_lifted import run as compare_relu_lifted
 from experiments.studies.deblurring import run as deblurring
 from experiments.studies.few_shot import run as few_shot
 from experiments.studies.gpu_check import run as gpu_check
@@ -1034,13 +1034,13 @@ LINES = [
     ),
     line(
         "layers without channels",
-        compare_lifted.main,
+        compare_relu_lifted.main,
         "--widths 4 0",
         "--widths must be at least 1",
     ),
     line(
         "a network of one layer",
-        compare_lifted.main,
+        compare_relu_lifted.main,
         "--widths 4",
         "two hidden layers",
     ),
@@ -1052,13 +1052,13 @@ LINES = [
     ),
     line(
         "no time for the race",
-        compare_lifted.main,
+        compare_relu_lifted.main,
         "--limit 0",
         "--limit must be positive",
     ),
     line(
         "a smoothing that is next to nothing",
-        compare_lifted.main,
+        compare_relu_lifted.main,
         "--smoothing 1e-300",
         "--smoothing must lie",
     ),

@@ -53,7 +53,7 @@ from piggyback.solvers.richardson import Richardson
 from piggyback.terms.data.quadratic import Denoising
 from piggyback.terms.epigraph import _table
 from piggyback.terms.losses import LinearFunctional, SquaredError
-from piggyback.terms.penalties import Profile
+from piggyback.terms.penalties import Penalty
 from piggyback.terms.potentials import Potential
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.constraints import zero_mean_basis
@@ -67,13 +67,19 @@ from regularizers.filter_bank.kernels import (
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig
 from regularizers.relu_lifted.certificate import (
-    gather_lifted_evidence,
-    lifted_bound,
+    gather_relu_lifted_evidence,
+    relu_lifted_bound,
 )
-from regularizers.relu_lifted.piggyback import LiftedPiggybackIteration
-from regularizers.relu_lifted.primal_dual import BlockSteps, LiftedPrimalDual
-from regularizers.relu_lifted.problem import lifted_problem, require_lifted
-from tests.support.problems import PROFILES
+from regularizers.relu_lifted.piggyback import ReLULiftedPiggybackIteration
+from regularizers.relu_lifted.primal_dual import (
+    BlockSteps,
+    ReLULiftedPrimalDual,
+)
+from regularizers.relu_lifted.problem import (
+    relu_lifted_problem,
+    require_relu_lifted,
+)
+from tests.support.problems import PENALTIES
 
 pytestmark = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64], ids=["float32", "float64"]
@@ -123,12 +129,12 @@ def on_device(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def problem_on(
-    boundary: str, profile: Profile, channels: int, dtype: torch.dtype
+    boundary: str, penalty: Penalty, channels: int, dtype: torch.dtype
 ) -> tuple[SaddleProblem, SquaredError]:
     taps = on_device(4, channels, 3, 3, dtype=dtype)
     bank = ConvolutionBank(taps, BOUNDARIES[boundary], zero_mean=True)
     potential = Potential(
-        profile, *(on_device(4, dtype=dtype) for _ in range(3))
+        penalty, *(on_device(4, dtype=dtype) for _ in range(3))
     )
     images = on_device(2, channels, 9, 10, dtype=dtype)
     return SaddleProblem(Denoising(images, 1.5), potential, bank), SquaredError(
@@ -229,8 +235,8 @@ def test_what_steps_do_is_not_taken_for_waiting(dtype: torch.dtype) -> None:
 def test_lower_level_steps(
     solver: LowerSolver, case: tuple[str, str, int], dtype: torch.dtype
 ) -> None:
-    boundary, profile, channels = case
-    problem, _ = problem_on(boundary, PROFILES[profile], channels, dtype)
+    boundary, penalty, channels = case
+    problem, _ = problem_on(boundary, PENALTIES[penalty], channels, dtype)
     problem = problem.detached()
     start = problem.data.start
     run_steps(
@@ -248,8 +254,8 @@ def test_lower_level_steps(
 def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
     """Conjugate gradients and residuals, Richardson and piggyback; selecting
     samples stays on the device too."""
-    boundary, profile, channels = case
-    problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
+    boundary, penalty, channels = case
+    problem, loss = problem_on(boundary, PENALTIES[penalty], channels, dtype)
     problem = problem.detached()
     x = problem.data.start
     curvature = problem.potential.curvature(problem.operator.forward(x))
@@ -280,8 +286,8 @@ def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
 def test_certificates(case: tuple[str, str, int], dtype: torch.dtype) -> None:
     """Evidence, both gradient bounds, both loss intervals (the backward pass is
     the framework's)."""
-    boundary, profile, channels = case
-    problem, loss = problem_on(boundary, PROFILES[profile], channels, dtype)
+    boundary, penalty, channels = case
+    problem, loss = problem_on(boundary, PENALTIES[penalty], channels, dtype)
     x = problem.data.start
     for upper in (loss, LinearFunctional(x)):
         evidence, surrogate = gather_evidence(
@@ -417,7 +423,7 @@ def test_adaptive_weights(
         start = part.data.start
         units = part.in_units()
         t = units.arguments(start)
-        slope, secant, curvature = units.profile.slope_secant_curvature(t)
+        slope, secant, curvature = units.penalty.slope_secant_curvature(t)
         preconditioner = units.preconditioner(secant, start)
         assert_on_device(
             [
@@ -490,28 +496,30 @@ def test_lifted_networks(
     """The lifted form: primal-dual steps, piggyback, eliminated hidden layers,
     the active-set certificate."""
     images = on_device(2, 1, 9, 10, dtype=dtype)
-    problem = lifted_problem(
+    problem = relu_lifted_problem(
         network_on(activation, inner, dtype).network(),
         Denoising(images),
         0.1,
         0.05,
     )
     loss, x = problem.of_image(SquaredError(images)), problem.data.start
-    evidence, surrogate = gather_lifted_evidence(
+    evidence, surrogate = gather_relu_lifted_evidence(
         problem, loss, x, torch.zeros_like(x)
     )
-    assert_on_device([lifted_bound(evidence), corrected_loss(evidence)])
+    assert_on_device([relu_lifted_bound(evidence), corrected_loss(evidence)])
     assert_on_device(surrogate, dtype)
-    problem = require_lifted(problem.detached(), "this test")
+    problem = require_relu_lifted(problem.detached(), "this test")
     lower = LowerLevel(problem, x, radius_per_element(problem, 1e-3))
     steps = BlockSteps.balanced(problem)
     system = LinearSystem(
         problem, problem.curvature(x), x, on_device(2, dtype=dtype)
     )
     for iteration in (
-        LiftedPrimalDual().bind(lower),
-        LiftedPrimalDual(BlockSteps.uniform).bind(lower),
-        LiftedPiggybackIteration(lower, loss, steps, 1e-2, torch.zeros_like(x)),
+        ReLULiftedPrimalDual().bind(lower),
+        ReLULiftedPrimalDual(BlockSteps.uniform).bind(lower),
+        ReLULiftedPiggybackIteration(
+            lower, loss, steps, 1e-2, torch.zeros_like(x)
+        ),
         ConjugateGradient(system),
     ):
         run_steps(iteration, dtype)
@@ -521,12 +529,12 @@ def test_lifted_networks(
         )
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_potentials(profile: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_potentials(penalty: str, dtype: torch.dtype) -> None:
     """Prox, conjugate prox with derivative, interval bounds, majoriser,
     derivatives."""
     f = Potential(
-        PROFILES[profile], *(on_device(4, dtype=dtype) for _ in range(3))
+        PENALTIES[penalty], *(on_device(4, dtype=dtype) for _ in range(3))
     )
     z = on_device(2, 5, 6, 4, dtype=dtype)
     step = on_device(4, dtype=dtype)
@@ -534,7 +542,7 @@ def test_potentials(profile: str, dtype: torch.dtype) -> None:
         f.value(z),
         f.gradient(z),
         f.curvature(z),
-        *f.profile.slope_secant_curvature(z),
+        *f.penalty.slope_secant_curvature(z),
         f.prox(z, step),
         f.conjugate_gradient(z),
     ]
@@ -550,7 +558,7 @@ def test_potentials(profile: str, dtype: torch.dtype) -> None:
 
 def test_learned_solver_stays_on_the_device(dtype: torch.dtype) -> None:
     """The learned start and the steps in the learned metric."""
-    problem, _ = problem_on("reflect", PROFILES["logcosh"], 1, dtype)
+    problem, _ = problem_on("reflect", PENALTIES["logcosh"], 1, dtype)
     start = FilteredStart(
         on_device(4, 3, 3, dtype=dtype), on_device(3, dtype=dtype)
     )(problem.data)

@@ -37,7 +37,7 @@ from tests.support.oracles import dense_problems, truth
 from tests.support.problems import (
     BY_NAME,
     CATALOGUE,
-    PROFILES,
+    PENALTIES,
     Case,
     dense_case,
     image_case,
@@ -94,9 +94,9 @@ def test_solution_lies_within_the_certified_radius(
 
 SHARP = [
     dense_case(
-        f"sharp-{profile}-{seed}",
+        f"sharp-{penalty}-{seed}",
         "smoothings of 1e-4 beside coefficients of size 1, off centre: curvature is all or nothing",
-        profile,
+        penalty,
         size=20,
         rows=30,
         modulus=0.3,
@@ -105,7 +105,7 @@ SHARP = [
         shift=0.3,
         seed=seed,
     )
-    for profile, seed in itertools.product(PROFILES, (100, 101, 102))
+    for penalty, seed in itertools.product(PENALTIES, (100, 101, 102))
 ]
 
 
@@ -227,7 +227,7 @@ def test_convergence_is_never_claimed_wrongly() -> None:
         case = dense_case(
             "drawn",
             "property test",
-            data.draw(st.sampled_from(list(PROFILES))),
+            data.draw(st.sampled_from(list(PENALTIES))),
             size=data.draw(st.integers(1, 8)),
             rows=data.draw(st.integers(1, 12)),
             modulus=10 ** data.draw(st.floats(-2, 1)),
@@ -711,7 +711,7 @@ def test_tolerances_are_per_element() -> None:
     tolerance * sqrt(elements)."""
     problem = SaddleProblem(
         Denoising(torch.zeros(2, 1, 5, 20)),
-        Potential(PROFILES["huber"], torch.ones(1), torch.ones(1)),
+        Potential(PENALTIES["huber"], torch.ones(1), torch.ones(1)),
         DenseOperator(torch.ones(1, 1)),
     )
     assert radius_per_element(problem, 1e-3).tolist() == pytest.approx(

@@ -58,20 +58,20 @@ def instance(
 
 
 def small_regularizer(
-    profile: str,
+    penalty: str,
     smoothing: float = 0.02,
     boundary: str = "reflect",
     channels: int = 1,
 ):
     regularizer = with_potential(
-        random_regularizer(3, 3, channels, 0.05), profile, smoothing
+        random_regularizer(3, 3, channels, 0.05), penalty, smoothing
     )
     regularizer.config = replace(regularizer.config, boundary=boundary)
     return regularizer
 
 
 @pytest.mark.parametrize(
-    ("task", "profile", "boundary", "channels"),
+    ("task", "penalty", "boundary", "channels"),
     [
         ("denoise", "charbonnier", "reflect", 1),
         ("denoise", "logcosh", "circular", 1),
@@ -83,12 +83,12 @@ def small_regularizer(
     ],
 )
 def test_reference_equals_the_refined_solve(
-    task: str, profile: str, boundary: str, channels: int
+    task: str, penalty: str, boundary: str, channels: int
 ) -> None:
     """Solution, adjoint, loss and gradient: what the package refines in float64
     lies within its own bound of the reference."""
     tiny = instance(
-        task, small_regularizer(profile, boundary=boundary, channels=channels)
+        task, small_regularizer(penalty, boundary=boundary, channels=channels)
     )
     reference = solve_reference(tiny.regularizer, tiny.data, tiny.clean)
     exact, data, loss = tiny.at(torch.float64)
@@ -175,8 +175,8 @@ def test_variants_change_what_they_say_and_nothing_else() -> None:
         )
         assert torch.allclose(potential.smoothing, torch.full((4,), smoothing))
         assert (
-            other.config.profile == "huber"
-            and base.config.profile == "charbonnier"
+            other.config.penalty == "huber"
+            and base.config.penalty == "charbonnier"
         )
     assert torch.allclose(
         scaled(base, 0.1).potential().weight, torch.full((4,), 0.003)

@@ -9,8 +9,8 @@ from types import ModuleType
 
 from experiments.studies.benchmark import run as benchmark
 from experiments.studies.compare_descents import run as compare_descents
-from experiments.studies.compare_lifted import run as compare_lifted
 from experiments.studies.compare_methods import run as compare_methods
+from experiments.studies.compare_relu_lifted import run as compare_relu_lifted
 from experiments.studies.compare_tolerances import run as compare_tolerances
 from experiments.studies.deblurring import run as deblurring
 from experiments.studies.few_shot import run as few_shot
@@ -26,7 +26,7 @@ COMMANDS = {
     for module in (
         benchmark,
         compare_descents,
-        compare_lifted,
+        compare_relu_lifted,
         compare_methods,
         compare_tolerances,
         deblurring,

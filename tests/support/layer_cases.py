@@ -19,7 +19,7 @@ from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from regularizers.module import ModuleRegularizer
-from regularizers.relu_lifted.regularizer import LiftedRegularizer
+from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
 
 DOUBLE = torch.float64
 SHAPE = (2, 1, 6, 8)
@@ -85,7 +85,7 @@ def lifted() -> Regularizer:
         gradient_weight=0.1,
         weight=0.05,
     )
-    return LiftedRegularizer(config, generator=seeded(1)).double()
+    return ReLULiftedRegularizer(config, generator=seeded(1)).double()
 
 
 REGULARIZERS: dict[str, Callable[[], Regularizer]] = {

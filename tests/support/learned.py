@@ -29,13 +29,13 @@ def images(count: int = 5, channels: int = 1) -> Samples:
 
 
 def regularizer(
-    profile: str = "logcosh", channels: int = 1
+    penalty: str = "logcosh", channels: int = 1
 ) -> LinearRegularizer:
     config = LinearConfig(
         filters=3,
         size=3,
         channels=channels,
-        profile=profile,
+        penalty=penalty,
         weight=0.03,
         gradient_weight=0.06,
         smoothing=0.05,
@@ -52,7 +52,7 @@ def exact_level(
     template = image_case(
         "images",
         "",
-        model.config.profile,
+        model.config.penalty,
         model.config.boundary,
         zero_mean=True,
     )

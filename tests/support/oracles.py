@@ -1,7 +1,7 @@
 """Independent answers: dense Newton with an explicit adjoint, central
 differences, cvxpylayers.
 
-Nothing here uses the solvers, certificates or profile formulas of the package;
+Nothing here uses the solvers, certificates or penalty formulas of the package;
 operators enter as explicit matrices. One exception: ``cone_gradient`` takes the
 package's cone form, which is itself checked against Newton.
 """
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from piggyback.operators.base import LinearOperator
-from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from tests.support.problems import Case
 
 Scalars = Callable[[Tensor], Tensor]
 
-PLAIN: dict[type[Profile], tuple[Scalars, Scalars, Scalars]] = {
+PLAIN: dict[type[Penalty], tuple[Scalars, Scalars, Scalars]] = {
     Charbonnier: (
         lambda t: (1 + t * t).sqrt() - 1,
         lambda t: t / (1 + t * t).sqrt(),
@@ -39,7 +39,7 @@ PLAIN: dict[type[Profile], tuple[Scalars, Scalars, Scalars]] = {
         lambda t: (t.abs() <= 1).to(t),
     ),
 }
-"""Value, slope and curvature of each profile in their textbook form."""
+"""Value, slope and curvature of each penalty in their textbook form."""
 
 
 def materialise(
@@ -68,7 +68,7 @@ class DenseProblem:
     weight: Tensor
     smoothing: Tensor
     shift: Tensor
-    profile: type[Profile]
+    penalty: type[Penalty]
 
     def centred(self, x: Tensor) -> Tensor:
         """``K x - c``."""
@@ -76,7 +76,7 @@ class DenseProblem:
 
     def slope(self, x: Tensor) -> Tensor:
         """``y = f'(K x)``."""
-        return self.weight * PLAIN[self.profile][1](
+        return self.weight * PLAIN[self.penalty][1](
             self.centred(x) / self.smoothing
         )
 
@@ -84,7 +84,7 @@ class DenseProblem:
         return (
             self.weight
             / self.smoothing
-            * PLAIN[self.profile][2](self.centred(x) / self.smoothing)
+            * PLAIN[self.penalty][2](self.centred(x) / self.smoothing)
         )
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def dense_problems(
     )
     return [
         DenseProblem(
-            hessian, b, matrix, weight, smoothing, shift, type(case.profile)
+            hessian, b, matrix, weight, smoothing, shift, type(case.penalty)
         )
         for b, weight in zip(
             linear, local_weights(case, case.weight.detach()), strict=True
@@ -275,7 +275,7 @@ def read_gradient(case: Case, x: Tensor, adjoint: Tensor) -> Gradient:
     only admissible directions count.
     """
     dense = dense_problems(case.select(torch.tensor([0])))[0]
-    _, slope, curvature = PLAIN[type(case.profile)]
+    _, slope, curvature = PLAIN[type(case.penalty)]
     z, image = x @ dense.matrix.T, adjoint @ dense.matrix.T
     t, weight = (
         (z - dense.shift) / dense.smoothing,
@@ -445,7 +445,7 @@ def unrolled_gradient(case: Case, steps: int) -> Gradient:
     )
     x = torch.zeros_like(linear)
     for _ in range(steps):
-        y = weights * PLAIN[type(case.profile)][1](
+        y = weights * PLAIN[type(case.penalty)][1](
             (x @ matrix.T - shifts) / smoothings
         )
         x = x - length * (x @ hessian - linear + y @ matrix)

@@ -19,7 +19,7 @@ from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import DataTerm, Denoising, DenseQuadratic
 from piggyback.terms.losses import LinearFunctional, Loss, SquaredError
-from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Emphasis, Potential
 from piggyback.types import Scalar
 from regularizers.filter_bank.boundaries import BOUNDARIES
@@ -28,7 +28,7 @@ from regularizers.filter_bank.convolution import ConvolutionBank
 CEILING = 4.0
 """Of the factors in all cases that have some."""
 
-PROFILES: dict[str, Profile] = {
+PENALTIES: dict[str, Penalty] = {
     "charbonnier": Charbonnier(),
     "huber": Huber(),
     "logcosh": LogCosh(),
@@ -45,7 +45,7 @@ class Case:
 
     name: str
     reason: str
-    profile: Profile
+    penalty: Penalty
     kernel: Tensor
     weight: Tensor
     smoothing: Tensor
@@ -91,7 +91,7 @@ class Case:
         if self.factors is not None:
             emphasis = Emphasis(self.factors * logarithms[0].exp(), CEILING)
         potential = Potential(
-            self.profile, weight, smoothing, shift, emphasis=emphasis
+            self.penalty, weight, smoothing, shift, emphasis=emphasis
         )
         return SaddleProblem(self.data, potential, self.build(kernel))
 
@@ -154,7 +154,7 @@ class LogRegularizer(Regularizer):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.build = case.build
-        self.profile = case.profile
+        self.penalty = case.penalty
         self.kernel = nn.Parameter(case.kernel.clone())
         self.log_weight = nn.Parameter(case.weight.log())
         self.log_smoothing = nn.Parameter(case.smoothing.log())
@@ -172,7 +172,7 @@ class LogRegularizer(Regularizer):
         columns = self.log_weight.exp(), self.log_smoothing.exp(), self.shift
         return SaddleProblem(
             data,
-            Potential(self.profile, *columns, emphasis=emphasis),
+            Potential(self.penalty, *columns, emphasis=emphasis),
             self.build(self.kernel),
         )
 
@@ -255,7 +255,7 @@ def spd_matrix(
 def dense_case(
     name: str,
     reason: str,
-    profile: str,
+    penalty: str,
     *,
     size: int = 8,
     rows: int = 12,
@@ -287,7 +287,7 @@ def dense_case(
     return Case(
         name=name,
         reason=reason,
-        profile=PROFILES[profile],
+        penalty=PENALTIES[penalty],
         kernel=representable(matrix),
         weight=log_uniform(0.3 * scale, 3 * scale, rows, generator),
         smoothing=log_uniform(*smoothing, rows, generator),
@@ -307,7 +307,7 @@ def dense_case(
 def image_case(
     name: str,
     reason: str,
-    profile: str,
+    penalty: str,
     boundary: str,
     *,
     shape: tuple[int, int, int] = (1, 8, 7),
@@ -352,7 +352,7 @@ def image_case(
     return Case(
         name=name,
         reason=reason,
-        profile=PROFILES[profile],
+        penalty=PENALTIES[penalty],
         kernel=kernel,
         weight=log_uniform(0.02, 0.1, filters, generator),
         smoothing=log_uniform(0.03, 0.2, filters, generator),
@@ -492,5 +492,5 @@ CATALOGUE: tuple[Case, ...] = (
 
 BY_NAME: dict[str, Case] = {case.name: case for case in CATALOGUE}
 SMOOTH: tuple[Case, ...] = tuple(
-    case for case in CATALOGUE if not isinstance(case.profile, Huber)
+    case for case in CATALOGUE if not isinstance(case.penalty, Huber)
 )

@@ -1,4 +1,4 @@
-"""Profiles and potentials: every closed form against brute force, every bound
+"""Penalties and potentials: every closed form against brute force, every bound
 against samples."""
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from piggyback.operators.base import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import Denoising
-from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Profile
+from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential
 from tests.support.oracles import PLAIN
-from tests.support.problems import PROFILES
+from tests.support.problems import PENALTIES
 
-ALL = list(PROFILES.values())
+ALL = list(PENALTIES.values())
 SMOOTH = [Charbonnier(), LogCosh()]
 DTYPES = [torch.float64, torch.float32]
 
 
-def name(profile: object) -> str:
-    return type(profile).__name__
+def name(penalty: object) -> str:
+    return type(penalty).__name__
 
 
 def grid(low: float, high: float, count: int) -> Tensor:
@@ -40,23 +40,23 @@ def grid(low: float, high: float, count: int) -> Tensor:
     )
 
 
-def plain(profile: Profile, order: int, t: float) -> float:
+def plain(penalty: Penalty, order: int, t: float) -> float:
     return float(
-        PLAIN[type(profile)][order](torch.tensor(t, dtype=torch.float64))
+        PLAIN[type(penalty)][order](torch.tensor(t, dtype=torch.float64))
     )
 
 
 # --- value, slope, curvature --------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_closed_forms_agree_with_the_textbook(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_closed_forms_agree_with_the_textbook(penalty: Penalty) -> None:
     """On the range where the textbook form has no cancellation."""
     t = grid(0.05, 15.0, 200)
     for order, method in enumerate(
-        (profile.value, profile.slope, profile.curvature)
+        (penalty.value, penalty.slope, penalty.curvature)
     ):
-        expected = PLAIN[type(profile)][order](t)
+        expected = PLAIN[type(penalty)][order](t)
         assert (
             float(
                 (
@@ -70,46 +70,46 @@ def test_closed_forms_agree_with_the_textbook(profile: Profile) -> None:
         )
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_small_arguments_keep_their_digits(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_small_arguments_keep_their_digits(penalty: Penalty) -> None:
     """``psi(t) -> t^2/2`` to full relative precision, where ``sqrt(1 + t^2) -
     1`` would return zero."""
     t = torch.logspace(-12, -5, 50, dtype=torch.float64)
-    assert float((profile.value(t) / (t * t / 2) - 1).abs().max()) <= 1e-9
-    assert float((profile.slope(t) / t - 1).abs().max()) <= 1e-9
-    assert float((profile.curvature(t) - 1).abs().max()) <= 1e-9
+    assert float((penalty.value(t) / (t * t / 2) - 1).abs().max()) <= 1e-9
+    assert float((penalty.slope(t) / t - 1).abs().max()) <= 1e-9
+    assert float((penalty.curvature(t) - 1).abs().max()) <= 1e-9
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("profile", ALL, ids=name)
+@pytest.mark.parametrize("penalty", ALL, ids=name)
 def test_large_arguments_stay_finite(
-    profile: Profile, dtype: torch.dtype
+    penalty: Penalty, dtype: torch.dtype
 ) -> None:
     """No overflow in ``cosh`` or ``t^2``: the asymptote is ``|t| - const`` and
     the slope is a sign."""
     t = torch.tensor([-1e15, -1e3, 1e3, 1e15], dtype=dtype)
-    assert torch.allclose(profile.value(t), t.abs(), rtol=2e-3)
-    assert torch.allclose(profile.slope(t), t.sign(), rtol=1e-6)
-    assert bool((profile.curvature(t) >= 0).all()) and bool(
-        (profile.curvature(t) <= 1e-8).all()
+    assert torch.allclose(penalty.value(t), t.abs(), rtol=2e-3)
+    assert torch.allclose(penalty.slope(t), t.sign(), rtol=1e-6)
+    assert bool((penalty.curvature(t) >= 0).all()) and bool(
+        (penalty.curvature(t) <= 1e-8).all()
     )
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_slope_and_curvature_are_derivatives(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_slope_and_curvature_are_derivatives(penalty: Penalty) -> None:
     """Central differences away from kinks: value -> slope -> curvature."""
     t, step = grid(0.03, 8.0, 60), 1e-5
     t = t[(t.abs() - 1).abs() > 1e-3]
     for function, derivative in (
-        (profile.value, profile.slope),
-        (profile.slope, profile.curvature),
+        (penalty.value, penalty.slope),
+        (penalty.slope, penalty.curvature),
     ):
         observed = (function(t + step) - function(t - step)) / (2 * step)
         assert float((observed - derivative(t)).abs().max()) <= 3e-10
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_normalisation(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_normalisation(penalty: Penalty) -> None:
     """Even, convex, ``psi(0) = psi'(0) = 0``, ``psi''(0) = 1``, ``|psi'| <=
     1``; ``psi''`` falls away from 0."""
     zero, t = (
@@ -117,21 +117,21 @@ def test_normalisation(profile: Profile) -> None:
         torch.linspace(0, 30, 3001, dtype=torch.float64),
     )
     assert (
-        float(profile.value(zero)) == 0
-        and float(profile.slope(zero)) == 0
-        and float(profile.curvature(zero)) == 1
+        float(penalty.value(zero)) == 0
+        and float(penalty.slope(zero)) == 0
+        and float(penalty.curvature(zero)) == 1
     )
-    assert torch.equal(profile.value(t), profile.value(-t)) and torch.equal(
-        profile.slope(t), -profile.slope(-t)
+    assert torch.equal(penalty.value(t), penalty.value(-t)) and torch.equal(
+        penalty.slope(t), -penalty.slope(-t)
     )
-    assert bool((profile.slope(t).abs() <= 1).all())
-    assert bool((profile.curvature(t).diff() <= 1e-15).all()) and bool(
-        (profile.curvature(t) >= 0).all()
+    assert bool((penalty.slope(t).abs() <= 1).all())
+    assert bool((penalty.curvature(t).diff() <= 1e-15).all()) and bool(
+        (penalty.curvature(t) >= 0).all()
     )
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_inverse_slope(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_inverse_slope(penalty: Penalty) -> None:
     """The gradient of the conjugate; relative digits also near 0 and near
     saturation."""
     s = torch.cat(
@@ -141,14 +141,14 @@ def test_inverse_slope(profile: Profile) -> None:
         ]
     )
     assert torch.allclose(
-        profile.slope(profile.inverse_slope(s)), s, rtol=1e-14, atol=0
+        penalty.slope(penalty.inverse_slope(s)), s, rtol=1e-14, atol=0
     )
 
 
 # --- prox ---------------------------------------------------------------------
 
 
-def reference_prox(profile: Profile, v: float, stiffness: float) -> float:
+def reference_prox(penalty: Penalty, v: float, stiffness: float) -> float:
     """Root of ``t + stiffness psi'(t) = |v|`` by bracketing, in textbook
     formulas."""
     target = abs(v)
@@ -156,7 +156,7 @@ def reference_prox(profile: Profile, v: float, stiffness: float) -> float:
         return 0.0
     bracket = 0.0, target
     root = scipy.optimize.brentq(  # pyright: ignore[reportCallIssue]
-        lambda t: t + stiffness * plain(profile, 1, t) - target,
+        lambda t: t + stiffness * plain(penalty, 1, t) - target,
         *bracket,
         xtol=1e-300,
         rtol=np.float64(1e-15),
@@ -167,8 +167,8 @@ def reference_prox(profile: Profile, v: float, stiffness: float) -> float:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_prox_against_bracketing(profile: Profile, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_prox_against_bracketing(penalty: Penalty, dtype: torch.dtype) -> None:
     """Stiffness and argument over sixteen decades: the error is what the
     rounding of the data itself can cause.
 
@@ -181,21 +181,21 @@ def test_prox_against_bracketing(profile: Profile, dtype: torch.dtype) -> None:
         dtype
     )
     for stiffness in values.to(dtype):
-        computed = profile.proximal(v, stiffness)
+        computed = penalty.proximal(v, stiffness)
         assert bool(torch.isfinite(computed).all())
         for argument, t in zip(v.tolist(), computed.tolist(), strict=True):
             s = float(stiffness)
-            exact = reference_prox(profile, argument, s)
-            lost = (abs(argument) + s * abs(plain(profile, 1, exact))) / (
-                1 + s * plain(profile, 2, exact)
+            exact = reference_prox(penalty, argument, s)
+            lost = (abs(argument) + s * abs(plain(penalty, 1, exact))) / (
+                1 + s * plain(penalty, 2, exact)
             )
             assert abs(t - exact) <= 4 * eps * (lost + abs(exact)), (
                 f"v={argument:.3g} stiffness={s:.3g}: {t}, {exact}"
             )
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_prox_minimises(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_prox_minimises(penalty: Penalty) -> None:
     """The definition itself: no scalar minimiser and no grid point does better."""
     for stiffness in (1e-3, 0.3, 1.0, 30.0, 1e4):
         for v in (-20.0, -1.2, 0.01, 0.9, 3.0, 1e3):
@@ -203,10 +203,10 @@ def test_prox_minimises(profile: Profile) -> None:
             def objective(
                 t: float, v: float = v, stiffness: float = stiffness
             ) -> float:
-                return stiffness * plain(profile, 0, t) + 0.5 * (t - v) ** 2
+                return stiffness * plain(penalty, 0, t) + 0.5 * (t - v) ** 2
 
             t = float(
-                profile.proximal(
+                penalty.proximal(
                     torch.tensor([v], dtype=torch.float64),
                     torch.tensor(stiffness).double(),
                 )
@@ -226,13 +226,13 @@ def test_prox_minimises(profile: Profile) -> None:
 
 
 def potential(
-    profile: Profile, dtype: torch.dtype = torch.float64
+    penalty: Penalty, dtype: torch.dtype = torch.float64
 ) -> Potential:
     """Weights and smoothings different from 1 and from each other, shifts of
     the size of the smoothings."""
     columns = [0.3, 2.5, 7.0], [0.02, 1.7, 0.4], [0.03, -1.1, 0.25]
     return Potential(
-        profile, *(torch.tensor(column, dtype=dtype) for column in columns)
+        penalty, *(torch.tensor(column, dtype=dtype) for column in columns)
     )
 
 
@@ -246,11 +246,11 @@ def duals(count: int = 400) -> Tensor:
 
 
 @pytest.mark.parametrize("step", [0.03, 1.0, 40.0])
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_potential_prox_is_stationary(profile: Profile, step: float) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_potential_prox_is_stationary(penalty: Penalty, step: float) -> None:
     """``z + step f'(z) = v`` with weights and smoothings not 1: scaling
     mistakes cannot cancel."""
-    f, v = potential(profile), duals()
+    f, v = potential(penalty), duals()
     z = f.prox(v, step)
     assert float((z + step * f.gradient(z) - v).abs().max()) <= 1e-12 * (
         1 + step
@@ -258,11 +258,11 @@ def test_potential_prox_is_stationary(profile: Profile, step: float) -> None:
 
 
 @pytest.mark.parametrize("step", [0.03, 1.0, 40.0])
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_moreau_identity(profile: Profile, step: float) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_moreau_identity(penalty: Penalty, step: float) -> None:
     """``prox_{s f*}(v) + s prox_{f/s}(v/s) = v``, and the result lies in the
     domain ``|y| <= weight``."""
-    f, v = potential(profile), duals()
+    f, v = potential(penalty), duals()
     y = f.conjugate_prox(v, step)
     assert (
         float((y + step * f.prox(v / step, 1 / step) - v).abs().max()) <= 1e-12
@@ -271,28 +271,28 @@ def test_moreau_identity(profile: Profile, step: float) -> None:
 
 
 @pytest.mark.parametrize("step", [0.03, 1.0, 40.0])
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_conjugate_prox_derivative(profile: Profile, step: float) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_conjugate_prox_derivative(penalty: Penalty, step: float) -> None:
     """Against central differences: this derivative is what piggyback iterates."""
-    f, v, h = potential(profile), duals(), 1e-6
+    f, v, h = potential(penalty), duals(), 1e-6
     y, derivative = f.conjugate_prox_and_derivative(v, step)
     assert torch.equal(y, f.conjugate_prox(v, step))
     observed = (
         f.conjugate_prox(v + h, step) - f.conjugate_prox(v - h, step)
     ) / (2 * h)
     kink = torch.zeros_like(v, dtype=torch.bool)
-    if isinstance(profile, Huber):
+    if isinstance(penalty, Huber):
         t = (f.prox(v / step, 1 / step) - f.shift) / f.smoothing
         kink = (t.abs() - 1).abs() * f.smoothing * step < 1e-4
     assert float(kink.double().mean()) < 0.1
     assert float((observed - derivative)[~kink].abs().max()) <= 1e-6
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_conjugate_gradient_inverts_the_gradient(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_conjugate_gradient_inverts_the_gradient(penalty: Penalty) -> None:
     """``(f*)'`` against ``f'`` inside the unit range, where both are strictly
     monotone."""
-    f = potential(profile)
+    f = potential(penalty)
     z = f.shift + 0.9 * f.smoothing * torch.linspace(
         -1, 1, 51, dtype=torch.float64
     ).unsqueeze(1)
@@ -301,18 +301,18 @@ def test_conjugate_gradient_inverts_the_gradient(profile: Profile) -> None:
     )
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_potential_derivatives(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_potential_derivatives(penalty: Penalty) -> None:
     """Value -> gradient -> curvature, and the derivatives in weight, smoothing
     and shift, by central differences."""
-    f, z, h = potential(profile), duals(), 1e-6
+    f, z, h = potential(penalty), duals(), 1e-6
     z = z[(((z - f.shift) / f.smoothing).abs() - 1).abs().amin(1) > 1e-2]
 
     def at(
         weight: float = 0.0, smoothing: float = 0.0, shift: float = 0.0
     ) -> Potential:
         return Potential(
-            profile, f.weight + weight, f.smoothing + smoothing, f.shift + shift
+            penalty, f.weight + weight, f.smoothing + smoothing, f.shift + shift
         )
 
     total = (
@@ -348,16 +348,16 @@ def test_potential_derivatives(profile: Profile) -> None:
 # --- bounds on intervals ------------------------------------------------------
 
 
-def third(profile: Profile, t: Tensor) -> Tensor:
+def third(penalty: Penalty, t: Tensor) -> Tensor:
     """``psi'''`` in closed form, independent of the package."""
-    if isinstance(profile, Charbonnier):
+    if isinstance(penalty, Charbonnier):
         return -3 * t * (1 + t * t) ** -2.5
     # 1 - tanh^2 would cancel
     return -2 * torch.tanh(t) / torch.cosh(t.clamp(-300, 300)) ** 2
 
 
 def check_bounds(
-    profile: Profile, t: float, radius: float, dtype: torch.dtype
+    penalty: Penalty, t: float, radius: float, dtype: torch.dtype
 ) -> None:
     """Dense samples of the interval must not exceed any bound by more than the
     rounding of the bound itself.
@@ -369,7 +369,7 @@ def check_bounds(
         torch.tensor([t], dtype=dtype),
         torch.tensor([radius], dtype=dtype),
     )
-    bounds = profile.bounds(center, reach)
+    bounds = penalty.bounds(center, reach)
     c, r = center.double(), reach.double()
     inside = (r - 4 * torch.finfo(dtype).eps * (r + c.abs())).clamp(min=0)
     s = torch.cat(
@@ -377,7 +377,7 @@ def check_bounds(
     )
     if bool((s.min() <= 0) & (s.max() >= 0)):
         s = torch.cat([s, torch.zeros(1, dtype=torch.float64)])
-    curvature, here = PLAIN[type(profile)][2](s), PLAIN[type(profile)][2](c)
+    curvature, here = PLAIN[type(penalty)][2](s), PLAIN[type(penalty)][2](c)
     slack = 1 + (64 + 8 * abs(t) + 8 * radius) * torch.finfo(dtype).eps
     floor = (
         4 * torch.finfo(dtype).tiny
@@ -402,15 +402,15 @@ def check_bounds(
     assert bool(
         (jump <= steepness * moved * slack + floor + 1e-15)[steps].all()
     )
-    if not isinstance(profile, Huber):
+    if not isinstance(penalty, Huber):
         assert bool(
-            (third(profile, s).abs() <= steepness * slack + floor).all()
+            (third(penalty, s).abs() <= steepness * slack + floor).all()
         )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_interval_bounds_hold(profile: Profile, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_interval_bounds_hold(penalty: Penalty, dtype: torch.dtype) -> None:
     """Curvature, its steepness and mixed derivative over random intervals of
     every scale."""
 
@@ -424,43 +424,43 @@ def test_interval_bounds_hold(profile: Profile, dtype: torch.dtype) -> None:
         exponent=st.floats(-8, 2),
     )
     def check(t: float, exponent: float) -> None:
-        check_bounds(profile, t, 10**exponent, dtype)
+        check_bounds(penalty, t, 10**exponent, dtype)
 
     check()
 
 
 @pytest.mark.parametrize(
-    ("profile", "peak"),
+    ("penalty", "peak"),
     [(Charbonnier(), 0.5), (LogCosh(), math.atanh(3**-0.5))],
 )
-def test_third_bound_is_attained(profile: Profile, peak: float) -> None:
+def test_third_bound_is_attained(penalty: Penalty, peak: float) -> None:
     """Global and local constants equal the largest third derivative, at the
     stated place and nowhere more."""
     t = torch.tensor([peak], dtype=torch.float64)
-    assert float(third(profile, t).abs()) == pytest.approx(
-        profile.third_bound, rel=1e-14
+    assert float(third(penalty, t).abs()) == pytest.approx(
+        penalty.third_bound, rel=1e-14
     )
     assert float(
-        third(profile, torch.linspace(0, 20, 200001).double()).abs().max()
-    ) <= profile.third_bound * (1 + 1e-15)
-    around = profile.bounds(t + 0.1, torch.tensor([0.2], dtype=torch.float64))
-    assert float(around.steepness) == profile.third_bound
-    beyond = profile.bounds(t + 1, torch.tensor([0.5], dtype=torch.float64))
+        third(penalty, torch.linspace(0, 20, 200001).double()).abs().max()
+    ) <= penalty.third_bound * (1 + 1e-15)
+    around = penalty.bounds(t + 0.1, torch.tensor([0.2], dtype=torch.float64))
+    assert float(around.steepness) == penalty.third_bound
+    beyond = penalty.bounds(t + 1, torch.tensor([0.5], dtype=torch.float64))
     assert float(beyond.steepness) == pytest.approx(
-        float(third(profile, t + 0.5).abs()), rel=1e-13
+        float(third(penalty, t + 0.5).abs()), rel=1e-13
     )
 
 
-@pytest.mark.parametrize("profile", SMOOTH, ids=name)
-def test_curvature_range_is_attained(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", SMOOTH, ids=name)
+def test_curvature_range_is_attained(penalty: Penalty) -> None:
     """Both ends are curvatures of the interval, including the maximum 1 when it
     contains zero."""
     t, r = (
         torch.tensor([2.0, -2.0, 0.5], dtype=torch.float64),
         torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64),
     )
-    bounds = profile.bounds(t, r)
-    expected = PLAIN[type(profile)][2]
+    bounds = penalty.bounds(t, r)
+    expected = PLAIN[type(penalty)][2]
     assert torch.allclose(
         bounds.lower,
         expected(torch.tensor([2.5, 2.5, 1.5]).double()),
@@ -491,23 +491,23 @@ def test_huber_bounds_at_the_kink() -> None:
     assert bounds.moment.tolist() == [0.2, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("profile", SMOOTH, ids=name)
-def test_global_lipschitz_constants(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", SMOOTH, ids=name)
+def test_global_lipschitz_constants(penalty: Penalty) -> None:
     """``moment_lipschitz`` is the supremum of ``|(t psi'')'|``, attained at
     zero."""
     t = torch.linspace(-30, 30, 600001, dtype=torch.float64)
-    derivative = PLAIN[type(profile)][2](t) + t * third(profile, t)
+    derivative = PLAIN[type(penalty)][2](t) + t * third(penalty, t)
     assert float(derivative.abs().max()) == pytest.approx(
-        profile.moment_lipschitz, rel=1e-9
+        penalty.moment_lipschitz, rel=1e-9
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_potential_bounds_scale(profile: Profile, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_potential_bounds_scale(penalty: Penalty, dtype: torch.dtype) -> None:
     """``lower``, ``upper``, ``jump``, ``steepness``, ``mixed`` in the units of
     ``z``, against samples of each interval."""
-    f, exact = potential(profile, dtype), potential(profile, dtype).double()
+    f, exact = potential(penalty, dtype), potential(penalty, dtype).double()
     z = duals(50).to(dtype)
     radius = 0.3 * torch.rand(
         50, 3, generator=torch.Generator().manual_seed(1)
@@ -552,34 +552,34 @@ def test_potential_bounds_scale(profile: Profile, dtype: torch.dtype) -> None:
 # --- majoriser ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_secant_majorises(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_secant_majorises(penalty: Penalty) -> None:
     """``psi(s) <= psi(t) + psi'(t)(s - t) + secant(t)/2 (s - t)^2``; equality
     at ``s = -t``, so no smaller one would do."""
     t, s = grid(1e-3, 50, 60).unsqueeze(1), grid(1e-3, 50, 80).unsqueeze(0)
     t = t[t.abs().squeeze(1) > 0]
-    slope, secant, curvature = profile.slope_secant_curvature(t)
-    assert torch.allclose(slope, profile.slope(t), rtol=1e-14, atol=0)
+    slope, secant, curvature = penalty.slope_secant_curvature(t)
+    assert torch.allclose(slope, penalty.slope(t), rtol=1e-14, atol=0)
     # a tiny one may lose its digits
     assert torch.allclose(
-        curvature, profile.curvature(t), rtol=1e-12, atol=1e-15
+        curvature, penalty.curvature(t), rtol=1e-12, atol=1e-15
     )
-    model = profile.value(t) + slope * (s - t) + secant / 2 * (s - t).square()
-    assert bool((profile.value(s) <= model * (1 + 1e-12) + 1e-12).all())
+    model = penalty.value(t) + slope * (s - t) + secant / 2 * (s - t).square()
+    assert bool((penalty.value(s) <= model * (1 + 1e-12) + 1e-12).all())
     touched = (
-        profile.value(t) + slope * (-2 * t) + secant / 2 * (2 * t).square()
+        penalty.value(t) + slope * (-2 * t) + secant / 2 * (2 * t).square()
     )
-    assert torch.allclose(touched, profile.value(t), rtol=1e-9, atol=1e-14)
+    assert torch.allclose(touched, penalty.value(t), rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("profile", ALL, ids=name)
+@pytest.mark.parametrize("penalty", ALL, ids=name)
 def test_secant_at_zero_is_the_curvature(
-    profile: Profile, dtype: torch.dtype
+    penalty: Penalty, dtype: torch.dtype
 ) -> None:
     """0/0 at coefficients that are exactly zero, which every constant image
     produces, or exactly at their shift."""
-    f = potential(profile, dtype)
+    f = potential(penalty, dtype)
     columns = (
         f.weight,
         torch.full_like(f.weight, 0.25),
@@ -594,9 +594,9 @@ def test_secant_at_zero_is_the_curvature(
         (columns[2], columns[2].unsqueeze(0)),
     ):
         energy = SaddleProblem(
-            data, Potential(profile, *columns[:2], shift), DenseOperator(matrix)
+            data, Potential(penalty, *columns[:2], shift), DenseOperator(matrix)
         ).in_units()
-        slope, secant, curvature = profile.slope_secant_curvature(
+        slope, secant, curvature = penalty.slope_secant_curvature(
             energy.arguments(x)
         )
         for found in (secant, curvature):
@@ -604,12 +604,12 @@ def test_secant_at_zero_is_the_curvature(
         assert float(slope.abs().max()) <= 1e-15
 
 
-@pytest.mark.parametrize("profile", ALL, ids=name)
-def test_shift_moves_the_argument(profile: Profile) -> None:
+@pytest.mark.parametrize("penalty", ALL, ids=name)
+def test_shift_moves_the_argument(penalty: Penalty) -> None:
     """``f(z)`` with a shift is ``f(z - shift)`` without, in all functions of
     ``z``; the conjugate gets a linear term."""
-    f, v = potential(profile), duals()
-    plain = Potential(profile, f.weight, f.smoothing)
+    f, v = potential(penalty), duals()
+    plain = Potential(penalty, f.weight, f.smoothing)
     z = v - f.shift
     for member in (
         "value",

@@ -53,14 +53,14 @@ METHODS = {
 @pytest.mark.parametrize("accuracy", [100.0, 1.0, 1e-3])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("profile", "channels"), [("charbonnier", 1), ("huber", 1), ("logcosh", 3)]
+    ("penalty", "channels"), [("charbonnier", 1), ("huber", 1), ("logcosh", 3)]
 )
 def test_evaluation_brackets_the_truth(
-    profile: str, channels: int, method: str, accuracy: float
+    penalty: str, channels: int, method: str, accuracy: float
 ) -> None:
     """Value and gradient of the mean over images, through the learned
     parametrisation, loose and tight."""
-    samples, model = images(channels=channels), regularizer(profile, channels)
+    samples, model = images(channels=channels), regularizer(penalty, channels)
     value, gradient = exact_level(model, samples)
     oracle = BilevelOracle(
         model, samples, BilevelSettings(method=METHODS[method], batch=2)

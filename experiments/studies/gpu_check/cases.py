@@ -38,12 +38,12 @@ from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.losses import Loss
 from regularizers import (
     AdaptiveRegularizer,
-    LiftedConfig,
-    LiftedRegularizer,
     LinearConfig,
     LinearRegularizer,
     NetworkConfig,
     NetworkRegularizer,
+    ReLULiftedConfig,
+    ReLULiftedRegularizer,
     WeightConfig,
 )
 
@@ -110,9 +110,9 @@ def _moved(model: AdaptiveRegularizer) -> AdaptiveRegularizer:
 
 
 def _linear(
-    boundary: str, channels: int = 1, profile: str = "logcosh"
+    boundary: str, channels: int = 1, penalty: str = "logcosh"
 ) -> Callable[[], Regularizer]:
-    config = LinearConfig.for_noise(SIGMA, 6, 5, channels, profile, boundary)
+    config = LinearConfig.for_noise(SIGMA, 6, 5, channels, penalty, boundary)
     return lambda: LinearRegularizer(config, seeded(3))
 
 
@@ -132,7 +132,7 @@ def _network(inner: int) -> Callable[[], Regularizer]:
     )
 
 
-def _lifted(activation: str) -> Callable[[], Regularizer]:
+def _relu_lifted(activation: str) -> Callable[[], Regularizer]:
     config = NetworkConfig(
         widths=(4, 3),
         size=3,
@@ -140,7 +140,7 @@ def _lifted(activation: str) -> Callable[[], Regularizer]:
         gradient_weight=0.04,
         weight=0.005,
     )
-    return lambda: LiftedRegularizer(config, LiftedConfig(), seeded(3))
+    return lambda: ReLULiftedRegularizer(config, ReLULiftedConfig(), seeded(3))
 
 
 def _blur() -> Tensor:
@@ -240,8 +240,8 @@ MODELS = (
     denoising("adaptive weights", _adaptive),
     denoising("softplus network", _network(1), side=16),
     denoising("softplus network, kernels of 3x3", _network(3), side=16),
-    denoising("lifted ReLU network", _lifted("relu"), side=12),
-    denoising("lifted leaky ReLU network", _lifted("leaky_relu"), side=12),
+    denoising("lifted ReLU network", _relu_lifted("relu"), side=12),
+    denoising("lifted leaky ReLU network", _relu_lifted("leaky_relu"), side=12),
 )
 DEGRADATIONS = (
     periodic_deblurring(_linear("circular"), "deblurring, periodic"),

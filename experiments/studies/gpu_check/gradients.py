@@ -28,10 +28,10 @@ from piggyback import (
     IAPTT,
     Accuracy,
     DirectMethod,
+    Dualised,
     Hypergradient,
     HypergradientMethod,
     ImplicitCG,
-    Lifted,
     OnDemand,
     Piggyback,
     Reconstruction,
@@ -50,7 +50,7 @@ from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import Sensitivity
 from piggyback.problems.regularizer import Regularizer
 from piggyback.terms.data.quadratic import DataTerm
-from regularizers import LiftedPiggyback
+from regularizers import ReLULiftedPiggyback
 
 Method = HypergradientMethod | DirectMethod
 ACCURACY = Accuracy(1e-3, 1e-2)
@@ -75,13 +75,13 @@ CASES_OF_METHODS: dict[str, tuple[Case, Method]] = {
     "iaptt, pessimistic": (DEFAULT, IAPTT(pessimistic=True, insist=True)),
     "piggyback, data in the dual": (
         degraded("super-resolution", SuperResolution(2)),
-        Lifted(Piggyback()),
+        Dualised(Piggyback()),
     ),
     "piggyback, softly solved data": (
         degraded("super-resolution again", SuperResolution(2)),
         Piggyback(),
     ),
-    "lifted-piggyback": (MODELS[6], LiftedPiggyback()),
+    "lifted-piggyback": (MODELS[6], ReLULiftedPiggyback()),
 }
 
 

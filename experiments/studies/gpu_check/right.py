@@ -46,7 +46,7 @@ from piggyback import (
 from piggyback.batched import norm
 from piggyback.forward.base import ForwardOperator
 from piggyback.solvers.lower import LowerSolver, radius_per_element
-from regularizers import ConvolutionBank, LiftedPrimalDual
+from regularizers import ConvolutionBank, ReLULiftedPrimalDual
 from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.filter_bank.kernels import (
     ADJOINT_KERNELS,
@@ -152,7 +152,7 @@ def others(dtype: torch.dtype, setting: Setting) -> Finding:
         )
         assert isinstance(problem, SaddleProblem)
         pairs.append(
-            _compared_operators(problem.lifted().operator.detached(), x)
+            _compared_operators(problem.dualised().operator.detached(), x)
         )
     return _judged(pairs, dtype)
 
@@ -225,7 +225,7 @@ SOLVERS: dict[str, tuple[Case, LowerSolver]] = {
     "learned solver": (DEFAULT, LearnedSolver(1.4, _TAPS)),
     "conjugate gradients, adaptive weights": (MODELS[3], NonlinearCG()),
     "quasi-Newton, softplus network": (MODELS[4], QuasiNewton()),
-    "primal-dual, lifted network": (MODELS[6], LiftedPrimalDual()),
+    "primal-dual, lifted network": (MODELS[6], ReLULiftedPrimalDual()),
 }
 _SCHEDULE = Schedule(max_steps=20000, check_every=8, patience=200)
 

@@ -59,8 +59,8 @@ from piggyback.solvers.loop import Iteration
 from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element
 from piggyback.solvers.pdhg import Steps
 from piggyback.solvers.richardson import Richardson
-from regularizers import LiftedPrimalDual, LiftedProblem
-from regularizers.relu_lifted.piggyback import LiftedPiggybackIteration
+from regularizers import ReLULiftedPrimalDual, ReLULiftedProblem
+from regularizers.relu_lifted.piggyback import ReLULiftedPiggybackIteration
 from regularizers.relu_lifted.primal_dual import BlockSteps
 
 STEPS = 20
@@ -123,10 +123,10 @@ def iterations() -> dict[str, Build]:
         ),
         "quasi-Newton": partial(_bound, network, QuasiNewton()),
         "primal-dual, lifted network": partial(
-            _bound, lifted, LiftedPrimalDual()
+            _bound, lifted, ReLULiftedPrimalDual()
         ),
         "piggyback": _piggyback,
-        "piggyback, lifted network": _lifted_piggyback,
+        "piggyback, lifted network": _relu_lifted_piggyback,
     }
     for name, kind in (
         ("CG", ConjugateGradient),
@@ -168,7 +168,7 @@ def _dualised(
 ) -> Iteration:
     problem = _posed(case, device)
     assert isinstance(problem, SaddleProblem)
-    return solver.bind(_level(problem.lifted()))
+    return solver.bind(_level(problem.dualised()))
 
 
 def _dense(solver: LowerSolver, device: torch.device) -> Iteration:
@@ -219,9 +219,9 @@ def _piggyback(device: torch.device) -> Iteration:
     )
 
 
-def _lifted_piggyback(device: torch.device) -> Iteration:
+def _relu_lifted_piggyback(device: torch.device) -> Iteration:
     problem = _posed(MODELS[6], device)
-    assert isinstance(problem, LiftedProblem)
+    assert isinstance(problem, ReLULiftedProblem)
     level, x = (
         LowerLevel(
             problem, problem.data.start, radius_per_element(problem, 1e-3)
@@ -229,7 +229,7 @@ def _lifted_piggyback(device: torch.device) -> Iteration:
         problem.data.start,
     )
     loss = problem.of_image(SquaredError(MODELS[6].clean(x.dtype, device)))
-    return LiftedPiggybackIteration(
+    return ReLULiftedPiggybackIteration(
         level, loss, BlockSteps.balanced(problem), 1e-2, torch.zeros_like(x)
     )
 

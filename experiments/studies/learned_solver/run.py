@@ -241,7 +241,7 @@ def learn_warp(
     """
     energy = problem.in_units()
     base = energy.preconditioner(
-        energy.profile.slope_secant_curvature(energy.arguments(start))[1], start
+        energy.penalty.slope_secant_curvature(energy.arguments(start))[1], start
     )
     curvature, error = problem.curvature(solution), start - solution
     taps = torch.zeros(WARP_SIDE, WARP_SIDE, dtype=start.dtype)

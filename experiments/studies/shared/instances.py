@@ -72,7 +72,7 @@ class Instance:
 
     @property
     def potential(self) -> str:
-        return self.regularizer.config.profile
+        return self.regularizer.config.penalty
 
     @property
     def smoothing(self) -> float:
@@ -162,14 +162,14 @@ def random_regularizer(
 
 
 def with_potential(
-    regularizer: LinearRegularizer, profile: str, smoothing: float
+    regularizer: LinearRegularizer, penalty: str, smoothing: float
 ) -> LinearRegularizer:
-    """The same filters and weights with another profile and one smoothing, in
+    """The same filters and weights with another penalty and one smoothing, in
     grey values, for all of them."""
     floor = min(regularizer.config.smoothing_floor, 0.1 * smoothing)
     config = replace(
         regularizer.config,
-        profile=profile,
+        penalty=penalty,
         smoothing=smoothing,
         smoothing_floor=floor,
     )

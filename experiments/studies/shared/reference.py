@@ -1,5 +1,5 @@
 """The exact hypergradient of one image, computed without the solvers,
-operators, profiles and certificates of the package.
+operators, penalties and certificates of the package.
 
 Newton's method and the conjugate gradients of SciPy on formulas that are
 written out here: torch pads and convolves, the potentials stand in textbook
@@ -29,7 +29,7 @@ SLOPE: Mapping[str, Scalars] = {
     "logcosh": torch.tanh,
     "huber": lambda t: t.clamp(-1, 1),
 }
-"""``psi'`` by the name of the profile."""
+"""``psi'`` by the name of the penalty."""
 
 CURVATURE: Mapping[str, Scalars] = {
     "charbonnier": lambda t: (1 + t * t) ** -1.5,
@@ -116,8 +116,8 @@ class PlainProblem:
             data.double(),
         )
         config = self.exact.config
-        self.profile, self.boundary, self.margin = (
-            config.profile,
+        self.penalty, self.boundary, self.margin = (
+            config.penalty,
             config.boundary,
             config.size // 2,
         )
@@ -199,7 +199,7 @@ class PlainProblem:
 
     def gradient(self, x: Tensor) -> Tensor:
         """``grad h(x)``."""
-        slope = SLOPE[self.profile](
+        slope = SLOPE[self.penalty](
             self.responses(x, self.filters) / self.smoothing
         )
         return self.hessian(x) - self.linear + self.pulled(self.weight * slope)
@@ -207,13 +207,13 @@ class PlainProblem:
     def curvature(self, x: Tensor) -> Tensor:
         """``D``, the diagonal ``f''(K x)``."""
         t = self.responses(x, self.filters) / self.smoothing
-        return self.weight / self.smoothing * CURVATURE[self.profile](t)
+        return self.weight / self.smoothing * CURVATURE[self.penalty](t)
 
     def secant(self, x: Tensor) -> Tensor:
         """``f'(z) / z`` at ``z = K x``: the curvature of the quadratic that
         touches ``f`` at ``z`` from above."""
         t = self.responses(x, self.filters) / self.smoothing
-        ratio = torch.where(t.abs() > 1e-8, SLOPE[self.profile](t) / t, 1.0)
+        ratio = torch.where(t.abs() > 1e-8, SLOPE[self.penalty](t) / t, 1.0)
         return self.weight / self.smoothing * ratio
 
     def second(self, curvature: Tensor, v: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class PlainProblem:
         through the convolutions, flat."""
         with torch.enable_grad():
             filters, weight, smoothing = self.parameters()
-            slope = weight * SLOPE[self.profile](
+            slope = weight * SLOPE[self.penalty](
                 self.responses(x, filters) / smoothing
             )
             surrogate = -(self.responses(adjoint, filters) * slope).sum()

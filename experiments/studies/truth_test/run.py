@@ -227,10 +227,10 @@ def small_instances(side: int, filters: int) -> Iterator[Instance]:
     """Few pixels and 3x3 filters, which cvxpylayers can take."""
     clean = photograph_patches(1, side, 1)
     for weight in CONE_WEIGHTS:
-        for profile in ("huber", "charbonnier"):
+        for penalty in ("huber", "charbonnier"):
             regularizer = with_potential(
                 random_regularizer(filters, 3, 1, weight),
-                profile,
+                penalty,
                 CONE_SMOOTHING,
             )
             yield Instance(

@@ -315,7 +315,7 @@ def _draw_potentials(regularizer: LinearRegularizer, path: Path) -> None:
         grid = torch.linspace(-0.3, 0.3, 301)
         scale = potential.weight * potential.smoothing
         values = (
-            potential.profile.value(grid.unsqueeze(-1) / potential.smoothing)
+            potential.penalty.value(grid.unsqueeze(-1) / potential.smoothing)
             * scale
         )
     potentials(grid, values.T, path)

@@ -32,18 +32,29 @@ class Events:
     def __init__(self, folder: Path, purge_from: int | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # readers take the files of a folder in the order of their names
-        self.path = folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        self.path = (
+            folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        )
         self._file = self.path.open("xb", buffering=0)
         self._records = RecordWriter(self._file)
         self._write(Event(wall_time=time.time(), file_version=_FORMAT))
         if purge_from is not None:
             start = SessionLog(status=SessionLog.START)
-            self._write(Event(wall_time=time.time(), step=purge_from, session_log=start))
+            self._write(
+                Event(wall_time=time.time(), step=purge_from, session_log=start)
+            )
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """One event with all values."""
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        scalars = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        self._write(
+            Event(
+                wall_time=time.time(), step=step, summary=Summary(value=scalars)
+            )
+        )
 
     def close(self) -> None:
         self._file.close()
@@ -52,4 +63,6 @@ class Events:
         try:
             self._records.write(event.SerializeToString())
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+            raise OSError(
+                error.errno, error.strerror, str(self.path)
+            ) from error

@@ -32,11 +32,20 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from piggyback.app.files.atomic import leftovers, write_if_new, write_in_one_piece
 from piggyback.app.errors import UserError
+from piggyback.app.files.atomic import (
+    leftovers,
+    write_if_new,
+    write_in_one_piece,
+)
+from piggyback.app.files.sealed import (
+    checkpoint_bytes,
+    checkpoint_content,
+    model_bytes,
+    model_content,
+)
 from piggyback.app.runs.events import Events
 from piggyback.app.runs.history import HISTORY, TIME, Cell, HistoryRow, table
-from piggyback.app.files.sealed import checkpoint_bytes, checkpoint_content, model_bytes, model_content
 
 Json = Mapping[str, "Json"] | Sequence["Json"] | str | float | int | bool | None
 
@@ -78,7 +87,9 @@ class RunFolder:
         if not path.is_dir():
             raise UserError(f"{path}: no such run folder")
         if not run.model.is_file():
-            raise UserError(f"{path}: not a run folder, it holds no {run.model.name}")
+            raise UserError(
+                f"{path}: not a run folder, it holds no {run.model.name}"
+            )
         return run
 
     @classmethod
@@ -99,7 +110,9 @@ class RunFolder:
             raise UserError(f"{self.path}: not a folder")
         for file in (self.model, self.checkpoint, self.history):
             if file.exists():
-                raise UserError(f"{self.path}: already holds a run ({file.name}); resume it or choose another folder")
+                raise UserError(
+                    f"{self.path}: already holds a run ({file.name}); resume it or choose another folder"
+                )
 
     def was_begun(self) -> bool:
         """Whether a run was begun here, though it may have been killed before
@@ -114,7 +127,9 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"{self.path}: another process writes this run; wait for its end, or stop it") from error
+            raise UserError(
+                f"{self.path}: another process writes this run; wait for its end, or stop it"
+            ) from error
         try:
             yield
         except UserError:
@@ -165,7 +180,9 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def save_model(self, tensors: Mapping[str, Tensor], config: Mapping[str, Json]) -> None:
+    def save_model(
+        self, tensors: Mapping[str, Tensor], config: Mapping[str, Json]
+    ) -> None:
         """Release a model. Raises ``OSError`` (naming the file) if it cannot be
         written; the old one then stays."""
         text = json_text(config)
@@ -179,19 +196,28 @@ class RunFolder:
         Raises ``UserError`` if the file is missing, damaged, or not one of
         ours.
         """
-        return model_content(self._read(self.model, "not a run folder"), str(self.model))
+        return model_content(
+            self._read(self.model, "not a run folder"), str(self.model)
+        )
 
-    def save_checkpoint(self, iteration: int, state: Mapping[str, object]) -> None:
+    def save_checkpoint(
+        self, iteration: int, state: Mapping[str, object]
+    ) -> None:
         """Keep ``state`` after ``iteration``. Raises ``OSError`` if it cannot
         be written; the old one then stays."""
-        write_in_one_piece(self.checkpoint, checkpoint_bytes({"iteration": iteration, "state": dict(state)}))
+        write_in_one_piece(
+            self.checkpoint,
+            checkpoint_bytes({"iteration": iteration, "state": dict(state)}),
+        )
 
     def load_checkpoint(self) -> Checkpoint:
         """The last checkpoint, on the CPU. Raises ``UserError`` if it is
         missing, damaged, or not one of ours."""
         raw = self._read(self.checkpoint, "nothing to resume")
         content = checkpoint_content(raw, str(self.checkpoint))
-        if not isinstance(content.get("iteration"), int) or not isinstance(content.get("state"), dict):
+        if not isinstance(content.get("iteration"), int) or not isinstance(
+            content.get("state"), dict
+        ):
             raise UserError(f"{self.checkpoint}: not a checkpoint of a run")
         return Checkpoint(content["iteration"], content["state"])
 
@@ -207,9 +233,13 @@ class RunFolder:
         try:
             options = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.options}: damaged; nothing was trained yet, begin anew without --resume") from error
+            raise UserError(
+                f"{self.options}: damaged; nothing was trained yet, begin anew without --resume"
+            ) from error
         if not isinstance(options, dict):
-            raise UserError(f"{self.options}: damaged; nothing was trained yet, begin anew without --resume")
+            raise UserError(
+                f"{self.options}: damaged; nothing was trained yet, begin anew without --resume"
+            )
         return options
 
     def write_history(self, rows: Sequence[HistoryRow]) -> None:
@@ -223,16 +253,34 @@ class RunFolder:
         if not self.history.exists():
             return []
         with self.history.open(newline="", encoding="utf-8") as file:
-            return [{name: _parsed(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+            return [
+                {name: _parsed(cell) for name, cell in row.items()}
+                for row in csv.DictReader(file)
+            ]
 
     def add_events(self, rows: Sequence[HistoryRow]) -> None:
         """Append the finite numbers of the rows to the events."""
         if self._events is None:
             self._events = Events(self.path / "tensorboard", self._purge_from)
         for row in rows:
-            cells = {name: value for name, value in asdict(row).items() if name != "iteration"}
-            numbers = {name: value for name, value in cells.items() if not isinstance(value, str)}
-            self._events.add(row.iteration, {name: value for name, value in numbers.items() if math.isfinite(value)})
+            cells = {
+                name: value
+                for name, value in asdict(row).items()
+                if name != "iteration"
+            }
+            numbers = {
+                name: value
+                for name, value in cells.items()
+                if not isinstance(value, str)
+            }
+            self._events.add(
+                row.iteration,
+                {
+                    name: value
+                    for name, value in numbers.items()
+                    if math.isfinite(value)
+                },
+            )
 
     def drop_events_from(self, iteration: int) -> None:
         """Let the next events replace those of ``iteration`` and later ones."""
@@ -260,13 +308,25 @@ class RunFolder:
         try:
             return file.read_bytes()
         except FileNotFoundError as error:
-            raise UserError(f"{self.path}: {otherwise}, it holds no {file.name}") from error
+            raise UserError(
+                f"{self.path}: {otherwise}, it holds no {file.name}"
+            ) from error
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+            raise UserError(
+                f"{file}: cannot be read ({error.strerror})"
+            ) from error
 
     def clear_leftovers(self) -> None:
         """Remove what killed writers left unfinished."""
-        files = (self.model, self.config, self.checkpoint, self.history, self.timing, self.metrics, self.options)
+        files = (
+            self.model,
+            self.config,
+            self.checkpoint,
+            self.history,
+            self.timing,
+            self.metrics,
+            self.options,
+        )
         for left in leftovers(self.path, [file.name for file in files]):
             left.unlink(missing_ok=True)
         drawn = self.path / "figures"
@@ -286,7 +346,9 @@ def _finite(value: Json) -> Json:
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return (
+        None if isinstance(value, float) and not math.isfinite(value) else value
+    )
 
 
 def json_text(value: Json) -> str:

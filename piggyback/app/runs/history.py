@@ -43,7 +43,9 @@ class HistoryRow:
     seconds: float
 
 
-HISTORY = tuple(field.name for field in fields(HistoryRow) if field.name != "seconds")
+HISTORY = tuple(
+    field.name for field in fields(HistoryRow) if field.name != "seconds"
+)
 """Columns of history.csv: all that a second run of the same options repeats,
 hence without the time."""
 

@@ -10,14 +10,19 @@ from piggyback.app.errors import UserError
 from piggyback.app.runs.folder import Json, RunFolder
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
-from regularizers.relu_lifted.regularizer import LiftedConfig, LiftedRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
+from regularizers.relu_lifted.regularizer import (
+    ReLULiftedConfig,
+    ReLULiftedRegularizer,
+)
 
 Learned = LinearRegularizer | NetworkRegularizer
 """What the command lines train, save and load."""
 
 
-def save_regularizer(run: RunFolder, regularizer: Learned, training: Mapping[str, Json]) -> None:
+def save_regularizer(
+    run: RunFolder, regularizer: Learned, training: Mapping[str, Json]
+) -> None:
     """Release the regularizer with its architecture and how it was trained."""
     config: dict[str, Json] = {
         "regularizer": "linear",
@@ -25,8 +30,11 @@ def save_regularizer(run: RunFolder, regularizer: Learned, training: Mapping[str
         "training": training,
     }
     if isinstance(regularizer, AdaptiveRegularizer):
-        config |= {"regularizer": "adaptive", "weights": asdict(regularizer.network.config)}
-    elif isinstance(regularizer, LiftedRegularizer):
+        config |= {
+            "regularizer": "adaptive",
+            "weights": asdict(regularizer.network.config),
+        }
+    elif isinstance(regularizer, ReLULiftedRegularizer):
         config |= {"regularizer": "icnn", "lifted": asdict(regularizer.form)}
     elif isinstance(regularizer, NetworkRegularizer):
         config |= {"regularizer": "icnn"}
@@ -41,18 +49,33 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
     """
     tensors, config = run.load_model()
     if config.get("regularizer") not in ("linear", "adaptive", "icnn"):
-        raise UserError(f"{run.model}: unknown regularizer {config.get('regularizer')!r}")
+        raise UserError(
+            f"{run.model}: unknown regularizer {config.get('regularizer')!r}"
+        )
     try:
-        _check_counts(config, sum(tensor.numel() for tensor in tensors.values()))
+        _check_counts(
+            config, sum(tensor.numel() for tensor in tensors.values())
+        )
         regularizer = _constructed(config)
         regularizer.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         # torch names the tensors on lines of their own
         reason = " ".join(str(error).split())
-        raise UserError(f"{run.model}: weights and architecture do not fit ({reason})") from error
+        raise UserError(
+            f"{run.model}: weights and architecture do not fit ({reason})"
+        ) from error
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise UserError(f"{run.model}: {name} contains NaN or infinite values")
+            raise UserError(
+                f"{run.model}: {name} contains NaN or infinite values"
+            )
     if isinstance(regularizer, NetworkRegularizer):
         try:
             regularizer.network().detached().check_signs()
@@ -68,8 +91,12 @@ def _check_counts(config: Mapping[str, Any], numbers: int) -> None:
         entries = config.get(table)
         for name, value in entries.items() if isinstance(entries, dict) else ():
             counts = value if isinstance(value, list) else [value]
-            if any(isinstance(count, int) and count > numbers for count in counts):
-                raise ValueError(f"{name} {value!r:.60}, but {numbers} weights in all")
+            if any(
+                isinstance(count, int) and count > numbers for count in counts
+            ):
+                raise ValueError(
+                    f"{name} {value!r:.60}, but {numbers} weights in all"
+                )
 
 
 def _constructed(config: Mapping[str, Any]) -> Learned:
@@ -81,9 +108,11 @@ def _constructed(config: Mapping[str, Any]) -> Learned:
     if config.get("regularizer") == "icnn":
         network, form = NetworkConfig(**architecture), config.get("lifted")
         if form is not None:
-            return LiftedRegularizer(network, LiftedConfig(**form))
+            return ReLULiftedRegularizer(network, ReLULiftedConfig(**form))
         if network.activation != "softplus":
-            raise ValueError(f"a {network.activation} network needs its lifted form, which the configuration lacks")
+            raise ValueError(
+                f"a {network.activation} network needs its lifted form, which the configuration lacks"
+            )
         return NetworkRegularizer(network)
     linear = LinearConfig(**architecture)
     if config.get("regularizer") == "linear":

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from piggyback.app.errors import UserError
-from piggyback.app.runs.history import HistoryRow
 from piggyback.app.runs.folder import Checkpoint, Json, RunFolder
-from piggyback.training.descent import DescentState, StopReason
+from piggyback.app.runs.history import HistoryRow
 from piggyback.problems.pair import WarmStart
+from piggyback.training.descent import DescentState, StopReason
 from piggyback.training.oracle import Evaluation
 
 RUNNING = StopReason.RUNNING.value
@@ -84,7 +84,11 @@ class RunState:
 
     @property
     def phase(self) -> Literal["stochastic", "adaptive"]:
-        return "stochastic" if isinstance(self.part, StochasticPart) else "adaptive"
+        return (
+            "stochastic"
+            if isinstance(self.part, StochasticPart)
+            else "adaptive"
+        )
 
     @property
     def iteration(self) -> int:
@@ -108,12 +112,16 @@ def save(run: RunFolder, state: RunState) -> None:
         "released": state.released,
         "warm": _shallow(state.warm),
         "phase": state.phase,
-        "part": _packed(state.part) if isinstance(state.part, AdaptivePart) else _shallow(state.part),
+        "part": _packed(state.part)
+        if isinstance(state.part, AdaptivePart)
+        else _shallow(state.part),
     }
     run.save_checkpoint(state.iteration, content)
 
 
-def restored(checkpoint: Checkpoint, where: str, device: torch.device) -> RunState:
+def restored(
+    checkpoint: Checkpoint, where: str, device: torch.device
+) -> RunState:
     """The inverse, with tensors on ``device``. Raises ``UserError``, naming
     ``where``, if it is of something else."""
     content = checkpoint.state
@@ -129,7 +137,9 @@ def restored(checkpoint: Checkpoint, where: str, device: torch.device) -> RunSta
             part=_part(content["phase"], content["part"], device),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: not a checkpoint of a training run ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{where}: not a checkpoint of a training run ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _part(phase: str, packed: Mapping[str, Any], device: torch.device) -> Part:
@@ -137,7 +147,9 @@ def _part(phase: str, packed: Mapping[str, Any], device: torch.device) -> Part:
         return _unpacked(_on(packed, device))
     # optimisers move their own state, generators live on the CPU
     part = StochasticPart(**packed)
-    return replace(part, average=part.average.to(device), best=part.best.to(device))
+    return replace(
+        part, average=part.average.to(device), best=part.best.to(device)
+    )
 
 
 def _packed(part: AdaptivePart) -> dict[str, Any]:
@@ -158,7 +170,14 @@ def _unpacked(part: Mapping[str, Any]) -> AdaptivePart:
     return AdaptivePart(DescentState(**descent), part["metric"])
 
 
-def _shallow(value: HistoryRow | Spent | WarmStart | StochasticPart | DescentState | Evaluation) -> dict[str, Any]:
+def _shallow(
+    value: HistoryRow
+    | Spent
+    | WarmStart
+    | StochasticPart
+    | DescentState
+    | Evaluation,
+) -> dict[str, Any]:
     """The fields, without the copies that ``asdict`` makes of tensors."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
@@ -169,4 +188,8 @@ def _on(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, dict):
         return {name: _on(item, device) for name, item in value.items()}
-    return [_on(item, device) for item in value] if isinstance(value, list) else value
+    return (
+        [_on(item, device) for item in value]
+        if isinstance(value, list)
+        else value
+    )

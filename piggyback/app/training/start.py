@@ -17,7 +17,7 @@ from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.filter_bank.kernels import measured_plan, plan_named
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
-from regularizers.relu_lifted.regularizer import LiftedRegularizer
+from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
 
 START_PATCHES, START_TOLERANCE, START_SMOOTHING = 8, 3e-3, 0.005
 START_FACTORS = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
@@ -76,7 +76,7 @@ def _started(
             options.boundary,
         )
         if options.form == "lifted":
-            return LiftedRegularizer(
+            return ReLULiftedRegularizer(
                 replace(network, activation="relu"), generator=generator
             )
         return NetworkRegularizer(network, generator)

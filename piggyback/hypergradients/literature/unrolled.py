@@ -58,7 +58,7 @@ class UnrolledPotential(Potential):
     def of(potential: Potential) -> UnrolledPotential:
         """The same potential, still differentiable in its parameters."""
         return UnrolledPotential(
-            potential.profile,
+            potential.penalty,
             potential.weight,
             potential.smoothing,
             potential.shift,

@@ -74,7 +74,7 @@ class LeastSquares(DataTerm):
     too large. ``solve``, ``resolvent`` and ``prox`` are conjugate gradients up
     to rounding; the last two read the value of ``step`` for that. Primal-dual
     methods do better with the data term in the dual, where no system is solved
-    (``SaddleProblem.lifted``). Raises ``ValueError`` for a norm or ridge that
+    (``SaddleProblem.dualised``). Raises ``ValueError`` for a norm or ridge that
     is not positive and finite, for observations or a centre that are not, for
     an object without ``A`` and ``A_adjoint`` or that fails in every precision;
     ``check`` for one whose ``A`` is not linear, whose ``A_adjoint`` is not its

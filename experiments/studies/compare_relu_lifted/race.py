@@ -1,5 +1,5 @@
 """Solvers of one ReLU network problem, raced to the same energy: the work
-behind ``experiments.studies.compare_lifted.run``."""
+behind ``experiments.studies.compare_relu_lifted.run``."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ from piggyback.terms.data.quadratic import Denoising
 from piggyback.types import PerSample, Primal
 from regularizers.icnn.energy import NetworkEnergy
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
-from regularizers.relu_lifted.primal_dual import BlockSteps, LiftedPrimalDual
-from regularizers.relu_lifted.problem import lifted_problem
+from regularizers.relu_lifted.primal_dual import (
+    BlockSteps,
+    ReLULiftedPrimalDual,
+)
+from regularizers.relu_lifted.problem import relu_lifted_problem
 
 LEVELS = (1e-1, 1e-2, 1e-3)
 """Parts of the energy gap of the start that are raced for."""
 SMOOTHINGS = (1e-1, 1e-2, 1e-3)
-"""Of the lifted form, equal to its ridge."""
+"""Of the ReLU-lifted form, equal to its ridge."""
 SOFTPLUS = (4e-3, 1e-3, 2.5e-4)
 """Of the nested form, in grey values."""
 EXACT_SOFTPLUS, EXACT_STEPS = 1e-6, 3000
@@ -90,7 +93,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Of one architecture: condition figures (bounds) of the lifted operator,
+    """Of one architecture: condition figures (bounds) of the ReLU-lifted operator,
     and PDHG steps to the tolerance."""
 
     widths: tuple[int, ...]
@@ -228,13 +231,13 @@ def contestants(instance: Instance) -> Iterator[Contestant]:
             )
     for smoothing in SMOOTHINGS:
         solvers = {
-            "PDHG (lifted)": LiftedPrimalDual(),
-            "PDHG, one step (lifted)": LiftedPrimalDual(BlockSteps.uniform),
+            "PDHG (lifted)": ReLULiftedPrimalDual(),
+            "PDHG, one step (lifted)": ReLULiftedPrimalDual(BlockSteps.uniform),
             "quasi-Newton (lifted)": QuasiNewton(),
         }
         for name, solver in solvers.items():
             counter = ApplicationCounter()
-            problem = lifted_problem(
+            problem = relu_lifted_problem(
                 network, data, smoothing, smoothing
             ).counted(counter)
             yield Contestant(
@@ -313,13 +316,13 @@ def conditioning(
     distance of 1e-3 (at most ``limit``)."""
     network = relu_network(widths, size)
     data = denoising(photograph_patches(1, side, 1), 0).double()
-    problem = lifted_problem(network, data, smoothing, smoothing)
+    problem = relu_lifted_problem(network, data, smoothing, smoothing)
     schedule = Schedule(max_steps=limit, check_every=10, patience=limit)
     steps: list[int | None] = []
     for rule in (BlockSteps.balanced, BlockSteps.uniform):
         outcome = solve_lower(
             problem,
-            LiftedPrimalDual(rule),
+            ReLULiftedPrimalDual(rule),
             radius_per_element(problem, 1e-3),
             schedule=schedule,
         )

@@ -1,7 +1,7 @@
-"""The lifted form of a ReLU network against the nested one: time and steps to
+"""The ReLU-lifted form of a ReLU network against the nested one: time and steps to
 the same energy, and conditioning.
 
-python -m experiments.studies.compare_lifted [--json FILE] [--figure FILE]
+python -m experiments.studies.compare_relu_lifted [--json FILE] [--figure FILE]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments.studies.compare_lifted.race import (
+from experiments.studies.compare_relu_lifted.race import (
     LEVELS,
     Conditioning,
     Instance,
@@ -208,8 +208,8 @@ def draw(points: Sequence[Point], path: Path | Output) -> None:
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        "python -m experiments.studies.compare_lifted",
-        "The lifted form of a ReLU network against the nested one, to the "
+        "python -m experiments.studies.compare_relu_lifted",
+        "The ReLU-lifted form of a ReLU network against the nested one, to the "
         "same energy; conditioning by depth.",
     )
     parser.add_argument(

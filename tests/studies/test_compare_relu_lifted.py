@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.studies.compare_lifted import run as compare_lifted
-from experiments.studies.compare_lifted.race import (
+from experiments.studies.compare_relu_lifted import run as compare_relu_lifted
+from experiments.studies.compare_relu_lifted.race import (
     LEVELS,
     conditioning,
     contestants,
@@ -69,7 +69,7 @@ def test_block_steps_are_better_conditioned_and_faster() -> None:
 def test_the_command_writes_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(compare_lifted, "ARCHITECTURES", ((2, 2),))
+    monkeypatch.setattr(compare_relu_lifted, "ARCHITECTURES", ((2, 2),))
     where, drawing = tmp_path / "figures.json", tmp_path / "race.png"
     sizes = [
         "--widths",
@@ -84,7 +84,7 @@ def test_the_command_writes_figures(
         "--steps",
         "20",
     ]
-    compare_lifted.main(
+    compare_relu_lifted.main(
         [*sizes, "--json", str(where), "--figure", str(drawing)]
     )
     found = json.loads(where.read_text())
@@ -99,6 +99,6 @@ def test_the_command_writes_figures(
     )
     for bad in (["--limit", "0"], ["--widths", "3", "2"]):
         with pytest.raises(SystemExit):
-            compare_lifted.main([*sizes, *bad])
+            compare_relu_lifted.main([*sizes, *bad])
     assert "even width" in capsys.readouterr().err
     assert torch.get_num_threads() == 1

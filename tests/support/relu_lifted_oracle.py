@@ -1,4 +1,4 @@
-"""Dense truth about the lifted form of a small network: solution, adjoint,
+"""Dense truth about the ReLU-lifted form of a small network: solution, adjoint,
 curvature and hypergradient."""
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.energies import SmoothEnergy
 from piggyback.terms.losses import Loss
 from regularizers.icnn.regularizer import NetworkRegularizer
-from regularizers.relu_lifted.problem import LiftedProblem, lifted_problem
-from regularizers.relu_lifted.regularizer import LiftedRegularizer
+from regularizers.relu_lifted.problem import (
+    ReLULiftedProblem,
+    relu_lifted_problem,
+)
+from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
 from tests.support.networks import hessian, newton
 
 
-class Lifted(Regularizer):
-    """The lifted form as a regularizer of the flat variable."""
+class ReLULifted(Regularizer):
+    """The ReLU-lifted form as a regularizer of the flat variable."""
 
     def __init__(
         self,
@@ -35,8 +38,8 @@ class Lifted(Regularizer):
             smoothing if ridge is None else ridge,
         )
 
-    def problem(self, data: DataTerm) -> LiftedProblem:
-        return lifted_problem(
+    def problem(self, data: DataTerm) -> ReLULiftedProblem:
+        return relu_lifted_problem(
             self.model.network(), data, self.smoothing, self.ridge
         )
 
@@ -45,7 +48,7 @@ class Lifted(Regularizer):
 
 
 @dataclass(frozen=True)
-class LiftedTruth:
+class ReLULiftedTruth:
     """One sample: ``x*``, ``P*`` ``(1, n)``; ``A*``, ``H``, ``K`` as matrices
     (pairs of all layers as rows); flat gradient."""
 
@@ -57,9 +60,9 @@ class LiftedTruth:
     gradient: Tensor
 
 
-def lifted_truth(
-    regularizer: Lifted | LiftedRegularizer, data: DataTerm, loss: Loss
-) -> LiftedTruth:
+def relu_lifted_truth(
+    regularizer: ReLULifted | ReLULiftedRegularizer, data: DataTerm, loss: Loss
+) -> ReLULiftedTruth:
     """By Newton's method, autograd of the energy's value and dense linear
     algebra; no derivative by hand is used."""
     problem = regularizer.problem(data)
@@ -71,7 +74,7 @@ def lifted_truth(
     adjoint = torch.linalg.solve(second, loss.gradient(x)[0]).unsqueeze(0)
     slope = SmoothEnergy.slope_along(problem.regularizer, x, adjoint)
     operator = energy.layout.pack(energy.forward(eye)).T
-    return LiftedTruth(
+    return ReLULiftedTruth(
         x,
         adjoint,
         second,

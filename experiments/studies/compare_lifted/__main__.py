@@ -1,3 +1,0 @@
-from experiments.studies.compare_lifted.run import main
-
-main()

@@ -1,0 +1,3 @@
+from experiments.studies.compare_relu_lifted.run import main
+
+main()
