@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.batched import separable
-from piggyback.certificates.bounds import GradientBound
 from piggyback.certificates.evidence import defined
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.potentials import Emphasis, Potential, PullBack
@@ -339,4 +339,4 @@ class AdaptiveRegularizer(LinearRegularizer):
         return torch.cat([super().metric(), network])
 
     def pull_back(self, bound: GradientBound) -> Scalar:
-        return torch.hypot(super().pull_back(bound), bound.emphasis.mean())
+        return torch.hypot(super().pull_back(bound), bound["emphasis"].sum())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from piggyback.certificates.bounds import GradientBound
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import DataTerm
@@ -181,14 +181,14 @@ class LinearRegularizer(Regularizer):
     def pull_back(self, bound: GradientBound) -> Scalar:
         # coefficients: orthonormal basis; log-parameters: |d/d raw| = |d/d
         # value| * value, per filter
-        weight = self.log_weight.detach().exp().to(
-            bound.weight
-        ) * bound.weight.mean(0)
-        smoothing = self.log_smoothing.detach().exp().to(
-            bound.smoothing
-        ) * bound.smoothing.mean(0)
-        return (
-            bound.operator.mean().square()
-            + weight.square().sum()
-            + smoothing.square().sum()
-        ).sqrt()
+        operator = bound["operator"].sum()
+        weight = _of_logarithm(self.log_weight, bound["weight"])
+        smoothing = _of_logarithm(self.log_smoothing, bound["smoothing"])
+        squares = weight.square().sum() + smoothing.square().sum()
+        return (operator.square() + squares).sqrt()
+
+
+def _of_logarithm(logarithm: Tensor, bound: Tensor) -> Tensor:
+    """Summed over the samples, from ``bound`` ``(batch, filters)`` of what the
+    exponentials get."""
+    return logarithm.detach().exp().to(bound) * bound.sum(0)

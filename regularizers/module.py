@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from piggyback.certificates.bounds import GradientBound
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.terms.data.quadratic import DataTerm
@@ -35,4 +35,4 @@ class ModuleRegularizer(Regularizer):
         return SmoothProblem(data, ModuleEnergy(self.energy))
 
     def pull_back(self, bound: GradientBound) -> Scalar:
-        return bound.operator.mean()
+        return bound["parameters"].sum()

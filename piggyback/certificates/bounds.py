@@ -3,9 +3,6 @@ constants (docs/theory.md, section 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 
@@ -17,36 +14,9 @@ from piggyback.certificates.evidence import (
     inflate,
     saddle_evidence,
 )
+from piggyback.problems.groups import GradientBound
+from piggyback.terms.potentials import Emphasis
 from piggyback.types import Dual, PerSample
-
-
-@dataclass(frozen=True)
-class GradientBound:
-    """Bounds of the hypergradient error per sample and parameter group.
-
-    ``operator`` ``(batch,)`` bounds the Euclidean norm of the error over all
-    parameters of ``K``; ``weight``, ``smoothing`` and ``shift`` ``(batch,
-    coefficients)`` bound each component of the potential's groups. ``emphasis``
-    ``(batch,)`` bounds the Euclidean norm of the error over all parameters that
-    the factors are computed from (over the logarithms of the factors themselves
-    where they are given numbers; zero for a potential without emphasis).
-    """
-
-    operator: PerSample
-    weight: Tensor
-    smoothing: Tensor
-    shift: Tensor
-    emphasis: PerSample
-
-    def select(self, index: Tensor) -> GradientBound:
-        """The bounds of the chosen samples."""
-        return self.converted(lambda part: part[index])
-
-    def converted(self, change: Callable[[Tensor], Tensor]) -> GradientBound:
-        """The same bounds, every group changed alike."""
-        return GradientBound(
-            *(change(getattr(self, part.name)) for part in fields(self))
-        )
 
 
 def local_bound(evidence: PairEvidence) -> GradientBound:
@@ -55,13 +25,17 @@ def local_bound(evidence: PairEvidence) -> GradientBound:
     evidence = saddle_evidence(evidence, "local_bound")
     with torch.no_grad():
         adjoint = adjoint_error(evidence)
-        bound = GradientBound(
-            operator=_operator_bound(evidence, adjoint),
-            weight=_weight_bound(evidence, adjoint),
-            smoothing=_smoothing_bound(evidence, adjoint),
-            shift=_shift_bound(evidence, adjoint),
-            emphasis=_emphasis_bound(evidence, adjoint),
-        )
+        groups = {
+            "operator": _operator_bound(evidence, adjoint),
+            "weight": _weight_bound(evidence, adjoint),
+            "smoothing": _smoothing_bound(evidence, adjoint),
+            "shift": _shift_bound(evidence, adjoint),
+        }
+        if evidence.potential.emphasis is not None:
+            groups["emphasis"] = _emphasis_bound(
+                evidence, evidence.potential.emphasis, adjoint
+            )
+        bound = GradientBound(groups)
         return bound.converted(lambda part: inflate(defined(part)))
 
 
@@ -199,12 +173,11 @@ def _shift_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     return through + torch.minimum(_over_sites(coupling.jump), split)
 
 
-def _emphasis_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
+def _emphasis_bound(
+    evidence: Evidence, emphasis: Emphasis, adjoint: PerSample
+) -> PerSample:
     """Eq. 15b: the two parts of ``K P* o f'(z*) - K P o f'(z)``, pulled back to
     the parameters behind the factors."""
-    emphasis = evidence.potential.emphasis
-    if emphasis is None:
-        return torch.zeros_like(adjoint)
     upper = evidence.bounds.upper
     away = per_sample(adjoint / evidence.strong_convexity**0.5, evidence.image)
     along = evidence.y.abs() * evidence.inverse_root

@@ -3,15 +3,15 @@ evaluation shares."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from piggyback.certificates.bounds import GradientBound, local_bound
+from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.evidence import (
     Evidence,
     PairEvidence,
@@ -24,10 +24,10 @@ from piggyback.certificates.smooth import (
     gather_smooth_evidence,
     smooth_bound,
 )
-from piggyback.copies import doubled, snapshot, twin
-from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.base import LowerProblem
-from piggyback.problems.pair import Sensitivity, flat_gradient
+from piggyback.problems.groups import GradientBound
+from piggyback.problems.pair import Sensitivity, WarmStart, flat_gradient
+from piggyback.problems.posed import Posed
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.problems.smooth import SmoothProblem
@@ -86,9 +86,6 @@ def require_parts(regularizer: Regularizer, data: DataTerm, loss: Loss) -> None:
     require_kind("the loss", loss, Loss)
 
 
-Copied = TypeVar("Copied", bound=Regularizer)
-
-
 @dataclass(frozen=True)
 class Certification:
     """How pairs are certified: which gradient bound and which loss interval."""
@@ -98,87 +95,105 @@ class Certification:
 
 
 @dataclass(frozen=True)
-class CertifiedGradient:
-    """A pair, its certificates, and the gradient *sum* over its samples (flat,
-    in the order of the parameters).
+class Hypergradient:
+    """The gradient of ``L = sum_i l(x_i*)`` and what is known of its error.
 
-    ``gradient_error`` bounds the Euclidean distance of ``gradient`` to the
-    exact sum; ``bound`` says it per sample and group. ``applications``:
-    operator applications spent so far.
+    Everything here is a *sum* over the samples of the batch, or per sample.
+
+    Args:
+        gradient: flat, in the order of the regularizer's parameters; zero for
+            frozen ones.
+        gradient_error: certified Euclidean distance of ``gradient`` to the
+            exact sum; infinite where nothing certifies it.
+        groups: the same per sample and parameter group (None without a pair).
+        loss: ``l(x_i*)``, ``(batch,)``, with its certified radius.
+        x: the reconstructions that the gradient was computed at.
+        status: ``Status`` codes ``(batch,)``, the worse of the two solves.
+        start: where to go on after a change of the parameters.
+        applications: operator applications, certificates included.
+        pair: what the certificates are of, in float64 (None for methods that
+            have no adjoint).
     """
 
-    sensitivity: Sensitivity
-    loss: LossInterval
-    bound: GradientBound
     gradient: Tensor
     gradient_error: float
-    converged: bool
+    groups: GradientBound | None
+    loss: LossInterval
+    x: Primal
+    status: Tensor
+    start: WarmStart
     applications: float
+    pair: Sensitivity | None
 
     @property
     def relative_error(self) -> float:
         """The bound over the norm of the computed gradient (infinite for a zero
-        gradient)."""
+        gradient); 1 and above certifies nothing about the direction."""
         size = float(self.gradient.norm())
-        return self.gradient_error / size if size > 0 else float("inf")
+        return self.gradient_error / size if size > 0 else math.inf
+
+    @property
+    def converged(self) -> bool:
+        """Whether both solves of every sample reached their tolerances
+        (synchronises)."""
+        return bool((self.status == Status.CONVERGED).all())
 
 
-def examine(
-    exact: Regularizer,
-    data: DataTerm,
-    loss: Loss,
-    pair: Sensitivity,
-    counter: ApplicationCounter,
-) -> tuple[PairEvidence, Tensor]:
+def examine(posed: Posed, pair: Sensitivity) -> tuple[PairEvidence, Tensor]:
     """The evidence of a pair, and the gradient read off it (flat, summed over
     the samples); all in float64."""
-    parameters = list(exact.parameters())
     with torch.enable_grad():
-        evidence, read_off = evidence_at(
-            exact.problem(data).counted(counter), loss, pair
+        evidence, read_off = evidence_at(posed.exact, posed.exact_loss, pair)
+        # the problem is examined again after corrections of the pair
+        gradient = flat_gradient(
+            read_off.sum(), posed.parameters, keep_graph=True
         )
-        return evidence, flat_gradient(read_off.sum(), parameters)
+    return evidence, gradient
 
 
 def certify(
-    exact: Regularizer,
-    data: DataTerm,
-    loss: Loss,
-    sensitivity: Sensitivity,
-    certification: Certification,
-    counter: ApplicationCounter,
-) -> CertifiedGradient:
-    """Read gradient, loss interval and bounds off a pair, in float64
-    (docs/theory.md, section 5).
+    posed: Posed,
+    pair: Sensitivity,
+    certification: Certification | None = None,
+) -> Hypergradient:
+    """Gradient, loss interval and bounds of a pair, in float64 (docs/theory.md,
+    section 5).
 
-    ``exact`` is the regularizer in float64; ``data`` and ``loss`` are in
-    float64 too.
+    Args:
+        posed: the problem that the pair is about.
+        pair: whatever it is, the certificates hold for it.
+        certification: other bounds than the default ones.
     """
-    pair = sensitivity.double()
-    evidence, gradient = examine(exact, data, loss, pair, counter)
-    return assemble(exact, pair, evidence, gradient, certification, counter)
+    chosen = Certification() if certification is None else certification
+    pair = pair.double()
+    evidence, gradient = examine(posed, pair)
+    return assemble(posed, pair, evidence, gradient, chosen)
 
 
 def assemble(
-    exact: Regularizer,
+    posed: Posed,
     pair: Sensitivity,
     evidence: PairEvidence,
     gradient: Tensor,
     certification: Certification,
-    counter: ApplicationCounter,
-) -> CertifiedGradient:
+) -> Hypergradient:
     """The certificates of an examined pair."""
     with torch.no_grad():
-        bound = certification.gradient(evidence)
-        return CertifiedGradient(
-            pair,
-            certification.loss(evidence),
-            bound,
-            gradient,
-            float(exact.pull_back(bound)) * pair.x.shape[0],
-            converged(pair),
-            counter.applications,
-        )
+        groups = certification.gradient(evidence)
+        loss = certification.loss(evidence)
+        error = float(posed.regularizer.pull_back(groups))
+    start = WarmStart(pair.x, pair.adjoint).to(posed.problem.data.start.dtype)
+    return Hypergradient(
+        gradient=gradient,
+        gradient_error=error,
+        groups=groups,
+        loss=loss,
+        x=start.x,
+        status=torch.maximum(pair.lower_status, pair.adjoint_status),
+        start=start,
+        applications=posed.applications,
+        pair=pair,
+    )
 
 
 def converged(pair: Sensitivity) -> bool:
@@ -189,28 +204,6 @@ def converged(pair: Sensitivity) -> bool:
             (pair.lower_status == Status.CONVERGED)
             & (pair.adjoint_status == Status.CONVERGED)
         ).all()
-    )
-
-
-def double_copy(regularizer: Copied) -> Copied:
-    """The regularizer with the same parameter values in float64, as leaves;
-    frozen ones stay frozen."""
-    copied = twin(regularizer, lambda v: snapshot(doubled(v)))
-    for parameter, original in zip(
-        copied.parameters(), regularizer.parameters(), strict=True
-    ):
-        parameter.requires_grad_(original.requires_grad)
-    return copied
-
-
-def concatenate_bounds(bounds: list[GradientBound]) -> GradientBound:
-    """Bounds of all samples from those of batches."""
-    return GradientBound(
-        torch.cat([bound.operator for bound in bounds]),
-        torch.cat([bound.weight for bound in bounds]),
-        torch.cat([bound.smoothing for bound in bounds]),
-        torch.cat([bound.shift for bound in bounds]),
-        torch.cat([bound.emphasis for bound in bounds]),
     )
 
 

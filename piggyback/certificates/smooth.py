@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
-from piggyback.certificates.bounds import GradientBound, adjoint_error
+from piggyback.certificates.bounds import adjoint_error
 from piggyback.certificates.coupling import CouplingRate
 from piggyback.certificates.evidence import (
     PairEvidence,
@@ -17,6 +17,7 @@ from piggyback.certificates.evidence import (
     defined,
     inflate,
 )
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.terms.energies import EnergyBounds, FunctionalBound, PairBounds
 from piggyback.terms.losses import Loss
@@ -227,18 +228,11 @@ def smooth_bound(evidence: SmoothEvidence) -> GradientBound:
     """Bound of ``grad L - G``, the smaller one of eqs. N10 and N32; infinite if
     nothing is known of the energy.
 
-    The whole gradient is one group, ``operator``; the others are empty.
+    The whole gradient is one group, ``parameters``.
     """
     with torch.no_grad():
         whole = torch.fmin(_from_constants(evidence), _from_pair(evidence))
-        empty = whole.new_zeros(whole.shape[0], 0)
-        return GradientBound(
-            inflate(defined(whole)),
-            empty,
-            empty,
-            empty,
-            torch.zeros_like(whole),
-        )
+        return GradientBound({"parameters": inflate(defined(whole))})
 
 
 def _from_constants(evidence: SmoothEvidence) -> PerSample:

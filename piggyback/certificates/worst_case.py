@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm
-from piggyback.certificates.bounds import GradientBound
 from piggyback.certificates.evidence import (
     Evidence,
     PairEvidence,
@@ -15,6 +14,7 @@ from piggyback.certificates.evidence import (
     inflate,
     saddle_evidence,
 )
+from piggyback.problems.groups import GradientBound
 from piggyback.types import PerSample
 
 
@@ -51,27 +51,26 @@ def _bound(evidence: Evidence) -> GradientBound:
         potential.weight_derivative(evidence.z),
         potential.smoothing_derivative(evidence.z),
     )
-    weight = _per_coefficient(
-        pair, norm(slope), curvature / potential.weight, reach * distance
-    )
-    smoothing = _per_coefficient(
-        pair, norm(mixed), potential.mixed_lipschitz(), reach * distance
-    )
-    shift = _per_coefficient(
-        pair,
-        norm(potential.curvature(evidence.z)),
-        potential.max_third(),
-        reach * distance,
-    )
-    factors = torch.zeros_like(distance)
+    moved = reach * distance
+    bent = norm(potential.curvature(evidence.z))
+    groups = {
+        "operator": filters,
+        "weight": _per_coefficient(
+            pair, norm(slope), curvature / potential.weight, moved
+        ),
+        "smoothing": _per_coefficient(
+            pair, norm(mixed), potential.mixed_lipschitz(), moved
+        ),
+        "shift": _per_coefficient(pair, bent, third, moved),
+    }
     if potential.emphasis is not None:
         field = _product(
             norm(evidence.image), reach * adjoint, norm(evidence.y), y_change
         )
-        factors = field * potential.emphasis.pull_back(
+        groups["emphasis"] = field * potential.emphasis.pull_back(
             torch.ones_like(evidence.image)
         )
-    bound = GradientBound(filters, weight, smoothing, shift, factors)
+    bound = GradientBound(groups)
     return bound.converted(lambda part: inflate(defined(part)))
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from piggyback.certificates.bounds import adjoint_move
 from piggyback.certificates.certify import (
     Certification,
-    CertifiedGradient,
+    Hypergradient,
     assemble,
-    double_copy,
     examine,
     require_parts,
 )
@@ -22,9 +21,9 @@ from piggyback.certificates.evidence import PairEvidence
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.refinement import adjoint_gap, correction
-from piggyback.operators.base import ApplicationCounter
-from piggyback.problems.base import LowerProblem
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
+from piggyback.problems.posed import Posed, pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.losses import Loss
@@ -35,6 +34,17 @@ from piggyback.values import (
     require_positive,
     require_samples,
 )
+
+_PROGRESS = 0.8
+"""Factor that the bound must fall by in a round."""
+_PATIENCE = 2
+"""Rounds in a row without progress after which rounding is blamed."""
+_FINEST_STEP = 1e-3
+"""The most that one Newton correction of ``x`` is asked for: beyond it the next
+linearisation has the say."""
+_FINEST_SOLVE = 3e-5
+"""The most that one correction of ``P`` is asked for: the system is linear, so
+only single precision has the say."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Assessment:
 
     given: Tensor
     estimate: float
-    refined: CertifiedGradient
+    refined: Hypergradient
     met: bool
 
     @property
@@ -93,7 +103,7 @@ class OnDemand:
         loss: Loss,
         relative_error: float = 0.01,
         start: WarmStart | None = None,
-    ) -> CertifiedGradient:
+    ) -> Hypergradient:
         """``G`` with ``||grad L - G|| <= relative_error ||G||`` as a bound, for
         ``L = sum_i l(x_i*)`` (flat).
 
@@ -102,94 +112,69 @@ class OnDemand:
         require_positive("the relative error", relative_error)
         require_parts(regularizer, data, loss)
         require_samples(data.start)
-        return self._reach(
-            regularizer,
-            data,
-            loss,
+        return self.reach(
+            pose(regularizer, data, loss),
             start,
-            ApplicationCounter(),
             lambda result: relative_error * float(result.gradient.norm()),
         )
 
     def assess(
         self,
-        regularizer: Regularizer,
-        data: DataTerm,
-        loss: Loss,
-        pair: Sensitivity,
+        gradient: Tensor,
+        posed: Posed,
+        start: WarmStart | None = None,
         fraction: float = 0.25,
     ) -> Assessment:
-        """The error of the gradient read off ``pair``, refined until the bound
-        of ``G+`` is ``fraction`` of the estimate.
+        """The error of any ``gradient``, against one that is refined until its
+        own bound is ``fraction`` of the estimate.
 
         Then bound over true error is at most ``(1 + fraction)/(1 - fraction)``:
-        both sides of eq. 24. Raises ``ValueError`` unless ``0 < fraction < 1``.
+        both sides of eq. 24.
+
+        Args:
+            gradient: flat, summed over the samples, wherever it is from.
+            posed: the problem that it is a gradient of.
+            start: a pair to start from, if one is known.
+            fraction: between 0 and 1 (``ValueError``).
         """
         if not 0 < fraction < 1:
             raise ValueError(
                 f"the fraction must lie between 0 and 1, got {fraction}"
             )
-        require_parts(regularizer, data, loss)
-        require_samples(data.start)
-        counter, exact = ApplicationCounter(), double_copy(regularizer)
-        _, given = examine(
-            exact, data.double(), loss.double(), pair.double(), counter
-        )
-        refined = self._reach(
-            regularizer,
-            data,
-            loss,
-            WarmStart(pair.x, pair.adjoint).to(data.start.dtype),
-            counter,
-            lambda result: fraction * float((result.gradient - given).norm()),
-        )
-        estimate = float((refined.gradient - given).norm())
-        return Assessment(
-            given,
-            estimate,
-            refined,
-            refined.gradient_error <= fraction * estimate,
-        )
+        given = checked_gradient(gradient, posed)
 
-    def _reach(
+        def difference(result: Hypergradient) -> float:
+            return float((result.gradient - given).norm())
+
+        refined = self.reach(
+            posed, start, lambda result: fraction * difference(result)
+        )
+        estimate = difference(refined)
+        met = refined.gradient_error <= fraction * estimate
+        return Assessment(given, estimate, refined, met)
+
+    def reach(
         self,
-        regularizer: Regularizer,
-        data: DataTerm,
-        loss: Loss,
+        posed: Posed,
         start: WarmStart | None,
-        counter: ApplicationCounter,
-        goal: Callable[[CertifiedGradient], float],
-    ) -> CertifiedGradient:
+        goal: Callable[[Hypergradient], float],
+    ) -> Hypergradient:
         """A pair whose gradient error is within the ``goal``, or the best that
         was seen."""
-        exact, exact_data, exact_loss = (
-            double_copy(regularizer),
-            data.double(),
-            loss.double(),
-        )
-        problem = (
-            regularizer.problem(data)
-            .with_exact(exact.problem(exact_data))
-            .counted(counter)
-        )
         pair = self.method.differentiate(
-            problem, loss, self.accuracy, start
+            posed.problem, posed.loss, self.accuracy, start
         ).double()
-        best: CertifiedGradient | None = None
+        best: Hypergradient | None = None
         failures = 0
         for _ in range(1 + self.rounds):
-            evidence, gradient = examine(
-                exact, exact_data, exact_loss, pair, counter
-            )
+            evidence, gradient = examine(posed, pair)
             result = assemble(
-                exact, pair, evidence, gradient, self.certification, counter
+                posed, pair, evidence, gradient, self.certification
             )
-            failures = (
-                0
-                if best is None
-                or result.gradient_error < _PROGRESS * best.gradient_error
-                else failures + 1
-            )
+            if _is_progress(result, best):
+                failures = 0
+            else:
+                failures += 1
             if best is None or result.gradient_error < best.gradient_error:
                 best = result
             wanted = goal(result)
@@ -198,19 +183,39 @@ class OnDemand:
                 break
             if failures == _PATIENCE:
                 break
-            factor = _shrinkage(exact, result, self.margin * wanted)
+            assert result.groups is not None
+            factor = _shrinkage(
+                posed.regularizer, result.groups, self.margin * wanted
+            )
             # x also enters the bound on its own (T2 and T3 of eq. 13): if (12)
             # did not help, it shrinks with the whole
             ceiling = factor if failures else torch.full_like(factor, torch.inf)
-            pair = _corrected(
-                problem, exact_loss, pair, evidence, factor, ceiling
-            )
+            pair = _corrected(posed, pair, evidence, factor, ceiling)
         assert best is not None
-        return replace(best, applications=counter.applications)
+        return replace(best, applications=posed.applications)
+
+
+def checked_gradient(gradient: Tensor, posed: Posed) -> Tensor:
+    """The gradient in float64. Raises ``ValueError`` unless it is flat, with a
+    number for each parameter."""
+    count = sum(parameter.numel() for parameter in posed.parameters)
+    if gradient.shape != (count,):
+        raise ValueError(
+            f"the gradient has shape {tuple(gradient.shape)}, but the "
+            f"regularizer has {count} parameters"
+        )
+    return gradient.detach().double()
+
+
+def _is_progress(result: Hypergradient, best: Hypergradient | None) -> bool:
+    """Whether the bound has fallen enough for another round."""
+    if best is None:
+        return True
+    return result.gradient_error < _PROGRESS * best.gradient_error
 
 
 def _shrinkage(
-    exact: Regularizer, result: CertifiedGradient, wanted: float
+    regularizer: Regularizer, groups: GradientBound, wanted: float
 ) -> PerSample:
     """What the error of each sample has to be multiplied by, so that all of
     them contribute equally and ``wanted`` in all.
@@ -218,21 +223,17 @@ def _shrinkage(
     A decade costs every sample the same number of steps, so equal contributions
     are the cheapest.
     """
-    batch = result.bound.operator.shape[0]
-    samples = torch.arange(batch, device=result.bound.operator.device).split(1)
-    shares = torch.stack(
-        [exact.pull_back(result.bound.select(sample)) for sample in samples]
-    )
-    return (
-        wanted
-        / batch
-        / shares.double().clamp(min=torch.finfo(torch.float64).tiny)
-    )
+    alone = [
+        regularizer.pull_back(groups.select(sample))
+        for sample in torch.arange(groups.batch).split(1)
+    ]
+    shares = torch.stack(alone).double()
+    tiny = torch.finfo(torch.float64).tiny
+    return wanted / groups.batch / shares.clamp(min=tiny)
 
 
 def _corrected(
-    problem: LowerProblem,
-    loss: Loss,
+    posed: Posed,
     pair: Sensitivity,
     evidence: PairEvidence,
     wanted: PerSample,
@@ -244,6 +245,7 @@ def _corrected(
     The error of ``x`` shrinks by the factor ``ceiling`` at least. Both
     ``(batch,)``.
     """
+    problem, loss = posed.problem, posed.exact_loss
     exact = problem.double()
     primal = adjoint_move(evidence).double()
     share = 0.5 * wanted * (primal + evidence.residuals.adjoint)
@@ -265,15 +267,3 @@ def _corrected(
     return replace(
         pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, tolerance)
     )
-
-
-_PROGRESS = 0.8
-"""Factor that the bound must fall by in a round."""
-_PATIENCE = 2
-"""Rounds in a row without progress after which rounding is blamed."""
-_FINEST_STEP = 1e-3
-"""The most that one Newton correction of ``x`` is asked for: beyond it the next
-linearisation has the say."""
-_FINEST_SOLVE = 3e-5
-"""The most that one correction of ``P`` is asked for: the system is linear, so
-only single precision has the say."""

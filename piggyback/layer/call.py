@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from piggyback.batched import ROUNDING_TERMS, norm, per_sample
-from piggyback.certificates.bounds import GradientBound
 from piggyback.certificates.certify import evidence_at, gradient_bound
 from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.inputs import Moved, input_errors
@@ -22,6 +21,7 @@ from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.layer.inputs import as_declared
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.base import LowerProblem
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.loop import Status, warn_unless_converged
@@ -275,8 +275,7 @@ class Call:
         whole = 0.0
         if live:
             whole = _product(
-                float(self.regularizer.pull_back(_scaled(bound, share)))
-                * scale.numel(),
+                float(self.regularizer.pull_back(_scaled(bound, share))),
                 float(largest),
             )
         if live and not as_declared(self.regularizer):

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from piggyback.certificates.bounds import GradientBound
 from piggyback.problems.base import LowerProblem
+from piggyback.problems.groups import GradientBound
 from piggyback.terms.data.quadratic import DataTerm
 from piggyback.types import Scalar
 
@@ -44,9 +44,12 @@ class Regularizer(nn.Module, ABC):
 
     @abstractmethod
     def pull_back(self, bound: GradientBound) -> Scalar:
-        """Bound of the error of the batch-mean gradient, in the Euclidean norm
-        of the module's own parameters.
+        """Bound of the error of the gradient that is summed over the batch, in
+        the Euclidean norm of the module's own parameters.
 
         Turns bounds in natural parameters (kernels, weights, smoothings) into
         bounds in the parametrisation.
+
+        Args:
+            bound: per sample, in the groups of this regularizer's problem.
         """

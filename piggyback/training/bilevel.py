@@ -15,23 +15,23 @@ from torch import Tensor
 from piggyback.batched import require_same_device
 from piggyback.certificates.certify import (
     Certification,
-    CertifiedGradient,
+    Hypergradient,
     assign,
     certify,
-    concatenate_bounds,
     converged,
-    double_copy,
     parameter_vector,
 )
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.operators.base import ApplicationCounter
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import (
     Accuracy,
     Sensitivity,
     WarmStart,
     flat_gradient,
 )
+from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.loop import Schedule
 from piggyback.terms.data.quadratic import DataTerm, Denoising
@@ -182,19 +182,19 @@ class BilevelOracle(Oracle):
         )
         exact = double_copy(self.regularizer)
         parts = self._batches(lambda first: self._part(exact, first, tolerance))
-        self._keep([part.sensitivity for part in parts], parameters.dtype)
+        pairs = [part.pair for part in parts if part.pair is not None]
+        self._keep(pairs, parameters.dtype)
         gradient = torch.stack([part.gradient for part in parts]).sum(0) / count
         rounded = gradient.to(parameters)
-        bound = exact.pull_back(
-            concatenate_bounds([part.bound for part in parts])
-        )
+        bounds = [part.groups for part in parts if part.groups is not None]
+        error = float(exact.pull_back(GradientBound.joined(bounds))) / count
         return Evaluation(
             parameters=parameters.detach().clone(),
             value=sum(float(part.loss.value.sum()) for part in parts) / count,
             value_error=sum(float(part.loss.radius.sum()) for part in parts)
             / count,
             gradient=rounded,
-            gradient_error=float(bound) + float((rounded - gradient).norm()),
+            gradient_error=error + float((rounded - gradient).norm()),
             work=sum(part.applications for part in parts),
             converged=all(part.converged for part in parts),
         )
@@ -241,22 +241,14 @@ class BilevelOracle(Oracle):
         ).to(dtype)
 
     def _rough_part(self, first: int, tolerance: Accuracy) -> _RoughPart:
-        where, counter = (
-            slice(first, first + self.settings.batch),
-            ApplicationCounter(),
-        )
-        samples, settings = self.samples.select(where), self.settings
+        where, settings = self._where(first), self.settings
+        samples, counter = self.samples.select(where), ApplicationCounter()
         problem = self.regularizer.problem(
             settings.data_term(samples.degraded)
         ).counted(counter)
         loss = problem.of_image(settings.loss(samples.clean))
-        start = (
-            None
-            if self.warm is None
-            else WarmStart(self.warm.x[where], self.warm.adjoint[where])
-        )
         pair = settings.method_of_estimates.differentiate(
-            problem, loss, tolerance, start
+            problem, loss, tolerance, self._start(where)
         )
         with torch.enable_grad():
             read_off = problem.surrogate(pair.x, pair.adjoint)
@@ -270,30 +262,26 @@ class BilevelOracle(Oracle):
 
     def _part(
         self, exact: Regularizer, first: int, tolerance: Accuracy
-    ) -> CertifiedGradient:
-        where, counter = (
-            slice(first, first + self.settings.batch),
-            ApplicationCounter(),
-        )
-        samples, settings = self.samples.select(where), self.settings
-        data = settings.data_term(samples.degraded)
-        problem = (
-            self.regularizer.problem(data)
-            .with_exact(exact.problem(data.double()))
-            .counted(counter)
-        )
-        loss = problem.of_image(settings.loss(samples.clean))
-        start = (
-            None
-            if self.warm is None
-            else WarmStart(self.warm.x[where], self.warm.adjoint[where])
-        )
-        pair = settings.method.differentiate(problem, loss, tolerance, start)
-        return certify(
+    ) -> Hypergradient:
+        where, settings = self._where(first), self.settings
+        samples = self.samples.select(where)
+        posed = pose(
+            self.regularizer,
+            settings.data_term(samples.degraded),
+            settings.loss(samples.clean),
             exact,
-            data.double(),
-            loss.double(),
-            pair,
-            settings.certification,
-            counter,
         )
+        pair = settings.method.differentiate(
+            posed.problem, posed.loss, tolerance, self._start(where)
+        )
+        return certify(posed, pair, settings.certification)
+
+    def _where(self, first: int) -> slice:
+        """The samples of the batch that begins with ``first``."""
+        return slice(first, first + self.settings.batch)
+
+    def _start(self, where: slice) -> WarmStart | None:
+        """The latest pairs of these samples."""
+        if self.warm is None:
+            return None
+        return WarmStart(self.warm.x[where], self.warm.adjoint[where])

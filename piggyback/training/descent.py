@@ -16,6 +16,35 @@ from piggyback.training.oracle import Evaluation, Oracle
 from piggyback.training.search import Pairs, QuasiNewton
 from piggyback.values import require_count, require_positive
 
+_FIRST_ROUGH = 5.0
+"""Accuracy of the first estimates."""
+_DISTRUST = 0.3
+"""Factor of the accuracy of estimates that led nowhere, or to nothing
+certified."""
+_RELAXED = 1.5
+"""Most that estimates coarsen at once."""
+_UNCERTIFIED_TRIALS = 4
+"""Points that an uncertified step tries before its estimates are blamed."""
+_MOST_SHARE = 3.0
+"""Most that ``amortise`` grows to, times its first value."""
+_MOST_UNCERTIFIED = 40
+"""Uncertified steps in a row."""
+_OUTGROWN = 2.5
+"""Uncertified steps go on until the decrease is so many times the radius where
+they began ..."""
+_LONGEST = 4.0
+"""... but not beyond so many times their share of the work."""
+_PROGRESS = 0.7
+"""Factor by which the accuracy falls at least when an interval was too wide."""
+_FLOOR = 0.9
+"""An interval that shrinks by less than this factor is at the floor of the
+floating-point numbers."""
+
+
+def clamped(value: float, least: float, most: float) -> float:
+    """``value`` within ``[least, most]``."""
+    return min(max(value, least), most)
+
 
 class StopReason(Enum):
     """Why a descent ended."""
@@ -32,10 +61,10 @@ class DescentSettings:
     """Constants of the adaptive descent; all are ratios, so they transfer
     between problems.
 
-    ``amortise``: the first certified step is made of quasi-Newton steps on
-    estimates, *strides*, until they have cost so many times what the certified
-    evaluation at their start did (0: each is certified by itself); later ones,
-    which gain less, of more strides, up to three times as many; ``drift``: what
+    ``amortise``: the first certified step is made of *uncertified* quasi-Newton
+    steps on estimates, until they have cost so many times what the certified
+    evaluation at their start did (0: each step is certified by itself); later
+    ones, which gain less, of more, up to three times as many; ``drift``: what
     estimates may be wrong by where certificates look, over the decrease since
     they last did: it rules the accuracy of the estimates, ``coarsest`` at most;
     ``armijo``: wanted decrease over the predicted one; ``shrink``: least step
@@ -44,7 +73,7 @@ class DescentSettings:
     eq. 16); ``tighten``/``loosen``: most that the accuracy factor changes at
     once; ``gradient_error``: a gradient is used when its certified relative
     error is at most this, below 1 so that minus the gradient is a direction of
-    descent; every stride is then certified by itself (infinite: the loss
+    descent; every step is then certified by itself (infinite: the loss
     intervals alone decide, and they alone make an accepted step a certified
     decrease); ``first_decrease``: decrease predicted for the first step, over
     the loss; ``first_accuracy`` of the evaluation before it; ``memory``:
@@ -99,10 +128,6 @@ class DescentSettings:
         require_count("max_trials", self.max_trials)
 
 
-_FIRST_ROUGH = 5.0
-"""Accuracy of the first estimates."""
-
-
 @dataclass(frozen=True)
 class DescentState:
     """Everything the next iteration depends on; saving it (and the oracle's
@@ -128,10 +153,14 @@ class DescentState:
 
 
 @dataclass(frozen=True)
-class Excursion:
-    """Several steps on estimates: the last point (None: not one step was
-    found), the pairs, the decreases asked for, the last step factor, the
-    accuracy at the end, and the work."""
+class UncertifiedSteps:
+    """Several steps on estimates.
+
+    ``reached``: the last point (None: not one step was found); ``promised``:
+    the sum of the decreases asked for; ``step``: the last step factor;
+    ``rough``: the accuracy of estimates at the end; ``work``: operator
+    applications.
+    """
 
     reached: Evaluation | None
     pairs: Pairs
@@ -166,10 +195,10 @@ class AdaptiveDescent:
     are too wide to decide, both evaluations are repeated more exactly; if the
     loss really does not decrease, the step shrinks.
 
-    Certificates are paid for once in several strides: the strides go by cheap
-    estimates, and their end is accepted by the same test, ``armijo * step *
-    |<G, d>|`` summed over them (eq. 22a). Where that fails, the descent goes
-    back to where they began and certifies a single step.
+    Certificates are paid for once in several steps: the steps between go by
+    cheap estimates, and their end is accepted by the same test, ``armijo *
+    step * |<G, d>|`` summed over them (eq. 22a). Where that fails, the descent
+    goes back to where they began and certifies a single step.
     """
 
     def __init__(
@@ -183,15 +212,15 @@ class AdaptiveDescent:
         self.oracle = oracle
         self.settings = settings if settings is not None else DescentSettings()
         use = self.settings
-        self.strides = QuasiNewton(
-            metric
-            if metric is not None
-            else torch.ones_like(oracle.parameters()),
+        if metric is None:
+            metric = torch.ones_like(oracle.parameters())
+        self.search = QuasiNewton(
+            metric,
             memory=use.memory,
             first_decrease=use.first_decrease,
             armijo=use.armijo,
             shrink=use.shrink,
-            max_trials=_STRIDE_TRIALS,
+            max_trials=_UNCERTIFIED_TRIALS,
         )
 
     def start(self) -> DescentState:
@@ -199,18 +228,15 @@ class AdaptiveDescent:
         be seen: with the pair at hand it is cheap."""
         accuracy = self.settings.first_accuracy
         current = self.oracle.evaluate(self.oracle.parameters(), accuracy)
-        work, first = (
-            current.work,
-            self.settings.first_decrease * abs(current.value),
-        )
+        work = current.work
+        first = self.settings.first_decrease * abs(current.value)
         while current.value_error > first and accuracy > self.settings.finest:
-            before, accuracy = (
-                current.value_error,
-                self._tightened(accuracy, current, first / self.settings.width),
-            )
+            before = current.value_error
+            wanted = first / self.settings.width
+            accuracy = self._tightened(accuracy, current, wanted)
             current = self.oracle.evaluate(current.parameters, accuracy)
             work += current.work
-            if current.value_error > 0.9 * before:  # the floating-point floor
+            if current.value_error > _FLOOR * before:
                 break
         return DescentState(
             current, accuracy, 1.0, (), 0, work, StopReason.RUNNING
@@ -226,10 +252,8 @@ class AdaptiveDescent:
     def advance(self, state: DescentState) -> DescentState:
         """One accepted step, or the final state with its ``reason``."""
         current, accuracy, work = self._certified(state.current, state.accuracy)
-        if (
-            float(current.gradient.norm()) + current.gradient_error
-            <= self.settings.gradient_tolerance
-        ):
+        gradient = float(current.gradient.norm()) + current.gradient_error
+        if gradient <= self.settings.gradient_tolerance:
             return replace(
                 state,
                 current=current,
@@ -237,53 +261,53 @@ class AdaptiveDescent:
                 work=work,
                 reason=StopReason.GRADIENT,
             )
-        excursion = self._wander(current, state)
-        work += excursion.work
-        if excursion.reached is not None:
-            trial = self._arrive(
-                current, excursion.reached, excursion.promised, accuracy
+        steps = self._uncertified_steps(current, state)
+        work += steps.work
+        if steps.reached is not None:
+            trial = self._certify_end(
+                current, steps.reached, steps.promised, accuracy
             )
-            current, accuracy, work = (
-                trial.reference,
-                trial.accuracy,
-                work + trial.work,
-            )
+            current = trial.reference
+            accuracy = trial.accuracy
+            work += trial.work
             if trial.accepted is not None:
                 rough = self._steered(
-                    excursion.rough, current, excursion.reached, trial.accepted
+                    steps.rough, current, steps.reached, trial.accepted
                 )
-                state = replace(state, rough=rough)
                 return self._accepted(
-                    state,
+                    replace(state, rough=rough),
                     trial.accepted,
                     accuracy,
-                    excursion.step,
-                    excursion.pairs,
+                    steps.step,
+                    steps.pairs,
                     work,
                 )
-        state = replace(
-            state, rough=max(_MISLED * excursion.rough, self.settings.finest)
+        rough = max(_DISTRUST * steps.rough, self.settings.finest)
+        return self._single_step(
+            replace(state, rough=rough), current, accuracy, work
         )
-        # if the quasi-Newton direction fails, try again without its memory
-        for pairs in (
-            state.pairs,
-            (),
-        ):
-            trial = self._search(
-                current, accuracy, self.strides.direction(current, pairs)
-            )
-            current, accuracy, work = (
-                trial.reference,
-                trial.accuracy,
-                work + trial.work,
-            )
+
+    def _single_step(
+        self,
+        state: DescentState,
+        current: Evaluation,
+        accuracy: float,
+        work: float,
+    ) -> DescentState:
+        """One certified step from ``current``; where the quasi-Newton direction
+        fails, one without its memory."""
+        memories = (state.pairs, ()) if state.pairs else ((),)
+        for pairs in memories:
+            direction = self.search.direction(current, pairs)
+            trial = self._search(current, accuracy, direction)
+            current = trial.reference
+            accuracy = trial.accuracy
+            work += trial.work
             if trial.accepted is not None:
-                pairs = self.strides.remembered(pairs, current, trial.accepted)
+                pairs = self.search.remembered(pairs, current, trial.accepted)
                 return self._accepted(
                     state, trial.accepted, accuracy, trial.step, pairs, work
                 )
-            if not pairs:
-                break
         return replace(
             state,
             current=current,
@@ -324,67 +348,63 @@ class AdaptiveDescent:
         allowed = self.settings.drift * (start.value - certified.value)
         missed = abs(estimated.value - certified.value)
         ratio = (allowed / missed) ** 0.5 if missed > 0 else math.inf
-        return min(
-            max(
-                rough * min(max(ratio, _MISLED), _RELAXED), self.settings.finest
-            ),
-            self.settings.coarsest,
-        )
+        steered = rough * clamped(ratio, _DISTRUST, _RELAXED)
+        return clamped(steered, self.settings.finest, self.settings.coarsest)
 
-    def _wander(self, start: Evaluation, state: DescentState) -> Excursion:
-        """Strides on estimates. Where the interval at the ``start`` is wide,
+    def _uncertified_steps(
+        self, start: Evaluation, state: DescentState
+    ) -> UncertifiedSteps:
+        """Steps on estimates. Where the interval at the ``start`` is wide,
         more: until their decrease outgrows it."""
-        settings, rough, pairs = self.settings, state.rough, state.pairs
-        share = settings.amortise * min(1 + state.iteration / 2, _MOST_SHARE)
-        enough = (
-            0.0
-            if math.isfinite(settings.gradient_error)
-            else share * start.work
-        )
-        point, promised, factor, work = start, 0.0, 1.0, 0.0
-        for _ in range(_MOST_STRIDES if enough > 0 else 0):
-            outgrown = (
-                start.value - point.value >= _OUTGROWN * start.value_error
-            )
+        rough = state.rough
+        pairs = state.pairs
+        enough = self._share_of_work(start, state)
+        point = start
+        promised = 0.0
+        factor = 1.0
+        work = 0.0
+        for _ in range(_MOST_UNCERTIFIED if enough > 0 else 0):
+            decrease = start.value - point.value
+            outgrown = decrease >= _OUTGROWN * start.value_error
             if work >= (enough if outgrown else _LONGEST * enough):
                 break
-            step = self.strides.step(
-                partial(self.oracle.estimate, accuracy=rough), point, pairs
-            )
+            estimate = partial(self.oracle.estimate, accuracy=rough)
+            step = self.search.step(estimate, point, pairs)
             work += step.work
             if step.reached is None:  # no decrease that such estimates can see
-                rough *= _MISLED
+                rough *= _DISTRUST
                 if rough < state.accuracy:
                     break
                 if point is not start:
                     point = self.oracle.estimate(point.parameters, rough)
                     work += point.work
                 continue
-            pairs = self.strides.remembered(pairs, point, step.reached)
-            point, promised, factor = (
-                step.reached,
-                promised + step.promised,
-                step.factor,
-            )
-        return Excursion(
-            None if point is start else point,
-            pairs,
-            promised,
-            factor,
-            rough,
-            work,
-        )
+            pairs = self.search.remembered(pairs, point, step.reached)
+            point = step.reached
+            promised += step.promised
+            factor = step.factor
+        reached = None if point is start else point
+        return UncertifiedSteps(reached, pairs, promised, factor, rough, work)
 
-    def _arrive(
+    def _share_of_work(self, start: Evaluation, state: DescentState) -> float:
+        """Operator applications that uncertified steps may take; none where
+        each gradient has to be certified."""
+        if math.isfinite(self.settings.gradient_error):
+            return 0.0
+        growth = min(1 + state.iteration / 2, _MOST_SHARE)
+        return self.settings.amortise * growth * start.work
+
+    def _certify_end(
         self,
         reference: Evaluation,
         reached: Evaluation,
         promised: float,
         accuracy: float,
     ) -> Trial:
-        """Certify the end of the strides (eq. 22a): tighten the wider of the
-        two intervals while they cannot decide."""
-        decrease, work = reference.value - reached.value, 0.0
+        """Certify the end of uncertified steps (eq. 22a): tighten the wider of
+        the two intervals while they cannot decide."""
+        decrease = reference.value - reached.value
+        work = 0.0
         # finer estimates have taken the decrease back
         if not decrease > promised:
             return Trial(None, reference, 1.0, accuracy, work)
@@ -394,10 +414,8 @@ class AdaptiveDescent:
         for _ in range(self.settings.max_trials):
             if trial.upper <= reference.lower - promised:
                 return Trial(trial, reference, 1.0, accuracy, work)
-            if (
-                trial.value > reference.value - promised
-                or accuracy <= self.settings.finest
-            ):
+            rises = trial.value > reference.value - promised
+            if rises or accuracy <= self.settings.finest:
                 break
             here = trial.value_error >= reference.value_error
             wider = trial if here else reference
@@ -405,8 +423,7 @@ class AdaptiveDescent:
             again = self.oracle.evaluate(wider.parameters, accuracy)
             work += again.work
             trial, reference = (again, reference) if here else (trial, again)
-            # the floating-point floor
-            if again.value_error > 0.9 * wider.value_error:
+            if again.value_error > _FLOOR * wider.value_error:
                 break
         return Trial(None, reference, 1.0, accuracy, work)
 
@@ -426,8 +443,8 @@ class AdaptiveDescent:
             before = current.gradient_error
             current = self.oracle.evaluate(current.parameters, accuracy)
             work += current.work
-            # the floating-point floor: a wider bound is all there is
-            if current.gradient_error > 0.9 * before:
+            # a wider bound is all there is
+            if current.gradient_error > _FLOOR * before:
                 break
         return current, accuracy, work
 
@@ -436,7 +453,9 @@ class AdaptiveDescent:
     ) -> Trial:
         """Backtrack along ``direction``; tighten the accuracy while the
         intervals cannot decide."""
-        settings, step, work = self.settings, 1.0, 0.0
+        settings = self.settings
+        step = 1.0
+        work = 0.0
         slope = float(reference.gradient @ direction)
         if not slope < 0:
             return Trial(None, reference, step, accuracy, work)
@@ -450,12 +469,13 @@ class AdaptiveDescent:
                 reference.parameters + step * direction, accuracy
             )
             work += trial.work
-            wanted = reference.value + settings.armijo * step * slope
-            if trial.upper <= reference.lower + settings.armijo * step * slope:
+            # negative: the decrease that is asked for
+            change = settings.armijo * step * slope
+            if trial.upper <= reference.lower + change:
                 return Trial(trial, reference, step, accuracy, work)
             # no decrease even at the centres of the intervals
-            if trial.value > wanted:
-                step *= self.strides.shortening(
+            if trial.value > reference.value + change:
+                step *= self.search.shortening(
                     trial.value - reference.value, step * slope
                 )
                 continue
@@ -471,10 +491,9 @@ class AdaptiveDescent:
     ) -> float:
         """The same for an interval that was too wide: smaller than ``accuracy``
         in any case."""
-        return max(
-            min(self._suited(accuracy, last, decrease), _PROGRESS * accuracy),
-            self.settings.finest,
-        )
+        suited = self._suited(accuracy, last, decrease)
+        tighter = min(suited, _PROGRESS * accuracy)
+        return max(tighter, self.settings.finest)
 
     def _suited(
         self, accuracy: float, last: Evaluation, decrease: float
@@ -482,35 +501,13 @@ class AdaptiveDescent:
         """The accuracy at which the ``last`` interval would have been ``width``
         of the predicted ``decrease``, and the certified gradient error half of
         what is allowed; both fall with at least the square of the accuracy."""
-        settings, room = self.settings, float("inf")
+        settings = self.settings
+        room = math.inf
         if last.value_error > 0:
             room = settings.width * decrease / last.value_error
         if last.gradient_error > 0:
-            room = min(
-                room,
-                0.5 * settings.gradient_error / last.relative_gradient_error,
-            )
+            allowed = 0.5 * settings.gradient_error
+            room = min(room, allowed / last.relative_gradient_error)
         ratio = min(room, settings.loosen**2) ** 0.5
-        return min(
-            max(
-                accuracy * min(max(ratio, settings.tighten), settings.loosen),
-                settings.finest,
-            ),
-            1.0,
-        )
-
-
-_MISLED = 0.3
-"""Factor of the accuracy of estimates that led nowhere, or to nothing
-certified."""
-_RELAXED = 1.5
-"""Most that estimates coarsen at once."""
-_STRIDE_TRIALS = 4
-"""Points that a stride tries before its estimates are blamed."""
-_MOST_SHARE = 3.0
-"""Most that ``amortise`` grows to, times its first value."""
-_MOST_STRIDES, _OUTGROWN, _LONGEST = 40, 2.5, 4.0
-"""Strides go on until the decrease is so many times the radius where they
-began, but not beyond so many times their share."""
-_PROGRESS = 0.7
-"""Factor by which the accuracy falls at least when an interval was too wide."""
+        change = clamped(ratio, settings.tighten, settings.loosen)
+        return clamped(accuracy * change, settings.finest, 1.0)

@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from piggyback.certificates.certify import double_copy
+from piggyback.certificates.certify import examine
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.hypergradients.refinement import adjoint_gap, correction
-from piggyback.operators.base import ApplicationCounter
-from piggyback.problems.base import LowerProblem
-from piggyback.problems.pair import Accuracy, Sensitivity, flat_gradient
+from piggyback.problems.pair import (
+    Accuracy,
+    Sensitivity,
+    WarmStart,
+    flat_gradient,
+)
+from piggyback.problems.posed import Posed, pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.terms.data.quadratic import DataTerm
-from piggyback.terms.losses import Loss
 from piggyback.training.bilevel import Samples, in_order
 from piggyback.training.stochastic import StochasticSettings
 
@@ -141,48 +144,37 @@ def _assess_part(
     settings: StochasticSettings,
     on_demand: OnDemand,
 ) -> _Part:
-    counter, exact = ApplicationCounter(), double_copy(regularizer)
-    data, loss = (
-        settings.data_term(samples.degraded),
-        settings.loss(samples.clean),
-    )
-    problem = (
-        regularizer.problem(data)
-        .with_exact(exact.problem(data.double()))
-        .counted(counter)
-    )
-    loss = problem.of_image(loss)
+    data = settings.data_term(samples.degraded)
+    posed = pose(regularizer, data, settings.loss(samples.clean))
     leaves = list(regularizer.parameters())
-    pair = settings.method.differentiate(problem, loss, settings.accuracy)
-    computed = flat_gradient(
-        problem.surrogate(pair.x, pair.adjoint).sum(), leaves
+    pair = settings.method.differentiate(
+        posed.problem, posed.loss, settings.accuracy
     )
-    spent = counter.applications
-    close = _with_exact_adjoint(problem, loss, pair)
-    verdict = on_demand.assess(regularizer, data, loss, close)
+    surrogate = posed.problem.surrogate(pair.x, pair.adjoint).sum()
+    computed = flat_gradient(surrogate, leaves)
+    spent = posed.applications
+    close = _with_exact_adjoint(posed, pair)
+    _, at_exact_adjoint = examine(posed, close)
+    start = WarmStart(close.x, close.adjoint).to(data.start.dtype)
+    refined = on_demand.assess(at_exact_adjoint, posed, start).refined
     return _Part(
         computed=computed.double(),
-        at_exact_adjoint=verdict.given,
-        refined=verdict.refined.gradient,
-        uncertainty=verdict.refined.gradient_error,
+        at_exact_adjoint=at_exact_adjoint,
+        refined=refined.gradient,
+        uncertainty=refined.gradient_error,
         each=_each_gradient(regularizer, data, pair, leaves),
-        loss=float(loss.value(pair.x).sum()),
+        loss=float(posed.loss.value(pair.x).sum()),
         applications=spent,
-        extra=counter.applications - spent + verdict.refined.applications,
+        extra=posed.applications - spent,
     )
 
 
-def _with_exact_adjoint(
-    problem: LowerProblem, loss: Loss, pair: Sensitivity
-) -> Sensitivity:
+def _with_exact_adjoint(posed: Posed, pair: Sensitivity) -> Sensitivity:
     """The pair with an adjoint that is nearly exact for its ``x``."""
     pair = pair.double()
-    gap = adjoint_gap(problem.double(), loss.double(), pair)
-    return replace(
-        pair,
-        adjoint=pair.adjoint
-        + correction(problem, pair.x, gap, ADJOINT_REFINED),
-    )
+    gap = adjoint_gap(posed.problem.double(), posed.exact_loss, pair)
+    missing = correction(posed.problem, pair.x, gap, ADJOINT_REFINED)
+    return replace(pair, adjoint=pair.adjoint + missing)
 
 
 def _each_gradient(

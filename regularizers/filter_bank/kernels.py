@@ -271,7 +271,7 @@ ADJOINT_KERNELS: tuple[type[AdjointKernel], ...] = (
 
 def default_plan(filters: Tensor) -> KernelPlan:
     """The plan that won the measurements of
-    ``experiments.studies.benchmark.run`` for this device type and dtype."""
+    ``experiments.studies.benchmark`` for this device type and dtype."""
     if filters.device.type != "cpu":
         return KernelPlan(ChannelsLastConvolution, TransposedConvolution)
     if filters.dtype == torch.float32:

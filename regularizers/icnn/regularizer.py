@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from piggyback.certificates.bounds import GradientBound
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.terms.activations import Activation, LeakyReLU, Softplus
@@ -183,7 +183,7 @@ class NetworkRegularizer(Regularizer):
         return {"log_inner": 3.0, "log_output": 3.0, "offset": 0.1}
 
     def pull_back(self, bound: GradientBound) -> Scalar:
-        return bound.operator.mean()
+        return bound["parameters"].sum()
 
 
 def _from_plain_weights(

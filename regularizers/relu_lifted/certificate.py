@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, norm, per_sample
-from piggyback.certificates.bounds import GradientBound, adjoint_error
+from piggyback.certificates.bounds import adjoint_error
 from piggyback.certificates.certify import evidence_of, gradient_bound
 from piggyback.certificates.coupling import CouplingRate
 from piggyback.certificates.evidence import PairEvidence, defined, inflate
 from piggyback.certificates.smooth import examine_pair
+from piggyback.problems.groups import GradientBound
 from piggyback.terms.epigraph import (
     cone,
     depth,
@@ -128,7 +129,7 @@ def gather_relu_lifted_evidence(
 
 def relu_lifted_bound(evidence: ReLULiftedEvidence) -> GradientBound:
     """Bound of ``grad L - G`` for all parameters of the network together (eq.
-    N20); the other groups are empty."""
+    N20)."""
     with torch.no_grad():
         r, moved = evidence.residuals.error, adjoint_error(evidence).double()
         along_x = evidence.gain_x + evidence.steepest * evidence.gain * r
@@ -140,14 +141,7 @@ def relu_lifted_bound(evidence: ReLULiftedEvidence) -> GradientBound:
         whole = torch.hypot(
             first + second + evidence.turned, evidence.output * moved
         )
-        empty = whole.new_zeros(whole.shape[0], 0)
-        return GradientBound(
-            inflate(defined(whole).float()),
-            empty,
-            empty,
-            empty,
-            torch.zeros_like(whole),
-        )
+        return GradientBound({"parameters": inflate(defined(whole).float())})
 
 
 def _smoothness(problem: ReLULiftedProblem, loss: Loss) -> float:

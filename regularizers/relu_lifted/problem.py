@@ -41,7 +41,8 @@ class ReLULiftedProblem(SmoothProblem):
         return self.layout.split(x)[0]
 
     def of_image(self, loss: Loss) -> Loss:
-        return ImageLoss(loss, self.layout)
+        seen = isinstance(loss, ImageLoss)
+        return loss if seen else ImageLoss(loss, self.layout)
 
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
         energy = self.regularizer

@@ -478,7 +478,7 @@ def test_signals_end_in_one_line(
     program = [
         sys.executable,
         "-m",
-        "piggyback.app.evaluate",
+        "experiments.evaluate",
         RUN,
         "--images",
         str(tmp_path / "photos"),

@@ -508,11 +508,11 @@ def test_adjoint_and_gradient_bounds_are_attained_in_the_linear_regime() -> (
     )
     bound = local_bound(evidence)
     # |y| |P* - P|
-    assert float(bound.operator) == pytest.approx(0.7 * missing, rel=1e-3)
+    assert float(bound["operator"]) == pytest.approx(0.7 * missing, rel=1e-3)
     # |psi'| ||k|| |P* - P|
-    assert float(bound.weight) == pytest.approx(1.5 * missing, rel=1e-3)
+    assert float(bound["weight"]) == pytest.approx(1.5 * missing, rel=1e-3)
     # the solution does not depend on them there
-    assert max(float(bound.smoothing), float(bound.shift)) <= 1e-30
+    assert max(float(bound["smoothing"]), float(bound["shift"])) <= 1e-30
 
 
 def quadratic_pair(
@@ -539,7 +539,7 @@ def quadratic_pair(
         return -((x @ entries.T).T @ adjoint + (adjoint @ entries.T).T @ x)
 
     error = float((read(far, exact) - read(x, adjoint)).norm())
-    bound = float(local_bound(evidence).operator)
+    bound = float(local_bound(evidence)["operator"])
     return error, bound, bound / error
 
 
@@ -634,9 +634,9 @@ def test_jump_of_the_curvature_is_carried_by_the_third_term() -> None:
     y, u = x @ entries.T, adjoint @ entries.T
     error = float((-exact + y * adjoint + u * x).norm())  # y* = 1, u* = 0
     bound = local_bound(evidence)
-    assert error <= float(bound.operator) <= 1.1 * error
+    assert error <= float(bound["operator"]) <= 1.1 * error
     # the gradient in the shift is u
-    assert float(u) <= float(bound.shift) <= 1.06 * float(u)
+    assert float(u) <= float(bound["shift"]) <= 1.06 * float(u)
 
 
 def bent(
@@ -680,12 +680,12 @@ def test_change_of_a_smooth_curvature_is_carried_by_the_third_term() -> None:
     (found, u), (wanted, shift) = read(x, adjoint), read(solution, exact)
     bound, worst = local_bound(evidence), worst_case_bound(evidence)
     error = float((wanted - found).norm())
-    assert error <= float(bound.operator) <= 1.06 * error
+    assert error <= float(bound["operator"]) <= 1.06 * error
     # the largest third derivative is 1.2 of the one here
-    assert error <= float(worst.operator) <= 1.3 * error
+    assert error <= float(worst["operator"]) <= 1.3 * error
     error = float((shift - u).abs())
-    assert error <= float(bound.shift) <= 1.06 * error
-    assert error <= float(worst.shift) <= 1.3 * error
+    assert error <= float(bound["shift"]) <= 1.06 * error
+    assert error <= float(worst["shift"]) <= 1.3 * error
 
 
 def test_quadratic_term_of_the_corrected_loss_is_attained() -> None:
@@ -713,11 +713,11 @@ def test_weight_and_smoothing_changes_are_carried_by_their_own_terms() -> None:
     evidence, _ = gather_evidence(problem, loss, solution + 0.1, adjoint)
     bound = local_bound(evidence)
     # K P (psi'(t) - psi'(t*)) = 0.5 * 0.1/2
-    assert float(bound.weight) == pytest.approx(2 * 0.5 * 0.1 / 2, rel=2e-3)
-    assert float(bound.smoothing) == pytest.approx(
+    assert float(bound["weight"]) == pytest.approx(2 * 0.5 * 0.1 / 2, rel=2e-3)
+    assert float(bound["smoothing"]) == pytest.approx(
         2**0.5 * 0.5 * 0.1 / 2, rel=2e-3
     )
-    assert float(bound.shift) <= 1e-6
+    assert float(bound["shift"]) <= 1e-6
 
 
 def test_error_of_the_adjoint_moves_weight_smoothing_and_shift() -> None:
@@ -737,9 +737,9 @@ def test_error_of_the_adjoint_moves_weight_smoothing_and_shift() -> None:
     assert float(adjoint_error(evidence)) == pytest.approx(e, rel=1e-3)
     # psi' = t = 1/2 at the solution, and (D + mu/||K||^2)^(-1/2)
     along = e * 0.5 * 2**-0.5
-    assert float(bound.weight) == pytest.approx(along, rel=1e-3)
-    assert float(bound.smoothing) == pytest.approx(along, rel=1e-3)
-    assert float(bound.shift) == pytest.approx(e, rel=1e-3)
+    assert float(bound["weight"]) == pytest.approx(along, rel=1e-3)
+    assert float(bound["smoothing"]) == pytest.approx(along, rel=1e-3)
+    assert float(bound["shift"]) == pytest.approx(e, rel=1e-3)
 
 
 # --- tightness: recorded, so that a regression is noticed ---------------------

@@ -13,17 +13,17 @@ from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.certify import (
     Certification,
     assemble,
-    double_copy,
     examine,
 )
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
-from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity
+from piggyback.problems.posed import double_copy, pose
 from piggyback.terms.data.quadratic import Denoising
 from piggyback.terms.losses import SquaredError
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.linear import LinearConfig
+from tests.support.methods import assess_pair
 from tests.support.plain_adaptive import PlainModel, PlainTruth, solve
 
 SIGMA, SIDE = 0.1, 12
@@ -147,10 +147,11 @@ def count_violations(seeds: range, pairs: int) -> tuple[int, int]:
             SquaredError(case.clean.double()),
         )
         for _ in range(pairs):
-            pair, counter = disturbed(case, generator), ApplicationCounter()
-            evidence, gradient = examine(exact, data, loss, pair, counter)
+            pair = disturbed(case, generator)
+            whole_batch = pose(exact, data, loss)
+            evidence, gradient = examine(whole_batch, pair)
             result = assemble(
-                exact, pair, evidence, gradient, Certification(), counter
+                whole_batch, pair, evidence, gradient, Certification()
             )
             bound, found = local_bound(evidence), []
             whole = sum(
@@ -170,11 +171,7 @@ def count_violations(seeds: range, pairs: int) -> tuple[int, int]:
                     pair.adjoint_status[alone],
                 )
                 _, own = examine(
-                    exact,
-                    data.select(alone),
-                    loss.select(alone),
-                    one,
-                    ApplicationCounter(),
+                    pose(exact, data.select(alone), loss.select(alone)), one
                 )
                 parts = dict(
                     zip(
@@ -186,14 +183,14 @@ def count_violations(seeds: range, pairs: int) -> tuple[int, int]:
                 for group, names in GROUPS.items():
                     mine = torch.cat([parts[name] for name in names])
                     missing = float((case.gradient(index, names) - mine).norm())
-                    found.append((missing, float(getattr(bound, group)[index])))
+                    found.append((missing, float(bound[group][index])))
                 for group, name in (
                     ("weight", "log_weight"),
                     ("smoothing", "log_smoothing"),
                 ):
                     scale = dict(exact.named_parameters())[name].exp()
                     missing = (truth.gradient[name] - parts[name]).abs()
-                    limit = getattr(bound, group)[index].double() * scale
+                    limit = bound[group][index].double() * scale
                     found.extend(
                         zip(missing.tolist(), limit.tolist(), strict=True)
                     )
@@ -247,7 +244,9 @@ def test_assessments_are_sharp() -> None:
         pair = ImplicitCG().differentiate(
             case.regularizer.problem(data), loss, Accuracy(4e-3, 0.4)
         )
-        verdict = OnDemand().assess(case.regularizer, data, loss, pair)
+        verdict = assess_pair(
+            OnDemand(), pose(case.regularizer, data, loss), pair
+        )
         names = tuple(dict(case.regularizer.named_parameters()))
         exact = torch.stack(
             [case.gradient(index, names) for index in range(len(case.truths))]

@@ -371,7 +371,7 @@ def test_a_lifted_pair_is_certified_in_its_own_form(name: str) -> None:
         read_gradient(several, x, adjoint).operator
         - truth(base).gradient.operator[index]
     )
-    assert (error.norm(dim=1) <= local_bound(evidence).operator).all()
+    assert (error.norm(dim=1) <= local_bound(evidence)["operator"]).all()
 
 
 def test_lifted_primal_dual_solves_the_lower_level() -> None:

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from piggyback.certificates.certify import Certification, certify, double_copy
+from piggyback.certificates.certify import certify
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import Assessment, OnDemand
 from piggyback.hypergradients.piggyback import Piggyback
-from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
+from piggyback.problems.posed import double_copy, pose
 from piggyback.terms.data.quadratic import Denoising
 from piggyback.terms.losses import SquaredError
 from tests.support.certificate_checks import perturbed
 from tests.support.learned import exact_level, images, regularizer
+from tests.support.methods import assess_pair
 from tests.support.oracles import chained, read_gradient, truth
 from tests.support.problems import BY_NAME, CATALOGUE, Case, LogRegularizer
 
@@ -178,9 +179,7 @@ def test_no_rounds_certify_the_method_alone() -> None:
     pair = ImplicitCG().differentiate(
         model.problem(case.data), case.loss, accuracy
     )
-    alone = certify(
-        model, case.data, case.loss, pair, Certification(), ApplicationCounter()
-    )
+    alone = certify(pose(model, case.data, case.loss), pair)
     assert (
         torch.equal(found.gradient, alone.gradient)
         and found.gradient_error == alone.gradient_error
@@ -208,8 +207,11 @@ def checked(
 ) -> tuple[Assessment, float]:
     """The assessment of a pair and the true error of its gradient; asserts what
     is promised whenever it is."""
-    found = (demand or OnDemand()).assess(
-        LogRegularizer(case), case.data, case.loss, pair, fraction
+    found = assess_pair(
+        demand or OnDemand(),
+        pose(LogRegularizer(case), case.data, case.loss),
+        pair,
+        fraction,
     )
     given = read_gradient(
         case, pair.x.double().flatten(1), pair.adjoint.double().flatten(1)
@@ -257,14 +259,7 @@ def test_error_of_piggyback_is_bracketed(name: str, accuracy: float) -> None:
     )
     found, error = checked(case, pair, 0.25)
     assert found.bound <= 5 / 3 * error
-    alone = certify(
-        LogRegularizer(case),
-        case.data,
-        case.loss,
-        pair,
-        Certification(),
-        ApplicationCounter(),
-    )
+    alone = certify(pose(LogRegularizer(case), case.data, case.loss), pair)
     # the direct certificate of the same pair
     assert found.bound <= alone.gradient_error
 
@@ -296,6 +291,9 @@ def test_fractions_must_lie_between_0_and_1(fraction: float) -> None:
     case = BY_NAME["dense-charbonnier"]
     pair = pair_of(case, truth(case).x, truth(case).adjoint)
     with pytest.raises(ValueError, match="fraction must lie between 0 and 1"):
-        OnDemand().assess(
-            LogRegularizer(case), case.data, case.loss, pair, fraction
+        assess_pair(
+            OnDemand(),
+            pose(LogRegularizer(case), case.data, case.loss),
+            pair,
+            fraction,
         )

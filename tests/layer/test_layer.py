@@ -178,7 +178,7 @@ def test_report_bounds_distance_and_gradient(
     assert 0 < error <= report.gradient_error
     if tolerance == 1e-7:
         assert report.gradient_error <= 1e-2 * float(expected.norm())
-    assert report.groups.weight.shape == (
+    assert report.groups["weight"].shape == (
         case.target.shape[0],
         case.weight.numel(),
     )

@@ -336,7 +336,7 @@ def test_nothing_in_nothing_out() -> None:
     assert observed.grad is not None and report.groups is not None
     assert (
         bool((observed.grad[1] == 0).all())
-        and float(report.groups.operator[1]) == 0
+        and float(report.groups["operator"][1]) == 0
     )
     (0 * x).sum().backward()
     assert report.gradient_error == 0 and report.input_errors == {

@@ -253,8 +253,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/certificates/certify.py",
         "assemble",
-        "float(exact.pull_back(bound)) * pair.x.shape[0]",
-        "float(exact.pull_back(bound))",
+        "float(posed.regularizer.pull_back(groups))",
+        "float(posed.regularizer.pull_back(groups)) / pair.x.shape[0]",
         "bound of a sum over the batch",
         (DEMAND, "-k", "bound_of_a_sum"),
     ),
@@ -313,14 +313,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "torch.fmin(0.4 * torch.exp(0.5 * bounds.concordance * radius), torch.ones_like(radius))",
         "smooth energies (eq. N31): the Hessian at x and its mean",
         (NETWORKS, "-k", "exact_local"),
-    ),
-    Mutation(
-        "piggyback/certificates/certify.py",
-        "double_copy",
-        "parameter.requires_grad_(original.requires_grad)",
-        "parameter.requires_grad_(True)",
-        "a descent moves what is frozen",
-        (OPERATORS_THAT_LEARN, "-k", "leaves_frozen"),
     ),
     Mutation(
         "piggyback/certificates/evidence.py",

@@ -61,7 +61,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/hypergradients/on_demand.py",
-        "OnDemand._reach",
+        "OnDemand.reach",
         "if result.gradient_error <= wanted:",
         "if result.gradient_error <= 3 * wanted:",
         "gradients come back before they are as certain as asked",

@@ -51,4 +51,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         "what a user's operator returned is overwritten",
         (VALUES, "-k", "nothing_is_written"),
     ),
+    Mutation(
+        "piggyback/problems/posed.py",
+        "double_copy",
+        "parameter.requires_grad_(original.requires_grad)",
+        "parameter.requires_grad_(True)",
+        "a descent moves what is frozen",
+        (OPERATORS_THAT_LEARN, "-k", "leaves_frozen"),
+    ),
 )

@@ -65,8 +65,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "regularizers/linear.py",
         "LinearRegularizer.pull_back",
-        "self.log_smoothing.detach().exp().to(bound.smoothing) * bound.smoothing.mean(0)",
-        "bound.smoothing.mean(0)",
+        '_of_logarithm(self.log_smoothing, bound["smoothing"])',
+        'bound["smoothing"].sum(0)',
         "chain rule of the smoothings",
         (BILEVEL, "-k", "pull_back"),
     ),

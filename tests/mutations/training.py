@@ -11,17 +11,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/training/descent.py",
         "AdaptiveDescent._search",
-        "if trial.upper <= reference.lower + settings.armijo * step * slope:",
-        "if trial.value <= reference.value + settings.armijo * step * slope:",
+        "if trial.upper <= reference.lower + change:",
+        "if trial.value <= reference.value + change:",
         "acceptance (eq. 22) by values instead of certified ends",
         (BILEVEL, "-k", "misleading"),
     ),
     Mutation(
         "piggyback/training/descent.py",
-        "AdaptiveDescent._arrive",
+        "AdaptiveDescent._certify_end",
         "if trial.upper <= reference.lower - promised:",
         "if trial.value <= reference.value - promised:",
-        "acceptance of several strides (eq. 22a) by values instead of certified ends",
+        "acceptance of several steps (eq. 22a) by values instead of certified ends",
         (BILEVEL, "-k", "misleading or cannot_buy"),
     ),
     Mutation(
@@ -34,10 +34,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/training/descent.py",
-        "AdaptiveDescent._arrive",
+        "AdaptiveDescent._certify_end",
         "if not decrease > promised:",
         "if False:",
-        "strides whose decrease finer estimates took back are certified",
+        "steps whose decrease finer estimates took back are certified",
         (BILEVEL, "-k", "took_back"),
     ),
     Mutation(

@@ -141,7 +141,7 @@ def test_certificate_covers_the_distance_to_the_cone_gradient(
     ).groups()
     bound, (_, other) = local_bound(evidence), cone_gradient(case, sample)
     for name, size in other.groups().items():
-        error, limit = own[name] - size, getattr(bound, name)
+        error, limit = own[name] - size, bound[name]
         error = (
             error.norm(dim=1)
             if name in ("operator", "emphasis")

@@ -15,22 +15,21 @@ from piggyback import (
     Denoising,
     DenseQuadratic,
     ImplicitCG,
-    OnDemand,
     Piggyback,
     Reconstruction,
     SquaredError,
 )
 from piggyback.batched import norm
 from piggyback.certificates.certify import (
-    Certification,
     certify,
-    double_copy,
     evidence_of,
     gradient_bound,
 )
 from piggyback.certificates.smooth import SmoothEvidence, smooth_bound
+from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.operators.base import ApplicationCounter, DenseInverse
 from piggyback.problems.pair import Sensitivity, WarmStart
+from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
@@ -52,6 +51,7 @@ from piggyback.terms.energies import (
 )
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.module import ModuleRegularizer
+from tests.support.methods import assess_pair
 from tests.support.networks import (
     PlainEnergy,
     dense_gradient,
@@ -404,9 +404,7 @@ def test_hypergradients_are_those_of_dense_algebra(
     pair = ImplicitCG().differentiate(
         model.problem(data), loss, Accuracy(1e-11, 1e-11)
     )
-    result = certify(
-        model, data, loss, pair, Certification(), ApplicationCounter()
-    )
+    result = certify(pose(model, data, loss), pair)
     x, adjoint, expected = dense_gradient(model, data, loss)
     torch.testing.assert_close(pair.x, x, rtol=0, atol=1e-8)
     torch.testing.assert_close(pair.adjoint, adjoint, rtol=0, atol=1e-8)
@@ -423,14 +421,7 @@ def test_hypergradients_are_those_of_central_differences() -> None:
     pair = ImplicitCG().differentiate(
         model.problem(data), SquaredError(target), Accuracy(1e-11, 1e-11)
     )
-    ours = certify(
-        model,
-        data,
-        SquaredError(target),
-        pair,
-        Certification(),
-        ApplicationCounter(),
-    ).gradient
+    ours = certify(pose(model, data, SquaredError(target)), pair).gradient
     vector = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
     offset = 0
     for parameter in model.parameters():  # one entry of every parameter group
@@ -641,9 +632,7 @@ def test_certificates_hold_for_loose_and_tight_pairs(
     value, ratios, finite = float(loss.value(x)), [], 0
     for seed, size in enumerate((1.0, 0.3, 0.1, 1e-2, 1e-3, 1e-5, 1e-7)):
         pair = disturbed(x, adjoint, size, seed)
-        result = certify(
-            model, data, loss, pair, Certification(), ApplicationCounter()
-        )
+        result = certify(pose(model, data, loss), pair)
         evidence, _ = evidence_of(
             model.problem(data), loss, pair.x, pair.adjoint
         )
@@ -700,7 +689,7 @@ class RidgeRegularizer(Regularizer):
         return SmoothProblem(data, Ridge(self.slope))
 
     def pull_back(self, bound) -> Tensor:
-        return bound.operator.mean()
+        return bound["parameters"].mean()
 
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
@@ -718,9 +707,7 @@ def test_certificates_are_nearly_attained(side: float) -> None:
         adjoint - 0 * side,
         *(torch.zeros(1, dtype=torch.long) for _ in range(2)),
     )
-    result = certify(
-        model, data, loss, found, Certification(), ApplicationCounter()
-    )
+    result = certify(pose(model, data, loss), found)
     exact = -float(adjoint * x)
     error = abs(float(result.gradient) - exact)
     evidence, _ = evidence_of(model.problem(data), loss, found.x, found.adjoint)
@@ -729,13 +716,11 @@ def test_certificates_are_nearly_attained(side: float) -> None:
     # P is exact, but the certificate sees the residual that the error of x
     # leaves: two parts of e_P, and the change of x
     parts = 2 * float(found.x) * 1e-3 / 2.5 + float(adjoint) * 1e-3
-    assert error <= float(smooth_bound(evidence).operator) <= 1.05 * parts
+    assert error <= float(smooth_bound(evidence)["parameters"]) <= 1.05 * parts
     consistent = Sensitivity(
         found.x, (found.x - 1) / stiff, found.lower_status, found.adjoint_status
     )
-    result = certify(
-        model, data, loss, consistent, Certification(), ApplicationCounter()
-    )
+    result = certify(pose(model, data, loss), consistent)
     error = abs(float(result.gradient) - exact)
     assert error <= result.gradient_error <= 1.05 * error
 
@@ -821,9 +806,7 @@ def test_certificates_from_exact_local_constants(
     exact = -float(adjoint * x.exp())
     done = torch.zeros(1, dtype=torch.long)
     pair = Sensitivity(x + off[0], adjoint + off[1], done, done)
-    result = certify(
-        model, data, loss, pair, Certification(), ApplicationCounter()
-    )
+    result = certify(pose(model, data, loss), pair)
     evidence, _ = evidence_of(model.problem(data), loss, pair.x, pair.adjoint)
     error = abs(float(result.gradient) - exact)
     missing = (
@@ -880,10 +863,8 @@ def test_gradients_of_a_wanted_accuracy() -> None:
     rough = ImplicitCG().differentiate(
         model.problem(data), loss, Accuracy(1e-2, 0.1)
     )
-    verdict = OnDemand().assess(model, data, loss, rough)
-    read = certify(
-        model, data, loss, rough, Certification(), ApplicationCounter()
-    )
+    verdict = assess_pair(OnDemand(), pose(model, data, loss), rough)
+    read = certify(pose(model, data, loss), rough)
     error = float((read.gradient - gradient).norm())
     assert verdict.lower <= error <= verdict.bound <= 1.7 * error
 
@@ -899,14 +880,7 @@ def test_single_precision_pairs_are_certified_too() -> None:
     pair = ImplicitCG().differentiate(
         single.problem(data), loss, Accuracy(1e-5, 1e-3)
     )
-    result = certify(
-        exact,
-        data.double(),
-        loss.double(),
-        pair,
-        Certification(),
-        ApplicationCounter(),
-    )
+    result = certify(pose(exact, data.double(), loss.double()), pair)
     x, _, gradient = dense_gradient(exact, data.double(), loss.double())
     assert float((pair.x - x).norm()) <= float(
         certified_distance(exact.problem(data.double()), pair.x)

@@ -257,7 +257,7 @@ def test_bounds_of_degenerate_networks_are_numbers_or_infinite(spoil) -> None:
     evidence, _ = gather_smooth_evidence(
         problem, SquaredError(picture(model, 4)), x, adjoint
     )
-    bound = smooth_bound(evidence).operator
+    bound = smooth_bound(evidence)["parameters"]
     for number in (
         bound,
         evidence.coupling.rate,

@@ -17,7 +17,8 @@ from piggyback import (
 )
 from piggyback.batched import conjugate_step
 from piggyback.certificates.certify import examine
-from piggyback.operators.base import ApplicationCounter, ScalarPreconditioner
+from piggyback.operators.base import ScalarPreconditioner
+from piggyback.problems.posed import pose
 from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import (
     certified_distance,
@@ -380,7 +381,7 @@ def test_hypergradients_of_all_parameters(model: NetworkRegularizer) -> None:
 def _read(
     lifted: ReLULifted, data: Denoising, loss: ImageLoss, pair
 ) -> tuple[object, Tensor]:
-    return examine(lifted, data, loss, pair, ApplicationCounter())
+    return examine(pose(lifted, data, loss), pair)
 
 
 def test_reconstructions_are_images_with_certified_gradients() -> None:

@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from piggyback import Accuracy, Denoising, ImplicitCG, OnDemand, SquaredError
+from piggyback import Accuracy, Denoising, ImplicitCG, SquaredError
 from piggyback.certificates.bounds import adjoint_error
 from piggyback.certificates.certify import (
-    Certification,
     certify,
     evidence_of,
     examine,
 )
 from piggyback.certificates.evidence import inflate
-from piggyback.operators.base import ApplicationCounter
+from piggyback.hypergradients.on_demand import OnDemand
+from piggyback.problems.pair import flat_gradient
+from piggyback.problems.posed import pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import cone, depth, normals, project, reachable
@@ -41,6 +42,7 @@ from regularizers.relu_lifted.problem import (
     relu_lifted_problem,
     require_relu_lifted,
 )
+from tests.support.methods import assess_pair
 from tests.support.networks import images, network
 from tests.support.relu_lifted_oracle import (
     ReLULifted,
@@ -112,11 +114,7 @@ def read(
     case: Case, x: Tensor, adjoint: Tensor
 ) -> tuple[ReLULiftedEvidence, Tensor]:
     evidence, gradient = examine(
-        case.regularizer,
-        case.data,
-        case.loss,
-        pair_at(x, adjoint),
-        ApplicationCounter(),
+        pose(case.regularizer, case.data, case.loss), pair_at(x, adjoint)
     )
     assert isinstance(evidence, ReLULiftedEvidence)
     return evidence, gradient
@@ -330,12 +328,7 @@ def test_bounds_hold_for_random_loose_and_tight_pairs(
         x, adjoint = disturbed(case, index, generator)
         evidence, gradient = read(case, x, adjoint)
         bound = certify(
-            case.regularizer,
-            case.data,
-            case.loss,
-            pair_at(x, adjoint),
-            Certification(),
-            ApplicationCounter(),
+            pose(case.regularizer, case.data, case.loss), pair_at(x, adjoint)
         )
         changed = bent_change(case, x, adjoint)
         found = {
@@ -396,9 +389,12 @@ def test_certificates_evaluated_in_single_precision_hold_too() -> None:
             (truth.x + noise[0]).float(),
             (truth.adjoint + noise[1]).float(),
         )
-        evidence, gradient = examine(
-            single, data, loss, pair_at(x, adjoint), ApplicationCounter()
+        # in float32 throughout
+        problem = single.problem(data)
+        evidence, surrogate = evidence_at(
+            problem, problem.of_image(loss), pair_at(x, adjoint)
         )
+        gradient = flat_gradient(surrogate.sum(), list(single.parameters()))
         assert isinstance(evidence, ReLULiftedEvidence)
         assert size_in(truth.data, x.double() - truth.x) <= float(
             evidence.residuals.error
@@ -407,17 +403,12 @@ def test_certificates_evaluated_in_single_precision_hold_too() -> None:
             adjoint_error(evidence)
         )
         assert float((gradient.double() - truth.gradient).norm()) <= float(
-            relu_lifted_bound(evidence).operator
+            relu_lifted_bound(evidence)["parameters"]
         )
         # and the certificate that the package uses: the pair in float32,
         # everything else in float64
         exact = certify(
-            twin,
-            data.double(),
-            loss.double(),
-            pair_at(x, adjoint),
-            Certification(),
-            ApplicationCounter(),
+            pose(twin, data.double(), loss.double()), pair_at(x, adjoint)
         )
         assert (
             float((exact.gradient - truth.gradient).norm())
@@ -443,7 +434,7 @@ def test_open_units_vanish_and_the_bound_becomes_of_first_order(
             (
                 float(evidence.open),
                 float(evidence.coupling.rest),
-                float(relu_lifted_bound(evidence).operator),
+                float(relu_lifted_bound(evidence)["parameters"]),
             )
         )
     counts = [count for count, _, _ in found]
@@ -503,7 +494,11 @@ def test_bounds_are_not_rounded_down_to_single_precision() -> None:
             residuals=residuals,
             bent_force=torch.ones_like(evidence.gain),
         )
-        assert error <= float(relu_lifted_bound(alone).operator) < 1.001 * error
+        assert (
+            error
+            <= float(relu_lifted_bound(alone)["parameters"])
+            < 1.001 * error
+        )
 
 
 # --- attained -----------------------------------------------------------------
@@ -544,7 +539,7 @@ class Single(Regularizer):
         return relu_lifted_problem(energy, data, self.smoothing, self.ridge)
 
     def pull_back(self, bound) -> Tensor:
-        return bound.operator.mean()
+        return bound["parameters"].mean()
 
 
 def truth_of(
@@ -561,17 +556,13 @@ def assessed(
     adjoint: Tensor,
     truth: ReLULiftedTruth,
 ):
-    result = certify(
-        regularizer,
-        data,
-        loss,
-        pair_at(x, adjoint),
-        Certification(),
-        ApplicationCounter(),
+    # the loss is one of the whole variable, hidden layers included
+    posed = replace(
+        pose(regularizer, data, loss), loss=loss, exact_loss=loss.double()
     )
-    return float(
-        (result.gradient - truth.gradient).norm()
-    ), result.gradient_error
+    result = certify(posed, pair_at(x, adjoint))
+    missed = float((result.gradient - truth.gradient).norm())
+    return missed, result.gradient_error
 
 
 def flat_data(value: float, weight: float) -> Denoising:
@@ -744,14 +735,7 @@ def test_at_a_kink_every_generalized_derivative_is_covered() -> None:
                 2, 1, 8, generator=generator, dtype=torch.float64
             )
             pair = pair_at(exact + noise[0], adjoint + noise[1])
-            result = certify(
-                regularizer,
-                data,
-                loss,
-                pair,
-                Certification(),
-                ApplicationCounter(),
-            )
+            result = certify(pose(regularizer, data, loss), pair)
             for _, gradient in gradients:
                 assert (
                     float((result.gradient - gradient).norm())
@@ -776,7 +760,9 @@ def test_gradients_of_a_wanted_accuracy_and_errors_of_given_ones(
     )
     problem = case.regularizer.problem(case.data)
     rough = ImplicitCG().differentiate(problem, case.loss, Accuracy(1e-2, 0.1))
-    verdict = demand.assess(case.regularizer, case.data, case.loss, rough)
+    verdict = assess_pair(
+        demand, pose(case.regularizer, case.data, case.loss), rough
+    )
     _, gradient = read(case, rough.x, rough.adjoint)
     error = float((gradient - truth.gradient).norm())
     assert verdict.lower <= error <= verdict.bound <= 1.7 * error

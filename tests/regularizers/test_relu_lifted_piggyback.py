@@ -14,6 +14,7 @@ from piggyback import Accuracy, Denoising, ImplicitCG, Piggyback, SquaredError
 from piggyback.certificates.certify import examine
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import WarmStart
+from piggyback.problems.posed import pose
 from piggyback.solvers.loop import Schedule, Status
 from piggyback.terms.losses import Loss
 from regularizers.relu_lifted.network import Layout
@@ -79,7 +80,7 @@ def test_pairs_and_gradients_are_those_of_dense_algebra(
         torch.testing.assert_close(
             pair.adjoint[index], truths[-1].adjoint, rtol=0, atol=1e-6
         )
-    _, gradient = examine(regularizer, data, loss, pair, ApplicationCounter())
+    _, gradient = examine(pose(regularizer, data, loss), pair)
     expected = truths[0].gradient + truths[1].gradient
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
     offset = 0
@@ -96,7 +97,7 @@ def test_gradients_are_those_of_central_differences(
 ) -> None:
     problem, data, loss = posed(regularizer)
     pair = ReLULiftedPiggyback().differentiate(problem, loss, TIGHT)
-    _, gradient = examine(regularizer, data, loss, pair, ApplicationCounter())
+    _, gradient = examine(pose(regularizer, data, loss), pair)
     vector, offset = (
         torch.nn.utils.parameters_to_vector(regularizer.parameters()).detach(),
         0,
@@ -184,7 +185,7 @@ def test_gradients_are_those_of_cvxpylayers(regularizer: ReLULifted) -> None:
         found, list(regularizer.parameters()), slope[0].flatten()
     )
     pair = ReLULiftedPiggyback().differentiate(problem, loss, TIGHT)
-    _, ours = examine(regularizer, data, loss, pair, ApplicationCounter())
+    _, ours = examine(pose(regularizer, data, loss), pair)
     torch.testing.assert_close(
         ours,
         torch.cat([part.flatten() for part in theirs]),

@@ -14,18 +14,17 @@ from piggyback import (
     Charbonnier,
     Denoising,
     ImplicitCG,
-    NonlinearCG,
     Piggyback,
     Potential,
     Regularizer,
     Samples,
     SquaredError,
-    Unrolled,
     WarmStart,
-    certified_distance,
     hypergradient,
-    solve_lower,
 )
+from piggyback.hypergradients.literature.unrolled import Unrolled
+from piggyback.solvers.lower import certified_distance, solve_lower
+from piggyback.solvers.nonlinear_cg import NonlinearCG
 from regularizers import (
     AdaptiveRegularizer,
     LinearConfig,

@@ -11,14 +11,10 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from piggyback import (
-    BDA,
-    BOME,
-    IAPTT,
     Accuracy,
     BilevelSettings,
     Deblurring,
     Denoising,
-    DenseOperator,
     DenseQuadratic,
     DescentSettings,
     Huber,
@@ -26,30 +22,32 @@ from piggyback import (
     Inpainting,
     LeastSquares,
     MaskedDenoising,
-    ModuleEnergy,
-    NonlinearCG,
-    OnDemand,
     Piggyback,
     Potential,
-    QuasiNewton,
     Reconstruction,
     Refined,
-    Refused,
-    SaddleProblem,
     Schedule,
     SquaredError,
     SuperResolution,
-    Truncated,
-    Unrolled,
     ValidBlur,
-    ValueFunction,
     WarmStart,
-    certified_distance,
     check_adjoint,
     hypergradient,
     reconstruct,
-    solve_lower,
 )
+from piggyback.hypergradients.capabilities import Refused
+from piggyback.hypergradients.literature.bda import BDA
+from piggyback.hypergradients.literature.bome import BOME
+from piggyback.hypergradients.literature.iaptt import IAPTT
+from piggyback.hypergradients.literature.unrolled import Truncated, Unrolled
+from piggyback.hypergradients.literature.value_function import ValueFunction
+from piggyback.hypergradients.on_demand import OnDemand
+from piggyback.operators.base import DenseOperator
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.solvers.lower import certified_distance, solve_lower
+from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.terms.energies import ModuleEnergy
 from piggyback.training.stochastic import StochasticSettings
 from regularizers import (
     LinearConfig,

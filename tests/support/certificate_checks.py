@@ -152,14 +152,18 @@ def claims(
             torch.einsum("bi,bij,bj->b", moved, seconds, moved).sqrt(),
             adjoint_error(evidence),
         ),
-        "local operator": Claim(errors["operator"].norm(dim=1), local.operator),
-        "local weight": Claim(errors["weight"].abs(), local.weight),
-        "local smoothing": Claim(errors["smoothing"].abs(), local.smoothing),
-        "local shift": Claim(errors["shift"].abs(), local.shift),
-        "worst operator": Claim(errors["operator"].norm(dim=1), worst.operator),
-        "worst weight": Claim(errors["weight"].abs(), worst.weight),
-        "worst smoothing": Claim(errors["smoothing"].abs(), worst.smoothing),
-        "worst shift": Claim(errors["shift"].abs(), worst.shift),
+        "local operator": Claim(
+            errors["operator"].norm(dim=1), local["operator"]
+        ),
+        "local weight": Claim(errors["weight"].abs(), local["weight"]),
+        "local smoothing": Claim(errors["smoothing"].abs(), local["smoothing"]),
+        "local shift": Claim(errors["shift"].abs(), local["shift"]),
+        "worst operator": Claim(
+            errors["operator"].norm(dim=1), worst["operator"]
+        ),
+        "worst weight": Claim(errors["weight"].abs(), worst["weight"]),
+        "worst smoothing": Claim(errors["smoothing"].abs(), worst["smoothing"]),
+        "worst shift": Claim(errors["shift"].abs(), worst["shift"]),
         "plain loss": Claim((exact.loss - plain.value).abs(), plain.radius),
         "corrected loss": Claim(
             (exact.loss - corrected.value).abs(), corrected.radius
@@ -168,8 +172,8 @@ def claims(
     if case.factors is not None:
         missing = errors["emphasis"].norm(dim=1)
         found |= {
-            "local emphasis": Claim(missing, local.emphasis),
-            "worst emphasis": Claim(missing, worst.emphasis),
+            "local emphasis": Claim(missing, local["emphasis"]),
+            "worst emphasis": Claim(missing, worst["emphasis"]),
         }
     return found
 

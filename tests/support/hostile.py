@@ -21,22 +21,19 @@ from experiments.studies.truth_test import run as truth_test
 from experiments.studies.validate_bounds import run as validate_bounds
 from piggyback.app import evaluate
 
-COMMANDS = {
-    module.__name__.split(".")[1]: module
-    for module in (
-        benchmark,
-        compare_descents,
-        compare_relu_lifted,
-        compare_methods,
-        compare_tolerances,
-        deblurring,
-        evaluate,
-        few_shot,
-        learned_solver,
-        ridge_study,
-        truth_test,
-        validate_bounds,
-    )
+COMMANDS: dict[str, ModuleType] = {
+    "benchmark": benchmark,
+    "compare_descents": compare_descents,
+    "compare_methods": compare_methods,
+    "compare_relu_lifted": compare_relu_lifted,
+    "compare_tolerances": compare_tolerances,
+    "deblurring": deblurring,
+    "evaluate": evaluate,
+    "few_shot": few_shot,
+    "learned_solver": learned_solver,
+    "ridge": ridge_study,
+    "truth_test": truth_test,
+    "validate_bounds": validate_bounds,
 }
 HOSTILE = (
     "",

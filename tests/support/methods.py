@@ -8,9 +8,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from piggyback.certificates.certify import examine
 from piggyback.hypergradients.api import Hypergradient, hypergradient
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
-from piggyback.problems.pair import Accuracy, WarmStart
+from piggyback.hypergradients.on_demand import Assessment, OnDemand
+from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
+from piggyback.problems.posed import Posed
 from tests.support.oracles import chained, truth
 from tests.support.problems import Case, LogRegularizer, dense_case
 
@@ -57,6 +60,20 @@ def ask(
 ) -> Hypergradient:
     return hypergradient(
         method, LogRegularizer(case), case.data, case.loss, accuracy, start
+    )
+
+
+def assess_pair(
+    on_demand: OnDemand,
+    posed: Posed,
+    pair: Sensitivity,
+    fraction: float = 0.25,
+) -> Assessment:
+    """The assessment of the gradient read off a pair, started from it."""
+    _, gradient = examine(posed, pair.double())
+    start = WarmStart(pair.x, pair.adjoint)
+    return on_demand.assess(
+        gradient, posed, start.to(posed.problem.data.start.dtype), fraction
     )
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from piggyback.certificates.bounds import GradientBound
 from piggyback.operators.base import DenseOperator, LinearOperator
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import DataTerm, Denoising, DenseQuadratic
@@ -192,19 +192,17 @@ class LogRegularizer(Regularizer):
         )
 
     def pull_back(self, bound: GradientBound) -> Scalar:
-        weight = self.log_weight.detach().exp() * bound.weight.mean(0)
-        smoothing = self.log_smoothing.detach().exp() * bound.smoothing.mean(0)
-        components = torch.cat(
-            [
-                weight,
-                smoothing,
-                bound.shift.mean(0),
-                bound.emphasis.mean(0, keepdim=True),
-            ]
-        )
-        return (
-            bound.operator.mean().square() + components.square().sum()
-        ).sqrt()
+        weight = self.log_weight.detach().exp() * bound["weight"].sum(0)
+        smoothing = self.log_smoothing.detach().exp()
+        components = [
+            weight,
+            smoothing * bound["smoothing"].sum(0),
+            bound["shift"].sum(0),
+        ]
+        if "emphasis" in bound:
+            components.append(bound["emphasis"].sum(0, keepdim=True))
+        squares = torch.cat(components).square().sum()
+        return (bound["operator"].sum().square() + squares).sqrt()
 
 
 def representable(values: Tensor) -> Tensor:

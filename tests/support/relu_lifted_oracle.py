@@ -44,7 +44,7 @@ class ReLULifted(Regularizer):
         )
 
     def pull_back(self, bound) -> Tensor:
-        return bound.operator.mean()
+        return bound["parameters"].sum()
 
 
 @dataclass(frozen=True)

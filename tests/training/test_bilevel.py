@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from piggyback.certificates.bounds import GradientBound
 from piggyback.certificates.certify import Certification
 from piggyback.certificates.loss import plain_loss
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.training.bilevel import (
     EACH_STEP,
@@ -132,9 +132,12 @@ def test_pull_back_is_the_chain_rule() -> None:
     larger would pass every other test."""
     model = regularizer()
     generator = torch.Generator().manual_seed(6)
-    shapes = (4,), (4, 3), (4, 3), (4, 3), (4,)
+    shapes = {"operator": (4,), "weight": (4, 3), "smoothing": (4, 3)}
     bound = GradientBound(
-        *(torch.rand(shape, generator=generator).double() for shape in shapes)
+        {
+            name: torch.rand(shape, generator=generator).double()
+            for name, shape in shapes.items()
+        }
     )
     potential = model.potential()
     (weight,) = torch.autograd.grad(potential.weight.sum(), model.log_weight)
@@ -142,9 +145,9 @@ def test_pull_back_is_the_chain_rule() -> None:
         potential.smoothing.sum(), model.log_smoothing
     )
     parts = [
-        bound.operator.mean().reshape(1),
-        weight * bound.weight.mean(0),
-        smoothing * bound.smoothing.mean(0),
+        bound["operator"].sum().reshape(1),
+        weight * bound["weight"].sum(0),
+        smoothing * bound["smoothing"].sum(0),
     ]
     assert float(model.pull_back(bound)) == pytest.approx(
         float(torch.cat(parts).norm()), rel=1e-12
@@ -383,7 +386,7 @@ def test_estimates_cannot_buy_an_increase() -> None:
     only_true_decreases(Boastful(), 6)
 
 
-def test_strides_whose_decrease_finer_estimates_took_back_are_not_certified() -> (
+def test_steps_whose_decrease_finer_estimates_took_back_are_not_certified() -> (
     None
 ):
     """Where their end turns out to lie higher than their start, no evaluation
@@ -395,7 +398,7 @@ def test_strides_whose_decrease_finer_estimates_took_back_are_not_certified() ->
     higher = replace(
         start, parameters=start.parameters + 0.1, value=start.value + 0.5
     )
-    trial = method._arrive(start, higher, promised=0.1, accuracy=1.0)
+    trial = method._certify_end(start, higher, promised=0.1, accuracy=1.0)
     assert (
         trial.accepted is None
         and trial.work == 0
@@ -403,12 +406,12 @@ def test_strides_whose_decrease_finer_estimates_took_back_are_not_certified() ->
     )
 
 
-def test_certificates_are_paid_once_in_several_strides() -> None:
+def test_certificates_are_paid_once_in_several_steps() -> None:
     """For the same work at most half as many certified steps as one by one,
     each of them a true decrease all the same.
 
     (Which of the two gets lower depends on the problem and on luck:
-    experiments.studies.compare_descents.run.)
+    experiments.studies.compare_descents.)
     """
     spent = {}
     for amortise in (0.0, 3.0):
@@ -501,7 +504,7 @@ def test_gradients_are_as_certain_as_asked() -> None:
 
     oracle = BilevelOracle(regularizer(), images(), settings)
     method = AdaptiveDescent(oracle, DescentSettings(gradient_error=0.01))
-    method.strides = Watched(torch.ones_like(oracle.parameters()))
+    method.search = Watched(torch.ones_like(oracle.parameters()))
     state = method.start()
     assert state.current.relative_gradient_error > 0.01
     for _ in range(3):

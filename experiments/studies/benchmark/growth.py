@@ -1,5 +1,5 @@
 """How time and memory of a hypergradient grow, and with what they do not: one
-part of ``experiments.studies.benchmark.run``."""
+part of ``experiments.studies.benchmark``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Our hypergradients beside the usual ways to the same error: one part of
-``experiments.studies.benchmark.run``.
+``experiments.studies.benchmark``.
 
 Every gradient is compared with ``experiments.studies.shared.reference``. A
 method that has a tolerance or a number of steps gets the cheapest of a ladder
@@ -40,6 +40,7 @@ from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.hypergradients.refinement import Refined
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import Accuracy, flat_gradient
+from piggyback.problems.posed import pose
 from piggyback.training.bilevel import EACH_STEP
 from regularizers.filter_bank.kernels import median_seconds
 
@@ -98,9 +99,7 @@ def implicit(
         problem, loss, Accuracy(tolerance, min(10 * tolerance, 0.5))
     ).double()
     spent = counter.applications
-    _, gradient = examine(
-        exact, double_data, double_loss, pair, ApplicationCounter()
-    )
+    _, gradient = examine(pose(exact, double_data, double_loss), pair)
     # the read-off applies K to x and P
     return Outcome(gradient, applications=spent + 1)
 

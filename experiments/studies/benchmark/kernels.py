@@ -1,5 +1,5 @@
 """The filter bank against every way to compute it: one part of
-``experiments.studies.benchmark.run``."""
+``experiments.studies.benchmark``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Operator applications of lower-level solvers, cold and warm, and seconds of a
-step: one part of ``experiments.studies.benchmark.run``.
+step: one part of ``experiments.studies.benchmark``.
 
 Counted are pairs of ``K`` and ``K^T`` until ``||grad h(x)||`` is at most
 ``GRADIENT``, which a residual computed anew confirms. Linear conjugate

@@ -18,7 +18,6 @@ from piggyback.certificates.certify import (
     Certification,
     assign,
     certify,
-    double_copy,
     parameter_vector,
 )
 from piggyback.certificates.loss import plain_loss
@@ -26,6 +25,7 @@ from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.implicit import adjoint_system
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity, flat_gradient
+from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.loop import iterate
 from piggyback.solvers.lower import radius_per_element, solve_lower
@@ -160,12 +160,9 @@ class PlainLevel:
             Certification(loss=plain_loss),
         )
         result = certify(
-            double_copy(self.regularizer),
-            data,
-            self.loss.double(),
+            pose(double_copy(self.regularizer), data, self.loss.double()),
             pair,
             certification,
-            self.counter,
         )
         count = len(self.samples)
         return (result.gradient / count).to(
@@ -195,7 +192,7 @@ class FixedTolerance(Control):
     ) -> None:
         self.level = level
         self.accuracy = accuracy
-        self.strides = QuasiNewton(metric)
+        self.search = QuasiNewton(metric)
 
     def evaluate(self, parameters: Tensor) -> Evaluation:
         """Plain loss and gradient; nothing is promised."""
@@ -212,13 +209,13 @@ class FixedTolerance(Control):
             yield Checkpoint(
                 self.level.per_image, current.parameters, current.value
             )
-            step = self.strides.step(self.evaluate, current, pairs)
+            step = self.search.step(self.evaluate, current, pairs)
             # as ours does: once more without the memory
             if step.reached is None and pairs:
                 pairs = ()
-                step = self.strides.step(self.evaluate, current, pairs)
+                step = self.search.step(self.evaluate, current, pairs)
             if step.reached is not None:
-                pairs = self.strides.remembered(pairs, current, step.reached)
+                pairs = self.search.remembered(pairs, current, step.reached)
             current = step.reached
 
 

@@ -32,6 +32,7 @@ from piggyback.app.console.memory import peak_memory
 from piggyback.certificates.certify import split_like
 from piggyback.hypergradients.api import Hypergradient, hypergradient
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
+from piggyback.hypergradients.capabilities import Guarantee
 from piggyback.hypergradients.implicit import (
     ImplicitCG,
     ImplicitMINRES,
@@ -49,7 +50,7 @@ from piggyback.hypergradients.literature.value_function import (
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule, Status
+from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.terms.data.quadratic import DataTerm
@@ -171,12 +172,15 @@ def measure(
             method, setting.regularizer, setting.data, setting.loss, LOOSE
         )
     )
-    return row(setting, name, found, seconds, peak / 1e6)
+    return row(
+        setting, name, method.capabilities.guarantee, found, seconds, peak / 1e6
+    )
 
 
 def row(
     setting: Setting,
     name: str,
+    guarantee: Guarantee,
     found: Hypergradient,
     seconds: float,
     peak_mb: float,
@@ -187,17 +191,17 @@ def row(
     return Row(
         problem=setting.name,
         method=name,
-        guarantee=found.guarantee.name.lower(),
+        guarantee=guarantee.name.lower(),
         gradient_norm=float(gradient.norm()),
         relative_error=float((gradient - exact).norm()) / size,
-        bound=None if found.bound is None else found.bound / size,
+        bound=None if found.pair is None else found.gradient_error / size,
         cosine=float(
             torch.nn.functional.cosine_similarity(gradient, exact, dim=0)
         ),
         operator_applications=found.applications,
         seconds=seconds,
         peak_mb=peak_mb,
-        converged=bool((found.status == Status.CONVERGED).all()),
+        converged=found.converged,
     )
 
 

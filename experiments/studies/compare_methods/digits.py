@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from piggyback.batched import norm
-from piggyback.certificates.bounds import GradientBound
 from piggyback.operators.base import DenseOperator
+from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.quadratic import DataTerm, DenseQuadratic
@@ -91,7 +91,7 @@ class PixelPenalty(Regularizer):
     def pull_back(self, bound: GradientBound) -> Scalar:
         count = self.pixels.shape[0]
         return (
-            self.log_weight.detach().exp() * bound.weight.mean(0)[count:]
+            self.log_weight.detach().exp() * bound["weight"].sum(0)[count:]
         ).norm()
 
 

@@ -1,4 +1,4 @@
-"""Figures of ``experiments.studies.compare_methods.run``, as PNG files."""
+"""Figures of ``experiments.studies.compare_methods``, as PNG files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Solvers of one ReLU network problem, raced to the same energy: the work
-behind ``experiments.studies.compare_relu_lifted.run``."""
+behind ``experiments.studies.compare_relu_lifted``."""
 
 from __future__ import annotations
 

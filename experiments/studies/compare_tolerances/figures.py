@@ -1,4 +1,4 @@
-"""The figure of ``experiments.studies.compare_tolerances.run``."""
+"""The figure of ``experiments.studies.compare_tolerances``."""
 
 from __future__ import annotations
 

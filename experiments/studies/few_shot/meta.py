@@ -68,7 +68,8 @@ def upper_level(
         if work is not None:
             work.hypergradients += 1
             work.applications += found.applications
-        return found.loss / count, found.gradient.to(parameters) / count
+        loss_sum = float(found.loss.value.sum())
+        return loss_sum / count, found.gradient.to(parameters) / count
 
     return evaluate
 

@@ -20,12 +20,13 @@ from experiments.studies.gpu_check.cases import (
 from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
 from experiments.studies.gpu_check.speed import TRAINING
 from experiments.studies.gpu_check.timing import median_seconds
-from piggyback import Denoising, LogCosh, NonlinearCG, SquaredError, solve_lower
+from piggyback import Denoising, LogCosh, SquaredError
 from piggyback.hypergradients.implicit import adjoint_system
 from piggyback.problems.base import LowerProblem
 from piggyback.solvers.conjugate_gradient import ConjugateGradient
 from piggyback.solvers.loop import Iteration, Schedule, State
-from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.lower import LowerLevel, radius_per_element, solve_lower
+from piggyback.solvers.nonlinear_cg import NonlinearCG
 
 BETWEEN_LOOKS = Schedule().check_every
 _RENEWED = 16

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from piggyback import (
     Accuracy,
-    Certification,
     Deblurring,
     Denoising,
     ImplicitCG,
@@ -23,17 +22,16 @@ from piggyback import (
     SquaredError,
     SuperResolution,
     ValidBlur,
-    certified_distance,
 )
 from piggyback.certificates.certify import (
-    CertifiedGradient,
+    Hypergradient,
     certify,
-    double_copy,
 )
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.operators.base import ApplicationCounter
+from piggyback.problems.posed import pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.loop import Schedule
+from piggyback.solvers.lower import certified_distance
 from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.losses import Loss
 from regularizers import (
@@ -89,12 +87,12 @@ def noisy(clean: Tensor, sigma: float = SIGMA, seed: int = 1) -> Tensor:
 
 
 def trained_size(channels: int = 1) -> LinearConfig:
-    """The architecture that ``piggyback.app.train denoise`` starts from."""
+    """The architecture that ``experiments.train denoise`` starts from."""
     return LinearConfig.for_noise(SIGMA, 32, 7, channels, "logcosh", "reflect")
 
 
 def training_model() -> AdaptiveRegularizer:
-    """The default model of ``piggyback.app.train denoise``, at its start."""
+    """The default model of ``experiments.train denoise``, at its start."""
     return AdaptiveRegularizer(
         trained_size(), WeightConfig(contrast=2 * SIGMA), seeded(0)
     )
@@ -288,13 +286,14 @@ _FINE = ImplicitCG(
 def reference(case: Case) -> Reference:
     """Of one case; computed once."""
     found = certified(case, torch.float64, CPU, _FINE, Accuracy(1e-11, 1e-9))
+    assert found.pair is not None
     problem = case.regularizer(torch.float64, CPU).problem(
         case.data(torch.float64, CPU)
     )
     return Reference(
-        found.sensitivity.x,
-        certified_distance(problem, found.sensitivity.x),
-        found.sensitivity.adjoint,
+        found.pair.x,
+        certified_distance(problem, found.pair.x),
+        found.pair.adjoint,
         found.gradient,
         found.gradient_error,
         found.loss.value,
@@ -308,27 +307,16 @@ def certified(
     device: torch.device,
     method: HypergradientMethod,
     accuracy: Accuracy,
-) -> CertifiedGradient:
+) -> Hypergradient:
     """A pair by ``method`` and its certificates, evaluated in float64 on the
     same device."""
     regularizer, data = (
         case.regularizer(dtype, device),
         case.data(dtype, device),
     )
-    exact, loss, counter = (
-        double_copy(regularizer),
-        case.loss(regularizer, data),
-        ApplicationCounter(),
-    )
-    problem = (
-        regularizer.problem(data)
-        .with_exact(exact.problem(data.double()))
-        .counted(counter)
-    )
-    pair = method.differentiate(problem, loss, accuracy)
-    return certify(
-        exact, data.double(), loss.double(), pair, Certification(), counter
-    )
+    posed = pose(regularizer, data, case.loss(regularizer, data))
+    pair = method.differentiate(posed.problem, posed.loss, accuracy)
+    return certify(posed, pair)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -23,31 +23,25 @@ from experiments.studies.gpu_check.cases import (
 from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
 from experiments.studies.gpu_check.right import DTYPES, on_device
 from piggyback import (
-    BOME,
-    BVFIM,
-    IAPTT,
     Accuracy,
-    DirectMethod,
-    Dualised,
     Hypergradient,
-    HypergradientMethod,
     ImplicitCG,
-    OnDemand,
     Piggyback,
     Reconstruction,
     SuperResolution,
     hypergradient,
 )
 from piggyback.batched import norm
-from piggyback.certificates.certify import (
-    Certification,
-    CertifiedGradient,
-    certify,
-    double_copy,
-)
+from piggyback.certificates.certify import certify
+from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
+from piggyback.hypergradients.dualised import Dualised
+from piggyback.hypergradients.literature.bome import BOME
+from piggyback.hypergradients.literature.iaptt import IAPTT
 from piggyback.hypergradients.literature.registry import METHODS
-from piggyback.operators.base import ApplicationCounter
+from piggyback.hypergradients.literature.value_function import BVFIM
+from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.problems.pair import Sensitivity
+from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.terms.data.quadratic import DataTerm
 from regularizers import ReLULiftedPiggyback
@@ -142,7 +136,7 @@ def compared(
         setting.device,
     )
     figures: dict[str, Json] = {"applications": found.applications}
-    if found.certificate is None:
+    if found.pair is None:
         wanted = on_cpu(case, method, dtype)
         figures["difference to the CPU"] = difference = relative(
             found.gradient, wanted
@@ -153,15 +147,11 @@ def compared(
         )
     exact, missed = reference(case), _missed(found.gradient, case)
     figures["relative error"] = missed / float(exact.gradient.norm())
-    figures["bound over error"] = found.certificate.gradient_error / max(
-        missed, 1e-300
-    )
-    valid = missed <= found.certificate.gradient_error + exact.gradient_error
+    figures["bound over error"] = found.gradient_error / max(missed, 1e-300)
+    valid = missed <= found.gradient_error + exact.gradient_error
     # a direction that is no gradient, and a loss interval that is wide, are
     # right where they are what they say
-    return Finding(
-        here and valid and _losses_hold(found.certificate, case), figures
-    )
+    return Finding(here and valid and _losses_hold(found, case), figures)
 
 
 def asked(
@@ -188,7 +178,7 @@ def _missed(gradient: Tensor, case: Case) -> float:
     )
 
 
-def _losses_hold(found: CertifiedGradient, case: Case) -> bool:
+def _losses_hold(found: Hypergradient, case: Case) -> bool:
     """Whether the loss intervals contain the reference (itself an interval)."""
     exact = reference(case)
     missed = (found.loss.value.cpu().double() - exact.loss).abs()
@@ -205,7 +195,8 @@ def certificates(case: Case, dtype: torch.dtype, setting: Setting) -> Finding:
     sharp on the device as on the CPU."""
     exact, right, worst, ratios = reference(case), True, 0.0, []
     for accuracy in QUALITIES[: 2 if setting.quick else 3]:
-        pair = certified(case, dtype, CPU, ImplicitCG(), accuracy).sensitivity
+        pair = certified(case, dtype, CPU, ImplicitCG(), accuracy).pair
+        assert pair is not None
         there = _certify(case, dtype, setting.device, pair)
         here = _certify(case, dtype, CPU, pair)
         missed = _missed(there.gradient, case)
@@ -214,7 +205,7 @@ def certificates(case: Case, dtype: torch.dtype, setting: Setting) -> Finding:
             and _losses_hold(there, case)
         )
         right &= on_device(
-            [there.gradient, there.loss, there.bound], setting.device
+            [there.gradient, there.loss, there.groups], setting.device
         )
         worst = max(worst, relative(there.gradient, here.gradient))
         ratios += [_ratio(there.gradient_error, here.gradient_error)]
@@ -237,7 +228,7 @@ def _ratio(found: float, wanted: float) -> float:
 
 def _certify(
     case: Case, dtype: torch.dtype, device: torch.device, pair: Sensitivity
-) -> CertifiedGradient:
+) -> Hypergradient:
     """The certificates of a given pair on a device."""
     exact, data = _posed(case, dtype, device)
     moved = Sensitivity(
@@ -251,14 +242,7 @@ def _certify(
             )
         )
     )
-    return certify(
-        exact,
-        data,
-        case.loss(exact, data),
-        moved,
-        Certification(),
-        ApplicationCounter(),
-    )
+    return certify(pose(exact, data, case.loss(exact, data)), moved)
 
 
 def _posed(

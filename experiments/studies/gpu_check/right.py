@@ -21,31 +21,33 @@ from experiments.studies.gpu_check.cases import (
 from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
 from experiments.studies.learned_solver.solver import LearnedSolver
 from piggyback import (
-    PDHG,
-    AcceleratedGradient,
     Accuracy,
     Denoising,
-    DenseOperator,
-    GradientDescent,
     ImplicitCG,
     Inpainting,
-    LinearOperator,
-    NonlinearCG,
-    QuasiNewton,
     Reconstruction,
-    SaddleProblem,
     Samples,
     Schedule,
     SquaredError,
     SuperResolution,
     ValidBlur,
-    certified_distance,
     hypergradient,
-    solve_lower,
 )
 from piggyback.batched import norm
 from piggyback.forward.base import ForwardOperator
-from piggyback.solvers.lower import LowerSolver, radius_per_element
+from piggyback.operators.base import DenseOperator, LinearOperator
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.solvers.accelerated import AcceleratedGradient
+from piggyback.solvers.gradient import GradientDescent
+from piggyback.solvers.lower import (
+    LowerSolver,
+    certified_distance,
+    radius_per_element,
+    solve_lower,
+)
+from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.pdhg import PDHG
+from piggyback.solvers.quasi_newton import QuasiNewton
 from regularizers import ConvolutionBank, ReLULiftedPrimalDual
 from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.filter_bank.kernels import (

@@ -24,20 +24,17 @@ from experiments.studies.gpu_check.timing import (
     median_seconds,
     peak_bytes,
 )
-from piggyback import (
-    Accuracy,
-    Denoising,
-    ImplicitCG,
-    SquaredError,
-    certified_distance,
-    solve_lower,
-)
-from piggyback.certificates.certify import Certification, certify, double_copy
-from piggyback.operators.base import ApplicationCounter
+from piggyback import Accuracy, Denoising, ImplicitCG, SquaredError
+from piggyback.certificates.certify import certify
 from piggyback.problems.pair import Sensitivity, flat_gradient
+from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.loop import Schedule
-from piggyback.solvers.lower import radius_per_element
+from piggyback.solvers.lower import (
+    certified_distance,
+    radius_per_element,
+    solve_lower,
+)
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from regularizers import ConvolutionBank, LinearRegularizer
 from regularizers.filter_bank.kernels import default_plan, kernel_jobs
@@ -241,21 +238,11 @@ def patch_gradients(
         )
 
     seconds = median_seconds(gradient, setting, repeats=10, most=1.5)
-    solved, exact, counter = (
-        pair(),
-        double_copy(regularizer),
-        ApplicationCounter(),
-    )
+    solved = pair()
+    posed = pose(regularizer, data, loss)
 
     def certificate() -> object:
-        return certify(
-            exact,
-            data.double(),
-            loss.double(),
-            solved,
-            Certification(),
-            counter,
-        )
+        return certify(posed, solved)
 
     certified = median_seconds(certificate, setting, repeats=4, most=1.0)
     peak = peak_bytes(gradient, setting)

@@ -35,29 +35,32 @@ from experiments.studies.gpu_check.gradients import (
 from experiments.studies.gpu_check.waits import Waits
 from experiments.studies.learned_solver.solver import LearnedSolver
 from piggyback import (
-    PDHG,
-    AcceleratedGradient,
     Charbonnier,
     Denoising,
-    DenseOperator,
     DenseQuadratic,
-    GradientDescent,
-    NonlinearCG,
     Potential,
-    QuasiNewton,
-    SaddleProblem,
     SquaredError,
     ValidBlur,
-    solve_lower,
 )
 from piggyback.hypergradients.implicit import adjoint_system
 from piggyback.hypergradients.piggyback import PiggybackIteration
+from piggyback.operators.base import DenseOperator
 from piggyback.problems.base import LowerProblem
+from piggyback.problems.saddle import SaddleProblem
+from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
 from piggyback.solvers.conjugate_residual import ConjugateResidual
+from piggyback.solvers.gradient import GradientDescent
 from piggyback.solvers.loop import Iteration
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element
-from piggyback.solvers.pdhg import Steps
+from piggyback.solvers.lower import (
+    LowerLevel,
+    LowerSolver,
+    radius_per_element,
+    solve_lower,
+)
+from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.pdhg import PDHG, Steps
+from piggyback.solvers.quasi_newton import QuasiNewton
 from piggyback.solvers.richardson import Richardson
 from regularizers import ReLULiftedPrimalDual, ReLULiftedProblem
 from regularizers.relu_lifted.piggyback import ReLULiftedPiggybackIteration

@@ -34,13 +34,12 @@ from piggyback import (
     BilevelSettings,
     Denoising,
     DescentSettings,
-    NonlinearCG,
     Samples,
-    StopReason,
-    solve_lower,
 )
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.lower import radius_per_element
+from piggyback.solvers.lower import radius_per_element, solve_lower
+from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.training.descent import StopReason
 from piggyback.training.stochastic import (
     StochasticDescent,
     StochasticSettings,
@@ -88,7 +87,7 @@ def checks(setting: Setting) -> Iterator[Check]:
     if not setting.quick:
         yield Check(
             "command",
-            "piggyback.app.train denoise, equal steps",
+            "experiments.train denoise, equal steps",
             partial(command, 40.0),
             150,
         )
@@ -300,7 +299,7 @@ def psnr(regularizer: Regularizer, clean: torch.Tensor) -> float:
 
 
 def command(budget: float, setting: Setting) -> Finding:
-    """``piggyback.app.train denoise`` on the embedded pictures: ``budget``
+    """``experiments.train denoise`` on the embedded pictures: ``budget``
     seconds on the CPU, then as many steps on the device."""
     missing = [
         name for name in NEEDED if importlib.util.find_spec(name) is None
@@ -374,7 +373,7 @@ def _run(
         str(out),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "piggyback.app.train", *words],
+        [sys.executable, "-m", "experiments.train", *words],
         capture_output=True,
         text=True,
         timeout=max(setting.left - 2, 1),
@@ -383,7 +382,7 @@ def _run(
     )
     if done.returncode != 0:
         raise RuntimeError(
-            f"piggyback.app.train ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+            f"experiments.train ended with {done.returncode}: {done.stderr.strip()[-300:]}"
         )
     with (out / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

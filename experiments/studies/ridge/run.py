@@ -39,13 +39,12 @@ from piggyback.app.images.sources import (
 from piggyback.app.options.parser import SIDE, Parser, path, whole
 from piggyback.app.report.metrics import psnr
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.certify import Certification, assemble, examine
+from piggyback.certificates.certify import Certification, certify, examine
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
-from piggyback.operators.base import ApplicationCounter
-from piggyback.problems.pair import Accuracy, Sensitivity
+from piggyback.problems.pair import Accuracy
+from piggyback.problems.posed import pose
 from piggyback.solvers.lower import certified_energy
-from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.losses import SquaredError
 from regularizers.linear import LinearRegularizer
 
@@ -133,33 +132,23 @@ def effectivities(
         degradation.data_term(observed.double()),
         SquaredError(clean.double()),
     )
-    problem, counter = exact.problem(data), ApplicationCounter()
+    posed = pose(exact, data, loss)
+    problem = posed.problem
     pair = ImplicitCG().differentiate(problem, loss, LOOSE)
     truth = ImplicitCG().differentiate(problem, loss, TIGHT)
     away = pair.x - truth.x
     energy = float(certified_energy(problem.detached(), pair.x))
     true_energy = float((away * data.hessian(away)).sum().sqrt())
-    evidence, gradient = examine(exact, data, loss, pair, counter)
-    bound = assemble(
-        exact, pair, evidence, gradient, Certification(local_bound), counter
-    ).gradient_error
-    error = float((gradient - _gradient(exact, data, loss, truth)).norm())
-    assessed = OnDemand().assess(exact, data, loss, pair).bound
+    found = certify(posed, pair, Certification(local_bound))
+    _, true_gradient = examine(posed, truth)
+    error = float((found.gradient - true_gradient).norm())
+    assessed = OnDemand().assess(found.gradient, posed, found.start).bound
     return (
         energy / data.strong_convexity**0.5 / float(away.norm()),
         energy / true_energy,
-        bound / error,
+        found.gradient_error / error,
         assessed / error,
     )
-
-
-def _gradient(
-    regularizer: LinearRegularizer,
-    data: DataTerm,
-    loss: SquaredError,
-    pair: Sensitivity,
-) -> Tensor:
-    return examine(regularizer, data, loss, pair, ApplicationCounter())[1]
 
 
 def _mean_psnr(images: Tensor, clean: Tensor) -> float:

@@ -1,5 +1,5 @@
-"""Figures of ``experiments.studies.validate_bounds.run`` and
-``experiments.studies.truth_test.run``, as PNG files."""
+"""Figures of ``experiments.studies.validate_bounds`` and
+``experiments.studies.truth_test``, as PNG files."""
 
 from __future__ import annotations
 

@@ -45,6 +45,7 @@ from piggyback.certificates.certify import examine
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.pair import Sensitivity, flat_gradient
+from piggyback.problems.posed import pose
 from piggyback.problems.saddle import SaddleProblem
 
 WANTED = 0.01
@@ -120,9 +121,7 @@ def by_change(instance: Instance, tolerance: float) -> Outcome:
     exact, double_data, double_loss = instance.at(torch.float64)
     spent, status = counter.applications, torch.zeros(1)
     pair = Sensitivity(x, adjoint, status, status).double()
-    _, gradient = examine(
-        exact, double_data, double_loss, pair, ApplicationCounter()
-    )
+    _, gradient = examine(pose(exact, double_data, double_loss), pair)
     return Outcome(gradient, applications=spent)
 
 

@@ -48,7 +48,7 @@ from piggyback.app.options.parser import (
 )
 from piggyback.app.runs.folder import Json
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.certify import double_copy, examine
+from piggyback.certificates.certify import examine
 from piggyback.certificates.loss import corrected_loss
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.base import HypergradientMethod
@@ -56,7 +56,8 @@ from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.hypergradients.piggyback import Piggyback, PiggybackIteration
 from piggyback.operators.base import ApplicationCounter
-from piggyback.problems.pair import Accuracy, Sensitivity
+from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
+from piggyback.problems.posed import pose
 from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import LowerLevel, radius_per_element
 from piggyback.solvers.pdhg import Steps
@@ -215,11 +216,11 @@ def check(instance: Instance, reference: Reference, solve: Solve) -> Check:
     pair = METHODS[solve.method].differentiate(
         regularizer.problem(data).counted(counter), loss, solve.accuracy
     )
-    exact = double_copy(regularizer)
-    evidence, gradient = examine(
-        exact, data.double(), loss.double(), pair.double(), ApplicationCounter()
-    )
-    assessment = OnDemand().assess(regularizer, data, loss, pair)
+    posed = pose(regularizer, data, loss)
+    exact = posed.regularizer
+    evidence, gradient = examine(posed, pair.double())
+    start = WarmStart(pair.x, pair.adjoint)
+    assessment = OnDemand().assess(gradient, posed, start)
     interval = corrected_loss(evidence)
     size = float(reference.gradient.norm())
     return Check(
@@ -359,9 +360,7 @@ def pair_error(
     exact, data, loss = instance.at(torch.float64)
     status = torch.zeros(len(x))
     pair = Sensitivity(x, adjoint, status, status).double()
-    return true_error(
-        examine(exact, data, loss, pair, ApplicationCounter())[1], reference
-    )
+    return true_error(examine(pose(exact, data, loss), pair)[1], reference)
 
 
 def true_error(gradient: Tensor, reference: Reference) -> float:

@@ -54,7 +54,7 @@ _AFTER_ADAM = 0.005
 stochastic phase."""
 _FIRST_STEP = 3.0
 """What the first certified step takes, roughly, over the evaluation of its
-start: strides, and their end."""
+start: uncertified steps, and their end."""
 
 
 _DIVERGED = 10.0
