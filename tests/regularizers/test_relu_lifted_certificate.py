@@ -15,6 +15,7 @@ from piggyback import Accuracy, Denoising, ImplicitCG, SquaredError
 from piggyback.certificates.bounds import adjoint_error
 from piggyback.certificates.certify import (
     certify,
+    evidence_at,
     evidence_of,
     examine,
 )
