@@ -6,12 +6,9 @@ from piggyback.certificates.certify import Certification, CertifiedGradient
 from piggyback.certificates.loss import LossInterval, corrected_loss, plain_loss
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.forward.adjointness import AdjointReport, check_adjoint
-from piggyback.forward.base import (
-    ForwardOperator,
-    Inpainting,
-    SuperResolution,
-    ValidBlur,
-)
+from piggyback.forward.base import ForwardOperator
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.sampling import Inpainting, SuperResolution
 from piggyback.hypergradients.api import Hypergradient, hypergradient
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
 from piggyback.hypergradients.capabilities import (
@@ -39,7 +36,8 @@ from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
 from piggyback.layer.call import Report
 from piggyback.layer.reconstruction import Reconstruction, reconstruct
-from piggyback.operators.base import DenseOperator, LinearOperator
+from piggyback.operators.base import LinearOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.cone import ConeProgram
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
 from piggyback.problems.regularizer import Regularizer
@@ -47,7 +45,6 @@ from piggyback.problems.saddle import SaddleProblem
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
-from piggyback.solvers.loop import NotConverged, Outcome, Schedule, Status
 from piggyback.solvers.lower import (
     certified_distance,
     certified_energy,
@@ -56,14 +53,13 @@ from piggyback.solvers.lower import (
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.solvers.stopping import NotConverged, Outcome, Schedule, Status
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.data.quadratic import (
-    DataTerm,
-    Deblurring,
-    Denoising,
-    DenseQuadratic,
-)
 from piggyback.terms.energies import ModuleEnergy, SmoothEnergy, is_convex_along
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty

@@ -3,8 +3,6 @@ independent problems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,8 @@ from piggyback.types import PerSample
 ROUNDING_TERMS = 4096
 """Allowance for accumulated rounding, in units of the last place (a model,
 docs/theory.md section 4)."""
+
+
 _LARGE = 32768
 """Elements of a sample from which one dot product per sample pays."""
 
@@ -81,29 +81,3 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     that is already solved exactly)."""
     zero = denominator == 0
     return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)
-
-
-def conjugate_step(
-    point: tuple[Tensor, Tensor, Tensor, PerSample],
-    image: Tensor,
-    metric: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor, PerSample]:
-    """One step of preconditioned conjugate gradients on ``(x, residual,
-    direction, <residual, metric residual>)``.
-
-    ``image``: the matrix times ``direction``. A solved sample stays where it
-    is.
-    """
-    x, residual, direction, energy = point
-    alpha = safe_divide(energy, inner(direction, image))
-    x = torch.addcmul(x, direction, per_sample(alpha, direction))
-    residual = torch.addcmul(residual, image, per_sample(-alpha, image))
-    preconditioned = metric(residual)
-    new = inner(residual, preconditioned)
-    beta = safe_divide(new, energy)
-    return (
-        x,
-        residual,
-        torch.addcmul(preconditioned, direction, per_sample(beta, direction)),
-        new,
-    )

@@ -25,14 +25,14 @@ from piggyback.certificates.smooth import (
     smooth_bound,
 )
 from piggyback.copies import doubled, snapshot, twin
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Sensitivity, flat_gradient
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.problems.smooth import SmoothProblem
-from piggyback.solvers.loop import Status
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Status
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_kind

@@ -4,35 +4,29 @@ their argument, checked once."""
 from __future__ import annotations
 
 import copy
-import weakref
-from dataclasses import dataclass
-from types import CellType, FunctionType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from piggyback.forward.adjointness import (
-    norm_estimate,
     one_line,
-    probe_adjoint,
     real_form,
 )
-from piggyback.forward.base import (
-    ForwardOperator,
-    Inpainting,
-    SuperResolution,
-    ValidBlur,
+from piggyback.forward.base import ForwardOperator
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.fingerprints import (
+    Kept,
+    fingerprint,
+    remember,
+    tensors_of,
 )
+from piggyback.forward.sampling import Inpainting, SuperResolution
 from piggyback.types import Primal
 
 OWN = (ValidBlur, SuperResolution, Inpainting)
 """Operators that keep the dtype of their argument, whose adjoints the tests
 have checked and whose norms are proved."""
-_MARGIN = 1.05
-"""What an estimated norm is widened by, for the steps that it sets."""
-_EXCESS = 1 + 1e-6
-"""What rounding may put a computed norm above the true one."""
 
 
 class Adapted:
@@ -203,214 +197,8 @@ def converted(
     except (TypeError, RuntimeError, AttributeError, ValueError):
         return None
     if not live:
-        _remember(_copies, key, operator, mark, found)
+        remember(_copies, key, operator, mark, found)
     return found
 
-
-_DEPTH = 8
-_MOST = 20000
-"""How far an object is searched for tensors: nested so deep, and so many things
-in all."""
-
-
-def tensors_of(thing: object) -> list[Tensor]:
-    """The tensors that an object holds, each once: attributes, entries of
-    containers, parameters, closures."""
-    found: list[Tensor] = []
-    seen: dict[int, object] = {}
-    waiting = [(thing, 0)]
-    while waiting and len(seen) < _MOST:
-        here, depth = waiting.pop()
-        if id(here) in seen:
-            continue
-        seen[id(here)] = here
-        if isinstance(here, Tensor):
-            found.append(here)
-        elif depth < _DEPTH:
-            waiting.extend((entry, depth + 1) for entry in _entries(here))
-    return found
-
-
-def _entries(thing: object) -> list[object]:
-    if isinstance(
-        thing,
-        (type, ModuleType, str, bytes, int, float, complex, torch.Generator),
-    ):
-        return []
-    if isinstance(thing, dict):
-        return list(thing.values())
-    if isinstance(thing, (list, tuple, set)):
-        return list(thing)
-    if isinstance(thing, FunctionType):
-        return [
-            cell.cell_contents
-            for cell in thing.__closure__ or ()
-            if cell != _EMPTY
-        ]
-    slots = [
-        getattr(thing, name)
-        for name in getattr(type(thing), "__slots__", ())
-        if hasattr(thing, name)
-    ]
-    return [*getattr(thing, "__dict__", {}).values(), *slots]
-
-
-_EMPTY = CellType()
-
-Fingerprint = tuple[object, ...]
-
-
-def fingerprint(thing: object) -> Fingerprint:
-    """Changes when a tensor or number that ``thing`` holds does, in place or
-    not (reads values: synchronises).
-
-    Version counters would not do: memory of a tensor that is gone is given to
-    the next, and ``.data`` goes by them.
-    """
-    tensors = [t for t in tensors_of(thing) if not t.is_meta]
-    sums = [part for tensor in tensors for part in _sums(tensor)]
-    numbers = tuple(
-        entry
-        for entry in _entries(thing)
-        if isinstance(entry, (int, float, complex))
-    )
-    modes = (
-        tuple(module.training for module in thing.modules())
-        if isinstance(thing, nn.Module)
-        else ()
-    )
-    shapes = tuple(tensor.shape for tensor in tensors)
-    return (
-        shapes,
-        tuple(torch.stack(sums).tolist()) if sums else (),
-        numbers,
-        modes,
-    )
-
-
-def _sums(tensor: Tensor) -> list[Tensor]:
-    values = real_form(tensor.detach()).double().flatten()
-    ramp = torch.linspace(
-        1, 2, values.numel(), dtype=values.dtype, device=values.device
-    )
-    return [
-        part.cpu()
-        for part in (values.sum(), values.square().sum(), values @ ramp)
-    ]
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What was found out about an operator on images of one shape.
-
-    ``double``: it is the exact operator to double precision (else to single,
-    whatever dtype it is given). ``norm``: ``||A||``, estimated from below.
-    """
-
-    double: bool
-    norm: float
-
-
-Found = TypeVar("Found")
-Kept = dict[
-    tuple[object, ...], "tuple[weakref.ref[object], Fingerprint, Found]"
-]
 
 _copies: Kept[ForwardOperator] = {}
-_known: Kept[Examined] = {}
-
-
-def _remember(
-    kept: Kept[Found],
-    key: tuple[object, ...],
-    source: object,
-    mark: Fingerprint,
-    found: Found,
-) -> None:
-    """As long as ``source`` lives; an object that cannot be watched is examined
-    again each time."""
-    try:
-        kept[key] = (
-            weakref.ref(source, lambda _: kept.pop(key, None)),
-            mark,
-            found,
-        )
-    except TypeError:
-        return
-
-
-def examine(operator: ForwardOperator, like: Primal) -> Examined:
-    """Check once, in the dtype of ``like``, that ``A_adjoint`` is the adjoint
-    of a linear ``A``, and measure ``||A||``.
-
-    The result is kept as long as the operator lives and its tensors do not
-    change. Raises ``ValueError`` as ``check_adjoint``.
-    """
-    source = source_of(operator)
-    through = operator.through if isinstance(operator, Adapted) else None
-    key = (id(source), through, tuple(like.shape[1:]), like.dtype, like.device)
-    held, mark = _known.get(key), fingerprint(source)
-    if held is not None and held[0]() is source and held[1] == mark:
-        return held[2]
-    generator = torch.Generator().manual_seed(0)
-    report = probe_adjoint(
-        type(source).__name__, operator.A, operator.A_adjoint, like, generator
-    )
-    norm = norm_estimate(operator.A, operator.A_adjoint, like)
-    found = Examined(report.dtype == torch.float64, norm)
-    _remember(_known, key, source, mark, found)
-    return found
-
-
-def require_norm(name: str, norm: float, found: Examined) -> None:
-    """Raise ``ValueError`` if the operator is larger than ``norm`` says."""
-    if found.norm > norm * _EXCESS:
-        raise ValueError(
-            f"norm = {norm:.6g} is too small: {name} amplifies an image by "
-            f"{found.norm:.6g}; norm must be at least ||B||"
-        )
-
-
-def norm_for_steps(found: Examined) -> float:
-    """An estimate of ``||A||`` that seldom lies below it: good for steps, and
-    for nothing that is called a bound."""
-    return found.norm * _MARGIN
-
-
-_POSITIONS = 8
-"""Points of light that the symbol is measured with."""
-
-
-def measured_symbol(operator: ForwardOperator, like: Primal) -> Tensor:
-    """A positive multiplier ``(height, width/2 + 1)`` near ``B^T B``: for
-    preconditioners, which any such number will do for.
-
-    The mean of the responses to points of light at random places, moved to the
-    origin: exact for a convolution, whatever happens at the border. Where the
-    responses differ, their spread is added, so that nothing is taken to be
-    small that is only small on average.
-    """
-    height, width = like.shape[-2:]
-    generator = torch.Generator().manual_seed(0)
-    places = torch.randint(height * width, (_POSITIONS,), generator=generator)
-    # away from the border, where a blur has its whole response
-    rows = (height // 4 + (places // width) // 2).tolist()
-    columns = (width // 4 + (places % width) // 2).tolist()
-    points = like.new_zeros(_POSITIONS, *like.shape[1:])
-    for index, (row, column) in enumerate(zip(rows, columns, strict=True)):
-        points[index, :, row, column] = 1.0
-    # what is kept must serve training too
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
-        seen = operator.A_adjoint(operator.A(points)).detach().mean(dim=1)
-        centred = torch.stack(
-            [
-                r.roll((-i, -j), (0, 1))
-                for r, i, j in zip(seen, rows, columns, strict=True)
-            ]
-        )
-        spectra = torch.fft.rfft2(centred).real
-        mean, spread = spectra.mean(dim=0), spectra.std(dim=0)
-        return (mean.clamp(min=0) + spread).nan_to_num(nan=1.0, posinf=1.0)

@@ -18,12 +18,12 @@ from piggyback.certificates.certify import (
 )
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
 from piggyback.hypergradients.capabilities import Guarantee, Refused
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.solvers.loop import Status, warn_unless_converged
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Status, warn_unless_converged
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.types import Primal
 from piggyback.values import require_kind, require_samples

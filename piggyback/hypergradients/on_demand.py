@@ -22,11 +22,11 @@ from piggyback.certificates.evidence import PairEvidence
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.refinement import adjoint_gap, correction
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample
 from piggyback.values import (

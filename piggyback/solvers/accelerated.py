@@ -9,7 +9,7 @@ from torch import Tensor
 
 from piggyback.problems.base import LowerProblem
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import PerSample, Primal, Scalar
 
 
@@ -30,7 +30,7 @@ class AcceleratedGradient(LowerSolver):
     2004, 2.2.11).
     """
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         return AcceleratedIteration(
             lower, lower.problem.data.smoothness + lower.problem.stiffness()
         )
@@ -41,7 +41,7 @@ class AcceleratedIteration(Iteration[AcceleratedState]):
     whose gradient is known."""
 
     def __init__(
-        self, lower: LowerLevel[LowerProblem], smoothness: Scalar
+        self, lower: SolverTask[LowerProblem], smoothness: Scalar
     ) -> None:
         self.lower = lower
         self.smoothness = smoothness

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from piggyback.problems.base import LowerProblem
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import PerSample, Primal, Scalar
 
 
@@ -30,14 +30,14 @@ class GradientDescent(LowerSolver):
     """``x+ = x - grad h(x)/L``; contracts by ``1 - mu/L``. One step costs one
     ``K`` and one ``K^T``."""
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         return GradientIteration(lower, step_length(lower.problem))
 
 
 class GradientIteration(Iteration[GradientState]):
     """Gradient descent on one batch."""
 
-    def __init__(self, lower: LowerLevel[LowerProblem], length: Scalar) -> None:
+    def __init__(self, lower: SolverTask[LowerProblem], length: Scalar) -> None:
         self.lower = lower
         self.length = length
 

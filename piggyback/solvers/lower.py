@@ -14,7 +14,8 @@ from torch import Tensor
 from piggyback.batched import ROUNDING_TERMS, require_same_device
 from piggyback.problems.base import LowerProblem, ProblemT
 from piggyback.problems.saddle import SaddleProblem, require_saddle
-from piggyback.solvers.loop import Iteration, Outcome, Schedule, iterate
+from piggyback.solvers.loop import Iteration, iterate
+from piggyback.solvers.stopping import Outcome, Schedule
 from piggyback.types import PerSample, Primal
 from piggyback.values import (
     first_bad_sample,
@@ -25,7 +26,7 @@ from piggyback.values import (
 
 
 @dataclass(frozen=True)
-class LowerLevel(Generic[ProblemT]):
+class SolverTask(Generic[ProblemT]):
     """A batch of problems, where to start, and how close to come.
 
     ``radius`` ``(batch,)``: the solve stops when ``||grad h(x)||_{H^{-1}} <=
@@ -44,7 +45,7 @@ class LowerLevel(Generic[ProblemT]):
             self.problem.data.strong_convexity**0.5 * self.radius
         )
 
-    def select(self, index: Tensor) -> LowerLevel[ProblemT]:
+    def select(self, index: Tensor) -> SolverTask[ProblemT]:
         return replace(
             self,
             problem=self.problem.select(index),
@@ -52,10 +53,10 @@ class LowerLevel(Generic[ProblemT]):
             radius=self.radius[index],
         )
 
-    def saddle(self, method: str) -> LowerLevel[SaddleProblem]:
+    def saddle(self, method: str) -> SolverTask[SaddleProblem]:
         """The same level, for a ``method`` that needs ``R(x) = f(K x)``; raises
         ``ValueError`` for other problems."""
-        return LowerLevel(
+        return SolverTask(
             require_saddle(self.problem, method), self.start, self.radius
         )
 
@@ -64,7 +65,7 @@ class LowerSolver(ABC):
     """A lower-level algorithm: binds to a batch of problems."""
 
     @abstractmethod
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         """The iteration; its result is ``(x,)``."""
 
 
@@ -112,7 +113,7 @@ def solve_lower(
     _check_radius(radius, begin)
     with torch.no_grad():
         return iterate(
-            solver.bind(LowerLevel(problem, begin, radius)),
+            solver.bind(SolverTask(problem, begin, radius)),
             schedule or Schedule(),
         )
 

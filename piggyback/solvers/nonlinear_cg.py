@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.operators.base import Preconditioner
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.saddle import SaddleProblem, UnitForm
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import Dual, PerSample, Primal
 
 _NEAR = 0.2
@@ -80,7 +80,7 @@ class NonlinearCG(LowerSolver):
     the preconditioner.
     """
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         return NonlinearCGIteration(lower.saddle("NonlinearCG"))
 
 
@@ -90,7 +90,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
 
     def __init__(
         self,
-        lower: LowerLevel[SaddleProblem],
+        lower: SolverTask[SaddleProblem],
         energy: UnitForm | None = None,
         relaxation: float = 1.0,
     ) -> None:

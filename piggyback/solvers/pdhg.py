@@ -10,7 +10,7 @@ from torch import Tensor
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 
 
@@ -58,7 +58,7 @@ class PDHG(LowerSolver):
     never forms ``grad h(x)``.
     """
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         saddle = lower.saddle("PDHG")
         return PDHGIteration(saddle, Steps.optimal(saddle.problem))
 
@@ -66,7 +66,7 @@ class PDHG(LowerSolver):
 class PDHGIteration(Iteration[PrimalDualState]):
     """PDHG on one batch."""
 
-    def __init__(self, lower: LowerLevel[SaddleProblem], steps: Steps) -> None:
+    def __init__(self, lower: SolverTask[SaddleProblem], steps: Steps) -> None:
         self.lower = lower
         self.steps = steps
 

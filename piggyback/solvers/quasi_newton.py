@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.operators.base import Preconditioner, ScalarPreconditioner
+from piggyback.operators.preconditioners import (
+    Preconditioner,
+    ScalarPreconditioner,
+)
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_count
 
@@ -142,20 +145,20 @@ class QuasiNewton(LowerSolver):
     def __post_init__(self) -> None:
         require_count("memory", self.memory)
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         if not isinstance(lower.problem, SmoothProblem):
             raise ValueError(
                 f"QuasiNewton needs a SmoothProblem, got a {type(lower.problem).__name__}"
             )
         return QuasiNewtonIteration(
-            LowerLevel(lower.problem, lower.start, lower.radius), self.memory
+            SolverTask(lower.problem, lower.start, lower.radius), self.memory
         )
 
 
 class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
     """The method on one batch."""
 
-    def __init__(self, lower: LowerLevel[SmoothProblem], memory: int) -> None:
+    def __init__(self, lower: SolverTask[SmoothProblem], memory: int) -> None:
         self.lower = lower
         self.memory = memory
 

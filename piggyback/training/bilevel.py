@@ -25,7 +25,7 @@ from piggyback.certificates.certify import (
 )
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import (
     Accuracy,
     Sensitivity,
@@ -33,8 +33,9 @@ from piggyback.problems.pair import (
     flat_gradient,
 )
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule
-from piggyback.terms.data.quadratic import DataTerm, Denoising
+from piggyback.solvers.stopping import Schedule
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.training.oracle import Evaluation, Oracle
 from piggyback.types import Primal

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from piggyback.training.oracle import Evaluation, Oracle
-from piggyback.training.search import Pairs, QuasiNewton
+from piggyback.training.search import Pairs, QuasiNewtonSearch
 from piggyback.values import require_count, require_positive
 
 
@@ -183,7 +183,7 @@ class AdaptiveDescent:
         self.oracle = oracle
         self.settings = settings if settings is not None else DescentSettings()
         use = self.settings
-        self.strides = QuasiNewton(
+        self.strides = QuasiNewtonSearch(
             metric
             if metric is not None
             else torch.ones_like(oracle.parameters()),

@@ -27,7 +27,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class QuasiNewton:
+class QuasiNewtonSearch:
     """Limited-memory BFGS (Nocedal 1980) that starts from the positive diagonal
     ``metric``.
 

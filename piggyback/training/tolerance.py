@@ -13,11 +13,11 @@ from torch import Tensor
 from piggyback.certificates.certify import double_copy
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.hypergradients.refinement import adjoint_gap, correction
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Accuracy, Sensitivity, flat_gradient
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.training.bilevel import Samples, in_order
 from piggyback.training.stochastic import StochasticSettings

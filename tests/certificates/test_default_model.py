@@ -18,9 +18,9 @@ from piggyback.certificates.certify import (
 )
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.linear import LinearConfig

@@ -26,15 +26,15 @@ from piggyback.hypergradients.literature.value_function import (
     Penalised,
     ValueFunction,
 )
-from piggyback.operators.base import ScalarPreconditioner
+from piggyback.operators.preconditioners import ScalarPreconditioner
 from piggyback.problems.pair import Accuracy, WarmStart
-from piggyback.solvers.conjugate_gradient import ConjugateGradient
-from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.gradient import GradientDescent
-from piggyback.solvers.loop import Schedule, Status, iterate
+from piggyback.solvers.linear import ConjugateGradient, ConjugateResidual
+from piggyback.solvers.loop import iterate
 from piggyback.solvers.lower import solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.data.quadratic import DenseQuadratic
+from piggyback.solvers.stopping import Schedule, Status
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.losses import LinearFunctional
 from tests.support.methods import (
     TIGHT,

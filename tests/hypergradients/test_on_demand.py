@@ -13,9 +13,9 @@ from piggyback.certificates.certify import Certification, certify, double_copy
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import Assessment, OnDemand
 from piggyback.hypergradients.piggyback import Piggyback
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from tests.support.certificate_checks import perturbed
 from tests.support.learned import exact_level, images, regularizer

@@ -8,7 +8,7 @@ GPU = "tests/studies/test_gpu_check.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
-        "piggyback/operators/base.py",
+        "piggyback/operators/dense.py",
         "DenseOperator.gram_inverse",
         "torch.linalg.inv_ex(gram + symbol * unit).inverse",
         "torch.linalg.inv(gram + symbol * unit)",

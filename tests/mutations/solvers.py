@@ -53,7 +53,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/solvers/lower.py",
-        "LowerLevel.error",
+        "SolverTask.error",
         "(self.problem.data.strong_convexity**0.5 * self.radius)",
         "(self.problem.data.strong_convexity * self.radius)",
         "stopping radius: a power of mu",
@@ -108,8 +108,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         (GPU, "-k", "look_reads_once"),
     ),
     Mutation(
-        "piggyback/solvers/loop.py",
-        "_Watch.stalled",
+        "piggyback/solvers/stopping.py",
+        "Watch.stalled",
         "hopeful = (self.reference > _FAR) & (self.reference > self.first / _FAR)",
         "hopeful = self.reference < 0",
         "residuals that rise before they fall are taken for a floor",

@@ -194,7 +194,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (RELU_LIFTED_CERTIFICATE, "-k", "never_missed"),
     ),
     Mutation(
-        "piggyback/terms/data/quadratic.py",
+        "piggyback/terms/data/base.py",
         "DataTerm.symbol",
         "return torch.full((), self.strong_convexity, dtype=like.dtype, device=like.device)",
         "return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)",
@@ -206,7 +206,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
-        "piggyback/terms/data/quadratic.py",
+        "piggyback/terms/data/dense.py",
         "_solved",
         "return torch.linalg.solve_ex(matrix, v.T).result.T",
         "return torch.linalg.solve(matrix, v.T).T",
@@ -258,7 +258,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (VALUES, "-k", "however_loose"),
     ),
     Mutation(
-        "piggyback/terms/data/quadratic.py",
+        "piggyback/terms/data/dense.py",
         "DenseQuadratic.dual_norm",
         "inner(q, v + s) + 2 * norm(q) * lost + (norm(s) + lost).square() / mu",
         "inner(q, v)",

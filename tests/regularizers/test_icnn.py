@@ -29,12 +29,12 @@ from piggyback.certificates.certify import (
     gradient_bound,
 )
 from piggyback.certificates.smooth import SmoothEvidence, smooth_bound
-from piggyback.operators.base import ApplicationCounter, DenseInverse
+from piggyback.operators.counting import ApplicationCounter
+from piggyback.operators.preconditioners import DenseInverse
 from piggyback.problems.pair import Sensitivity, WarmStart
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.loop import Schedule, Status
 from piggyback.solvers.lower import (
     certified_distance,
     radius_per_element,
@@ -42,6 +42,7 @@ from piggyback.solvers.lower import (
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.quasi_newton import InverseHessian, QuasiNewton
+from piggyback.solvers.stopping import Schedule, Status
 from piggyback.terms.energies import (
     EnergyBounds,
     FunctionalBound,

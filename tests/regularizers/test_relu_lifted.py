@@ -15,16 +15,17 @@ from piggyback import (
     Reconstruction,
     SquaredError,
 )
-from piggyback.batched import conjugate_step
 from piggyback.certificates.certify import examine
-from piggyback.operators.base import ApplicationCounter, ScalarPreconditioner
-from piggyback.solvers.loop import Schedule
+from piggyback.operators.counting import ApplicationCounter
+from piggyback.operators.preconditioners import ScalarPreconditioner
+from piggyback.recursions import conjugate_step
 from piggyback.solvers.lower import (
     certified_distance,
     radius_per_element,
     solve_lower,
 )
 from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.solvers.stopping import Schedule
 from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import envelope, project
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer

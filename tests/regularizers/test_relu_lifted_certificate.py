@@ -20,7 +20,7 @@ from piggyback.certificates.certify import (
     examine,
 )
 from piggyback.certificates.evidence import inflate
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.regularizer import Regularizer
 from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import cone, depth, normals, project, reachable

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from piggyback import Accuracy, Denoising, ImplicitCG, Piggyback, SquaredError
 from piggyback.certificates.certify import examine
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import WarmStart
-from piggyback.solvers.loop import Schedule, Status
+from piggyback.solvers.stopping import Schedule, Status
 from piggyback.terms.losses import Loss
 from regularizers.relu_lifted.network import Layout
 from regularizers.relu_lifted.piggyback import ReLULiftedPiggyback

@@ -48,7 +48,7 @@ from experiments.studies.gpu_check.waits import Waits
 from piggyback import Inpainting, NonlinearCG, Schedule, SquaredError
 from piggyback.hypergradients.literature.iaptt import worst_step
 from piggyback.solvers.loop import Iteration, iterate
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from regularizers import ConvolutionBank
 
 ROOT = Path(__file__).parents[2]

@@ -49,10 +49,10 @@ from piggyback.hypergradients.literature.value_function import (
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule, Status
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Schedule, Status
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 
 Method = HypergradientMethod | DirectMethod

@@ -23,9 +23,10 @@ from experiments.studies.gpu_check.timing import median_seconds
 from piggyback import Denoising, LogCosh, NonlinearCG, SquaredError, solve_lower
 from piggyback.hypergradients.implicit import adjoint_system
 from piggyback.problems.base import LowerProblem
-from piggyback.solvers.conjugate_gradient import ConjugateGradient
-from piggyback.solvers.loop import Iteration, Schedule, State
-from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.linear import ConjugateGradient
+from piggyback.solvers.loop import Iteration, State
+from piggyback.solvers.lower import SolverTask, radius_per_element
+from piggyback.solvers.stopping import Schedule
 
 BETWEEN_LOOKS = Schedule().check_every
 _RENEWED = 16
@@ -89,7 +90,7 @@ def lower_block(
     """The default solver, a few steps after the last renewal of its
     preconditioner."""
     problem, _ = _problem(batch, side, device)
-    level = LowerLevel(
+    level = SolverTask(
         problem, problem.data.start, radius_per_element(problem, TRAINING.lower)
     )
     iteration = NonlinearCG().bind(level)

@@ -31,10 +31,10 @@ from piggyback.certificates.certify import (
     double_copy,
 )
 from piggyback.hypergradients.base import HypergradientMethod
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Schedule
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from regularizers import (
     AdaptiveRegularizer,

@@ -46,10 +46,10 @@ from piggyback.certificates.certify import (
     double_copy,
 )
 from piggyback.hypergradients.literature.registry import METHODS
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Sensitivity
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from regularizers import ReLULiftedPiggyback
 
 Method = HypergradientMethod | DirectMethod

@@ -33,12 +33,12 @@ from piggyback import (
     solve_lower,
 )
 from piggyback.certificates.certify import Certification, certify, double_copy
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Sensitivity, flat_gradient
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import radius_per_element
 from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.stopping import Schedule
 from regularizers import ConvolutionBank, LinearRegularizer
 from regularizers.filter_bank.kernels import default_plan, kernel_jobs
 

@@ -53,12 +53,15 @@ from piggyback import (
 from piggyback.hypergradients.implicit import adjoint_system
 from piggyback.hypergradients.piggyback import PiggybackIteration
 from piggyback.problems.base import LowerProblem
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
-from piggyback.solvers.conjugate_residual import ConjugateResidual
+from piggyback.solvers.linear import (
+    ConjugateGradient,
+    ConjugateResidual,
+    LinearSystem,
+    Richardson,
+)
 from piggyback.solvers.loop import Iteration
-from piggyback.solvers.lower import LowerLevel, LowerSolver, radius_per_element
+from piggyback.solvers.lower import LowerSolver, SolverTask, radius_per_element
 from piggyback.solvers.pdhg import Steps
-from piggyback.solvers.richardson import Richardson
 from regularizers import ReLULiftedPrimalDual, ReLULiftedProblem
 from regularizers.relu_lifted.piggyback import ReLULiftedPiggybackIteration
 from regularizers.relu_lifted.primal_dual import BlockSteps
@@ -153,8 +156,8 @@ def _posed(case: Case, device: torch.device) -> LowerProblem:
     )
 
 
-def _level(problem: LowerProblem) -> LowerLevel[LowerProblem]:
-    return LowerLevel(
+def _level(problem: LowerProblem) -> SolverTask[LowerProblem]:
+    return SolverTask(
         problem, problem.data.start, radius_per_element(problem, ACCURACY.lower)
     )
 
@@ -208,7 +211,7 @@ def _piggyback(device: torch.device) -> Iteration:
     problem = _posed(DEFAULT, device)
     assert isinstance(problem, SaddleProblem)
     level, x = (
-        LowerLevel(
+        SolverTask(
             problem, problem.data.start, radius_per_element(problem, 1e-3)
         ),
         problem.data.start,
@@ -223,7 +226,7 @@ def _relu_lifted_piggyback(device: torch.device) -> Iteration:
     problem = _posed(MODELS[6], device)
     assert isinstance(problem, ReLULiftedProblem)
     level, x = (
-        LowerLevel(
+        SolverTask(
             problem, problem.data.start, radius_per_element(problem, 1e-3)
         ),
         problem.data.start,

@@ -42,10 +42,10 @@ from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.certify import Certification, assemble, examine
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity
 from piggyback.solvers.lower import certified_energy
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import SquaredError
 from regularizers.linear import LinearRegularizer
 

@@ -55,11 +55,11 @@ from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.hypergradients.piggyback import Piggyback, PiggybackIteration
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity
-from piggyback.solvers.loop import Schedule
-from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.lower import SolverTask, radius_per_element
 from piggyback.solvers.pdhg import Steps
+from piggyback.solvers.stopping import Schedule
 
 WINDOW = (1e-6, 1e-1)
 """True errors, relative, for which the ratio of bound and true error is summed
@@ -318,7 +318,7 @@ def plain_piggyback(instance: Instance, reference: Reference) -> Plain:
     regularizer, data, loss = instance.at(torch.float32)
     problem = regularizer.problem(data).detached().counted(counter)
     with torch.no_grad():
-        lower = LowerLevel(
+        lower = SolverTask(
             problem, data.start, radius_per_element(problem, 1.0)
         )
         iteration = PiggybackIteration(

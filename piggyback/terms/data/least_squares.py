@@ -14,31 +14,25 @@ from torch import Tensor
 
 from piggyback.batched import (
     ROUNDING_TERMS,
-    conjugate_step,
     inner,
     multiplied_spectrum,
     norm,
     per_sample,
 )
-from piggyback.forward.adapters import (
-    OWN,
-    Adapted,
-    adapted,
+from piggyback.forward.adapters import OWN, Adapted, adapted, source_of
+from piggyback.forward.base import ForwardOperator, operator_tensors
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.examination import (
     examine,
     measured_symbol,
     norm_for_steps,
     require_norm,
-    source_of,
 )
-from piggyback.forward.base import (
-    ForwardOperator,
-    Inpainting,
-    ValidBlur,
-    operator_tensors,
-)
+from piggyback.forward.sampling import Inpainting
 from piggyback.precision import without_autocast
-from piggyback.terms.data.quadratic import (
-    DataTerm,
+from piggyback.recursions import conjugate_step
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.inputs import (
     kept_centre,
     number,
     one_value,

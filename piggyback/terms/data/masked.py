@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner
-from piggyback.terms.data.quadratic import DataTerm, number, one_value
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.inputs import number, one_value
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import require_images, require_tensor, warn_of_scale
 

@@ -1,5 +1,4 @@
-"""Preconditioned conjugate gradients for the adjoint system ``A P = grad l``
-(docs/theory.md, eq. 8)."""
+"""Solvers of the adjoint system ``A P = grad l`` (docs/theory.md, eq. 8)."""
 
 from __future__ import annotations
 
@@ -8,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.batched import conjugate_step, inner, per_sample
-from piggyback.operators.base import Preconditioner
+from piggyback.batched import inner, per_sample, safe_divide
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.problems.base import LowerProblem
+from piggyback.recursions import conjugate_step
+from piggyback.solvers.gradient import step_length
 from piggyback.solvers.loop import Iteration, State
-from piggyback.terms.data.quadratic import DataTerm
-from piggyback.types import PerSample, Primal
+from piggyback.terms.data.base import DataTerm
+from piggyback.types import PerSample, Primal, Scalar
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,116 @@ class ConjugateGradient(Iteration[ConjugateGradientState]):
 
     def select(self, index: Tensor) -> ConjugateGradient:
         return ConjugateGradient(self.system.select(index))
+
+
+@dataclass(frozen=True)
+class ConjugateResidualState(State):
+    """Iterate ``P``, residual ``r``, ``z = M r``, ``A z``, direction ``p``, ``A
+    p``, ``energy = <z, A z>``."""
+
+    x: Primal
+    residual: Primal
+    preconditioned: Primal
+    image: Primal
+    direction: Primal
+    direction_image: Primal
+    energy: PerSample
+    preconditioner: Preconditioner
+
+
+class ConjugateResidual(Iteration[ConjugateResidualState]):
+    """Minimises ``<r, M r>`` over the Krylov space: the iterates of MINRES
+    (Paige, Saunders 1975; Stiefel 1955).
+
+    For a positive definite ``A`` this two-term recurrence cannot break down,
+    and it carries the residual, which the stopping rule and the certificates
+    look at. One step costs one ``K`` and one ``K^T``.
+    """
+
+    def __init__(self, system: LinearSystem) -> None:
+        self.system = system
+
+    def _apply(self, v: Primal) -> Primal:
+        return self.system.problem.hessian(self.system.curvature, v)
+
+    def start(self) -> ConjugateResidualState:
+        system = self.system
+        x, residual = system.begin()
+        preconditioner = system.problem.preconditioner(
+            system.curvature, residual
+        )
+        z = preconditioner.apply(residual)
+        image = self._apply(z)
+        return ConjugateResidualState(
+            x, residual, z, image, z, image, inner(z, image), preconditioner
+        )
+
+    def step(self, state: ConjugateResidualState) -> ConjugateResidualState:
+        p, image = state.direction, state.direction_image
+        turned = state.preconditioner.apply(image)
+        alpha = safe_divide(state.energy, inner(image, turned))
+        x = torch.addcmul(state.x, p, per_sample(alpha, p))
+        residual = torch.addcmul(state.residual, image, per_sample(-alpha, p))
+        z = torch.addcmul(state.preconditioned, turned, per_sample(-alpha, p))
+        z_image = self._apply(z)
+        energy = inner(z, z_image)
+        beta = per_sample(safe_divide(energy, state.energy), p)
+        return ConjugateResidualState(
+            x,
+            residual,
+            z,
+            z_image,
+            z + beta * p,
+            z_image + beta * image,
+            energy,
+            state.preconditioner,
+        )
+
+    def error(self, state: ConjugateResidualState) -> PerSample:
+        return self.system.error(state.residual)
+
+    def result(self, state: ConjugateResidualState) -> tuple[Primal, ...]:
+        return (state.x,)
+
+    def select(self, index: Tensor) -> ConjugateResidual:
+        return ConjugateResidual(self.system.select(index))
+
+
+@dataclass(frozen=True)
+class RichardsonState(State):
+    """Iterate ``P`` and residual ``r = right - A P``."""
+
+    x: Primal
+    residual: Primal
+
+
+class Richardson(Iteration[RichardsonState]):
+    """``P+ = P + a r`` with ``a = 1/L``; after ``n`` steps from zero ``P = a
+    sum_{j < n} (I - a A)^j right``.
+
+    ``r = (I - a A)^n right``, so the relative error is at most ``(1 - a
+    mu)^n``. One step costs one ``K`` and one ``K^T``.
+    """
+
+    def __init__(
+        self, system: LinearSystem, length: Scalar | None = None
+    ) -> None:
+        self.system = system
+        self.length = step_length(system.problem) if length is None else length
+
+    def start(self) -> RichardsonState:
+        return RichardsonState(*self.system.begin())
+
+    def step(self, state: RichardsonState) -> RichardsonState:
+        change = self.length * state.residual
+        image = self.system.problem.hessian(self.system.curvature, change)
+        return RichardsonState(state.x + change, state.residual - image)
+
+    def error(self, state: RichardsonState) -> PerSample:
+        return self.system.error(state.residual)
+
+    def result(self, state: RichardsonState) -> tuple[Primal, ...]:
+        return (state.x,)
+
+    def select(self, index: Tensor) -> Richardson:
+        return Richardson(self.system.select(index), self.length)
