@@ -1,24 +1,20 @@
 """Operators of other libraries as the solvers see them: real, in the dtype of
-their argument, checked once."""
+their argument."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from piggyback.forward.adjointness import (
-    one_line,
-    real_form,
-)
-from piggyback.forward.base import ForwardOperator
+from piggyback.forward.adjointness import one_line, real_form
+from piggyback.forward.base import ForwardOperator, stated_pilot
 from piggyback.forward.blur import ValidBlur
 from piggyback.forward.fingerprints import (
-    Kept,
+    Fingerprint,
+    Remembered,
     fingerprint,
-    remember,
     tensors_of,
 )
 from piggyback.forward.sampling import Inpainting, SuperResolution
@@ -28,14 +24,20 @@ OWN = (ValidBlur, SuperResolution, Inpainting)
 """Operators that keep the dtype of their argument, whose adjoints the tests
 have checked and whose norms are proved."""
 
+_copies: Remembered[ForwardOperator] = Remembered()
+
 
 class Adapted:
-    """``operator`` as a real map: results in the dtype of the argument, complex
+    """An operator as a real map: results in the dtype of the argument, complex
     ones as pairs on a last axis.
 
-    ``source``: the user's operator, of which ``operator`` may be a copy in
-    another precision. ``through``: the dtype that the operator is given (None:
-    that of the argument).
+    Args:
+        operator: what is applied.
+        source: the user's operator, of which ``operator`` may be a copy in
+            another precision.
+        pairs: whether ``A`` is complex.
+        through: the dtype that the operator is given; None: that of the
+            argument.
     """
 
     def __init__(
@@ -51,45 +53,83 @@ class Adapted:
         self.through = through
 
     def A(self, x: Primal, /) -> Tensor:
-        return real_form(self.operator.A(self._given(x))).to(x.dtype)
+        """``B x`` in the dtype of ``x``.
+
+        Args:
+            x: images ``(batch, ...)``.
+        """
+        given = x if self.through is None else x.to(self.through)
+        return real_form(self.operator.A(given)).to(x.dtype)
 
     def A_adjoint(self, y: Tensor, /) -> Primal:
-        given = self._given(y)
-        pulled = self.operator.A_adjoint(
-            torch.view_as_complex(given.contiguous()) if self.pairs else given
-        )
-        return (pulled.real if pulled.is_complex() else pulled).to(y.dtype)
+        """``B^T y`` in the dtype of ``y``: of a complex ``A`` the adjoint of
+        the real map, ``Re(B^H y)``.
+
+        Args:
+            y: observations ``(batch, ...)``, with a last axis of 2 for pairs.
+        """
+        pulled = self.operator.A_adjoint(self._given(y))
+        real = pulled.real if pulled.is_complex() else pulled
+        return real.to(y.dtype)
 
     def continued(self, y: Tensor) -> Primal | None:
         """What the operator's own ``pilot`` makes of an observation; None if it
-        has none."""
-        pilot: Any = getattr(self.operator, "pilot", None)
-        if pilot is None:
-            return None
-        given = self._given(y)
-        return pilot(
-            torch.view_as_complex(given.contiguous()) if self.pairs else given
-        ).to(y.dtype)
+        has none.
 
-    def _given(self, v: Tensor) -> Tensor:
-        return v if self.through is None else v.to(self.through)
+        Args:
+            y: as for ``A_adjoint``.
+        """
+        pilot = stated_pilot(self.operator, self._given(y))
+        return None if pilot is None else pilot.to(y.dtype)
+
+    def _given(self, y: Tensor) -> Tensor:
+        """Observations as the operator takes them."""
+        given = y if self.through is None else y.to(self.through)
+        return _paired(given.contiguous()) if self.pairs else given
+
+
+def _paired(values: Tensor) -> Tensor:
+    return torch.view_as_complex(values)
 
 
 def source_of(operator: ForwardOperator) -> ForwardOperator:
-    """The operator that the user gave."""
+    """The operator that the user gave.
+
+    Args:
+        operator: as the solvers see it.
+    """
     return operator.source if isinstance(operator, Adapted) else operator
+
+
+def pilot_of(operator: ForwardOperator, observed: Tensor) -> Primal | None:
+    """What an observation looks like as an image, if the operator says.
+
+    Args:
+        operator: as the solvers see it.
+        observed: ``(batch, ...)``, with a last axis of 2 for pairs.
+    """
+    if isinstance(operator, Adapted):
+        return operator.continued(observed)
+    return stated_pilot(operator, observed)
 
 
 def adapted(
     operator: ForwardOperator, observed: Tensor, pairs: bool = False
 ) -> ForwardOperator:
-    """``operator`` in the dtype of ``observed``: as it is, with its tensors
+    """An operator in the dtype of the observation: as it is, with its tensors
     converted, or cast around.
 
-    ``pairs``: ``observed`` is the real form of complex observations. Raises
-    ``ValueError`` if it fails in every precision.
+    Args:
+        operator: that of the user, or one that was adapted before.
+        observed: ``(batch, ...)``.
+        pairs: whether ``observed`` is the real form of complex observations.
+
+    Raises:
+        ValueError: if the operator fails in every precision, changes its
+            argument, or is real where the observation is complex or vice versa.
     """
-    operator, dtype = source_of(operator), observed.dtype
+    operator = source_of(operator)
+    dtype = observed.dtype
     if isinstance(operator, OWN):
         return operator
     probe = torch.zeros_like(observed[:1].detach())
@@ -98,13 +138,14 @@ def adapted(
     if failure is None:
         return candidate
     changed = converted(operator, dtype)
-    if (
-        changed is not None
-        and _failure(Adapted(changed, operator, pairs), probe) is None
-    ):
-        return Adapted(changed, operator, pairs)
+    if changed is not None:
+        candidate = Adapted(changed, operator, pairs)
+        if _failure(candidate, probe) is None:
+            return candidate
+    # a library that computes in one precision only: correct to that one
     other = torch.float32 if dtype == torch.float64 else torch.float64
-    if _failure(Adapted(operator, operator, pairs), probe.to(other)) is None:
+    as_it_is = Adapted(operator, operator, pairs)
+    if _failure(as_it_is, probe.to(other)) is None:
         return Adapted(operator, operator, pairs, other)
     raise ValueError(
         f"forward operator {type(operator).__name__} fails on {dtype}: {failure}"
@@ -114,33 +155,31 @@ def adapted(
 def _failure(operator: Adapted, probe: Tensor) -> str | None:
     """Why the operator cannot be used as it is, in the dtype of ``probe``; None
     if it can."""
+    name = type(operator.operator).__name__
     before = _changes(probe)
     try:
         with torch.no_grad():
             back = operator.operator.A_adjoint(
-                torch.view_as_complex(probe) if operator.pairs else probe
+                _paired(probe) if operator.pairs else probe
             )
-            image = operator.operator.A(
-                back.real if back.is_complex() else back
-            )
+            real = back.real if back.is_complex() else back
+            image = operator.operator.A(real)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return one_line(error)
-    if _changes(probe) != before:  # before the observation is what is given
+    # looked at here, before the observation is what is given
+    if _changes(probe) != before:
         raise ValueError(
-            f"A_adjoint of {type(operator.operator).__name__} changes its "
-            "argument in place: work on a copy"
+            f"A_adjoint of {name} changes its argument in place: work on a copy"
         )
     if image.is_complex() != operator.pairs:
         kinds = ("real", "complex")
         raise ValueError(
-            f"A of {type(operator.operator).__name__} returns {kinds[image.is_complex()]} values, "
+            f"A of {name} returns {kinds[image.is_complex()]} values, "
             f"the observation is {kinds[operator.pairs]}"
         )
-    return (
-        None
-        if probe.dtype == back.real.dtype == image.real.dtype
-        else f"it returns {back.dtype} and {image.dtype}"
-    )
+    if probe.dtype == back.real.dtype == image.real.dtype:
+        return None
+    return f"it returns {back.dtype} and {image.dtype}"
 
 
 def _changes(values: Tensor) -> int:
@@ -152,53 +191,53 @@ def converted(
     operator: ForwardOperator, dtype: torch.dtype
 ) -> ForwardOperator | None:
     """A copy whose floating-point tensors, wherever they are kept, are in
-    ``dtype``; None if it cannot be copied.
+    another precision; None if it cannot be copied.
 
     A graph goes on through the copy, and the original is left alone. Copies
     without a graph are kept for the next call.
+
+    Args:
+        operator: that of the user.
+        dtype: of the real tensors; complex ones get the one that belongs to it.
     """
     tensors = [
         t
         for t in tensors_of(operator)
         if t.is_floating_point() or t.is_complex()
     ]
-    live = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    key, mark = (id(operator), dtype), () if live else fingerprint(operator)
-    held = _copies.get(key)
-    if (
-        not live
-        and held is not None
-        and held[0]() is operator
-        and held[1] == mark
-    ):
-        return held[2]
-    kinds = {
-        False: dtype,
-        True: torch.complex128 if dtype == torch.float64 else torch.complex64,
-    }
-    try:
-        if live:
-            found = copy.deepcopy(
-                operator, {id(t): t.to(kinds[t.is_complex()]) for t in tensors}
-            )
-        else:
-            # what is kept must serve training too
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):
-                found = copy.deepcopy(
-                    operator,
-                    {
-                        id(t): t.detach().to(kinds[t.is_complex()])
-                        for t in tensors
-                    },
-                )
-    except (TypeError, RuntimeError, AttributeError, ValueError):
-        return None
-    if not live:
-        remember(_copies, key, operator, mark, found)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        # a copy with a graph belongs to this call alone
+        return _copy(operator, {id(t): _in(dtype, t) for t in tensors})
+    key = (id(operator), dtype)
+    mark: Fingerprint = fingerprint(operator)
+    known = _copies.get(key, operator, mark)
+    if known is not None:
+        return known
+    # what is kept must serve training too
+    with torch.inference_mode(False), torch.no_grad():
+        found = _copy(
+            operator, {id(t): _in(dtype, t.detach()) for t in tensors}
+        )
+    if found is not None:
+        _copies.put(key, operator, mark, found)
     return found
 
 
-_copies: Kept[ForwardOperator] = {}
+def _in(dtype: torch.dtype, values: Tensor) -> Tensor:
+    if not values.is_complex():
+        return values.to(dtype)
+    double = dtype == torch.float64
+    return values.to(torch.complex128 if double else torch.complex64)
+
+
+def _copy(
+    operator: ForwardOperator, tensors: dict[int, Tensor]
+) -> ForwardOperator | None:
+    """A deep copy with ``tensors`` in the place of those with these addresses:
+    a deep copy takes what its memo holds for copied already."""
+    try:
+        # any dict: deepcopy also writes what it keeps alive to it
+        memo: dict[int, object] = {**tensors}
+        return copy.deepcopy(operator, memo)
+    except (TypeError, RuntimeError, AttributeError, ValueError):
+        return None

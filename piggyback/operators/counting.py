@@ -9,6 +9,19 @@ from piggyback.operators.preconditioners import Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 
 
+class ApplicationCounter:
+    """Half operator applications seen so far; a Python integer, so counting
+    never synchronises a device."""
+
+    def __init__(self) -> None:
+        self.halves = 0
+
+    @property
+    def applications(self) -> float:
+        """Pairs of one ``K`` and one ``K^T`` on one image."""
+        return self.halves / 2
+
+
 class CountingOperator(LinearOperator):
     """Counts the work done through another operator, in *operator
     applications*.
@@ -17,6 +30,10 @@ class CountingOperator(LinearOperator):
     adds half its batch size; so does its reverse mode, which applies the
     transpose, where the argument itself is differentiated (unrolling). Copies
     made by ``detached``, ``double`` share the counter.
+
+    Args:
+        operator: what does the work.
+        counter: what is counted in; several operators may share it.
     """
 
     def __init__(
@@ -36,6 +53,7 @@ class CountingOperator(LinearOperator):
 
     def _counted(self, argument: Tensor, result: Tensor) -> Tensor:
         self.counter.halves += argument.shape[0]
+        # without a graph to the argument reverse mode never applies K^T
         if argument.requires_grad and result.requires_grad:
             result.register_hook(self._reversed)
         return result
@@ -54,15 +72,6 @@ class CountingOperator(LinearOperator):
 
     def coefficient_norms(self) -> PerFilter:
         return self.operator.coefficient_norms()
-
-    def detached(self) -> CountingOperator:
-        return CountingOperator(self.operator.detached(), self.counter)
-
-    def double(self) -> CountingOperator:
-        return CountingOperator(self.operator.double(), self.counter)
-
-    def single(self) -> CountingOperator:
-        return CountingOperator(self.operator.single(), self.counter)
 
     def scaled(self, factors: PerFilter) -> CountingOperator:
         return CountingOperator(self.operator.scaled(factors), self.counter)
@@ -86,28 +95,21 @@ class CountingOperator(LinearOperator):
 
 
 def uncounted(operator: LinearOperator) -> LinearOperator:
-    """The operator itself, without the counters around it."""
-    return (
-        uncounted(operator.operator)
-        if isinstance(operator, CountingOperator)
-        else operator
-    )
+    """The operator itself, without the counters around it.
+
+    Args:
+        operator: any operator; counters may be nested.
+    """
+    if isinstance(operator, CountingOperator):
+        return uncounted(operator.operator)
+    return operator
 
 
 def is_trusted(operator: LinearOperator) -> bool:
-    """Whether the very class of the operator says so: subclasses may have
-    changed what it does."""
+    """Whether the very class of the operator says so (``trusted``): subclasses
+    may have changed what it does.
+
+    Args:
+        operator: any operator; counters around it are looked through.
+    """
     return bool(vars(type(uncounted(operator))).get("trusted", False))
-
-
-class ApplicationCounter:
-    """Half operator applications seen so far; a Python integer, so counting
-    never synchronises a device."""
-
-    def __init__(self) -> None:
-        self.halves = 0
-
-    @property
-    def applications(self) -> float:
-        """Pairs of one ``K`` and one ``K^T`` on one image."""
-        return self.halves / 2

@@ -11,10 +11,21 @@ from piggyback.operators.preconditioners import DenseInverse, Preconditioner
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from piggyback.values import require_tensor
 
+_ULPS = 8
+"""Units in the last place that a computed norm is widened by, to be a bound."""
+
 
 class DenseOperator(LinearOperator):
-    """``K`` given by a matrix ``(m, n)`` whose entries are the parameters;
-    primal ``(batch, n)``, dual ``(batch, m)``."""
+    """``K`` given by a matrix whose entries are the parameters; primal
+    ``(batch, n)``, dual ``(batch, m)``.
+
+    Args:
+        matrix: ``(m, n)``; one for all samples.
+
+    Raises:
+        ValueError: if it is no tensor or no matrix; ``check``: if it has NaN or
+            infinite entries.
+    """
 
     trusted = True
 
@@ -29,8 +40,9 @@ class DenseOperator(LinearOperator):
     def check(self) -> None:
         finite = torch.isfinite(self.matrix).all(dim=1)
         if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
             raise ValueError(
-                f"row {int((~finite).nonzero()[0])} of the operator has NaN or infinite entries"
+                f"row {row} of the operator has NaN or infinite entries"
             )
 
     def forward(self, x: Primal) -> Dual:
@@ -40,35 +52,26 @@ class DenseOperator(LinearOperator):
         return y @ self.matrix
 
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
+        scaled = self.matrix.detach().double()
+        if weights is not None:
+            roots = weights.detach().double().sqrt()
+            scaled = scaled * roots.unsqueeze(-1)
         # the computed largest singular value is right to a few roundings; the
         # factor makes it a bound
-        matrix = self.matrix.detach().double()
-        scaled = (
-            matrix
-            if weights is None
-            else matrix * weights.detach().double().sqrt().unsqueeze(-1)
-        )
         singular = torch.linalg.matrix_norm(scaled, ord=2)
-        return (singular * (1 + 1e-10)).to(self.matrix.dtype) * (
-            1 + 8 * torch.finfo(self.matrix.dtype).eps
-        )
+        widened = (singular * (1 + 1e-10)).to(self.matrix.dtype)
+        # and the conversion may have rounded down
+        return widened * self._allowance()
 
     def row_norms(self, like: Dual) -> Tensor:
         return self.coefficient_norms()
 
     def coefficient_norms(self) -> PerFilter:
-        return torch.linalg.vector_norm(self.matrix.detach(), dim=1) * (
-            1 + 8 * torch.finfo(self.matrix.dtype).eps
-        )
+        norms = torch.linalg.vector_norm(self.matrix.detach(), dim=1)
+        return norms * self._allowance()
 
-    def detached(self) -> DenseOperator:
-        return DenseOperator(self.matrix.detach())
-
-    def double(self) -> DenseOperator:
-        return DenseOperator(self.matrix.detach().double())
-
-    def single(self) -> DenseOperator:
-        return DenseOperator(self.matrix.detach().float())
+    def _allowance(self) -> float:
+        return 1 + _ULPS * torch.finfo(self.matrix.dtype).eps
 
     def scaled(self, factors: PerFilter) -> DenseOperator:
         return DenseOperator(self.matrix.detach() * factors.unsqueeze(-1))
@@ -79,27 +82,30 @@ class DenseOperator(LinearOperator):
         gram = self._gram(curvature)
         unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         # ``inv`` waits, to see if it is singular
-        return DenseInverse(torch.linalg.inv_ex(gram + symbol * unit).inverse)
+        found = torch.linalg.inv_ex(gram + symbol * unit)
+        return DenseInverse(found.inverse)
 
     def _gram(self, weights: Dual) -> Tensor:
+        """``K^T diag(weights) K`` of every sample, ``(batch, n, n)``."""
         return torch.einsum("mi,bm,mj->bij", self.matrix, weights, self.matrix)
 
     def gram_norm(self, weights: Dual) -> PerSample:
-        # the trace bounds the norm, and so does the rounding of the norm
-        # measured against it
         gram = self._gram(weights)
+        computed = torch.linalg.matrix_norm(gram, ord=2)
+        # the trace is at least the norm, and the rounding of the norm is
+        # measured against it
         trace = gram.diagonal(dim1=1, dim2=2).sum(1)
-        return (
-            torch.linalg.matrix_norm(gram, ord=2)
-            + 8 * sum(self.matrix.shape) * torch.finfo(gram.dtype).eps * trace
-        )
+        terms = _ULPS * sum(self.matrix.shape)
+        return computed + terms * torch.finfo(gram.dtype).eps * trace
 
     def adjoint_gain(self, v: Dual) -> PerSample:
         # K_t = t, and sup over ||t||_F = 1 of ||t^T v|| is ||v||
         return norm(v)
 
     def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
-        return curvature.amax(dim=-1).sqrt() * norm(v).to(curvature)
+        # t = e_i v^T / ||v|| with the row i of the largest curvature
+        largest = curvature.amax(dim=-1)
+        return largest.sqrt() * norm(v).to(curvature)
 
     def gain(self) -> float:
         return 1.0

@@ -1,4 +1,5 @@
-"""Symmetric positive definite maps that steer solvers; no certificate depends on them."""
+"""Symmetric positive definite maps that steer solvers; no certificate depends on
+them."""
 
 from __future__ import annotations
 
@@ -6,24 +7,40 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from piggyback.copies import Copyable
 from piggyback.types import Primal, Scalar
 
 
-class Preconditioner(ABC):
-    """A symmetric positive definite map on primal space, one per sample."""
+class Preconditioner(Copyable, ABC):
+    """A symmetric positive definite map on primal space, one per sample.
+
+    ``select`` gives that of the chosen samples. It is inherited
+    (``piggyback.copies``): a subclass keeps the arguments of its constructor
+    under their names, with the batch as the first axis of tensors, and names
+    those that all samples have in common in ``shared``.
+    """
 
     @abstractmethod
     def apply(self, v: Primal) -> Primal:
-        """The preconditioned vector."""
+        """The preconditioned vector.
 
-    @abstractmethod
-    def select(self, index: Tensor) -> Preconditioner:
-        """The preconditioner of the chosen samples."""
+        Args:
+            v: ``(batch, ...)``.
+
+        Returns:
+            ``M v``, of the shape of ``v``.
+        """
 
 
 class ScalarPreconditioner(Preconditioner):
     """Multiplication by one positive number: the absence of a preconditioner,
-    scaled."""
+    scaled.
+
+    Args:
+        scale: the number, a tensor ``()``.
+    """
+
+    shared = ("scale",)
 
     def __init__(self, scale: Scalar) -> None:
         self.scale = scale
@@ -31,18 +48,16 @@ class ScalarPreconditioner(Preconditioner):
     def apply(self, v: Primal) -> Primal:
         return v * self.scale
 
-    def select(self, index: Tensor) -> Preconditioner:
-        return self
-
 
 class DenseInverse(Preconditioner):
-    """A dense inverse ``(batch, n, n)``; for small problems only."""
+    """A dense matrix for every sample; for small problems only.
+
+    Args:
+        inverse: ``(batch, n, n)``, symmetric positive definite.
+    """
 
     def __init__(self, inverse: Tensor) -> None:
         self.inverse = inverse
 
     def apply(self, v: Primal) -> Primal:
         return (self.inverse @ v.unsqueeze(-1)).squeeze(-1)
-
-    def select(self, index: Tensor) -> Preconditioner:
-        return DenseInverse(self.inverse[index])

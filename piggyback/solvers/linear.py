@@ -1,4 +1,5 @@
-"""Solvers of the adjoint system ``A P = grad l`` (docs/theory.md, eq. 8)."""
+"""Solvers of the adjoint system ``A P = grad l`` (docs/theory.md, eq. 8):
+conjugate gradients, MINRES, Richardson."""
 
 from __future__ import annotations
 
@@ -8,21 +9,36 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
+from piggyback.copies import Copyable
 from piggyback.operators.preconditioners import Preconditioner
 from piggyback.problems.base import LowerProblem
-from piggyback.recursions import conjugate_step
+from piggyback.recursions import (
+    ConjugatePoint,
+    conjugate_start,
+    conjugate_step,
+)
 from piggyback.solvers.gradient import step_length
 from piggyback.solvers.loop import Iteration, State
 from piggyback.terms.data.base import DataTerm
 from piggyback.types import PerSample, Primal, Scalar
 
+_LARGEST_EXPONENT = 120
+"""Powers of two up to here, and their reciprocals, are numbers in single
+precision."""
+
 
 @dataclass(frozen=True)
-class LinearSystem:
-    """``A P = right``, ``A`` the Hessian that belongs to ``curvature``; done
-    when ``||right - A P||_{H^{-1}} <= radius``.
+class LinearSystem(Copyable):
+    """``A P = right``, done when ``||right - A P||_{H^{-1}} <= radius``.
 
-    No ``start`` means zero, whose residual costs no operator application.
+    Args:
+        problem: the batch whose Hessian ``A`` is.
+        curvature: what Hessian products need to know of the point, batch first
+            (``LowerProblem.curvature``).
+        right: the right-hand side, ``(batch, ...)``.
+        radius: the wanted norm of the residual, ``(batch,)``.
+        start: the first iterate, ``(batch, ...)``; None: zero, whose residual
+            costs no operator application.
     """
 
     problem: LowerProblem
@@ -31,57 +47,66 @@ class LinearSystem:
     radius: PerSample
     start: Primal | None = None
 
+    def apply(self, v: Primal) -> Primal:
+        """``A v``, for ``v`` ``(batch, ...)``."""
+        return self.problem.hessian(self.curvature, v)
+
     def begin(self) -> tuple[Primal, Primal]:
-        """The first iterate and its residual."""
+        """The first iterate and its residual, both ``(batch, ...)``."""
         if self.start is None:
             return torch.zeros_like(self.right), self.right
-        return self.start, self.right - self.problem.hessian(
-            self.curvature, self.start
-        )
+        return self.start, self.right - self.apply(self.start)
 
     def error(self, residual: Primal) -> PerSample:
-        """The residual over the wanted one: a sample is done at or below 1."""
+        """The residual over the wanted one: a sample is done at or below 1.
+
+        Args:
+            residual: ``right - A P``, ``(batch, ...)``.
+        """
         return self.problem.data.dual_norm(residual) / self.radius
 
     def in_units(self) -> tuple[LinearSystem, PerSample]:
-        """The system for right-hand sides of about 1, and the powers of two
-        that its solutions are to be multiplied by.
+        """The system for right-hand sides of about 1.
 
         Nothing is rounded; but squares of very small or large right-hand sides
         would leave the range of single precision.
+
+        Returns:
+            The system, and the powers of two ``(batch,)`` that its solutions
+            are to be multiplied by.
         """
         unit = unit_of(self.right)
         factor = per_sample(unit.reciprocal(), self.right)
-        start = None if self.start is None else self.start * factor
-        return LinearSystem(
-            self.problem,
-            self.curvature,
-            self.right * factor,
-            self.radius / unit,
-            start,
-        ), unit
-
-    def select(self, index: Tensor) -> LinearSystem:
-        start = None if self.start is None else self.start[index]
-        return LinearSystem(
-            self.problem.select(index),
-            self.curvature[index],
-            self.right[index],
-            self.radius[index],
-            start,
+        scaled = LinearSystem(
+            problem=self.problem,
+            curvature=self.curvature,
+            right=self.right * factor,
+            radius=self.radius / unit,
+            start=None if self.start is None else self.start * factor,
         )
+        return scaled, unit
 
 
 def relative_radius(
     data: DataTerm, right: Primal, tolerance: float | PerSample
 ) -> PerSample:
     """``tolerance ||right||_{H^{-1}}``, and something positive where the
-    right-hand side is zero."""
+    right-hand side is zero.
+
+    Args:
+        data: whose ``H`` measures.
+        right: the right-hand side, ``(batch, ...)``.
+        tolerance: a number, or ``(batch,)``.
+
+    Returns:
+        ``(batch,)``.
+    """
+    # measured in units of about 1: squares stay in range
     unit = unit_of(right)
-    size = data.dual_norm(right * per_sample(unit.reciprocal(), right)) * unit
-    tolerance = (
-        tolerance.to(size) if isinstance(tolerance, Tensor) else tolerance
-    )
+    scaled = right * per_sample(unit.reciprocal(), right)
+    size = data.dual_norm(scaled) * unit
+    if isinstance(tolerance, Tensor):
+        tolerance = tolerance.to(size)
     return (tolerance * size).clamp(min=torch.finfo(right.dtype).tiny)
 
 
@@ -89,32 +114,43 @@ def relative_residual(
     data: DataTerm, residual: Primal, right: Primal, tolerance: float
 ) -> PerSample:
     """``||residual||_{H^{-1}}`` over the wanted ``tolerance
-    ||right||_{H^{-1}}``."""
+    ||right||_{H^{-1}}``.
+
+    Args:
+        data: whose ``H`` measures.
+        residual: ``(batch, ...)``.
+        right: the right-hand side, of the shape of ``residual``.
+        tolerance: the wanted ratio of the two.
+
+    Returns:
+        ``(batch,)``; done at or below 1.
+    """
     factor = per_sample(unit_of(right).reciprocal(), right)
-    return data.dual_norm(residual * factor) / relative_radius(
-        data, right * factor, tolerance
-    )
+    found = data.dual_norm(residual * factor)
+    return found / relative_radius(data, right * factor, tolerance)
 
 
 def unit_of(right: Primal) -> PerSample:
     """The power of two next to the largest entry of every sample; 1 for the
-    zero vector."""
+    zero vector.
+
+    Args:
+        right: ``(batch, ...)``.
+
+    Returns:
+        ``(batch,)``.
+    """
     peak = right.abs().flatten(1).amax(1)
-    exponent = torch.frexp(peak).exponent.clamp(-_MOST, _MOST)
-    return torch.ldexp(
-        torch.ones_like(peak),
-        torch.where(torch.isfinite(peak) & (peak > 0), exponent, 0),
-    )
-
-
-_MOST = 120
-"""Powers of two up to here, and their reciprocals, are numbers in single
-precision."""
+    exponent = torch.frexp(peak).exponent
+    exponent = exponent.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+    usable = torch.isfinite(peak) & (peak > 0)
+    return torch.ldexp(torch.ones_like(peak), torch.where(usable, exponent, 0))
 
 
 @dataclass(frozen=True)
 class ConjugateGradientState(State):
-    """Iterate ``P``, residual ``r``, direction, ``energy = <r, M r>``."""
+    """Iterate ``P``, residual ``r``, direction, all ``(batch, ...)``, and
+    ``energy = <r, M r>``."""
 
     x: Primal
     residual: Primal
@@ -124,8 +160,15 @@ class ConjugateGradientState(State):
 
 
 class ConjugateGradient(Iteration[ConjugateGradientState]):
-    """One step costs one ``K`` and one ``K^T``; a zero residual is a fixed
-    point, not a division by zero."""
+    """Preconditioned conjugate gradients (Hestenes, Stiefel 1952); converges as
+    eq. 26 says.
+
+    One step costs one ``K`` and one ``K^T``; a zero residual is a fixed point,
+    not a division by zero.
+
+    Args:
+        system: what is solved, from where, how well.
+    """
 
     def __init__(self, system: LinearSystem) -> None:
         self.system = system
@@ -136,20 +179,16 @@ class ConjugateGradient(Iteration[ConjugateGradientState]):
         preconditioner = system.problem.preconditioner(
             system.curvature, residual
         )
-        direction = preconditioner.apply(residual)
-        return ConjugateGradientState(
-            x, residual, direction, inner(residual, direction), preconditioner
-        )
+        point = conjugate_start(x, residual, preconditioner.apply)
+        return ConjugateGradientState(*point, preconditioner)
 
     def step(self, state: ConjugateGradientState) -> ConjugateGradientState:
-        image = self.system.problem.hessian(
-            self.system.curvature, state.direction
+        point = ConjugatePoint(
+            state.x, state.residual, state.direction, state.energy
         )
-        point = state.x, state.residual, state.direction, state.energy
-        return ConjugateGradientState(
-            *conjugate_step(point, image, state.preconditioner.apply),
-            state.preconditioner,
-        )
+        image = self.system.apply(state.direction)
+        found = conjugate_step(point, image, state.preconditioner.apply)
+        return ConjugateGradientState(*found, state.preconditioner)
 
     def error(self, state: ConjugateGradientState) -> PerSample:
         return self.system.error(state.residual)
@@ -157,14 +196,11 @@ class ConjugateGradient(Iteration[ConjugateGradientState]):
     def result(self, state: ConjugateGradientState) -> tuple[Primal, ...]:
         return (state.x,)
 
-    def select(self, index: Tensor) -> ConjugateGradient:
-        return ConjugateGradient(self.system.select(index))
-
 
 @dataclass(frozen=True)
 class ConjugateResidualState(State):
     """Iterate ``P``, residual ``r``, ``z = M r``, ``A z``, direction ``p``, ``A
-    p``, ``energy = <z, A z>``."""
+    p``, all ``(batch, ...)``, and ``energy = <z, A z>``."""
 
     x: Primal
     residual: Primal
@@ -177,19 +213,19 @@ class ConjugateResidualState(State):
 
 
 class ConjugateResidual(Iteration[ConjugateResidualState]):
-    """Minimises ``<r, M r>`` over the Krylov space: the iterates of MINRES
-    (Paige, Saunders 1975; Stiefel 1955).
+    """MINRES in its conjugate-residual form: minimises ``<r, M r>`` over the
+    Krylov space (Paige, Saunders 1975; Stiefel 1955).
 
     For a positive definite ``A`` this two-term recurrence cannot break down,
     and it carries the residual, which the stopping rule and the certificates
     look at. One step costs one ``K`` and one ``K^T``.
+
+    Args:
+        system: what is solved, from where, how well.
     """
 
     def __init__(self, system: LinearSystem) -> None:
         self.system = system
-
-    def _apply(self, v: Primal) -> Primal:
-        return self.system.problem.hessian(self.system.curvature, v)
 
     def start(self) -> ConjugateResidualState:
         system = self.system
@@ -198,30 +234,39 @@ class ConjugateResidual(Iteration[ConjugateResidualState]):
             system.curvature, residual
         )
         z = preconditioner.apply(residual)
-        image = self._apply(z)
+        image = system.apply(z)
         return ConjugateResidualState(
-            x, residual, z, image, z, image, inner(z, image), preconditioner
+            x=x,
+            residual=residual,
+            preconditioned=z,
+            image=image,
+            direction=z,
+            direction_image=image,
+            energy=inner(z, image),
+            preconditioner=preconditioner,
         )
 
     def step(self, state: ConjugateResidualState) -> ConjugateResidualState:
-        p, image = state.direction, state.direction_image
+        p = state.direction
+        image = state.direction_image
         turned = state.preconditioner.apply(image)
         alpha = safe_divide(state.energy, inner(image, turned))
         x = torch.addcmul(state.x, p, per_sample(alpha, p))
         residual = torch.addcmul(state.residual, image, per_sample(-alpha, p))
+        # z and A p follow by recursion: one application of A is left, to z
         z = torch.addcmul(state.preconditioned, turned, per_sample(-alpha, p))
-        z_image = self._apply(z)
+        z_image = self.system.apply(z)
         energy = inner(z, z_image)
         beta = per_sample(safe_divide(energy, state.energy), p)
         return ConjugateResidualState(
-            x,
-            residual,
-            z,
-            z_image,
-            z + beta * p,
-            z_image + beta * image,
-            energy,
-            state.preconditioner,
+            x=x,
+            residual=residual,
+            preconditioned=z,
+            image=z_image,
+            direction=z + beta * p,
+            direction_image=z_image + beta * image,
+            energy=energy,
+            preconditioner=state.preconditioner,
         )
 
     def error(self, state: ConjugateResidualState) -> PerSample:
@@ -230,24 +275,25 @@ class ConjugateResidual(Iteration[ConjugateResidualState]):
     def result(self, state: ConjugateResidualState) -> tuple[Primal, ...]:
         return (state.x,)
 
-    def select(self, index: Tensor) -> ConjugateResidual:
-        return ConjugateResidual(self.system.select(index))
-
 
 @dataclass(frozen=True)
 class RichardsonState(State):
-    """Iterate ``P`` and residual ``r = right - A P``."""
+    """Iterate ``P`` and residual ``r = right - A P``, both ``(batch, ...)``."""
 
     x: Primal
     residual: Primal
 
 
 class Richardson(Iteration[RichardsonState]):
-    """``P+ = P + a r`` with ``a = 1/L``; after ``n`` steps from zero ``P = a
-    sum_{j < n} (I - a A)^j right``.
+    """``P+ = P + a r``: the partial sums of the Neumann series, ``P = a sum_{j
+    < n} (I - a A)^j right`` after ``n`` steps from zero.
 
-    ``r = (I - a A)^n right``, so the relative error is at most ``(1 - a
-    mu)^n``. One step costs one ``K`` and one ``K^T``.
+    ``r = (I - a A)^n right``, so with ``a = 1/L`` the relative error is at most
+    ``(1 - a mu)^n``. One step costs one ``K`` and one ``K^T``.
+
+    Args:
+        system: what is solved, from where, how well.
+        length: ``a``, a tensor ``()``; None: ``1/L``.
     """
 
     def __init__(
@@ -261,14 +307,13 @@ class Richardson(Iteration[RichardsonState]):
 
     def step(self, state: RichardsonState) -> RichardsonState:
         change = self.length * state.residual
-        image = self.system.problem.hessian(self.system.curvature, change)
-        return RichardsonState(state.x + change, state.residual - image)
+        # of the change, not of the iterate: the residual needs no right-hand
+        # side, and keeps its digits when it is small
+        residual = state.residual - self.system.apply(change)
+        return RichardsonState(state.x + change, residual)
 
     def error(self, state: RichardsonState) -> PerSample:
         return self.system.error(state.residual)
 
     def result(self, state: RichardsonState) -> tuple[Primal, ...]:
         return (state.x,)
-
-    def select(self, index: Tensor) -> Richardson:
-        return Richardson(self.system.select(index), self.length)

@@ -4,13 +4,14 @@ sample."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from piggyback.operators.preconditioners import Preconditioner
+from piggyback.batched import per_sample
+from piggyback.copies import Copyable
 from piggyback.solvers.stopping import (
     Outcome,
     Schedule,
@@ -22,29 +23,22 @@ from piggyback.types import PerSample, Primal
 
 
 @dataclass(frozen=True)
-class State:
+class State(Copyable):
     """Base of all solver states: frozen dataclasses whose tensors have the
-    batch as first axis."""
+    batch as first axis, so that finished samples can leave (``select``)."""
 
 
 S = TypeVar("S", bound=State)
 
 
-def select_state(state: S, index: Tensor) -> S:
-    """The samples ``index`` of a state, field by field."""
-    chosen = {}
-    for field in fields(state):
-        value = getattr(state, field.name)
-        if isinstance(value, Tensor):
-            chosen[field.name] = value[index]
-        elif isinstance(value, Preconditioner):
-            chosen[field.name] = value.select(index)
-    return replace(state, **chosen)
-
-
-class Iteration(ABC, Generic[S]):
+class Iteration(Copyable, ABC, Generic[S]):
     """An algorithm bound to a batch of problems: a start, a step, and a measure
-    of what is missing."""
+    of what is missing.
+
+    ``select`` gives the iteration of the chosen samples. It is inherited
+    (``piggyback.copies``) by a class that keeps the arguments of its
+    constructor under their names.
+    """
 
     @abstractmethod
     def start(self) -> S:
@@ -52,66 +46,102 @@ class Iteration(ABC, Generic[S]):
 
     @abstractmethod
     def step(self, state: S) -> S:
-        """One iteration on the whole batch; it must not read a value back from
-        the device."""
+        """One iteration on the whole batch.
+
+        It must not read a value back from the device, nor send one.
+
+        Args:
+            state: what the last step, or ``start``, returned; left alone.
+        """
 
     @abstractmethod
     def error(self, state: S) -> PerSample:
         """Error measure divided by the tolerance: a sample is done at or below
-        1."""
+        1.
+
+        Args:
+            state: as for ``step``.
+
+        Returns:
+            ``(batch,)``.
+        """
 
     @abstractmethod
     def result(self, state: S) -> tuple[Primal, ...]:
-        """The tensors to hand back, each ``(batch, ...)``."""
+        """The tensors to hand back.
 
-    @abstractmethod
-    def select(self, index: Tensor) -> Iteration[S]:
-        """The iteration for the chosen samples."""
+        Args:
+            state: as for ``step``.
+
+        Returns:
+            Tensors ``(batch, ...)``, as many in every call.
+        """
+
+
+class _Best:
+    """The best result of every sample so far. Owns its memory: states may
+    share theirs."""
+
+    def __init__(self, error: PerSample, result: tuple[Primal, ...]) -> None:
+        self.error = error.clone()
+        self.result = tuple(part.clone() for part in result)
+
+    def improve(
+        self, active: Tensor, error: PerSample, result: tuple[Primal, ...]
+    ) -> None:
+        """Take over what is better of the samples ``active``, ``(left,)``."""
+        improved = error < self.error[active]
+        self.error[active] = torch.where(improved, error, self.error[active])
+        for kept, current in zip(self.result, result, strict=True):
+            mask = per_sample(improved, current)
+            kept[active] = torch.where(mask, current, kept[active])
 
 
 def iterate(iteration: Iteration[S], schedule: Schedule) -> Outcome:
-    """Run ``iteration`` until each sample has converged, stalled, diverged or
+    """Run an algorithm until each sample has converged, stalled, diverged or
     used up its steps.
 
     A finished sample is frozen and leaves the batch, so later steps cost
     nothing for it.
+
+    Args:
+        iteration: the algorithm, bound to a batch.
+        schedule: when to look at the error and when to give up.
+
+    Returns:
+        The best iterate of every sample, and how its solve ended.
     """
     state = iteration.start()
     error = iteration.error(state)
-    best_error, best = (
-        error.clone(),
-        tuple(part.clone() for part in iteration.result(state)),
-    )
+    best = _Best(error, iteration.result(state))
     status = torch.full_like(error, int(Status.STEP_LIMIT), dtype=torch.long)
     steps = torch.zeros_like(status)
     active = torch.arange(error.shape[0], device=error.device)
-    watch = Watch(error, torch.zeros_like(status), error)
+    watch = Watch.begun(error)
     taken = 0
     while True:
-        code = classify(
-            error, watch.stalled(schedule, taken // schedule.check_every)
-        )
+        looks = taken // schedule.check_every
+        code = classify(error, watch.stalled(schedule, looks))
         if taken < schedule.min_steps:
-            code = torch.where(
-                code == Status.CONVERGED, int(Status.STEP_LIMIT), code
-            )
+            # a warm start has to move, however good it looks
+            early = code == Status.CONVERGED
+            code = torch.where(early, int(Status.STEP_LIMIT), code)
         status[active] = code
         # assigning a number would send it to the device
         steps.index_fill_(0, active, taken)
         # the one synchronisation of a look
         keep = torch.nonzero(code == Status.STEP_LIMIT).flatten()
         if keep.numel() == 0 or taken >= schedule.max_steps:
-            return Outcome(best, best_error, status, steps)
+            return Outcome(best.result, best.error, status, steps)
         if keep.numel() < active.numel():
-            active, watch = active[keep], watch.select(keep)
-            state, iteration = select_state(state, keep), iteration.select(keep)
+            active = active[keep]
+            watch = watch.select(keep)
+            state = state.select(keep)
+            iteration = iteration.select(keep)
+        # no look at the error in between: each waits for the device
         for _ in range(min(schedule.check_every, schedule.max_steps - taken)):
             state = iteration.step(state)
             taken += 1
         error = iteration.error(state)
-        improved = error < best_error[active]
-        best_error[active] = torch.where(improved, error, best_error[active])
-        for kept, current in zip(best, iteration.result(state), strict=True):
-            mask = improved.reshape(-1, *([1] * (current.dim() - 1)))
-            kept[active] = torch.where(mask, current, kept[active])
+        best.improve(active, error, iteration.result(state))
         watch = watch.updated(error)

@@ -1,4 +1,4 @@
-"""When a solve ends, and how: schedule, status, outcome."""
+"""When a solve ends, and how: schedule, stall, status, outcome."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from piggyback.copies import Copyable
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_count
+
+_PROGRESS = 0.99
+"""Factor that an error has to fall by to count as progress."""
+_FAR = 100.0
+"""So many times the tolerance, and of the start over the best error, are no
+floor of rounding."""
+_LONGER = 8
+"""Factor of the patience where the error is still as far off as that."""
 
 
 class NotConverged(UserWarning):
@@ -37,14 +46,22 @@ class Status(IntEnum):
 class Schedule:
     """When the loop looks at the error and when it gives up.
 
-    ``check_every`` steps lie between two looks (each look costs one
-    synchronisation with the device); a sample whose error has not fallen by 1 %
-    over ``patience`` looks, and over half of all looks so far, has stalled; one
-    that is still about as far off as at its start, over eight times as many:
-    residuals of ill-conditioned systems rise before they fall. ``min_steps``:
-    taken whatever the error at the start, so that a warm start cannot simply be
-    handed back. Raises ``ValueError`` for counts that are not whole numbers,
-    and looks or patience below 1.
+    A sample whose error has not fallen by 1 % over ``patience`` looks, and over
+    half of all looks so far, has stalled; one that is still about as far off as
+    at its start, over eight times as many: residuals of ill-conditioned systems
+    rise before they fall.
+
+    Args:
+        max_steps: steps after which every sample leaves the batch.
+        check_every: steps between two looks; each look costs one
+            synchronisation with the device.
+        patience: looks without progress after which a sample has stalled.
+        min_steps: taken whatever the error at the start, so that a warm start
+            cannot simply be handed back.
+
+    Raises:
+        ValueError: for counts that are not whole numbers, and looks or patience
+            below 1.
     """
 
     max_steps: int = 2000
@@ -61,11 +78,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``result``: the best iterate's tensors per sample; ``error``: its measure
-    over the tolerance.
+    """What a solve hands back.
 
-    ``status``: ``(batch,)`` codes of ``Status``; ``steps``: ``(batch,)`` steps
-    until the sample left the batch.
+    Args:
+        result: the tensors of the best iterate, each ``(batch, ...)``.
+        error: its measure over the tolerance, ``(batch,)``; at most 1 where the
+            sample has converged.
+        status: codes of ``Status``, ``(batch,)``.
+        steps: steps until the sample left the batch, ``(batch,)``.
     """
 
     result: tuple[Primal, ...]
@@ -82,8 +102,14 @@ class Outcome:
 def warn_unless_converged(
     status: Tensor, what: str, stacklevel: int = 3
 ) -> None:
-    """A ``NotConverged`` warning that says of how many samples ``status`` is
-    not ``CONVERGED``, and why (synchronises)."""
+    """A ``NotConverged`` warning if samples did not reach their tolerance, with
+    their number and reasons (synchronises).
+
+    Args:
+        status: codes of ``Status``, any shape.
+        what: what was solved, the beginning of the message.
+        stacklevel: as in ``warnings.warn``.
+    """
     left = [
         Status(code)
         for code in status.flatten().tolist()
@@ -104,40 +130,54 @@ def warn_unless_converged(
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watch(Copyable):
     """What the loop remembers of each sample still in the batch, to notice a
-    stall."""
+    stall.
+
+    Args:
+        reference: the error that the last progress led to, ``(batch,)``.
+        idle: looks since then, ``(batch,)`` whole numbers.
+        first: the error at the start, ``(batch,)``.
+    """
 
     reference: PerSample
     idle: Tensor
     first: PerSample
 
-    def updated(self, error: PerSample) -> Watch:
-        progress = error < 0.99 * self.reference
-        reference = torch.where(progress, error, self.reference)
-        return Watch(
-            reference, torch.where(progress, 0, self.idle + 1), self.first
-        )
+    @staticmethod
+    def begun(error: PerSample) -> Watch:
+        """At the first look, with the ``error`` ``(batch,)`` of the start."""
+        idle = torch.zeros_like(error, dtype=torch.long)
+        return Watch(error, idle, error)
 
-    def select(self, index: Tensor) -> Watch:
-        return Watch(self.reference[index], self.idle[index], self.first[index])
+    def updated(self, error: PerSample) -> Watch:
+        """After one more look, which found ``error`` ``(batch,)``."""
+        progress = error < _PROGRESS * self.reference
+        reference = torch.where(progress, error, self.reference)
+        idle = torch.where(progress, 0, self.idle + 1)
+        return Watch(reference, idle, self.first)
 
     def stalled(self, schedule: Schedule, looks: int) -> Tensor:
-        """Rounding ends close to the tolerance, or far below the start; where
-        neither is the case, waiting may pay."""
-        hopeful = (self.reference > _FAR) & (self.reference > self.first / _FAR)
+        """Which samples have stalled after so many ``looks``, ``(batch,)``."""
+        # rounding ends close to the tolerance, or far below the start; where
+        # neither is the case, waiting may pay
+        above_tolerance = self.reference > _FAR
+        near_start = self.reference > self.first / _FAR
+        hopeful = above_tolerance & near_start
+        # slow methods pause for longer the longer they run
         patience = max(schedule.patience, looks // 2)
-        return self.idle >= torch.where(
-            hopeful, max(_LONGER * schedule.patience, patience), patience
-        )
-
-
-_FAR, _LONGER = 100.0, 8
-"""So many times the tolerance, and of the start over the best, are no floor of
-rounding; patience is multiplied there."""
+        longer = max(_LONGER * schedule.patience, patience)
+        return self.idle >= torch.where(hopeful, longer, patience)
 
 
 def classify(error: PerSample, stalled: Tensor) -> Tensor:
+    """Codes of ``Status``, ``(batch,)``; ``STEP_LIMIT`` for those that go on.
+
+    Args:
+        error: the measure over the tolerance, ``(batch,)``.
+        stalled: which samples have stalled, ``(batch,)``.
+    """
     code = torch.where(stalled, int(Status.STALLED), int(Status.STEP_LIMIT))
     code = torch.where(error <= 1, int(Status.CONVERGED), code)
+    # last: an error that stays infinite has been called a stall
     return torch.where(torch.isfinite(error), code, int(Status.DIVERGED))

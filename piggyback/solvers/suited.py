@@ -14,10 +14,9 @@ class SuitedSolver(LowerSolver):
     """Nonlinear conjugate gradients for ``f(K x)``, the quasi-Newton method for
     any other smooth energy."""
 
-    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
-        solver: LowerSolver = (
-            NonlinearCG()
-            if isinstance(lower.problem, SaddleProblem)
-            else QuasiNewton()
-        )
-        return solver.bind(lower)
+    def bind(self, task: SolverTask[LowerProblem]) -> Iteration:
+        solver: LowerSolver = QuasiNewton()
+        # the majoriser of eq. 21 needs the separable f
+        if isinstance(task.problem, SaddleProblem):
+            solver = NonlinearCG()
+        return solver.bind(task)

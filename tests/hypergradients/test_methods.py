@@ -123,7 +123,7 @@ def test_minres_is_scipys() -> None:
     state = iteration.start()
     one = ScalarPreconditioner(torch.tensor(1.0, dtype=torch.float64))
     z = system.right
-    image = iteration._apply(z)
+    image = iteration.system.apply(z)
     energy = (z * image).sum(1)
     state = type(state)(torch.zeros_like(z), z, z, image, z, image, energy, one)
     operator = aslinearoperator(matrix)

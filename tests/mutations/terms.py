@@ -82,10 +82,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         (PENALTIES, "-k", "interval_bounds or kink"),
     ),
     Mutation(
-        "piggyback/terms/data/least_squares.py",
-        "LeastSquares.slope_along",
-        "inner(self.forward.A(direction), residual)",
-        "inner(direction, self.forward.A_adjoint(residual))",
+        "piggyback/terms/data/structure.py",
+        "RidgedResidual.slope_along",
+        "inner(self.observe(direction), residual)",
+        "inner(direction, self.pull_back(residual))",
         "gradients of the operator need a differentiable adjoint",
         (
             "tests/layer/test_layer_inputs.py",
@@ -144,8 +144,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/terms/data/masked.py",
         "MaskedDenoising.__init__",
-        "(1.0 if bool(self.mask.all()) else 0.0) + number(ridge)",
-        "1.0 + number(ridge)",
+        "seen = 1.0 if bool(self.mask.all()) else 0.0",
+        "seen = 1.0",
         "missing pixels count as strongly convex",
         (UNROLLED, "-k", "refuse or data_term"),
     ),

@@ -18,7 +18,7 @@ from piggyback import (
 from piggyback.certificates.certify import examine
 from piggyback.operators.counting import ApplicationCounter
 from piggyback.operators.preconditioners import ScalarPreconditioner
-from piggyback.recursions import conjugate_step
+from piggyback.recursions import ConjugatePoint, conjugate_step
 from piggyback.solvers.lower import (
     certified_distance,
     radius_per_element,
@@ -272,7 +272,7 @@ def test_eliminating_the_hidden_layers_is_exact_for_them(channels: int) -> None:
         ScalarPreconditioner(torch.ones((), dtype=torch.float64)),
     ):
         right = problem.gradient(x)
-        point = (
+        point = ConjugatePoint(
             torch.zeros_like(x),
             right,
             scaling.apply(right),

@@ -203,7 +203,7 @@ def test_newton_steps_pay() -> None:
     class Majorising(NonlinearCGIteration):
         def step(self, state: NonlinearCGState) -> NonlinearCGState:
             return super().step(
-                replace(state, near=torch.zeros_like(state.near))
+                replace(state, agreements=torch.zeros_like(state.agreements))
             )
 
     totals = [0, 0]

@@ -1,23 +1,39 @@
-"""Data terms ``g(x) = 1/2 <x, H x> - <b, x> + const`` with constant Hessian ``H >= mu I``."""
+"""Data terms ``g(x) = 1/2 <x, H x> - <b, x> + const`` with constant Hessian ``H
+>= mu I``."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from piggyback.batched import inner
 from piggyback.types import PerSample, Primal, Scalar
-from piggyback.values import (
-    first_bad_sample,
-)
+from piggyback.values import first_bad_sample
+
+T = TypeVar("T", bound="DataTerm")
 
 
 class DataTerm(ABC):
     """A strongly convex quadratic of the primal variable, one per sample of a
-    batch."""
+    batch.
+
+    A subclass keeps what it is made of, and what it derives from that, in
+    attributes, and names in ``per_sample`` and ``broadcast`` the ones that
+    belong to samples: ``select`` and ``detached`` then need no line of their
+    own. They copy attributes instead of calling the constructor, whose checks
+    read values back from the device.
+    """
+
+    per_sample: ClassVar[tuple[str, ...]]
+    """Attributes ``(batch, ...)``, which ``select`` selects from; the first has
+    the axes of the images."""
+    broadcast: ClassVar[tuple[str, ...]] = ()
+    """Attributes that broadcast against the images, numbers or tensors:
+    selected from where they differ from sample to sample."""
 
     @property
     @abstractmethod
@@ -32,46 +48,106 @@ class DataTerm(ABC):
     @property
     @abstractmethod
     def start(self) -> Primal:
-        """Where a cold solve starts."""
+        """Where a cold solve starts, ``(batch, ...)``."""
 
     @property
     def pilot(self) -> Primal:
-        """What the observation looks like as an image: weights that adapt look
-        at it."""
+        """What the observation looks like as an image ``(batch, ...)``, grey
+        values in [0, 1]: weights that adapt look at it."""
         return self.start
 
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
-        """``g(x)``."""
+        """``g(x)``, ``(batch,)``.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
 
     @abstractmethod
     def gradient(self, x: Primal) -> Primal:
-        """``H x - b``."""
+        """``H x - b``.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
         """``<grad g(x), direction>``, differentiable in all that ``g`` depends
-        on: input gradients are read off it (eq. 9)."""
+        on: input gradients are read off it (eq. 9).
+
+        Args:
+            x: ``(batch, ...)``.
+            direction: ``(batch, ...)``.
+
+        Returns:
+            ``(batch,)``.
+        """
         return inner(direction, self.gradient(x))
 
     @abstractmethod
     def hessian(self, v: Primal) -> Primal:
-        """``H v``."""
+        """``H v``.
+
+        Args:
+            v: ``(batch, ...)``.
+        """
 
     @abstractmethod
     def solve(self, v: Primal) -> Primal:
-        """``H^{-1} v``, exactly: certificates measure residuals in this metric."""
+        """``H^{-1} v``, exactly: certificates measure residuals in this metric.
+
+        Args:
+            v: ``(batch, ...)``.
+        """
 
     @abstractmethod
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
-        """``(I + step H)^{-1} v``, the derivative of the prox."""
+        """``(I + step H)^{-1} v``, the derivative of the prox.
+
+        Args:
+            v: ``(batch, ...)``.
+            step: positive.
+        """
 
     @abstractmethod
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
-        """``argmin_x step g(x) + 1/2 ||x - v||^2``."""
+        """``argmin_x step g(x) + 1/2 ||x - v||^2``.
 
-    @abstractmethod
-    def select(self, index: Tensor) -> DataTerm:
-        """The terms of the chosen samples."""
+        Args:
+            v: ``(batch, ...)``.
+            step: positive.
+        """
+
+    def select(self: T, index: Tensor) -> T:
+        """The terms of the chosen samples; constants of the whole batch hold
+        for every sample of it.
+
+        Args:
+            index: ``(chosen,)`` whole numbers; they may repeat.
+
+        Raises:
+            TypeError: if the class does not name its ``per_sample`` tensors.
+        """
+        if not getattr(type(self), "per_sample", ()):
+            raise TypeError(
+                f"{type(self).__name__} must name the tensors that belong to "
+                "samples in per_sample, or define select"
+            )
+        chosen = copy.copy(self)
+        for name in self.per_sample:
+            setattr(chosen, name, getattr(self, name)[index])
+        axes = getattr(self, self.per_sample[0]).dim()
+        for name in self.broadcast:
+            value = getattr(self, name)
+            differs = (
+                isinstance(value, Tensor)
+                and value.dim() == axes
+                and value.shape[0] > 1
+            )
+            if differs:
+                setattr(chosen, name, value[index])
+        return chosen
 
     @abstractmethod
     def double(self) -> DataTerm:
@@ -83,7 +159,7 @@ class DataTerm(ABC):
         and weights that are learned move."""
         return self
 
-    def detached(self) -> DataTerm:
+    def detached(self: T) -> T:
         """The same term outside any autograd graph: what solvers work on."""
         chosen = copy.copy(self)
         for name, value in vars(self).items():
@@ -97,8 +173,11 @@ class DataTerm(ABC):
         return {}
 
     def check(self) -> None:
-        """Raise ``ValueError`` naming the first sample whose data are not
-        finite (reads values: synchronises)."""
+        """Look at the data once per solve (reads values: synchronises).
+
+        Raises:
+            ValueError: naming the first sample whose data are not finite.
+        """
         bad = first_bad_sample(self.start)
         if bad is not None:
             raise ValueError(
@@ -106,13 +185,24 @@ class DataTerm(ABC):
             )
 
     def unit_roundoff(self, dtype: torch.dtype) -> float:
-        """Relative rounding of ``gradient`` and ``hessian`` in ``dtype``;
-        infinite if no bound of ``H`` is known."""
+        """Relative rounding of ``gradient`` and ``hessian``; infinite if no
+        bound of ``H`` is known.
+
+        Args:
+            dtype: what they are evaluated in.
+        """
         return torch.finfo(dtype).eps
 
     def symbol(self, like: Primal) -> Tensor:
         """What preconditioners take for ``H``: the number ``mu``, unless ``H``
-        is diagonal in Fourier space."""
+        is diagonal in Fourier space.
+
+        Args:
+            like: ``(batch, ...)``; shape, dtype and device matter.
+
+        Returns:
+            ``()``, or ``(height, width/2 + 1)``.
+        """
         # filled on the device: a number that is sent there would make a renewed
         # preconditioner wait
         return torch.full(
@@ -126,5 +216,12 @@ class DataTerm(ABC):
 
     def dual_norm(self, v: Primal) -> PerSample:
         """At least ``||v||_{H^{-1}}``; equal to it up to rounding, unless a
-        subclass says otherwise."""
+        subclass says otherwise.
+
+        Args:
+            v: ``(batch, ...)``.
+
+        Returns:
+            ``(batch,)``.
+        """
         return inner(v, self.solve(v)).clamp(min=0).sqrt()

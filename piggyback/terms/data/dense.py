@@ -8,22 +8,30 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, norm
-from piggyback.terms.data.structure import SpectrallyBounded
+from piggyback.terms.data.structure import LinearPartTerm
 from piggyback.types import PerSample, Primal, Scalar
-from piggyback.values import (
-    require_finite,
-    require_images,
-)
+from piggyback.values import require_finite, require_images
+
+_ULPS = 8
+"""What an eigenvalue may have lost to rounding, per row, over the largest one,
+in units of the last place."""
 
 
-class DenseQuadratic(SpectrallyBounded):
-    """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H`` of shape ``(n, n)``
-    and ``b`` of shape ``(batch, n)``.
+class DenseQuadratic(LinearPartTerm):
+    """``g(x) = 1/2 <x, H x> - <b, x>`` with a dense ``H``.
 
-    ``bounds`` of the eigenvalues, from below and above; computed if None.
-    Raises ``ValueError`` unless ``H`` is symmetric positive definite, and for a
-    ``b`` that does not fit it or bounds in the wrong order.
+    Args:
+        hessian: ``H``, ``(n, n)``, symmetric positive definite; one for all
+            samples.
+        linear: ``b``, ``(batch, n)``.
+        bounds: of the eigenvalues, from below and above; computed if None.
+
+    Raises:
+        ValueError: unless ``H`` is symmetric positive definite, and for a ``b``
+            that does not fit it or bounds in the wrong order.
     """
+
+    per_sample = ("linear",)
 
     def __init__(
         self,
@@ -36,30 +44,13 @@ class DenseQuadratic(SpectrallyBounded):
         require_finite("the matrix of DenseQuadratic", hessian)
         if hessian.dim() != 2 or not torch.equal(hessian, hessian.T):
             raise ValueError("DenseQuadratic needs a symmetric matrix")
-        self._bounds = (
-            _spectrum_bounds(hessian.detach()) if bounds is None else bounds
-        )
-        if not self._bounds[0] > 0:
-            raise ValueError(
-                "DenseQuadratic needs a positive definite matrix, smallest "
-                f"eigenvalue {self._bounds[0]:.3g}"
-            )
-        if not self._bounds[0] <= self._bounds[1] < math.inf:
-            raise ValueError(
-                f"DenseQuadratic needs bounds (below, above) of the eigenvalues, got {self._bounds}"
-            )
-        if (
-            linear.dim() != 2
-            or linear.shape[1] != hessian.shape[0]
-            or linear.dtype != hessian.dtype
-        ):
-            raise ValueError(
-                "DenseQuadratic needs a linear part of shape (batch, "
-                f"{hessian.shape[0]}) in {hessian.dtype}, got "
-                f"{tuple(linear.shape)} in {linear.dtype}"
-            )
+        if bounds is None:
+            bounds = _spectrum_bounds(hessian.detach())
+        _require_positive_definite(bounds)
+        _require_fit(hessian, linear)
         self.matrix = hessian
         self.linear = linear
+        self._bounds = bounds
 
     def value(self, x: Primal) -> PerSample:
         return 0.5 * inner(x, self.hessian(x)) - inner(self.linear, x)
@@ -78,30 +69,26 @@ class DenseQuadratic(SpectrallyBounded):
         # |q|, entry by entry
         q = self.solve(v)
         s = v - self.hessian(q)
-        unit = (
-            (v.shape[1] + 2) * torch.finfo(v.dtype).eps
-            if v.dtype == torch.float64
-            else 0.0
-        )
+        unit = 0.0
+        if v.dtype == torch.float64:
+            unit = (v.shape[1] + 2) * torch.finfo(v.dtype).eps
         lost = unit * norm(q.abs() @ self.matrix.abs() + v.abs())
         mu = self.strong_convexity
-        found = (
+        square = (
             inner(q, v + s)
             + 2 * norm(q) * lost
             + (norm(s) + lost).square() / mu
         )
-        return torch.fmin(found.clamp(min=0), inner(v, v) / mu).sqrt()
+        # a solve that rounding has led astray is worth less than none
+        plain = inner(v, v) / mu
+        return torch.fmin(square.clamp(min=0), plain).sqrt()
 
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
+        matrix = self.matrix
         unit = torch.eye(
-            self.matrix.shape[0],
-            dtype=self.matrix.dtype,
-            device=self.matrix.device,
+            matrix.shape[0], dtype=matrix.dtype, device=matrix.device
         )
-        return _solved(unit + step * self.matrix, v)
-
-    def select(self, index: Tensor) -> DenseQuadratic:
-        return DenseQuadratic(self.matrix, self.linear[index], self._bounds)
+        return _solved(unit + step * matrix, v)
 
     def double(self) -> DenseQuadratic:
         return DenseQuadratic(
@@ -110,6 +97,29 @@ class DenseQuadratic(SpectrallyBounded):
 
     def inputs(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix, "linear": self.linear}
+
+
+def _require_positive_definite(bounds: tuple[float, float]) -> None:
+    below, above = bounds
+    if not below > 0:
+        raise ValueError(
+            "DenseQuadratic needs a positive definite matrix, smallest "
+            f"eigenvalue {below:.3g}"
+        )
+    if not below <= above < math.inf:
+        raise ValueError(
+            f"DenseQuadratic needs bounds (below, above) of the eigenvalues, got {bounds}"
+        )
+
+
+def _require_fit(matrix: Tensor, linear: Primal) -> None:
+    fits = linear.dim() == 2 and linear.shape[1] == matrix.shape[0]
+    if not fits or linear.dtype != matrix.dtype:
+        raise ValueError(
+            "DenseQuadratic needs a linear part of shape (batch, "
+            f"{matrix.shape[0]}) in {matrix.dtype}, got "
+            f"{tuple(linear.shape)} in {linear.dtype}"
+        )
 
 
 def _solved(matrix: Tensor, v: Primal) -> Primal:
@@ -121,6 +131,8 @@ def _solved(matrix: Tensor, v: Primal) -> Primal:
 def _spectrum_bounds(matrix: Tensor) -> tuple[float, float]:
     """Lower and upper bound of the eigenvalues, rounding included."""
     eigenvalues = torch.linalg.eigvalsh(matrix.double())
-    lowest, highest = float(eigenvalues[0]), float(eigenvalues[-1])
-    slack = 8 * matrix.shape[0] * torch.finfo(torch.float64).eps * abs(highest)
+    lowest = float(eigenvalues[0])
+    highest = float(eigenvalues[-1])
+    ulps = _ULPS * matrix.shape[0] * torch.finfo(torch.float64).eps
+    slack = ulps * abs(highest)
     return lowest - slack, highest + slack
