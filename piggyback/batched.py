@@ -3,8 +3,6 @@ independent problems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -20,8 +18,18 @@ _LARGE = 32768
 def require_same_device(
     name: str, tensor: Tensor, other: str, like: Tensor
 ) -> None:
-    """Raise ``ValueError``, naming both, if ``tensor`` is on another device
-    than ``like``."""
+    """Refuse tensors of two devices by name, where a sum of both would fail
+    somewhere inside.
+
+    Args:
+        name: what ``tensor`` is called in the message.
+        tensor: any tensor.
+        other: what ``like`` is called, with its verb: "the data are".
+        like: a tensor on the device that is expected.
+
+    Raises:
+        ValueError: if the devices differ.
+    """
     if tensor.device != like.device:
         raise ValueError(
             f"{name}: on {tensor.device}, but {other} on {like.device}; move one of them"
@@ -31,79 +39,97 @@ def require_same_device(
 def inner(u: Tensor, v: Tensor) -> PerSample:
     """``<u_b, v_b>`` for every sample ``b``.
 
-    Large samples on a CPU: one BLAS dot each, which is faster than a batched
-    product and allocates nothing.
+    Args:
+        u: ``(batch, ...)``.
+        v: of the shape of ``u``.
+
+    Returns:
+        ``(batch,)``.
     """
-    u, v = u.flatten(1), v.flatten(1)
+    u = u.flatten(1)
+    v = v.flatten(1)
     large = u.shape[1] >= _LARGE and u.device.type == "cpu"
     if large and not (u.requires_grad or v.requires_grad):
-        return torch.stack(
-            [
-                torch.dot(a, b)
-                for a, b in zip(u.unbind(), v.unbind(), strict=True)
-            ]
-        )
+        # one BLAS dot each is faster than a batched product, and allocates
+        # nothing; its derivative would allocate again
+        dots = [
+            torch.dot(a, b) for a, b in zip(u.unbind(), v.unbind(), strict=True)
+        ]
+        return torch.stack(dots)
     return torch.linalg.vecdot(u, v)
 
 
 def norm(u: Tensor) -> PerSample:
-    """``||u_b||_2`` for every sample ``b``; summed in float64, for certificates
-    take norms of large arrays in float32."""
+    """``||u_b||_2`` for every sample ``b``.
+
+    Args:
+        u: ``(batch, ...)``.
+
+    Returns:
+        ``(batch,)`` in the dtype of ``u``.
+    """
     if u.dtype == torch.float64:
         return inner(u, u).clamp(min=0).sqrt()
-    return torch.linalg.vector_norm(
-        u.flatten(1), dim=1, dtype=torch.float64
-    ).to(u.dtype)
+    # summed in float64: certificates take norms of large arrays in float32
+    exact = torch.linalg.vector_norm(u.flatten(1), dim=1, dtype=torch.float64)
+    return exact.to(u.dtype)
 
 
 def separable(rows: Tensor, columns: Tensor, v: Tensor) -> Tensor:
-    """``rows`` times the second axis of ``v`` ``(batch, height, width,
-    channels)`` and ``columns`` times the third."""
-    return columns @ (rows @ v.flatten(2)).unflatten(2, v.shape[2:])
+    """``rows`` times the second axis of ``v`` and ``columns`` times the third.
+
+    Args:
+        rows: ``(new height, height)``.
+        columns: ``(new width, width)``.
+        v: ``(batch, height, width, channels)``.
+
+    Returns:
+        ``(batch, new height, new width, channels)``.
+    """
+    tall = (rows @ v.flatten(2)).unflatten(2, v.shape[2:])
+    return columns @ tall
 
 
 def per_sample(scalars: PerSample, like: Tensor) -> Tensor:
-    """Reshape ``(batch,)`` so that it multiplies the samples of ``like``."""
+    """Reshape numbers so that they multiply the samples of a batch.
+
+    Args:
+        scalars: ``(batch,)``.
+        like: ``(batch, ...)``; its number of axes matters.
+
+    Returns:
+        ``(batch, 1, ..., 1)``.
+    """
     return scalars.reshape(-1, *([1] * (like.dim() - 1)))
 
 
 def multiplied_spectrum(v: Tensor, multiplier: Tensor) -> Tensor:
-    """``v`` ``(batch, channels, height, width)`` after a multiplication by
-    ``(height, width/2 + 1)`` on its frequencies."""
-    # which some transforms refuse; the product keeps the graph
+    """A multiplication of the frequencies of every channel: a periodic
+    convolution.
+
+    Args:
+        v: images ``(batch, channels, height, width)``.
+        multiplier: ``(height, width/2 + 1)``, real or complex.
+
+    Returns:
+        Images of the shape of ``v``.
+    """
+    # some transforms refuse an empty batch; the product keeps the graph
     if v.shape[0] == 0:
         return v * multiplier.real.sum()
-    return torch.fft.irfft2(torch.fft.rfft2(v) * multiplier, s=v.shape[-2:])
+    spectrum = torch.fft.rfft2(v)
+    return torch.fft.irfft2(spectrum * multiplier, s=v.shape[-2:])
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """``numerator / denominator``, and 0 where the denominator is 0 (a sample
-    that is already solved exactly)."""
-    zero = denominator == 0
-    return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)
+    """``numerator / denominator``, and 0 where the denominator is 0: a sample
+    that is already solved exactly.
 
-
-def conjugate_step(
-    point: tuple[Tensor, Tensor, Tensor, PerSample],
-    image: Tensor,
-    metric: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor, PerSample]:
-    """One step of preconditioned conjugate gradients on ``(x, residual,
-    direction, <residual, metric residual>)``.
-
-    ``image``: the matrix times ``direction``. A solved sample stays where it
-    is.
+    Args:
+        numerator: any shape.
+        denominator: broadcasts against ``numerator``.
     """
-    x, residual, direction, energy = point
-    alpha = safe_divide(energy, inner(direction, image))
-    x = torch.addcmul(x, direction, per_sample(alpha, direction))
-    residual = torch.addcmul(residual, image, per_sample(-alpha, image))
-    preconditioned = metric(residual)
-    new = inner(residual, preconditioned)
-    beta = safe_divide(new, energy)
-    return (
-        x,
-        residual,
-        torch.addcmul(preconditioned, direction, per_sample(beta, direction)),
-        new,
-    )
+    zero = denominator == 0
+    # the division itself must be harmless: NaN times 0 is NaN in reverse mode
+    quotient = numerator / denominator.masked_fill(zero, 1)
+    return quotient.masked_fill(zero, 0)

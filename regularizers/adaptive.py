@@ -18,7 +18,7 @@ from piggyback.batched import separable
 from piggyback.certificates.evidence import defined
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.potentials import Emphasis, Potential, PullBack
 from piggyback.types import Dual, PerSample, Primal, Scalar
 from piggyback.values import require_count, require_positive

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential
 from piggyback.types import Scalar

@@ -7,7 +7,7 @@ from torch import nn
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.smooth import SmoothProblem
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.energies import ModuleEnergy
 from piggyback.types import Scalar
 

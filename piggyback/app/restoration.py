@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import (
     certified_energy,
     radius_per_element,
     solve_lower,
 )
+from piggyback.solvers.stopping import Schedule
 from piggyback.solvers.suited import SuitedSolver
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 
 TOLERANCE = 2e-3
 """Certified RMS error of a reconstruction unless another is asked for: half a

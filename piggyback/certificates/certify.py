@@ -31,8 +31,8 @@ from piggyback.problems.posed import Posed
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.problems.smooth import SmoothProblem
-from piggyback.solvers.loop import Status
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Status
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_kind

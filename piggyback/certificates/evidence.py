@@ -12,7 +12,7 @@ from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
 from piggyback.certificates.coupling import Coupling, CouplingRate, couple
 from piggyback.operators.base import LinearOperator
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.terms.potentials import CurvatureBounds, Potential
 from piggyback.types import Dual, PerFilter, PerSample, Primal

@@ -12,10 +12,13 @@ from torch import Tensor
 from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.certificates.bounds import adjoint_error
 from piggyback.certificates.evidence import PairEvidence, defined
-from piggyback.forward.base import Inpainting, ValidBlur
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.sampling import Inpainting
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.data.quadratic import DataTerm, Deblurring, Denoising
 from piggyback.types import PerSample, Primal
 
 

@@ -23,20 +23,21 @@ from piggyback.problems.pair import (
     WarmStart,
     checked_slope,
 )
-from piggyback.solvers.conjugate_gradient import (
+from piggyback.solvers.linear import (
     ConjugateGradient,
+    ConjugateResidual,
     LinearSystem,
+    Richardson,
     relative_radius,
 )
-from piggyback.solvers.conjugate_residual import ConjugateResidual
-from piggyback.solvers.loop import Iteration, Schedule, iterate
+from piggyback.solvers.loop import Iteration, iterate
 from piggyback.solvers.lower import (
     LowerSolver,
     checked_start,
     radius_per_element,
     solve_lower,
 )
-from piggyback.solvers.richardson import Richardson
+from piggyback.solvers.stopping import Schedule
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.losses import Loss
 from piggyback.types import Primal

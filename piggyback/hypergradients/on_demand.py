@@ -25,7 +25,7 @@ from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
 from piggyback.problems.posed import Posed, pose
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample
 from piggyback.values import (

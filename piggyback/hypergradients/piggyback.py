@@ -25,14 +25,15 @@ from piggyback.problems.pair import (
     checked_slope,
 )
 from piggyback.problems.saddle import SaddleProblem, require_saddle
-from piggyback.solvers.conjugate_gradient import relative_residual
-from piggyback.solvers.loop import Iteration, Schedule, State, iterate
+from piggyback.solvers.linear import relative_residual
+from piggyback.solvers.loop import Iteration, State, iterate
 from piggyback.solvers.lower import (
-    LowerLevel,
+    SolverTask,
     checked_start,
     radius_per_element,
 )
 from piggyback.solvers.pdhg import Steps
+from piggyback.solvers.stopping import Schedule
 from piggyback.terms.losses import Loss
 from piggyback.types import Dual, PerSample, Primal
 
@@ -59,7 +60,7 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
 
     def __init__(
         self,
-        lower: LowerLevel[P],
+        lower: SolverTask[P],
         loss: Loss,
         steps: T,
         tolerance: float,
@@ -113,7 +114,7 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
         )
         with torch.no_grad():
             checked_slope(loss, x)
-            lower = LowerLevel(
+            lower = SolverTask(
                 problem, x, radius_per_element(problem, accuracy.lower)
             )
             outcome = iterate(

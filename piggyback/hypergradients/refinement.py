@@ -18,12 +18,13 @@ from piggyback.hypergradients.capabilities import (
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
-from piggyback.solvers.conjugate_gradient import (
+from piggyback.solvers.linear import (
     ConjugateGradient,
     LinearSystem,
     relative_radius,
 )
-from piggyback.solvers.loop import Schedule, iterate
+from piggyback.solvers.loop import iterate
+from piggyback.solvers.stopping import Schedule
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_count, require_kind, require_positive

@@ -19,19 +19,19 @@ from piggyback.certificates.inputs import Moved, input_errors
 from piggyback.copies import doubled, twin
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.layer.inputs import as_declared
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Status, warn_unless_converged
 from piggyback.solvers.lower import (
     LowerSolver,
     certified_distance,
     radius_per_element,
     solve_lower,
 )
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Status, warn_unless_converged
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import LinearFunctional
 from piggyback.types import PerSample, Primal
 

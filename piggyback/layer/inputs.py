@@ -11,8 +11,8 @@ from torch.autograd import forward_ad
 from piggyback.forward.adapters import source_of
 from piggyback.forward.base import operator_tensors
 from piggyback.problems.regularizer import Regularizer
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.least_squares import LeastSquares
-from piggyback.terms.data.quadratic import DataTerm
 from piggyback.types import Primal
 from piggyback.values import require_images
 

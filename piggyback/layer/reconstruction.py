@@ -42,7 +42,8 @@ from piggyback.layer.inputs import (
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.lower import LowerSolver
 from piggyback.solvers.suited import SuitedSolver
-from piggyback.terms.data.quadratic import DataTerm, Denoising
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.denoising import Denoising
 from piggyback.types import Primal
 from piggyback.values import require_positive
 

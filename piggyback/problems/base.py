@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from piggyback.operators.base import ApplicationCounter, Preconditioner
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.operators.counting import ApplicationCounter
+from piggyback.operators.preconditioners import Preconditioner
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal, Scalar
 

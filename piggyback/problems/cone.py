@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from piggyback.operators.base import LinearOperator
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.potentials import Potential
 from piggyback.types import Primal
 

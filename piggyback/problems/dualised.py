@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from piggyback.operators.base import LinearOperator, Preconditioner
+from piggyback.operators.base import LinearOperator
+from piggyback.operators.preconditioners import Preconditioner
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.least_squares import LeastSquares
-from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.penalties import Penalty, PenaltyBounds
 from piggyback.terms.potentials import Emphasis, Potential, PullBack
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar

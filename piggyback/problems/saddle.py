@@ -10,20 +10,20 @@ from torch import Tensor
 
 from piggyback.batched import inner, norm, require_same_device
 from piggyback.forward.adjointness import norm_estimate, probe_adjoint
-from piggyback.operators.base import (
+from piggyback.operators.base import LinearOperator
+from piggyback.operators.counting import (
     ApplicationCounter,
     CountingOperator,
-    LinearOperator,
-    Preconditioner,
     is_trusted,
     uncounted,
 )
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.precision import require_full_precision
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.cone import ConeProgram, cone_program
 from piggyback.problems.dualised import DualisedOperator, dualised_parts
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.least_squares import LeastSquares
-from piggyback.terms.data.quadratic import DataTerm
 from piggyback.terms.penalties import Penalty
 from piggyback.terms.potentials import Potential
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm
-from piggyback.operators.base import (
-    ApplicationCounter,
+from piggyback.operators.counting import ApplicationCounter
+from piggyback.operators.preconditioners import (
     Preconditioner,
     ScalarPreconditioner,
 )
 from piggyback.precision import require_full_precision
 from piggyback.problems.base import LowerProblem
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.energies import SmoothEnergy
 from piggyback.types import PerSample, Primal, Scalar
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from piggyback.problems.base import LowerProblem
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import PerSample, Primal, Scalar
 
 
 @dataclass(frozen=True)
 class AcceleratedState(State):
-    """Extrapolated point ``v``, its gradient, and the last iterate."""
+    """Extrapolated point ``v``, its gradient, and the last iterate, all
+    ``(batch, ...)``."""
 
     point: Primal
     gradient: Primal
@@ -27,41 +26,48 @@ class AcceleratedGradient(LowerSolver):
     mu)/(sqrt L + sqrt mu)``.
 
     ``L = L_g + ||D^{1/2} K||^2`` with ``D`` the largest curvatures (Nesterov
-    2004, 2.2.11).
+    2004, 2.2.11). One step costs one ``K`` and one ``K^T``.
     """
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        return AcceleratedIteration(
-            lower, lower.problem.data.smoothness + lower.problem.stiffness()
-        )
+    def bind(self, task: SolverTask[LowerProblem]) -> Iteration:
+        problem = task.problem
+        smoothness = problem.data.smoothness + problem.stiffness()
+        return AcceleratedIteration(task, smoothness)
 
 
 class AcceleratedIteration(Iteration[AcceleratedState]):
-    """Accelerated gradient on one batch; the result is the extrapolated point,
-    whose gradient is known."""
+    """Accelerated gradient on one batch.
+
+    The result is the extrapolated point, whose gradient is known: that of the
+    iterate would cost a further application of ``K`` and ``K^T``.
+
+    Args:
+        task: what is solved, from where, how well.
+        smoothness: ``L``, at least the norm of every Hessian of ``h``; a tensor
+            ``()``.
+    """
 
     def __init__(
-        self, lower: LowerLevel[LowerProblem], smoothness: Scalar
+        self, task: SolverTask[LowerProblem], smoothness: Scalar
     ) -> None:
-        self.lower = lower
+        self.task = task
         self.smoothness = smoothness
-        ratio = (lower.problem.data.strong_convexity / smoothness).sqrt()
+        ratio = (task.problem.data.strong_convexity / smoothness).sqrt()
         self.momentum = (1 - ratio) / (1 + ratio)
 
     def start(self) -> AcceleratedState:
-        x = self.lower.start
-        return AcceleratedState(x, self.lower.problem.gradient(x), x)
+        x = self.task.start
+        # no momentum yet: the last iterate is the start itself
+        return AcceleratedState(x, self.task.problem.gradient(x), x)
 
     def step(self, state: AcceleratedState) -> AcceleratedState:
         x = state.point - state.gradient / self.smoothness
         point = x + self.momentum * (x - state.previous)
-        return AcceleratedState(point, self.lower.problem.gradient(point), x)
+        gradient = self.task.problem.gradient(point)
+        return AcceleratedState(point, gradient, x)
 
     def error(self, state: AcceleratedState) -> PerSample:
-        return self.lower.error(state.gradient)
+        return self.task.error(state.gradient)
 
     def result(self, state: AcceleratedState) -> tuple[Primal, ...]:
         return (state.point,)
-
-    def select(self, index: Tensor) -> AcceleratedIteration:
-        return AcceleratedIteration(self.lower.select(index), self.smoothness)

@@ -5,22 +5,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from piggyback.problems.base import LowerProblem
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import PerSample, Primal, Scalar
 
 
 def step_length(problem: LowerProblem) -> Scalar:
-    """``1/L`` with ``L`` at least the norm of every Hessian of ``h``."""
+    """``1/L`` with ``L`` at least the norm of every Hessian of ``h``; ``()``.
+
+    Args:
+        problem: the batch of problems.
+    """
     return 1 / (problem.data.smoothness + problem.stiffness())
 
 
 @dataclass(frozen=True)
 class GradientState(State):
-    """The iterate and its gradient."""
+    """The iterate and its gradient, both ``(batch, ...)``."""
 
     x: Primal
     gradient: Primal
@@ -30,31 +32,33 @@ class GradientDescent(LowerSolver):
     """``x+ = x - grad h(x)/L``; contracts by ``1 - mu/L``. One step costs one
     ``K`` and one ``K^T``."""
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        return GradientIteration(lower, step_length(lower.problem))
+    def bind(self, task: SolverTask[LowerProblem]) -> Iteration:
+        return GradientIteration(task, step_length(task.problem))
 
 
 class GradientIteration(Iteration[GradientState]):
-    """Gradient descent on one batch."""
+    """Gradient descent on one batch.
 
-    def __init__(self, lower: LowerLevel[LowerProblem], length: Scalar) -> None:
-        self.lower = lower
+    Args:
+        task: what is solved, from where, how well.
+        length: the step, a tensor ``()``; converges below ``2/L``.
+    """
+
+    def __init__(self, task: SolverTask[LowerProblem], length: Scalar) -> None:
+        self.task = task
         self.length = length
 
     def start(self) -> GradientState:
-        return GradientState(
-            self.lower.start, self.lower.problem.gradient(self.lower.start)
-        )
+        x = self.task.start
+        return GradientState(x, self.task.problem.gradient(x))
 
     def step(self, state: GradientState) -> GradientState:
         x = state.x - self.length * state.gradient
-        return GradientState(x, self.lower.problem.gradient(x))
+        # of the new point: the look at the error then costs nothing
+        return GradientState(x, self.task.problem.gradient(x))
 
     def error(self, state: GradientState) -> PerSample:
-        return self.lower.error(state.gradient)
+        return self.task.error(state.gradient)
 
     def result(self, state: GradientState) -> tuple[Primal, ...]:
         return (state.x,)
-
-    def select(self, index: Tensor) -> GradientIteration:
-        return GradientIteration(self.lower.select(index), self.length)

@@ -1,20 +1,21 @@
-"""What the lower-level algorithms share: the stopping measure, the entry point
-``solve_lower``, and a certified distance."""
+"""What the lower-level algorithms share: the task that they are bound to, the
+entry point ``solve_lower``, and a certified distance."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic
 
 import torch
-from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, require_same_device
+from piggyback.copies import Copyable
 from piggyback.problems.base import LowerProblem, ProblemT
 from piggyback.problems.saddle import SaddleProblem, require_saddle
-from piggyback.solvers.loop import Iteration, Outcome, Schedule, iterate
+from piggyback.solvers.loop import Iteration, iterate
+from piggyback.solvers.stopping import Outcome, Schedule
 from piggyback.types import PerSample, Primal
 from piggyback.values import (
     first_bad_sample,
@@ -25,12 +26,18 @@ from piggyback.values import (
 
 
 @dataclass(frozen=True)
-class LowerLevel(Generic[ProblemT]):
+class SolverTask(Copyable, Generic[ProblemT]):
     """A batch of problems, where to start, and how close to come.
 
-    ``radius`` ``(batch,)``: the solve stops when ``||grad h(x)||_{H^{-1}} <=
-    sqrt(mu) * radius``, which bounds ``||x - x*|| <= radius`` up to rounding
-    (docs/theory.md, eq. 10); ``certified_distance`` includes the rounding.
+    The solve stops when ``||grad h(x)||_{H^{-1}} <= sqrt(mu) * radius``, which
+    bounds ``||x - x*|| <= radius`` up to rounding (docs/theory.md, eq. 10);
+    ``certified_distance`` includes the rounding.
+
+    Args:
+        problem: the batch of problems.
+        start: the first iterate, ``(batch, ...)``.
+        radius: the wanted distance to the solution, ``(batch,)``, in the
+            Euclidean norm of a whole sample.
     """
 
     problem: ProblemT
@@ -39,40 +46,61 @@ class LowerLevel(Generic[ProblemT]):
 
     def error(self, gradient: Primal) -> PerSample:
         """Distance to the solution over the wanted one, bounded up to the
-        rounding of the working precision."""
-        return self.problem.data.dual_norm(gradient) / (
-            self.problem.data.strong_convexity**0.5 * self.radius
-        )
+        rounding of the working precision (eq. 10).
 
-    def select(self, index: Tensor) -> LowerLevel[ProblemT]:
-        return replace(
-            self,
-            problem=self.problem.select(index),
-            start=self.start[index],
-            radius=self.radius[index],
-        )
+        Args:
+            gradient: ``grad h(x)``, ``(batch, ...)``.
 
-    def saddle(self, method: str) -> LowerLevel[SaddleProblem]:
-        """The same level, for a ``method`` that needs ``R(x) = f(K x)``; raises
-        ``ValueError`` for other problems."""
-        return LowerLevel(
-            require_saddle(self.problem, method), self.start, self.radius
-        )
+        Returns:
+            ``(batch,)``; done at or below 1.
+        """
+        data = self.problem.data
+        wanted = data.strong_convexity**0.5 * self.radius
+        return data.dual_norm(gradient) / wanted
+
+    def saddle(self, method: str) -> SolverTask[SaddleProblem]:
+        """The same task, for a method that needs ``R(x) = f(K x)``.
+
+        Args:
+            method: its name, for the message.
+
+        Raises:
+            ValueError: for other problems.
+        """
+        problem = require_saddle(self.problem, method)
+        return SolverTask(problem, self.start, self.radius)
 
 
 class LowerSolver(ABC):
     """A lower-level algorithm: binds to a batch of problems."""
 
     @abstractmethod
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        """The iteration; its result is ``(x,)``."""
+    def bind(self, task: SolverTask[LowerProblem]) -> Iteration:
+        """The algorithm on one batch.
+
+        Args:
+            task: what is solved, from where, how well.
+
+        Returns:
+            The iteration; its result is ``(x,)``.
+
+        Raises:
+            ValueError: for a kind of problem that the algorithm cannot take.
+        """
 
 
 def radius_per_element(problem: LowerProblem, tolerance: float) -> PerSample:
-    """Radius for a root-mean-square error of ``tolerance`` grey values per
-    element of ``x``.
+    """Radius for a root-mean-square error per element of ``x``.
 
-    Raises ``ValueError`` for a tolerance that is not positive and finite.
+    Args:
+        problem: the batch of problems.
+        tolerance: the error, in grey values.
+
+    Returns:
+        ``(batch,)``: ``tolerance`` times the root of the number of elements.
+
+    Raises:
+        ValueError: for a tolerance that is not positive and finite.
     """
     require_positive("the tolerance", tolerance)
     like = problem.data.start
@@ -93,14 +121,24 @@ def solve_lower(
     schedule: Schedule | None = None,
 ) -> Outcome:
     """Solve every problem of the batch until ``||x - x*|| <= radius`` by the
-    residual in working precision.
+    residual in working precision (eq. 10).
 
-    Returns an ``Outcome`` whose result is ``(x,)``; ``outcome.error * radius``
-    is the measured distance also where the status is not ``CONVERGED``;
-    ``certified_distance`` turns it into a bound.
+    Args:
+        problem: the batch of problems; it is detached, and left alone.
+        solver: the algorithm.
+        radius: the wanted distance to the solution, ``(batch,)``.
+        start: the first iterate, ``(batch, ...)``; None: that of the data.
+        schedule: when to look and when to give up; None: the default.
 
-    Raises ``ValueError`` for non-finite or non-positive data, radius and start,
-    or an operator that is not what it says.
+    Returns:
+        An outcome whose result is ``(x,)``; ``outcome.error * radius`` is the
+        measured distance also where the status is not ``CONVERGED``;
+        ``certified_distance`` turns it into a bound.
+
+    Raises:
+        ValueError: for non-finite or non-positive data, radius and start, an
+            empty batch, tensors on several devices, or an operator that is not
+            what it says.
     """
     require_kind("the solver", solver, LowerSolver)
     problem = problem.detached()
@@ -110,21 +148,26 @@ def solve_lower(
     require_same_device("start", begin, "the data are", problem.data.start)
     require_same_device("radius", radius, "the data are", problem.data.start)
     _check_radius(radius, begin)
+    task = SolverTask(problem, begin, radius)
     with torch.no_grad():
-        return iterate(
-            solver.bind(LowerLevel(problem, begin, radius)),
-            schedule or Schedule(),
-        )
+        return iterate(solver.bind(task), schedule or Schedule())
 
 
 def checked_start(
     problem: LowerProblem, start: Primal | None, name: str = "the start"
 ) -> Primal:
-    """Where to begin: ``start``, in the precision of the problem, or the cold
-    start of the data for None.
+    """Where to begin (synchronises).
 
-    Raises ``ValueError`` for a start of another shape or with NaN or infinite
-    values (synchronises).
+    Args:
+        problem: the batch of problems.
+        start: ``(batch, ...)``; None: the cold start of the data.
+        name: what messages call it.
+
+    Returns:
+        The start in the precision of the problem.
+
+    Raises:
+        ValueError: for a start of another shape or with NaN or infinite values.
     """
     cold = problem.data.start
     if start is None:
@@ -154,13 +197,21 @@ def _check_radius(radius: PerSample, like: Primal) -> None:
 
 
 def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
-    """A bound of ``||x - x*||_H`` per sample, from one residual in float64 (eq.
-    10); rounding included.
+    """A bound of ``||x - x*||_H`` from one residual in float64 (eq. 10);
+    rounding included.
 
     For ``H = B^T B + ridge I`` it bounds the distance in the data, ``||B (x -
-    x*)||``, however small the ridge (eq. 28). Infinite for an ``x`` that is NaN
-    or infinite. Raises ``ValueError`` for one of another shape than the
-    problem.
+    x*)||``, however small the ridge (eq. 28).
+
+    Args:
+        problem: the batch of problems.
+        x: anything near the solutions, ``(batch, ...)``.
+
+    Returns:
+        ``(batch,)`` in float64; infinite for an ``x`` that is NaN or infinite.
+
+    Raises:
+        ValueError: for an ``x`` of another shape than the problem.
     """
     # broadcasting would certify one image for another sample
     if x.shape != problem.data.start.shape:
@@ -168,18 +219,30 @@ def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
             f"x has shape {tuple(x.shape)}, the problem {tuple(problem.data.start.shape)}"
         )
     problem = problem.double()
+    data = problem.data
     with torch.no_grad():
         x = x.double()
         gradient, size = problem.gradient_and_rounding(x)
-        lost = ROUNDING_TERMS * problem.data.unit_roundoff(x.dtype) * size
-        bound = (
-            problem.data.dual_norm(gradient)
-            + lost / problem.data.strong_convexity**0.5
-        )
+        lost = ROUNDING_TERMS * data.unit_roundoff(x.dtype) * size
+        measured = data.dual_norm(gradient)
+        # ||d||_{H^{-1}} <= ||d|| / sqrt(mu) for the rounding d of the gradient
+        bound = measured + lost / data.strong_convexity**0.5
+        # infinity is an honest bound, NaN is none
         return bound.masked_fill(bound.isnan(), math.inf)
 
 
 def certified_distance(problem: LowerProblem, x: Primal) -> PerSample:
-    """A bound of ``||x - x*||`` per sample: ``certified_energy`` over the root
-    of the strong convexity (eq. 10)."""
+    """A bound of ``||x - x*||``: ``certified_energy`` over the root of the
+    strong convexity (eq. 10).
+
+    Args:
+        problem: the batch of problems.
+        x: anything near the solutions, ``(batch, ...)``.
+
+    Returns:
+        ``(batch,)`` in float64.
+
+    Raises:
+        ValueError: as ``certified_energy``.
+    """
     return certified_energy(problem, x) / problem.data.strong_convexity**0.5

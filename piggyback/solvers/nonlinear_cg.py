@@ -9,29 +9,29 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.operators.base import Preconditioner
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.saddle import SaddleProblem, UnitForm
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import Dual, PerSample, Primal
 
-_NEAR = 0.2
-"""Largest relative change of the curvature along a step at which the next ones
-trust the curvature."""
-_STREAK = 2
-"""Consecutive steps that must have been near before the curvature is trusted.
-"""
-_PENANCE = 4
-"""A trusted step that was not near costs a streak longer by this part of the
+_AGREEMENT = 0.2
+"""Largest error of the slope that the Newton model predicts, over the slope
+before the step, at which model and energy agree."""
+_TRUSTED_FROM = 2
+"""Consecutive agreements from which the Newton model is trusted."""
+_RETURN_TO_TRUST = 4
+"""A trusted step without agreement costs further agreements, this part of the
 steps so far: failures cannot come in cycles."""
-_EXCESS = 10.0
-"""Growth of the energy over its record at which trust is withdrawn."""
+_TRUSTED_GROWTH = 10.0
+"""Growth of ``<e, M e>`` over its record at which the model is not trusted."""
 _SETTLED = 4
-"""Consecutive near steps from which the preconditioner is that of the
+"""Consecutive agreements from which the preconditioner is that of the
 curvature, which trusted steps go by; where trust comes and goes (sharp kinks),
 that of the majoriser serves both kinds of steps."""
-_EARLY, _PERIOD = (4, 8), 16
+_EARLY_RENEWALS = (4, 8)
+_RENEWAL_PERIOD = 16
 """The preconditioner is rebuilt after 4, 8, 16, 32, 48, ... steps: curvature
 changes most at the beginning."""
 _FIRST_ACCURATE = 32
@@ -41,14 +41,23 @@ the recurrence has lost to rounding is gone."""
 
 @dataclass(frozen=True)
 class NonlinearCGState(State):
-    """``t = K x - shift`` in units of the smoothing, ``secant = psi'(t)/t``,
-    ``curvature = psi''(t)``, ``e = grad h(x)``, direction ``p``, ``energy = <e,
-    M e>``.
+    """Where the method stands.
 
-    ``record``: the smallest energy since the preconditioner was built;
-    ``near``: for how many steps in a row the curvature along the step hardly
-    changed (negative: how many more it takes after a failure); ``age``: steps
-    taken.
+    Args:
+        x: the iterate, ``(batch, ...)``.
+        t: ``K x - shift`` in units of the smoothing.
+        secant: ``psi'(t)/t``, the curvature of the majoriser.
+        curvature: ``psi''(t)``.
+        gradient: ``e = grad h(x)``.
+        direction: ``p``.
+        energy: ``<e, M e>``, ``(batch,)``.
+        record: the smallest energy since the preconditioner was built,
+            ``(batch,)``.
+        agreements: for how many steps in a row the Newton model predicted the
+            slope, ``(batch,)``; negative: how many more it takes after a
+            trusted step that it did not.
+        preconditioner: ``M``.
+        age: steps taken.
     """
 
     x: Primal
@@ -59,9 +68,19 @@ class NonlinearCGState(State):
     direction: Primal
     energy: PerSample
     record: PerSample
-    near: Tensor
+    agreements: Tensor
     preconditioner: Preconditioner
     age: int
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The energy along a direction, ``(batch,)`` each: its slope, and the
+    curvatures of the majoriser and of the energy itself."""
+
+    slope: PerSample
+    majoriser: PerSample
+    curvature: PerSample
 
 
 class NonlinearCG(LowerSolver):
@@ -73,145 +92,170 @@ class NonlinearCG(LowerSolver):
     With ``model = secant`` the model touches ``h`` at ``x`` and lies above it,
     so ``h`` decreases without a line search. With ``model = f''`` the step is
     Newton's along the line: longer, and close to the solution the method is
-    then linear conjugate gradients. Each sample uses it while its last steps
-    agreed with the linear prediction of the slope, which costs nothing to
-    check, and as long as the residual stays within ``_EXCESS`` of the best. One
+    then linear conjugate gradients. Each sample trusts that model while its
+    last steps agreed with the slope that it predicts, which costs nothing to
+    check, and as long as the residual has not grown far beyond the best. One
     step costs one ``K`` and one ``K^T``. The direction survives the renewals of
-    the preconditioner.
+    the preconditioner. Needs a ``SaddleProblem``.
     """
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        return NonlinearCGIteration(lower.saddle("NonlinearCG"))
+    def bind(self, task: SolverTask[LowerProblem]) -> Iteration:
+        return NonlinearCGIteration(task.saddle("NonlinearCG"))
 
 
 class NonlinearCGIteration(Iteration[NonlinearCGState]):
-    """Nonlinear conjugate gradients on one batch; ``relaxation`` in (0, 2)
-    multiplies the steps of the majoriser (eq. 21a)."""
+    """Nonlinear conjugate gradients on one batch.
+
+    Args:
+        task: what is solved, from where, how well.
+        energy: ``h`` in units of the smoothings; None: that of the problem.
+        relaxation: factor in (0, 2) of the steps along the majoriser (eq. 21a).
+    """
 
     def __init__(
         self,
-        lower: LowerLevel[SaddleProblem],
+        task: SolverTask[SaddleProblem],
         energy: UnitForm | None = None,
         relaxation: float = 1.0,
     ) -> None:
-        self.lower = lower
-        self.energy = lower.problem.in_units() if energy is None else energy
-        self.relaxation = relaxation  # of steps along the majoriser
+        self.task = task
+        self.energy = task.problem.in_units() if energy is None else energy
+        self.relaxation = relaxation
 
     def start(self) -> NonlinearCGState:
-        x = self.lower.start
-        t = self.energy.arguments(x)
-        slope, secant, curvature = self.energy.penalty.slope_secant_curvature(t)
-        gradient = self.energy.gradient(x, slope)
-        near = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        preconditioner = self.energy.preconditioner(secant, x)
+        h = self.energy
+        x = self.task.start
+        t = h.arguments(x)
+        slope, secant, curvature = h.penalty.slope_secant_curvature(t)
+        gradient = h.gradient(x, slope)
+        preconditioner = h.preconditioner(secant, x)
         step = preconditioner.apply(gradient)
         energy = inner(gradient, step)
         return NonlinearCGState(
-            x,
-            t,
-            secant,
-            curvature,
-            gradient,
-            -step,
-            energy,
-            energy,
-            near,
-            preconditioner,
-            0,
+            x=x,
+            t=t,
+            secant=secant,
+            curvature=curvature,
+            gradient=gradient,
+            direction=-step,
+            energy=energy,
+            record=energy,
+            agreements=torch.zeros_like(energy, dtype=torch.long),
+            preconditioner=preconditioner,
+            age=0,
         )
 
     def step(self, state: NonlinearCGState) -> NonlinearCGState:
-        h, p = self.energy, state.direction
-        q = h.operator.forward(p)
-        slope_along, upper, local = self._along(state, q)
-        trusted = (state.near >= _STREAK) & (
-            state.energy <= _EXCESS * state.record
-        )
+        h = self.energy
+        p = state.direction
+        image = h.operator.forward(p)
+        line = self._along(state, image)
+        trusted = _trusts_the_model(state)
+        # the majoriser can be relaxed: it lies above the energy
+        safe = line.majoriser / self.relaxation
         alpha = safe_divide(
-            -slope_along, torch.where(trusted, local, upper / self.relaxation)
+            -line.slope, torch.where(trusted, line.curvature, safe)
         )
         x = torch.addcmul(state.x, p, per_sample(alpha, p))
         age = state.age + 1
-        refresh = _refreshes(age)
-        accurate = refresh and age >= _FIRST_ACCURATE
-        t = (
-            h.arguments(x)
-            if accurate
-            else torch.addcmul(state.t, q, per_sample(alpha, q))
-        )
-        del q  # a refresh needs room
+        renew = _is_renewal(age)
+        accurate = renew and age >= _FIRST_ACCURATE
+        if accurate:
+            t = h.arguments(x)
+        else:
+            t = torch.addcmul(state.t, image, per_sample(alpha, image))
+        # a renewal needs the room
+        del image
         slope, secant, curvature = h.penalty.slope_secant_curvature(t)
         gradient = h.gradient(x, slope)
-        missed = inner(gradient, p) - slope_along - alpha * local
-        broken = torch.where(
-            trusted, -(age // _PENANCE), state.near.clamp(max=0)
+        predicted = alpha * line.curvature
+        missed = inner(gradient, p) - line.slope - predicted
+        agreements = torch.where(
+            missed.abs() <= _AGREEMENT * line.slope.abs(),
+            state.agreements + 1,
+            _after_a_miss(state, trusted),
         )
-        near = torch.where(
-            missed.abs() <= _NEAR * slope_along.abs(), state.near + 1, broken
-        )
-        preconditioner = (
-            self._renewed(x, secant, curvature, near)
-            if refresh
-            else state.preconditioner
-        )
+        preconditioner = state.preconditioner
+        if renew:
+            preconditioner = self._renewed(x, secant, curvature, agreements)
         step = preconditioner.apply(gradient)
         energy = inner(gradient, step)
-        beta = safe_divide(
-            energy - inner(state.gradient, step), state.energy
-        ).clamp(min=0)
-        p = per_sample(beta, p) * p - step
-        ascent = per_sample(inner(gradient, p) >= 0, p)
-        p = torch.where(ascent, -step, p)
-        record = energy if refresh else torch.minimum(state.record, energy)
+        # energies of two preconditioners cannot be compared
+        record = energy if renew else torch.minimum(state.record, energy)
         return NonlinearCGState(
-            x,
-            t,
-            secant,
-            curvature,
-            gradient,
-            p,
-            energy,
-            record,
-            near,
-            preconditioner,
-            age,
+            x=x,
+            t=t,
+            secant=secant,
+            curvature=curvature,
+            gradient=gradient,
+            direction=_direction(state, gradient, step, energy),
+            energy=energy,
+            record=record,
+            agreements=agreements,
+            preconditioner=preconditioner,
+            age=age,
         )
 
-    def _along(
-        self, state: NonlinearCGState, q: Dual
-    ) -> tuple[PerSample, PerSample, PerSample]:
-        """Slope along the direction, whose image is ``q``, and the curvatures
-        there of the majoriser and of ``h``."""
-        p, square = state.direction, (q * q).mul_(self.energy.weight)
+    def _along(self, state: NonlinearCGState, image: Dual) -> _Line:
+        """The energy along the direction, whose image is ``K p``."""
+        p = state.direction
+        square = (image * image).mul_(self.energy.weight)
         base = inner(p, self.energy.data.hessian(p))
-        return (
-            inner(state.gradient, p),
-            base + inner(state.secant, square),
-            base + inner(state.curvature, square),
+        return _Line(
+            slope=inner(state.gradient, p),
+            majoriser=base + inner(state.secant, square),
+            curvature=base + inner(state.curvature, square),
         )
 
     def _renewed(
-        self, x: Primal, secant: Dual, curvature: Dual, near: Tensor
+        self, x: Primal, secant: Dual, curvature: Dual, agreements: Tensor
     ) -> Preconditioner:
-        return self.energy.preconditioner(
-            torch.where(
-                per_sample(near >= _SETTLED, secant), curvature, secant
-            ),
-            x,
-        )
+        settled = per_sample(agreements >= _SETTLED, secant)
+        chosen = torch.where(settled, curvature, secant)
+        return self.energy.preconditioner(chosen, x)
 
     def error(self, state: NonlinearCGState) -> PerSample:
-        return self.lower.error(state.gradient)
+        return self.task.error(state.gradient)
 
     def result(self, state: NonlinearCGState) -> tuple[Primal, ...]:
         return (state.x,)
 
-    def select(self, index: Tensor) -> NonlinearCGIteration:
-        return NonlinearCGIteration(
-            self.lower.select(index), self.energy.select(index), self.relaxation
-        )
+
+def _trusts_the_model(state: NonlinearCGState) -> Tensor:
+    """Which samples take Newton's step along the line, ``(batch,)``."""
+    agreed = state.agreements >= _TRUSTED_FROM
+    bounded = state.energy <= _TRUSTED_GROWTH * state.record
+    return agreed & bounded
 
 
-def _refreshes(age: int) -> bool:
-    return age in _EARLY or age % _PERIOD == 0
+def _after_a_miss(state: NonlinearCGState, trusted: Tensor) -> Tensor:
+    """Agreements after a step whose slope the model did not predict.
+
+    A majorising step loses what was gained, and keeps what is owed.
+    """
+    owed = -((state.age + 1) // _RETURN_TO_TRUST)
+    return torch.where(trusted, owed, state.agreements.clamp(max=0))
+
+
+def _direction(
+    state: NonlinearCGState, gradient: Primal, step: Primal, energy: PerSample
+) -> Primal:
+    """Polak-Ribiere+: never a negative share of the last direction.
+
+    Args:
+        state: before the step.
+        gradient: ``e`` after it.
+        step: ``M e``.
+        energy: ``<e, M e>``.
+    """
+    change = energy - inner(state.gradient, step)
+    beta = safe_divide(change, state.energy).clamp(min=0)
+    p = state.direction
+    p = per_sample(beta, p) * p - step
+    # without a line search nothing ensures descent: begin again where it fails
+    ascent = per_sample(inner(gradient, p) >= 0, p)
+    return torch.where(ascent, -step, p)
+
+
+def _is_renewal(age: int) -> bool:
+    return age in _EARLY_RENEWALS or age % _RENEWAL_PERIOD == 0

@@ -1,4 +1,4 @@
-"""Limited-memory quasi-Newton method for smooth convex energies: one gradient
+"""A limited-memory quasi-Newton method for smooth convex energies: one gradient
 per step, no constants to choose."""
 
 from __future__ import annotations
@@ -9,40 +9,66 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.operators.base import Preconditioner, ScalarPreconditioner
+from piggyback.copies import Copyable
+from piggyback.operators.preconditioners import (
+    Preconditioner,
+    ScalarPreconditioner,
+)
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.smooth import SmoothProblem
+from piggyback.recursions import limited_memory_product
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_count
 
 _ARMIJO = 1e-4
-_SHORTEST, _LONGEST = 0.1, 0.6
-"""Factors of a rejected step."""
-_EARLY, _PERIOD = (4, 8), 16
+"""Wanted decrease of the energy, over the one that the slope predicts."""
+_SHORTEST = 0.1
+_LONGEST = 0.6
+"""Least and largest factor of a rejected step."""
+_EARLY_RENEWALS = (4, 8)
+_RENEWAL_PERIOD = 16
 """The metric is taken anew from the curvature after 4, 8, 16, 32, 48, ...
 steps: it changes most at the beginning."""
 
 
 @dataclass(frozen=True)
-class CurvaturePair:
-    """A step ``s``, the change ``y`` of the gradient along it, and ``1/<s, y>``
-    (0: a pair that counts for nothing)."""
+class CurvaturePair(Copyable):
+    """A step, the change of the gradient along it, and their product, for a
+    batch of samples (a ``SecantPair``).
+
+    Args:
+        step: ``s``, ``(batch, ...)``.
+        change: ``y``, ``(batch, ...)``.
+        inverse: ``1/<s, y>``, ``(batch,)``; 0: a pair that counts for nothing.
+    """
 
     step: Primal
     change: Primal
     inverse: PerSample
 
-    def select(self, index: Tensor) -> CurvaturePair:
-        return CurvaturePair(
-            self.step[index], self.change[index], self.inverse[index]
-        )
+    def share_of_step(self, v: Primal, /) -> PerSample:
+        return self.inverse * inner(self.step, v)
+
+    def share_of_change(self, v: Primal, /) -> PerSample:
+        return self.inverse * inner(self.change, v)
+
+    def without_change(self, v: Primal, share: PerSample, /) -> Primal:
+        return torch.addcmul(v, self.change, per_sample(-share, v))
+
+    def with_step(self, v: Primal, share: PerSample, /) -> Primal:
+        return torch.addcmul(v, self.step, per_sample(share, v))
 
 
 class InverseHessian(Preconditioner):
-    """The limited-memory BFGS matrix of the latest pairs (oldest first),
-    started from ``scale`` times ``base``."""
+    """The limited-memory BFGS matrix (Nocedal 1980; Liu, Nocedal 1989).
+
+    Args:
+        scale: ``(batch,)``.
+        base: what the pairs update, times ``scale``.
+        pairs: the latest ones, oldest first.
+    """
 
     def __init__(
         self,
@@ -55,36 +81,25 @@ class InverseHessian(Preconditioner):
         self.pairs = pairs
 
     def apply(self, v: Primal) -> Primal:
-        shares = []
-        for pair in reversed(self.pairs):
-            share = pair.inverse * inner(pair.step, v)
-            v = torch.addcmul(v, pair.change, per_sample(-share, v))
-            shares.append(share)
-        v = per_sample(self.scale, v) * self.base.apply(v)
-        for pair, share in zip(self.pairs, reversed(shares), strict=True):
-            v = torch.addcmul(
-                v,
-                pair.step,
-                per_sample(share - pair.inverse * inner(pair.change, v), v),
-            )
-        return v
+        return limited_memory_product(self.pairs, v, self._initial)
 
-    def select(self, index: Tensor) -> InverseHessian:
-        return InverseHessian(
-            self.scale[index],
-            self.base.select(index),
-            tuple(pair.select(index) for pair in self.pairs),
-        )
+    def _initial(self, v: Primal) -> Primal:
+        return per_sample(self.scale, v) * self.base.apply(v)
 
     def updated(
         self, step: Primal, change: Primal, valid: Tensor, memory: int
     ) -> InverseHessian:
-        """With one more pair for the samples where it is ``valid``, and at most
-        ``memory`` pairs."""
-        product, square = (
-            inner(step, change),
-            inner(change, self.base.apply(change)),
-        )
+        """With one more pair.
+
+        Args:
+            step: ``s``, ``(batch, ...)``.
+            change: ``y``, ``(batch, ...)``.
+            valid: for which samples the pair counts, ``(batch,)``.
+            memory: pairs to keep at most.
+        """
+        product = inner(step, change)
+        square = inner(change, self.base.apply(change))
+        # rounding can make the curvature along a step vanish or worse
         valid = valid & (product > 0)
         inverse = safe_divide(
             torch.ones_like(product), torch.where(valid, product, 0.0)
@@ -94,24 +109,31 @@ class InverseHessian(Preconditioner):
         return InverseHessian(scale, self.base, pairs[-memory:])
 
     def renewed(self, base: Preconditioner) -> InverseHessian:
-        """From another ``base``, whose scale is that of the latest pair."""
+        """From another base, whose scale is that of the latest pair.
+
+        Args:
+            base: what the pairs are to update from now on.
+        """
         pair = self.pairs[-1]
         square = inner(pair.change, base.apply(pair.change))
-        valid = pair.inverse > 0
-        scale = torch.where(
-            valid,
-            safe_divide(torch.ones_like(square), pair.inverse * square),
-            self.scale,
-        )
+        fitted = safe_divide(torch.ones_like(square), pair.inverse * square)
+        scale = torch.where(pair.inverse > 0, fitted, self.scale)
         return InverseHessian(scale, base, self.pairs)
 
 
 @dataclass(frozen=True)
 class QuasiNewtonState(State):
-    """``x``, ``h(x)``, ``grad h(x)``, direction ``p``, ``slope = <grad h, p>``,
-    and the factor ``trial`` of the next step.
+    """Where the method stands.
 
-    ``age``: steps taken, or tried.
+    Args:
+        x: the iterate, ``(batch, ...)``.
+        energy: ``h(x)``, ``(batch,)``.
+        gradient: ``grad h(x)``.
+        direction: ``p``.
+        slope: ``<grad h, p>``, ``(batch,)``.
+        trial: the factor of the next step, ``(batch,)``.
+        metric: the ``InverseHessian``.
+        age: steps taken, or tried.
     """
 
     x: Primal
@@ -134,7 +156,13 @@ class QuasiNewton(LowerSolver):
     told where differences of ``h`` drown in rounding; else it is tried again,
     shorter, each sample for itself. ``B`` starts from the problem's ``metric``,
     renewed now and then. Converges linearly for every strongly convex energy
-    with Lipschitz gradient (docs/theory.md, eq. N2).
+    with Lipschitz gradient (docs/theory.md, eq. N2). Needs a ``SmoothProblem``.
+
+    Args:
+        memory: pairs kept, at least 1.
+
+    Raises:
+        ValueError: for another memory.
     """
 
     memory: int = 10
@@ -142,92 +170,124 @@ class QuasiNewton(LowerSolver):
     def __post_init__(self) -> None:
         require_count("memory", self.memory)
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
-        if not isinstance(lower.problem, SmoothProblem):
+    def bind(self, task: SolverTask[LowerProblem]) -> Iteration:
+        problem = task.problem
+        if not isinstance(problem, SmoothProblem):
             raise ValueError(
-                f"QuasiNewton needs a SmoothProblem, got a {type(lower.problem).__name__}"
+                f"QuasiNewton needs a SmoothProblem, got a {type(problem).__name__}"
             )
-        return QuasiNewtonIteration(
-            LowerLevel(lower.problem, lower.start, lower.radius), self.memory
-        )
+        smooth = SolverTask(problem, task.start, task.radius)
+        return QuasiNewtonIteration(smooth, self.memory)
 
 
 class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
-    """The method on one batch."""
+    """The method on one batch.
 
-    def __init__(self, lower: LowerLevel[SmoothProblem], memory: int) -> None:
-        self.lower = lower
+    Args:
+        task: what is solved, from where, how well.
+        memory: pairs kept.
+    """
+
+    def __init__(self, task: SolverTask[SmoothProblem], memory: int) -> None:
+        self.task = task
         self.memory = memory
 
     def start(self) -> QuasiNewtonState:
-        problem, x = self.lower.problem, self.lower.start
+        problem = self.task.problem
+        x = self.task.start
         energy, gradient = problem.energy_and_gradient(x)
         curvature = problem.curvature(x)
         base = problem.metric(curvature, x)
+        # without pairs: the scale that Newton's step along the first direction
+        # would have
         step = base.apply(gradient)
-        bent = problem.hessian(curvature, step)
-        metric = InverseHessian(
-            safe_divide(inner(gradient, step), inner(step, bent)), base
-        )
+        image = problem.hessian(curvature, step)
+        scale = safe_divide(inner(gradient, step), inner(step, image))
+        metric = InverseHessian(scale, base)
         direction = -metric.apply(gradient)
-        trial = torch.ones_like(energy)
         return QuasiNewtonState(
-            x,
-            energy,
-            gradient,
-            direction,
-            inner(gradient, direction),
-            trial,
-            metric,
-            0,
+            x=x,
+            energy=energy,
+            gradient=gradient,
+            direction=direction,
+            slope=inner(gradient, direction),
+            trial=torch.ones_like(energy),
+            metric=metric,
+            age=0,
         )
 
     def step(self, state: QuasiNewtonState) -> QuasiNewtonState:
         move = per_sample(state.trial, state.x) * state.direction
-        x = state.x + move
-        energy, gradient = self.lower.problem.energy_and_gradient(x)
+        point = state.x + move
+        energy, gradient = self.task.problem.energy_and_gradient(point)
         slope = inner(gradient, state.direction)
-        taken = (slope <= 0) | (
-            energy <= state.energy + _ARMIJO * state.trial * state.slope
-        )
+        taken = _is_taken(state, energy, slope)
         assert isinstance(state.metric, InverseHessian)
+        # a rejected point leaves no pair: its sample has not moved
         metric = state.metric.updated(
             move, gradient - state.gradient, taken, self.memory
         )
-        mask = per_sample(taken, x)
-        x, gradient = (
-            torch.where(mask, x, state.x),
-            torch.where(mask, gradient, state.gradient),
-        )
+        mask = per_sample(taken, point)
+        x = torch.where(mask, point, state.x)
+        gradient = torch.where(mask, gradient, state.gradient)
         age = state.age + 1
-        if (age in _EARLY or age % _PERIOD == 0) and not isinstance(
+        if _is_renewal(age) and not isinstance(
             metric.base, ScalarPreconditioner
         ):
-            problem = self.lower.problem
-            problem.count(x, passes=1)
-            metric = metric.renewed(problem.metric(problem.curvature(x), x))
+            metric = self._renewed(metric, x)
+        # a sample that tries again keeps its direction
         direction = torch.where(mask, -metric.apply(gradient), state.direction)
-        root = (
-            safe_divide(state.slope, state.slope - slope)
-            .nan_to_num(nan=_SHORTEST)
-            .clamp(_SHORTEST, _LONGEST)
-        )
+        shorter = state.trial * _shortening(state.slope, slope)
         return QuasiNewtonState(
             x=x,
             energy=torch.where(taken, energy, state.energy),
             gradient=gradient,
             direction=direction,
             slope=inner(gradient, direction),
-            trial=torch.where(taken, 1.0, state.trial * root),
+            trial=torch.where(taken, 1.0, shorter),
             metric=metric,
             age=age,
         )
 
+    def _renewed(self, metric: InverseHessian, x: Primal) -> InverseHessian:
+        problem = self.task.problem
+        # the curvature is read off one pass through the energy
+        problem.count(x, passes=1)
+        return metric.renewed(problem.metric(problem.curvature(x), x))
+
     def error(self, state: QuasiNewtonState) -> PerSample:
-        return self.lower.error(state.gradient)
+        return self.task.error(state.gradient)
 
     def result(self, state: QuasiNewtonState) -> tuple[Primal, ...]:
         return (state.x,)
 
-    def select(self, index: Tensor) -> QuasiNewtonIteration:
-        return QuasiNewtonIteration(self.lower.select(index), self.memory)
+
+def _is_taken(
+    state: QuasiNewtonState, energy: PerSample, slope: PerSample
+) -> Tensor:
+    """Which samples move to the trial point, ``(batch,)``.
+
+    Args:
+        state: before the step.
+        energy: ``h`` at the trial point.
+        slope: the slope there, along the direction.
+    """
+    promised = _ARMIJO * state.trial * state.slope
+    return (slope <= 0) | (energy <= state.energy + promised)
+
+
+def _shortening(before: PerSample, after: PerSample) -> PerSample:
+    """The factor of a rejected step at which the slope, taken to be linear,
+    vanishes.
+
+    Args:
+        before: slope at the start of the step, ``(batch,)``, negative.
+        after: slope at its end, positive where the step was rejected.
+    """
+    root = safe_divide(before, before - after)
+    # NaN: the trial point was beyond all numbers
+    return root.nan_to_num(nan=_SHORTEST).clamp(_SHORTEST, _LONGEST)
+
+
+def _is_renewal(age: int) -> bool:
+    return age in _EARLY_RENEWALS or age % _RENEWAL_PERIOD == 0

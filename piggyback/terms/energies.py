@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from piggyback.batched import inner, norm
 from piggyback.copies import doubled, snapshot, twin
-from piggyback.forward.adapters import fingerprint
+from piggyback.forward.fingerprints import fingerprint
 from piggyback.types import PerSample, Primal, Scalar
 
 

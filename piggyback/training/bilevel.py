@@ -33,8 +33,9 @@ from piggyback.problems.pair import (
 )
 from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule
-from piggyback.terms.data.quadratic import DataTerm, Denoising
+from piggyback.solvers.stopping import Schedule
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.training.oracle import Evaluation, Oracle
 from piggyback.types import Primal

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from piggyback.training.oracle import Evaluation, Oracle
-from piggyback.training.search import Pairs, QuasiNewton
+from piggyback.training.search import Pairs, QuasiNewtonSearch
 from piggyback.values import require_count, require_positive
 
 _FIRST_ROUGH = 5.0

@@ -14,10 +14,11 @@ from torch import Tensor
 from piggyback.certificates.certify import assign, parameter_vector, split_like
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, flat_gradient
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm, Denoising
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.training.bilevel import Samples, in_order
 from piggyback.types import Primal

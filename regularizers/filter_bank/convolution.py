@@ -10,7 +10,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, norm
-from piggyback.operators.base import LinearOperator, Preconditioner
+from piggyback.operators.base import LinearOperator
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.precision import require_full_precision
 from piggyback.types import Dual, PerFilter, PerSample, Primal, Scalar
 from piggyback.values import require_tensor

@@ -11,7 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from piggyback.batched import separable
-from piggyback.operators.base import Preconditioner
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.types import Dual, Primal, Scalar
 
 _STRIDES = range(12, 21)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from piggyback.operators.base import Preconditioner
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.types import Dual, Primal
 from regularizers.icnn.energy import NetworkEnergy

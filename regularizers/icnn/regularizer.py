@@ -12,7 +12,7 @@ from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.terms.activations import Activation, LeakyReLU, Softplus
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.types import Scalar
 from piggyback.values import require_count, require_positive
 from regularizers.constraints import starting_coefficients, zero_mean_filters

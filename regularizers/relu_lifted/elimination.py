@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from piggyback.operators.base import Preconditioner
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.types import Primal
 from regularizers.filter_bank.convolution import ConvolutionBank
 from regularizers.relu_lifted.network import ReLULiftedData, ReLULiftedEnergy

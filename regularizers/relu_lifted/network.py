@@ -12,7 +12,7 @@ from torch import Tensor
 
 from piggyback.batched import inner, norm
 from piggyback.terms.activations import LeakyReLU
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.energies import EnergyBounds, SmoothEnergy
 from piggyback.terms.epigraph import cone, envelope, normals, project
 from piggyback.types import PerSample, Primal, Scalar

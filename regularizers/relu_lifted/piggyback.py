@@ -18,9 +18,9 @@ from piggyback.hypergradients.capabilities import (
 from piggyback.hypergradients.piggyback import PairIteration, PiggybackState
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
-from piggyback.solvers.conjugate_gradient import relative_residual
-from piggyback.solvers.loop import Schedule
-from piggyback.solvers.lower import LowerLevel
+from piggyback.solvers.linear import relative_residual
+from piggyback.solvers.lower import SolverTask
+from piggyback.solvers.stopping import Schedule
 from piggyback.terms.epigraph import cone, remainder
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
@@ -45,7 +45,7 @@ class ReLULiftedPiggybackIteration(
 
     def __init__(
         self,
-        lower: LowerLevel[ReLULiftedProblem],
+        lower: SolverTask[ReLULiftedProblem],
         loss: Loss,
         steps: BlockSteps,
         tolerance: float,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from piggyback.problems.base import LowerProblem
 from piggyback.solvers.loop import Iteration, State
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.terms.epigraph import project
 from piggyback.types import PerSample, Primal, Scalar
 from regularizers.relu_lifted.network import Block, ReLULiftedEnergy
@@ -78,10 +78,10 @@ class ReLULiftedPrimalDual(LowerSolver):
         default=BlockSteps.balanced
     )
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         problem = require_relu_lifted(lower.problem, "ReLULiftedPrimalDual")
         return ReLULiftedIteration(
-            LowerLevel(problem, lower.start, lower.radius), self.steps(problem)
+            SolverTask(problem, lower.start, lower.radius), self.steps(problem)
         )
 
 
@@ -89,7 +89,7 @@ class ReLULiftedIteration(Iteration[ReLULiftedState]):
     """The iteration on one batch."""
 
     def __init__(
-        self, lower: LowerLevel[ReLULiftedProblem], steps: BlockSteps
+        self, lower: SolverTask[ReLULiftedProblem], steps: BlockSteps
     ) -> None:
         self.lower = lower
         self.steps = steps

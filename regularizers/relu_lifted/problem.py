@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from piggyback.batched import norm
-from piggyback.operators.base import Preconditioner
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.smooth import SmoothProblem
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_positive

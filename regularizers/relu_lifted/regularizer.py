@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.relu_lifted.problem import (
     ReLULiftedProblem,

@@ -17,7 +17,7 @@ from piggyback.app.report.baselines import (
     tune_tv,
     tv_denoise,
 )
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 
 
 def scene(batch: int, size: int = 24) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from piggyback.app.report.baselines import (
     tv_restore,
     wiener,
 )
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -23,11 +23,12 @@ from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.lower import certified_distance
-from piggyback.terms.data.quadratic import Denoising, DenseQuadratic
+from piggyback.terms.data.denoising import Denoising
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.losses import LinearFunctional, Loss, SquaredError
 from piggyback.terms.penalties import Huber, LogCosh
 from piggyback.terms.potentials import Potential

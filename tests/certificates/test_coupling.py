@@ -11,9 +11,10 @@ from torch import Tensor
 
 from piggyback.certificates.coupling import couple
 from piggyback.certificates.evidence import Evidence, gather_evidence
-from piggyback.operators.base import DenseOperator, LinearOperator
+from piggyback.operators.base import LinearOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import LinearFunctional
 from piggyback.terms.penalties import Huber
 from piggyback.terms.potentials import CurvatureBounds, Potential

@@ -10,9 +10,9 @@ import torch
 
 from piggyback.certificates.evidence import Evidence, gather_evidence
 from piggyback.certificates.loss import LossInterval, corrected_loss
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import DenseQuadratic
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.losses import LinearFunctional
 from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential

@@ -14,7 +14,7 @@ from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.pair import Accuracy
-from piggyback.terms.data.quadratic import Deblurring
+from piggyback.terms.data.deblurring import Deblurring
 from piggyback.terms.losses import SquaredError
 from tests.support.certificate_checks import (
     assert_valid,

@@ -13,20 +13,17 @@ from torch import Tensor
 
 from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.evidence import gather_evidence
-from piggyback.forward.base import (
-    ForwardOperator,
-    Inpainting,
-    SuperResolution,
-    ValidBlur,
-)
+from piggyback.forward.base import ForwardOperator
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.sampling import Inpainting, SuperResolution
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.dualised import Dualised
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.pair import Accuracy
-from piggyback.solvers.loop import Status
 from piggyback.solvers.lower import certified_distance, solve_lower
 from piggyback.solvers.pdhg import PDHG
+from piggyback.solvers.stopping import Status
 from piggyback.terms.data.least_squares import LeastSquares
 from tests.support.certificate_checks import (
     assert_valid,

@@ -14,11 +14,11 @@ from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined, correction
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.loop import Schedule, Status
 from piggyback.solvers.pdhg import PDHG
+from piggyback.solvers.stopping import Schedule, Status
 from tests.support.oracles import (
     Gradient,
     central_differences,

@@ -28,15 +28,15 @@ from piggyback.hypergradients.literature.value_function import (
     Penalised,
     ValueFunction,
 )
-from piggyback.operators.base import ScalarPreconditioner
+from piggyback.operators.preconditioners import ScalarPreconditioner
 from piggyback.problems.pair import Accuracy, WarmStart
-from piggyback.solvers.conjugate_gradient import ConjugateGradient
-from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.gradient import GradientDescent
-from piggyback.solvers.loop import Schedule, Status, iterate
+from piggyback.solvers.linear import ConjugateGradient, ConjugateResidual
+from piggyback.solvers.loop import iterate
 from piggyback.solvers.lower import solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.data.quadratic import DenseQuadratic
+from piggyback.solvers.stopping import Schedule, Status
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.losses import LinearFunctional
 from tests.support.methods import (
     TIGHT,
@@ -125,7 +125,7 @@ def test_minres_is_scipys() -> None:
     state = iteration.start()
     one = ScalarPreconditioner(torch.tensor(1.0, dtype=torch.float64))
     z = system.right
-    image = iteration._apply(z)
+    image = iteration.system.apply(z)
     energy = (z * image).sum(1)
     state = type(state)(torch.zeros_like(z), z, z, image, z, image, energy, one)
     operator = aslinearoperator(matrix)

@@ -22,7 +22,7 @@ from piggyback.hypergradients.literature.unrolled import (
     unrollable,
     unrolled_solver,
 )
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import (
@@ -34,11 +34,12 @@ from piggyback.solvers.gradient import (
     GradientIteration,
     step_length,
 )
-from piggyback.solvers.loop import Iteration, Status
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.loop import Iteration
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.solvers.pdhg import PDHG, PDHGIteration, Steps
+from piggyback.solvers.stopping import Status
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.data.quadratic import Denoising
 from piggyback.terms.losses import SquaredError
 from piggyback.terms.potentials import Potential
 from regularizers.filter_bank.boundaries import BOUNDARIES
@@ -158,7 +159,7 @@ def test_prox_has_its_derivative(penalty: str) -> None:
 
 def bound_like(
     solver: LowerSolver, fixed: SaddleProblem
-) -> Callable[[LowerLevel], Iteration]:
+) -> Callable[[SolverTask], Iteration]:
     """The solver with the step lengths of ``fixed``, whatever the problem it is
     bound to."""
     if isinstance(solver, GradientDescent):
@@ -207,7 +208,7 @@ def test_gradient_of_a_few_steps_is_theirs(
         problem = moved.problem(case.data).detached()
         radius = torch.ones(case.target.shape[0], dtype=torch.float64)
         x = unrolled_solver(
-            bind(LowerLevel(problem, case.data.start, radius)), 6
+            bind(SolverTask(problem, case.data.start, radius)), 6
         )
         ends.append(float(case.loss.value(x).sum()))
     found = hypergradient(
@@ -340,7 +341,7 @@ def test_bda_picks_the_optimistic_solution() -> None:
         distances[begin, steps] = float((found.x - x).norm())
         plain = unrolled_solver(
             GradientDescent().bind(
-                LowerLevel(
+                SolverTask(
                     regularizer.problem(data).detached(), start, torch.ones(2)
                 )
             ),

@@ -9,12 +9,13 @@ from torch import Tensor
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.layer.reconstruction import reconstruct
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.lower import solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.data.quadratic import Denoising, DenseQuadratic
+from piggyback.terms.data.denoising import Denoising
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.losses import SquaredError
 from piggyback.terms.penalties import Charbonnier
 from piggyback.terms.potentials import Potential

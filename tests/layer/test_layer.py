@@ -13,8 +13,8 @@ from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
 from piggyback.layer.reconstruction import Reconstruction, reconstruct
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import NotConverged
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.solvers.stopping import NotConverged
+from piggyback.terms.data.denoising import Denoising
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.support.oracles import (
     chained,

@@ -16,16 +16,18 @@ from torch.utils.checkpoint import checkpoint
 
 from piggyback.certificates.certify import evidence_of
 from piggyback.certificates.inputs import Moved, input_errors
-from piggyback.forward.base import ValidBlur
+from piggyback.forward.blur import ValidBlur
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
 from piggyback.layer.reconstruction import Reconstruction, Report, reconstruct
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import NotConverged, Schedule
+from piggyback.solvers.stopping import NotConverged, Schedule
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
-from piggyback.terms.data.quadratic import DataTerm, Deblurring, Denoising
 from piggyback.terms.losses import LinearFunctional
 from regularizers.adaptive import AdaptiveRegularizer
 from regularizers.icnn.regularizer import NetworkRegularizer

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from piggyback.forward.base import ForwardOperator, Inpainting, ValidBlur
+from piggyback.forward.base import ForwardOperator
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.sampling import Inpainting
 from piggyback.hypergradients.api import hypergradient
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.literature.unrolled import Unrolled
@@ -17,9 +19,11 @@ from piggyback.layer.reconstruction import Reconstruction
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.lower import certified_distance
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.data.quadratic import DataTerm, Deblurring, Denoising
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.training.bilevel import BilevelOracle, Samples
 from tests.support.layer_cases import (

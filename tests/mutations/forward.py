@@ -33,7 +33,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (VALUES, "-k", "mixes"),
     ),
     Mutation(
-        "piggyback/forward/adapters.py",
+        "piggyback/forward/fingerprints.py",
         "fingerprint",
         "tuple(torch.stack(sums).tolist()) if sums else ()",
         "()",

@@ -8,10 +8,10 @@ GPU = "tests/studies/test_gpu_check.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
-        "piggyback/operators/base.py",
+        "piggyback/operators/dense.py",
         "DenseOperator.gram_inverse",
-        "torch.linalg.inv_ex(gram + symbol * unit).inverse",
-        "torch.linalg.inv(gram + symbol * unit)",
+        "inv_ex(gram + symbol * unit)\n        return DenseInverse(found.inverse)",
+        "inv(gram + symbol * unit)\n        return DenseInverse(found)",
         "a dense preconditioner waits for the device",
         (GPU, "-k", "steps_do_not_wait and dense"),
     ),

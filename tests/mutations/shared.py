@@ -8,7 +8,7 @@ SOLVERS = "tests/solvers/test_solvers.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
-        "piggyback/batched.py",
+        "piggyback/recursions.py",
         "conjugate_step",
         "image, per_sample(-alpha, image))",
         "image, per_sample(-0.999 * alpha, image))",

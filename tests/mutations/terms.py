@@ -82,10 +82,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         (PENALTIES, "-k", "interval_bounds or kink"),
     ),
     Mutation(
-        "piggyback/terms/data/least_squares.py",
-        "LeastSquares.slope_along",
-        "inner(self.forward.A(direction), residual)",
-        "inner(direction, self.forward.A_adjoint(residual))",
+        "piggyback/terms/data/structure.py",
+        "RidgedResidual.slope_along",
+        "inner(self.observe(direction), residual)",
+        "inner(direction, self.pull_back(residual))",
         "gradients of the operator need a differentiable adjoint",
         (
             "tests/layer/test_layer_inputs.py",
@@ -144,8 +144,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/terms/data/masked.py",
         "MaskedDenoising.__init__",
-        "(1.0 if bool(self.mask.all()) else 0.0) + number(ridge)",
-        "1.0 + number(ridge)",
+        "seen = 1.0 if bool(self.mask.all()) else 0.0",
+        "seen = 1.0",
         "missing pixels count as strongly convex",
         (UNROLLED, "-k", "refuse or data_term"),
     ),
@@ -194,7 +194,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (RELU_LIFTED_CERTIFICATE, "-k", "never_missed"),
     ),
     Mutation(
-        "piggyback/terms/data/quadratic.py",
+        "piggyback/terms/data/base.py",
         "DataTerm.symbol",
         "return torch.full((), self.strong_convexity, dtype=like.dtype, device=like.device)",
         "return torch.as_tensor(self.strong_convexity, dtype=like.dtype, device=like.device)",
@@ -206,7 +206,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
-        "piggyback/terms/data/quadratic.py",
+        "piggyback/terms/data/dense.py",
         "_solved",
         "return torch.linalg.solve_ex(matrix, v.T).result.T",
         "return torch.linalg.solve(matrix, v.T).T",
@@ -258,7 +258,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (VALUES, "-k", "however_loose"),
     ),
     Mutation(
-        "piggyback/terms/data/quadratic.py",
+        "piggyback/terms/data/dense.py",
         "DenseQuadratic.dual_norm",
         "inner(q, v + s) + 2 * norm(q) * lost + (norm(s) + lost).square() / mu",
         "inner(q, v)",

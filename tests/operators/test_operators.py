@@ -10,12 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from piggyback.operators.base import (
-    ApplicationCounter,
-    CountingOperator,
-    DenseOperator,
-    LinearOperator,
-)
+from piggyback.operators.base import LinearOperator
+from piggyback.operators.counting import ApplicationCounter, CountingOperator
+from piggyback.operators.dense import DenseOperator
 from regularizers.constraints import positive, zero_mean_basis
 from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.filter_bank.convolution import (

@@ -16,11 +16,12 @@ from piggyback.certificates.evidence import gather_evidence
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.cone import ConeProgram
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import Denoising, DenseQuadratic
+from piggyback.terms.data.denoising import Denoising
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential
 from tests.support.oracles import (

@@ -19,9 +19,10 @@ import piggyback
 from piggyback.batched import norm
 from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.evidence import gather_evidence
-from piggyback.forward.adapters import examine
 from piggyback.forward.adjointness import check_adjoint, norm_estimate
-from piggyback.forward.base import Inpainting, SuperResolution, ValidBlur
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.examination import examine
+from piggyback.forward.sampling import Inpainting, SuperResolution
 from piggyback.hypergradients.api import Hypergradient, hypergradient
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.dualised import Dualised
@@ -33,23 +34,21 @@ from piggyback.hypergradients.implicit import (
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
 from piggyback.layer.reconstruction import Reconstruction
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.posed import double_copy
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.solvers.conjugate_gradient import unit_of
-from piggyback.solvers.loop import NotConverged, Outcome, Schedule, Status
+from piggyback.solvers.linear import unit_of
 from piggyback.solvers.lower import certified_distance, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
+from piggyback.solvers.stopping import NotConverged, Outcome, Schedule, Status
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.data.quadratic import (
-    DataTerm,
-    Deblurring,
-    Denoising,
-    DenseQuadratic,
-)
 from piggyback.terms.losses import SquaredError
 from piggyback.terms.penalties import Charbonnier
 from piggyback.terms.potentials import Potential

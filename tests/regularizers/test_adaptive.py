@@ -17,13 +17,13 @@ from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.evidence import Evidence, gather_evidence
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.implicit import ImplicitCG
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import LinearFunctional, SquaredError
 from piggyback.terms.penalties import Huber
 from piggyback.terms.potentials import Emphasis, Potential

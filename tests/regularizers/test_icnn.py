@@ -33,7 +33,6 @@ from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.loop import Schedule, Status
 from piggyback.solvers.lower import (
     certified_distance,
     radius_per_element,
@@ -41,6 +40,7 @@ from piggyback.solvers.lower import (
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.quasi_newton import InverseHessian, QuasiNewton
+from piggyback.solvers.stopping import Schedule, Status
 from piggyback.terms.energies import (
     EnergyBounds,
     FunctionalBound,

@@ -13,14 +13,15 @@ from experiments.studies.shared.instances import (
     random_regularizer,
 )
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.solvers.conjugate_gradient import (
+from piggyback.solvers.linear import (
     ConjugateGradient,
     LinearSystem,
     relative_radius,
 )
-from piggyback.solvers.loop import Schedule, iterate
+from piggyback.solvers.loop import iterate
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.stopping import Schedule
 from regularizers.filter_bank.boundaries import Reflect
 from regularizers.filter_bank.convolution import ConvolutionBank, FourierInverse
 from regularizers.filter_bank.lapped import (

@@ -15,7 +15,6 @@ from piggyback import (
     Reconstruction,
     SquaredError,
 )
-from piggyback.batched import conjugate_step
 from piggyback.certificates.certify import examine
 from piggyback.operators.base import ScalarPreconditioner
 from piggyback.problems.posed import pose
@@ -26,6 +25,7 @@ from piggyback.solvers.lower import (
     solve_lower,
 )
 from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.solvers.stopping import Schedule
 from piggyback.terms.activations import LeakyReLU
 from piggyback.terms.epigraph import envelope, project
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
@@ -272,7 +272,7 @@ def test_eliminating_the_hidden_layers_is_exact_for_them(channels: int) -> None:
         ScalarPreconditioner(torch.ones((), dtype=torch.float64)),
     ):
         right = problem.gradient(x)
-        point = (
+        point = ConjugatePoint(
             torch.zeros_like(x),
             right,
             scaling.apply(right),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from piggyback import Accuracy, Denoising, ImplicitCG, Piggyback, SquaredError
 from piggyback.certificates.certify import examine
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import WarmStart
 from piggyback.problems.posed import pose
 from piggyback.solvers.loop import Schedule, Status

@@ -17,9 +17,10 @@ from torch.autograd import forward_ad
 from piggyback.hypergradients.literature.unrolled import Unrolled
 from piggyback.layer.reconstruction import Reconstruction
 from piggyback.problems.regularizer import Regularizer
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.data.quadratic import Deblurring, Denoising
 from tests.reliability.base import Refusal
 from tests.support.layer_cases import (
     DOUBLE,

@@ -33,24 +33,28 @@ from piggyback.certificates.loss import corrected_loss, plain_loss
 from piggyback.certificates.smooth import gather_smooth_evidence, smooth_bound
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.piggyback import PiggybackIteration
-from piggyback.operators.base import DenseInverse, DenseOperator, Preconditioner
+from piggyback.operators.dense import DenseOperator
+from piggyback.operators.preconditioners import DenseInverse, Preconditioner
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
-from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.gradient import GradientDescent
+from piggyback.solvers.linear import (
+    ConjugateGradient,
+    ConjugateResidual,
+    LinearSystem,
+    Richardson,
+)
 from piggyback.solvers.loop import Iteration, State
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     certified_distance,
     radius_per_element,
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
 from piggyback.solvers.quasi_newton import QuasiNewton
-from piggyback.solvers.richardson import Richardson
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.epigraph import _table
 from piggyback.terms.losses import LinearFunctional, SquaredError
 from piggyback.terms.penalties import Penalty
@@ -241,7 +245,7 @@ def test_lower_level_steps(
     start = problem.data.start
     run_steps(
         solver.bind(
-            LowerLevel(problem, start, radius_per_element(problem, 1e-3))
+            SolverTask(problem, start, radius_per_element(problem, 1e-3))
         ),
         dtype,
     )
@@ -266,7 +270,7 @@ def test_adjoint_steps(case: tuple[str, str, int], dtype: torch.dtype) -> None:
         on_device(2, dtype=dtype),
         torch.zeros_like(x),
     )
-    lower = LowerLevel(problem, x, radius_per_element(problem, 1e-3))
+    lower = SolverTask(problem, x, radius_per_element(problem, 1e-3))
     index = torch.zeros(1, dtype=torch.long, device=DEVICE)
     for iteration in (
         ConjugateGradient(system),
@@ -437,7 +441,7 @@ def test_adaptive_weights(
         for solver in (NonlinearCG(), PDHG()):
             run_steps(
                 solver.bind(
-                    LowerLevel(part, start, radius_per_element(part, 1e-3))
+                    SolverTask(part, start, radius_per_element(part, 1e-3))
                 ),
                 dtype,
             )
@@ -476,7 +480,7 @@ def test_networks(
     assert_on_device([smooth_bound(evidence), corrected_loss(evidence)])
     assert_on_device(surrogate, dtype)
     problem = problem.detached()
-    lower = LowerLevel(problem, images, radius_per_element(problem, 1e-3))
+    lower = SolverTask(problem, images, radius_per_element(problem, 1e-3))
     system = LinearSystem(
         problem, problem.curvature(images), images, on_device(2, dtype=dtype)
     )
@@ -509,7 +513,7 @@ def test_lifted_networks(
     assert_on_device([relu_lifted_bound(evidence), corrected_loss(evidence)])
     assert_on_device(surrogate, dtype)
     problem = require_relu_lifted(problem.detached(), "this test")
-    lower = LowerLevel(problem, x, radius_per_element(problem, 1e-3))
+    lower = SolverTask(problem, x, radius_per_element(problem, 1e-3))
     steps = BlockSteps.balanced(problem)
     system = LinearSystem(
         problem, problem.curvature(x), x, on_device(2, dtype=dtype)
@@ -563,7 +567,7 @@ def test_learned_solver_stays_on_the_device(dtype: torch.dtype) -> None:
         on_device(4, 3, 3, dtype=dtype), on_device(3, dtype=dtype)
     )(problem.data)
     assert_on_device(start, dtype)
-    level = LowerLevel(problem, start, on_device(2, dtype=dtype))
+    level = SolverTask(problem, start, on_device(2, dtype=dtype))
     run_steps(
         LearnedSolver(1.4, on_device(3, 3, dtype=dtype)).bind(level), dtype
     )

@@ -12,14 +12,15 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from piggyback.operators.base import ApplicationCounter, DenseOperator
+from piggyback.operators.counting import ApplicationCounter
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
-from piggyback.solvers.loop import Iteration, Schedule, State, Status, iterate
+from piggyback.solvers.linear import ConjugateGradient, LinearSystem
+from piggyback.solvers.loop import Iteration, State, iterate
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     certified_distance,
     radius_per_element,
     solve_lower,
@@ -30,7 +31,8 @@ from piggyback.solvers.nonlinear_cg import (
     NonlinearCGState,
 )
 from piggyback.solvers.pdhg import PDHG, Steps
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.solvers.stopping import Schedule, Status
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from piggyback.terms.potentials import Potential
 from tests.support.oracles import dense_problems, truth
@@ -60,7 +62,7 @@ def bound_iteration(
 ) -> Iteration:
     problem = case.problem().detached()
     return solver.bind(
-        LowerLevel(problem, problem.data.start, radii(case, relative))
+        SolverTask(problem, problem.data.start, radii(case, relative))
     )
 
 
@@ -201,14 +203,14 @@ def test_newton_steps_pay() -> None:
     class Majorising(NonlinearCGIteration):
         def step(self, state: NonlinearCGState) -> NonlinearCGState:
             return super().step(
-                replace(state, near=torch.zeros_like(state.near))
+                replace(state, agreements=torch.zeros_like(state.agreements))
             )
 
     totals = [0, 0]
     for case in CATALOGUE:
         problem, radius = case.problem().detached(), radii(case, 1e-8)
         for index, kind in enumerate((NonlinearCGIteration, Majorising)):
-            iteration = kind(LowerLevel(problem, problem.data.start, radius))
+            iteration = kind(SolverTask(problem, problem.data.start, radius))
             outcome = iterate(
                 iteration, Schedule(max_steps=2000, check_every=1)
             )
@@ -599,7 +601,7 @@ def test_zero_residual_is_a_fixed_point(solver: str) -> None:
         Denoising(flat, 0.4), exact.potential, exact.operator
     )
     iteration = SOLVERS[solver].bind(
-        LowerLevel(
+        SolverTask(
             problem, torch.zeros_like(flat) + 0.5, torch.ones(2).double()
         )
     )

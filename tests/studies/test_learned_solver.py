@@ -29,16 +29,16 @@ from experiments.studies.learned_solver.solver import (
 )
 from experiments.studies.shared.instances import starting_regularizer
 from piggyback.batched import inner
-from piggyback.operators.base import ScalarPreconditioner
-from piggyback.solvers.loop import Schedule
+from piggyback.operators.preconditioners import ScalarPreconditioner
 from piggyback.solvers.lower import (
-    LowerLevel,
+    SolverTask,
     certified_distance,
     radius_per_element,
     solve_lower,
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG, NonlinearCGIteration
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.solvers.stopping import Schedule
+from piggyback.terms.data.denoising import Denoising
 from tests.support.oracles import truth
 from tests.support.problems import BY_NAME
 
@@ -134,7 +134,7 @@ def test_relaxed_steps_decrease_the_energy_as_proved(
     line it is attained."""
     case = BY_NAME[name]
     problem = case.problem().detached()
-    level = LowerLevel(
+    level = SolverTask(
         problem, problem.data.start, radius_per_element(problem, 1e-9)
     )
     iteration = NonlinearCGIteration(level, relaxation=relaxation)
@@ -161,7 +161,7 @@ def test_relaxation_is_attained_on_quadratics() -> None:
     """Vanishing weights: the decrease is the bound, to all digits."""
     case = BY_NAME["reflect-logcosh"]
     problem = case.moved(weight=1e-14 * case.weight).problem().detached()
-    level = LowerLevel(
+    level = SolverTask(
         problem,
         torch.zeros_like(case.target),
         radius_per_element(problem, 1e-9),

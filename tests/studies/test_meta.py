@@ -22,7 +22,7 @@ from experiments.studies.few_shot.meta import (
 )
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.problems.pair import Accuracy
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from tests.support.problems import BY_NAME, LogRegularizer
 
 

@@ -40,7 +40,7 @@ from piggyback.certificates.certify import examine
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.posed import pose
 from regularizers.linear import LinearRegularizer

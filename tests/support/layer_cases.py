@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from piggyback.forward.base import Inpainting, SuperResolution, ValidBlur
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.sampling import Inpainting, SuperResolution
 from piggyback.problems.regularizer import Regularizer
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.data.quadratic import DataTerm, Deblurring, Denoising
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer

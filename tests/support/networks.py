@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.energies import SmoothEnergy
 from piggyback.terms.losses import Loss
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer

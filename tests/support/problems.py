@@ -17,7 +17,9 @@ from piggyback.operators.base import DenseOperator, LinearOperator
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import DataTerm, Denoising, DenseQuadratic
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.denoising import Denoising
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.losses import LinearFunctional, Loss, SquaredError
 from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Emphasis, Potential

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from piggyback.problems.pair import Sensitivity, flat_gradient
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.energies import SmoothEnergy
 from piggyback.terms.losses import Loss
 from regularizers.icnn.regularizer import NetworkRegularizer

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.penalties import Charbonnier, Huber, LogCosh, Penalty
 from piggyback.terms.potentials import Potential
 from tests.support.oracles import PLAIN

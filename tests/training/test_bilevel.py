@@ -33,7 +33,7 @@ from piggyback.training.descent import (
     StopReason,
 )
 from piggyback.training.oracle import Evaluation, Oracle
-from piggyback.training.search import Pairs, QuasiNewton
+from piggyback.training.search import Pairs, QuasiNewtonSearch
 from regularizers.constraints import zero_mean_basis
 from regularizers.linear import LinearRegularizer
 from tests.support.learned import exact_level, images, regularizer
@@ -447,7 +447,7 @@ def test_no_direction_is_trusted_beyond_half_of_the_loss() -> None:
     current = Evaluation(
         torch.zeros(2, dtype=torch.float64), 3.0, 0.0, gradient, 0.0, 0.0, True
     )
-    method = QuasiNewton(torch.tensor([1.0, 4.0], dtype=torch.float64))
+    method = QuasiNewtonSearch(torch.tensor([1.0, 4.0], dtype=torch.float64))
     s = torch.tensor([1.0, 0.0], dtype=torch.float64)
     flat = ((s, 1e-9 * s),)
     assert float(gradient @ method.direction(current, flat)) == pytest.approx(
@@ -497,7 +497,7 @@ def test_gradients_are_as_certain_as_asked() -> None:
     settings = BilevelSettings(accuracy=Accuracy(1e-2, 1e-1), method=Refined())
     used: list[float] = []
 
-    class Watched(QuasiNewton):
+    class Watched(QuasiNewtonSearch):
         def direction(self, current: Evaluation, pairs: Pairs) -> Tensor:
             used.append(current.relative_gradient_error)
             return super().direction(current, pairs)

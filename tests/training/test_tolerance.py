@@ -13,8 +13,9 @@ from torch import Tensor
 
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.problems.pair import Accuracy, flat_gradient
-from piggyback.solvers.loop import Schedule
-from piggyback.terms.data.quadratic import Deblurring, Denoising
+from piggyback.solvers.stopping import Schedule
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.training.oracle import Evaluation

@@ -18,9 +18,9 @@ from experiments.studies.shared.instances import (
 )
 from piggyback.app.console.memory import peak_memory
 from piggyback.app.images.sources import add_noise
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from piggyback.training.bilevel import EACH_STEP
 from regularizers.filter_bank.kernels import median_seconds

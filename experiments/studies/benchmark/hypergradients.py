@@ -38,7 +38,7 @@ from piggyback.certificates.certify import examine
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.hypergradients.refinement import Refined
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, flat_gradient
 from piggyback.problems.posed import pose
 from piggyback.training.bilevel import EACH_STEP

@@ -30,15 +30,16 @@ from experiments.studies.shared.instances import (
     with_potential,
 )
 from piggyback.batched import inner, norm
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
-from piggyback.solvers.loop import Iteration, Outcome, Schedule, iterate
-from piggyback.solvers.lower import LowerLevel, LowerSolver, solve_lower
+from piggyback.solvers.linear import ConjugateGradient, LinearSystem
+from piggyback.solvers.loop import Iteration, iterate
+from piggyback.solvers.lower import LowerSolver, SolverTask, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.solvers.stopping import Outcome, Schedule
+from piggyback.terms.data.denoising import Denoising
 from regularizers.filter_bank.kernels import median_seconds
 from regularizers.linear import LinearRegularizer
 
@@ -347,7 +348,7 @@ def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
             Denoising(denoising(patches, 0).observed.to(device)),
         )
         problem = regularizer.problem(data).detached()
-        level = LowerLevel(
+        level = SolverTask(
             problem, data.start, torch.full((batch,), GRADIENT, device=device)
         )
         system = LinearSystem(

@@ -23,13 +23,13 @@ from piggyback.certificates.certify import (
 from piggyback.certificates.loss import plain_loss
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.implicit import adjoint_system
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity, flat_gradient
 from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.loop import iterate
 from piggyback.solvers.lower import radius_per_element, solve_lower
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from piggyback.training.bilevel import (
     EACH_STEP,
@@ -39,7 +39,7 @@ from piggyback.training.bilevel import (
 )
 from piggyback.training.descent import AdaptiveDescent, StopReason
 from piggyback.training.oracle import Evaluation
-from piggyback.training.search import Pairs, QuasiNewton
+from piggyback.training.search import Pairs, QuasiNewtonSearch
 from regularizers.linear import LinearRegularizer
 
 

@@ -53,7 +53,8 @@ from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Schedule, Status
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 
 Method = HypergradientMethod | DirectMethod

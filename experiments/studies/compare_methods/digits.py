@@ -22,7 +22,8 @@ from piggyback.operators.base import DenseOperator
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.terms.data.quadratic import DataTerm, DenseQuadratic
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.losses import Loss
 from piggyback.terms.penalties import LogCosh
 from piggyback.terms.potentials import Potential

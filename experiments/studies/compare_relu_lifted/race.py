@@ -15,20 +15,21 @@ from experiments.studies.shared.instances import (
     denoising,
     photograph_patches,
 )
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.smooth import SmoothProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.loop import Iteration, Schedule, State
+from piggyback.solvers.loop import Iteration, State
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     certified_energy,
     radius_per_element,
     solve_lower,
 )
 from piggyback.solvers.quasi_newton import QuasiNewton
+from piggyback.solvers.stopping import Schedule
 from piggyback.terms.activations import Softplus
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.types import PerSample, Primal
 from regularizers.icnn.energy import NetworkEnergy
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
@@ -249,7 +250,7 @@ def _bound(
     solver: LowerSolver, problem: SmoothProblem
 ) -> Callable[[], Iteration]:
     return lambda: solver.bind(
-        LowerLevel(
+        SolverTask(
             problem, problem.data.start, radius_per_element(problem, 1e-12)
         )
     )

@@ -51,7 +51,7 @@ from piggyback.app.report.metrics import psnr, ssim
 from piggyback.app.restoration import restore
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from regularizers.linear import LinearRegularizer
 
 STRENGTHS = (1e-5, 1.0)

@@ -31,7 +31,7 @@ from piggyback.app.images.sources import Photograph, draw_patches
 from piggyback.app.report.baselines import tune
 from piggyback.certificates.certify import assign, parameter_vector
 from piggyback.hypergradients.implicit import ImplicitCG
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG

@@ -23,7 +23,7 @@ from piggyback.hypergradients.api import hypergradient
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 
 Level = Callable[[Tensor], tuple[float, Tensor]]

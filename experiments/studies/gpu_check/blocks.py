@@ -90,7 +90,7 @@ def lower_block(
     """The default solver, a few steps after the last renewal of its
     preconditioner."""
     problem, _ = _problem(batch, side, device)
-    level = LowerLevel(
+    level = SolverTask(
         problem, problem.data.start, radius_per_element(problem, TRAINING.lower)
     )
     iteration = NonlinearCG().bind(level)

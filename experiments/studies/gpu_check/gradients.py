@@ -43,7 +43,7 @@ from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.problems.pair import Sensitivity
 from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from regularizers import ReLULiftedPiggyback
 
 Method = HypergradientMethod | DirectMethod

@@ -36,6 +36,7 @@ from piggyback.solvers.lower import (
     solve_lower,
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.stopping import Schedule
 from regularizers import ConvolutionBank, LinearRegularizer
 from regularizers.filter_bank.kernels import default_plan, kernel_jobs
 

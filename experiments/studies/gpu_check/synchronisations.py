@@ -156,8 +156,8 @@ def _posed(case: Case, device: torch.device) -> LowerProblem:
     )
 
 
-def _level(problem: LowerProblem) -> LowerLevel[LowerProblem]:
-    return LowerLevel(
+def _level(problem: LowerProblem) -> SolverTask[LowerProblem]:
+    return SolverTask(
         problem, problem.data.start, radius_per_element(problem, ACCURACY.lower)
     )
 
@@ -211,7 +211,7 @@ def _piggyback(device: torch.device) -> Iteration:
     problem = _posed(DEFAULT, device)
     assert isinstance(problem, SaddleProblem)
     level, x = (
-        LowerLevel(
+        SolverTask(
             problem, problem.data.start, radius_per_element(problem, 1e-3)
         ),
         problem.data.start,
@@ -226,7 +226,7 @@ def _relu_lifted_piggyback(device: torch.device) -> Iteration:
     problem = _posed(MODELS[6], device)
     assert isinstance(problem, ReLULiftedProblem)
     level, x = (
-        LowerLevel(
+        SolverTask(
             problem, problem.data.start, radius_per_element(problem, 1e-3)
         ),
         problem.data.start,

@@ -45,16 +45,17 @@ from piggyback.operators.base import ApplicationCounter, Preconditioner
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.posed import double_copy
 from piggyback.problems.saddle import SaddleProblem, UnitForm
-from piggyback.solvers.loop import Iteration, Schedule
+from piggyback.solvers.loop import Iteration
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     certified_distance,
     radius_per_element,
     solve_lower,
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG, NonlinearCGIteration
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Schedule
+from piggyback.terms.data.base import DataTerm
 from regularizers.linear import LinearRegularizer
 
 Task = Literal["denoise", "deblur"]
@@ -318,7 +319,7 @@ class ExactMetric(LowerSolver):
 
     metric: Preconditioner
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         level = lower.saddle("ExactMetric")
         energy = level.problem.in_units()
         parts = {

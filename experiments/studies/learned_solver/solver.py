@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from piggyback.operators.base import Preconditioner
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.saddle import UnitForm
 from piggyback.solvers.loop import Iteration
-from piggyback.solvers.lower import LowerLevel, LowerSolver
+from piggyback.solvers.lower import LowerSolver, SolverTask
 from piggyback.solvers.nonlinear_cg import NonlinearCGIteration
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.types import Dual, Primal
 
 
@@ -162,7 +162,7 @@ class LearnedSolver(LowerSolver):
                 f"a relaxation lies between 0 and 2, got {self.relaxation}"
             )
 
-    def bind(self, lower: LowerLevel[LowerProblem]) -> Iteration:
+    def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         level = lower.saddle("LearnedSolver")
         energy = level.problem.in_units()
         steered = (

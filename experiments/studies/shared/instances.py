@@ -23,7 +23,8 @@ from piggyback.app.images.sources import (
 )
 from piggyback.app.runs.folder import Json, RunFolder
 from piggyback.app.runs.model_file import load_regularizer
-from piggyback.terms.data.quadratic import Deblurring, Denoising
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.linear import LinearConfig, LinearRegularizer

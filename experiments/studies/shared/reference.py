@@ -19,7 +19,8 @@ import torch.nn.functional as nnf
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-from piggyback.terms.data.quadratic import Deblurring, Denoising
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from regularizers.linear import LinearRegularizer
 
 Scalars = Callable[[Tensor], Tensor]

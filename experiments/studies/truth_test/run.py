@@ -43,7 +43,7 @@ from piggyback.app.runs.folder import Json
 from piggyback.batched import inner, norm
 from piggyback.certificates.certify import examine
 from piggyback.hypergradients.on_demand import OnDemand
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Sensitivity, flat_gradient
 from piggyback.problems.posed import pose
 from piggyback.problems.saddle import SaddleProblem

@@ -61,6 +61,7 @@ from piggyback.problems.posed import pose
 from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import LowerLevel, radius_per_element
 from piggyback.solvers.pdhg import Steps
+from piggyback.solvers.stopping import Schedule
 
 WINDOW = (1e-6, 1e-1)
 """True errors, relative, for which the ratio of bound and true error is summed
@@ -319,7 +320,7 @@ def plain_piggyback(instance: Instance, reference: Reference) -> Plain:
     regularizer, data, loss = instance.at(torch.float32)
     problem = regularizer.problem(data).detached().counted(counter)
     with torch.no_grad():
-        lower = LowerLevel(
+        lower = SolverTask(
             problem, data.start, radius_per_element(problem, 1.0)
         )
         iteration = PiggybackIteration(

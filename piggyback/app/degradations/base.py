@@ -22,9 +22,11 @@ from piggyback.app.degradations.blur_kernels import check_kernel
 from piggyback.app.errors import UserError
 from piggyback.app.images.sources import add_noise
 from piggyback.app.runs.folder import Json
-from piggyback.forward.base import ValidBlur
+from piggyback.forward.blur import ValidBlur
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
-from piggyback.terms.data.quadratic import DataTerm, Deblurring, Denoising
 
 Edges = Literal["circular", "taper", "valid"]
 EDGES: tuple[Edges, ...] = ("circular", "taper", "valid")

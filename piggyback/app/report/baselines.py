@@ -20,12 +20,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from piggyback.app.degradations.base import Blur
-from piggyback.terms.data.quadratic import (
-    DataTerm,
-    Deblurring,
-    Denoising,
-    number,
-)
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
+from piggyback.terms.data.inputs import number
 
 WEIGHT_RANGE = (1e-5, 1.0)
 LOOKS = 6

@@ -21,7 +21,7 @@ from piggyback.problems.pair import Accuracy, WarmStart, flat_gradient
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.gradient import GradientIteration, step_length
 from piggyback.solvers.lower import (
-    LowerLevel,
+    SolverTask,
     checked_start,
     radius_per_element,
 )
@@ -81,7 +81,7 @@ class BOME(DirectMethod):
         )
         gradient = x.new_zeros(sum(p.numel() for p in parameters))
         for _ in range(self.rounds):
-            steps = GradientIteration(LowerLevel(fixed, x, radius), length)
+            steps = GradientIteration(SolverTask(fixed, x, radius), length)
             with torch.no_grad():
                 state = first = steps.start()
                 for _ in range(self.inner):

@@ -26,8 +26,8 @@ from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.loop import Iteration
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     checked_start,
     radius_per_element,
 )
@@ -90,14 +90,14 @@ class IAPTT(DirectMethod):
         if self.pessimistic:
             with torch.no_grad():
                 steps = worst_step(
-                    self.solver.bind(LowerLevel(smooth, begin, radius)),
+                    self.solver.bind(SolverTask(smooth, begin, radius)),
                     loss,
                     self.steps,
                 )
         with torch.enable_grad():
             z = begin.detach().requires_grad_()
             x = unrolled_solver(
-                self.solver.bind(LowerLevel(smooth, z, radius)), steps
+                self.solver.bind(SolverTask(smooth, z, radius)), steps
             )
             gradient = flat_gradient(loss.value(x).sum(), [*parameters, z])
         with torch.no_grad():

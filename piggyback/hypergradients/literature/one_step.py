@@ -22,14 +22,14 @@ from piggyback.problems.pair import (
     checked_slope,
 )
 from piggyback.solvers.gradient import step_length
-from piggyback.solvers.loop import Schedule, Status
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     checked_start,
     radius_per_element,
     solve_lower,
 )
+from piggyback.solvers.stopping import Schedule, Status
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.losses import Loss
 
@@ -126,7 +126,7 @@ class OneStep(HypergradientMethod):
             x = before - length * problem.gradient(before)
             gradient = problem.gradient(x)
             adjoint = length * checked_slope(loss, x - length * gradient)
-            error = LowerLevel(
+            error = SolverTask(
                 problem, x, radius_per_element(problem, accuracy.lower)
             ).error(gradient)
             status = torch.where(

@@ -23,16 +23,17 @@ from piggyback.problems.pair import Accuracy, WarmStart, flat_gradient
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
-from piggyback.solvers.loop import Iteration, Schedule, State, Status
+from piggyback.solvers.loop import Iteration, State
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     checked_start,
     radius_per_element,
     solve_lower,
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
+from piggyback.solvers.stopping import Schedule, Status
 from piggyback.terms.losses import Loss
 from piggyback.terms.potentials import Potential
 from piggyback.types import Dual, PerFilter, Primal
@@ -141,7 +142,7 @@ def closeness(problem: SaddleProblem, x: Primal, accuracy: Accuracy) -> Tensor:
         )
     problem = problem.detached()
     with torch.no_grad():
-        error = LowerLevel(
+        error = SolverTask(
             problem, x, radius_per_element(problem, accuracy.lower)
         ).error(problem.gradient(x))
         code = torch.where(
@@ -204,7 +205,7 @@ class Unrolled(DirectMethod):
     ) -> Direct:
         problem.check()
         x = checked_start(problem, None if start is None else start.x)
-        lower = LowerLevel(
+        lower = SolverTask(
             unrollable(problem, self.solver),
             x,
             radius_per_element(problem, accuracy.lower),
@@ -258,7 +259,7 @@ class Truncated(DirectMethod):
             problem, self.solver, radius, first, self.schedule
         ).result
         steps = GradientDescent()
-        lower = LowerLevel(unrollable(problem, steps), x, radius)
+        lower = SolverTask(unrollable(problem, steps), x, radius)
         with torch.enable_grad():
             x = unrolled_solver(steps.bind(lower), self.window)
             return differentiated(problem, parameters, loss, accuracy, x)

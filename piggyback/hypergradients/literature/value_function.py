@@ -17,19 +17,20 @@ from piggyback.hypergradients.capabilities import (
     Memory,
     Smoothness,
 )
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, WarmStart, flat_gradient
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent
-from piggyback.solvers.loop import Outcome, Schedule, Status, iterate
+from piggyback.solvers.loop import iterate
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     radius_per_element,
     solve_lower,
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.stopping import Outcome, Schedule, Status
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import require_count, require_positive
@@ -128,7 +129,7 @@ class _TwoSolves(DirectMethod):
         with torch.no_grad():
             penalised = Penalised.of(problem, loss, 1 / gamma)
             return iterate(
-                self.penalised.bind(LowerLevel(penalised, start, radius)),
+                self.penalised.bind(SolverTask(penalised, start, radius)),
                 self.penalised_schedule,
             )
 

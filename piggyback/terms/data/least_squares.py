@@ -3,48 +3,51 @@ nothing of it need be inverted exactly."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from piggyback.batched import (
-    ROUNDING_TERMS,
-    conjugate_step,
-    inner,
-    multiplied_spectrum,
-    norm,
-    per_sample,
-)
+from piggyback.batched import ROUNDING_TERMS, inner, norm, per_sample
 from piggyback.forward.adapters import (
     OWN,
     Adapted,
     adapted,
-    examine,
-    measured_symbol,
-    norm_for_steps,
-    require_norm,
+    pilot_of,
     source_of,
 )
 from piggyback.forward.base import (
     ForwardOperator,
-    Inpainting,
-    ValidBlur,
     operator_tensors,
+    stated_norm,
+    stated_symbol,
+)
+from piggyback.forward.examination import (
+    Examined,
+    examine,
+    measured_symbol,
+    norm_for_steps,
+    require_norm,
 )
 from piggyback.precision import without_autocast
-from piggyback.terms.data.quadratic import (
-    DataTerm,
+from piggyback.recursions import ConjugatePoint
+from piggyback.terms.data.inner_solves import (
+    UNWATCHED,
+    multiplier,
+    plain,
+    search,
+    steps_to,
+    unwatched,
+)
+from piggyback.terms.data.inputs import (
     kept_centre,
     number,
     one_value,
-    select_centre,
+    tensors_among,
     whole_centre,
 )
+from piggyback.terms.data.structure import RidgedResidual
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import (
     require_finite,
@@ -53,16 +56,22 @@ from piggyback.values import (
     warn_of_scale,
 )
 
+T = TypeVar("T", bound="LeastSquares")
 
-class LeastSquares(DataTerm):
+_SLACK = 0.15
+"""``dual_norm`` is at most ``sqrt(1 + _SLACK^2)`` times too large, 1 %, where
+rounding permits (eq. 25)."""
+_IMAGE_LIKE = 1.001
+"""Operators of our own with a norm up to here make images of images, in the
+same grey values."""
+_ROUNDED_UP = 1 + 1e-12
+"""What keeps a bound of the spectrum above what it was computed from."""
+
+
+class LeastSquares(RidgedResidual):
     """``H = B^T B + ridge I`` and ``b = B^T d + ridge centre`` (docs/theory.md,
     section 9).
 
-    ``observed`` ``(batch, ...)`` is ``d``, real or complex (then as pairs of
-    real numbers, ``<u, v> = Re(u^H v)``); ``forward`` is the same for all
-    samples; ``ridge``: a number or a tensor of one value; ``norm`` is at least
-    ``||B||`` (default: its attribute ``norm_bound``, which the operators of
-    ``piggyback.forward.base`` have); ``centre`` broadcasts against the images.
     Observations and images need no common shape. Without a norm one is
     *estimated*, for steps only: nothing is certified then. ``forward`` may be a
     module, or hold tensors of another precision: certificates use a copy in
@@ -74,12 +83,28 @@ class LeastSquares(DataTerm):
     too large. ``solve``, ``resolvent`` and ``prox`` are conjugate gradients up
     to rounding; the last two read the value of ``step`` for that. Primal-dual
     methods do better with the data term in the dual, where no system is solved
-    (``SaddleProblem.dualised``). Raises ``ValueError`` for a norm or ridge that
-    is not positive and finite, for observations or a centre that are not, for
-    an object without ``A`` and ``A_adjoint`` or that fails in every precision;
-    ``check`` for one whose ``A`` is not linear, whose ``A_adjoint`` is not its
-    adjoint (``check_adjoint``), or that is larger than ``norm``.
+    (``SaddleProblem.dualised``).
+
+    Args:
+        observed: ``d``, ``(batch, ...)``, real, or complex (then as pairs of
+            real numbers, ``<u, v> = Re(u^H v)``).
+        forward: ``B``, the same for all samples.
+        ridge: a number or a tensor of one value, positive.
+        norm: at least ``||B||``; None: what the operator states as its
+            ``norm_bound``, as those of ``piggyback.forward`` do.
+        centre: what the ridge pulls to, in grey values: a number or a tensor
+            that broadcasts against the images.
+
+    Raises:
+        ValueError: for a norm or ridge that is not positive and finite, for
+            observations or a centre that are not, for an object without ``A``
+            and ``A_adjoint`` or that fails in every precision; ``check``: for
+            one whose ``A`` is not linear, whose ``A_adjoint`` is not its
+            adjoint (``check_adjoint``), or that is larger than ``norm``.
     """
+
+    per_sample = ("linear", "observed", "centre")
+    broadcast = ("_given_centre",)
 
     def __init__(
         self,
@@ -93,10 +118,10 @@ class LeastSquares(DataTerm):
             raise ValueError(
                 f"a forward operator needs A and A_adjoint, {type(forward).__name__} lacks one"
             )
+        pairs = isinstance(forward, Adapted) and forward.pairs
         if isinstance(observed, Tensor) and observed.is_complex():
-            observed, pairs = torch.view_as_real(observed.resolve_conj()), True
-        else:
-            pairs = isinstance(forward, Adapted) and forward.pairs
+            observed = torch.view_as_real(observed.resolve_conj())
+            pairs = True
         require_images("the observation", observed)
         if pairs and isinstance(forward, OWN):
             raise ValueError(
@@ -113,69 +138,80 @@ class LeastSquares(DataTerm):
         # in its own precision, for ``double``
         self._given_centre = kept_centre(centre)
         self._given_norm = None if norm is None else number(norm)
-        norm = _stated_norm(forward) if norm is None else self._given_norm
-        self.estimated = norm is None
         with without_autocast(observed.device):
             self.forward = adapted(forward, observed, pairs)
             pulled = self.forward.A_adjoint(observed)
-            self.norm = (
-                norm_for_steps(examine(self.forward, pulled.detach()))
-                if norm is None
-                else norm
-            )
-        require_number("norm", self.norm)
-        if not (math.isfinite(self.norm) and self.norm >= 0):
-            raise ValueError(
-                f"say how large the forward operator can be: norm >= ||B||, got {self.norm}"
-            )
+            self._take_norm(pulled)
         self.centre = whole_centre(
             "the centre of LeastSquares", self._given_centre, pulled
         )
         self.linear = pulled + ridge * self.centre
+        # made when they are asked for: the step that was read last with its
+        # value, the measured symbol, the roundoff of the operator
         self._read: tuple[Tensor, float] | None = None
         self._symbol: Tensor | None = None
         self._unit: float | None = None
 
+    def _take_norm(self, pulled: Primal) -> None:
+        """The norm that was given, or stated, or (``estimated``) measured on an
+        image like ``pulled``."""
+        known = self._given_norm
+        if known is None:
+            known = _number_or_none(stated_norm(source_of(self.forward)))
+        self.estimated = known is None
+        if known is None:
+            known = norm_for_steps(examine(self.forward, pulled.detach()))
+        require_number("norm", known)
+        if not (math.isfinite(known) and known >= 0):
+            raise ValueError(
+                f"say how large the forward operator can be: norm >= ||B||, got {known}"
+            )
+        self.norm = known
+
     def check(self) -> None:
         """As ``DataTerm.check``; and once per operator whether it is what it
-        says (``piggyback.forward.adapters.examine``)."""
+        says (``piggyback.forward.examination``).
+
+        Raises:
+            ValueError: for an operator that is not linear, whose adjoint is not
+                its adjoint, that writes into the observation, makes something
+                of another shape, or is larger than ``norm``.
+        """
         require_finite("the observation", self.observed)
         super().check()
         if not isinstance(self.forward, OWN):
             exact, like = self._exact()
-            found = examine(exact, like)
-            with torch.no_grad():
-                image = self.forward.A(self.linear.detach())
-            if image.numel() > 0 and _memory(image) == _memory(self.observed):
-                raise ValueError(
-                    f"A of {type(source_of(self.forward)).__name__} writes "
-                    "into the memory of the observation: return new "
-                    "tensors, or observe a clone()"
-                )
-            if image.shape[1:] != self.observed.shape[1:]:
-                raise ValueError(
-                    f"A makes {tuple(image.shape[1:])} of images "
-                    f"{tuple(like.shape[1:])}, observed were "
-                    f"{tuple(self.observed.shape[1:])}"
-                )
-            if not self.estimated:
-                require_norm(
-                    type(source_of(self.forward)).__name__, self.norm, found
-                )
+            self._require_sound(examine(exact, like), like)
             with torch.no_grad():
                 # observations may be anything, this is an image
                 warn_of_scale(self._first_step())
         elif self.norm <= _IMAGE_LIKE:
             warn_of_scale(self.observed)
 
+    def _require_sound(self, found: Examined, like: Primal) -> None:
+        name = type(source_of(self.forward)).__name__
+        with torch.no_grad():
+            image = self.forward.A(self.linear.detach())
+        if image.numel() > 0 and _memory(image) == _memory(self.observed):
+            raise ValueError(
+                f"A of {name} writes into the memory of the observation: "
+                "return new tensors, or observe a clone()"
+            )
+        if image.shape[1:] != self.observed.shape[1:]:
+            raise ValueError(
+                f"A makes {tuple(image.shape[1:])} of images "
+                f"{tuple(like.shape[1:])}, observed were "
+                f"{tuple(self.observed.shape[1:])}"
+            )
+        if not self.estimated:
+            require_norm(name, self.norm, found)
+
     def _exact(self) -> tuple[ForwardOperator, Primal]:
         """The operator in float64, and an image in it, without a graph."""
         with torch.no_grad():
             pairs = isinstance(self.forward, Adapted) and self.forward.pairs
-            observed, like = (
-                self.observed[:1].detach().double(),
-                self.linear[:1].detach().double(),
-            )
+            observed = self.observed[:1].detach().double()
+            like = self.linear[:1].detach().double()
             return adapted(self.forward, observed, pairs), like
 
     def unit_roundoff(self, dtype: torch.dtype) -> float:
@@ -185,17 +221,16 @@ class LeastSquares(DataTerm):
         if isinstance(self.forward, OWN) or dtype != torch.float64:
             return super().unit_roundoff(dtype)
         if self._unit is None:
-            exact, like = self._exact()
-            single = (
-                isinstance(exact, Adapted) and exact.through == torch.float32
-            )
-            kind = (
-                torch.float64
-                if not single and examine(exact, like).double
-                else torch.float32
-            )
+            kind = torch.float64 if self._is_double() else torch.float32
             self._unit = torch.finfo(kind).eps
         return self._unit
+
+    def _is_double(self) -> bool:
+        """Whether the operator in float64 really computes in it."""
+        exact, like = self._exact()
+        if isinstance(exact, Adapted) and exact.through == torch.float32:
+            return False
+        return examine(exact, like).double
 
     @property
     def strong_convexity(self) -> float:
@@ -203,7 +238,7 @@ class LeastSquares(DataTerm):
 
     @property
     def smoothness(self) -> float:
-        return (self.norm**2 + self._modulus) * (1 + 1e-12)
+        return (self.norm**2 + self._modulus) * _ROUNDED_UP
 
     @property
     def start(self) -> Primal:
@@ -212,39 +247,31 @@ class LeastSquares(DataTerm):
     @property
     def pilot(self) -> Primal:
         with without_autocast(self.observed.device):
-            continued = (
-                self.forward.continued(self.observed)
-                if isinstance(self.forward, Adapted)
-                else None
-            )
-            if isinstance(self.forward, (ValidBlur, Inpainting)):
-                continued = self.forward.pilot(self.observed)
+            continued = pilot_of(self.forward, self.observed)
             return self._first_step() if continued is None else continued
 
     def _first_step(self) -> Primal:
         """The minimiser of ``g`` along ``b``, per sample: an image in the right
         grey values, whatever ``norm`` is."""
         linear = self._live_linear()
-        largest = (
-            linear.detach().abs().flatten(1).amax(1)
-            if linear.numel() > 0
-            else linear.new_ones(0)
-        )
+        largest = linear.new_ones(0)
+        if linear.numel() > 0:
+            largest = linear.detach().abs().flatten(1).amax(1)
+        # squares of the direction stay in range
         unit = torch.where(largest > 0, largest, 1)
-        direction = linear / per_sample(unit, linear)  # squares stay in range
-        seen, square = self.forward.A(direction), inner(direction, direction)
+        direction = linear / per_sample(unit, linear)
+        seen = self.forward.A(direction)
+        square = inner(direction, direction)
         curvature = inner(seen, seen) + self.ridge * square
-        return linear * per_sample(
-            square / torch.where(curvature > 0, curvature, 1), linear
-        )
+        length = square / torch.where(curvature > 0, curvature, 1)
+        return linear * per_sample(length, linear)
 
     def _live_linear(self) -> Primal:
         """``b``; where ``A`` has a graph, ``B^T d`` is the reverse mode of
         ``A``: ``A_adjoint`` need not be differentiable."""
-        if (
-            not torch.is_grad_enabled()
-            or not self.forward.A(self.centre[:1].detach()).requires_grad
-        ):
+        if not torch.is_grad_enabled():
+            return self.linear
+        if not self.forward.A(self.centre[:1].detach()).requires_grad:
             return self.linear
         x = torch.zeros_like(self.centre).requires_grad_()
         (pulled,) = torch.autograd.grad(
@@ -252,27 +279,14 @@ class LeastSquares(DataTerm):
         )
         return pulled + self.ridge * self.centre
 
-    def value(self, x: Primal) -> PerSample:
-        residual, away = self.forward.A(x) - self.observed, x - self.centre
-        return 0.5 * inner(residual, residual) + 0.5 * self.ridge * inner(
-            away, away
-        )
+    def observe(self, x: Primal) -> Tensor:
+        return self.forward.A(x)
 
-    def gradient(self, x: Primal) -> Primal:
-        return self.forward.A_adjoint(
-            self.forward.A(x) - self.observed
-        ) + self.ridge * (x - self.centre)
-
-    def slope_along(self, x: Primal, direction: Primal) -> PerSample:
-        # A alone: it has to be differentiable in what it is computed from, its
-        # adjoint need not be
-        residual = self.forward.A(x) - self.observed
-        return inner(self.forward.A(direction), residual) + self.ridge * inner(
-            direction, x - self.centre
-        )
+    def pull_back(self, residual: Tensor) -> Primal:
+        return self.forward.A_adjoint(residual)
 
     def hessian(self, v: Primal) -> Primal:
-        return self.forward.A_adjoint(self.forward.A(v)) + self.ridge * v
+        return self.pull_back(self.observe(v)) + self.ridge * v
 
     def solve(self, v: Primal) -> Primal:
         return self._inverse(v, 0.0, 1.0)
@@ -293,144 +307,104 @@ class LeastSquares(DataTerm):
         return self._read[1]
 
     def _inverse(self, v: Primal, shift: float, step: float) -> Primal:
-        """``(shift I + step H)^{-1} v`` up to rounding.
-
-        Few steps are taken without a look at the residual: solvers, whose steps
-        must not wait for the device, come here.
-        """
-        condition = (shift + step * self.smoothness) / (
-            shift + step * self.strong_convexity
-        )
-        most = _steps_to(condition, torch.finfo(v.dtype).eps)
-        wanted = (torch.finfo(v.dtype).eps ** 2 / condition) * inner(v, v)
-
-        def close(point: Point) -> Tensor:
-            return inner(point[1], point[1]) <= wanted
+        """``(shift I + step H)^{-1} v`` up to rounding."""
+        largest = shift + step * self.smoothness
+        smallest = shift + step * self.strong_convexity
+        condition = largest / smallest
+        unit = torch.finfo(v.dtype).eps
+        most = steps_to(condition, unit)
 
         def apply(p: Primal) -> Primal:
             return torch.add(shift * p, self.hessian(p), alpha=step)
 
-        return (
-            _unwatched(v, apply, most)
-            if most <= _UNWATCHED
-            else _search(v, apply, _plain, close, most)
-        )
+        # few steps are taken without a look at the residual: solvers, whose
+        # steps must not wait for the device, come here
+        if most <= UNWATCHED:
+            return unwatched(v, apply, most)
+        wanted = (unit**2 / condition) * inner(v, v)
+
+        def close(point: ConjugatePoint) -> Tensor:
+            return inner(point.residual, point.residual) <= wanted
+
+        return search(v, apply, plain, close, most)
 
     def dual_norm(self, v: Primal) -> PerSample:
-        symbol = self.symbol(v)
-        metric = _plain if symbol.dim() == 0 else _multiplier(symbol)
-        condition = self.smoothness / self.strong_convexity
-
-        def close(point: Point) -> Tensor:
-            q, s = point[0], point[1]
-            return inner(s, s) <= _SLACK**2 * self._modulus * inner(q, v + s)
-
-        q = _search(
-            v,
-            self.hessian,
-            metric,
-            close,
-            _steps_to(condition, _SLACK / condition**0.5),
-        )
-        s = (
-            v - self.hessian(q)
-            # the true residual: the one that conjugate gradients carry along
-            # drifts
-        )
+        # eq. 25: any q bounds the norm, with the residual s that it leaves
+        q = self._near_solution(v)
+        # the true residual: the one that conjugate gradients carry along drifts
+        s = v - self.hessian(q)
         found = inner(q, v + s) + inner(s, s) / self._modulus
         if v.dtype == torch.float64:
             found = found + self._lost(q, s)
         # a search that rounding has led astray is worth less than none
-        return torch.fmin(
-            found.clamp(min=0), inner(v, v) / self._modulus
-        ).sqrt()
+        plainly = inner(v, v) / self._modulus
+        return torch.fmin(found.clamp(min=0), plainly).sqrt()
+
+    def _near_solution(self, v: Primal) -> Primal:
+        """``q`` near ``H^{-1} v``, as near as ``_SLACK`` asks for."""
+        symbol = self.symbol(v)
+        metric = plain if symbol.dim() == 0 else multiplier(symbol)
+        condition = self.smoothness / self.strong_convexity
+
+        def close(point: ConjugatePoint) -> Tensor:
+            s = point.residual
+            square = inner(point.x, v + s)
+            return inner(s, s) <= _SLACK**2 * self._modulus * square
+
+        most = steps_to(condition, _SLACK / condition**0.5)
+        return search(v, self.hessian, metric, close, most)
 
     def _lost(self, q: Primal, s: Primal) -> PerSample:
         """What the rounding ``d`` of ``s`` adds to eq. 25: ``2 ||q|| ||d|| + (2
         ||s|| ||d|| + ||d||^2)/ridge`` at most."""
         eps = self.unit_roundoff(q.dtype)
-        reach, left = norm(q), norm(s)
-        d = (
-            ROUNDING_TERMS
-            * (eps if math.isfinite(eps) else torch.finfo(q.dtype).eps)
-            * self.smoothness
-            * reach
-        )
+        if not math.isfinite(eps):
+            eps = torch.finfo(q.dtype).eps
+        reach = norm(q)
+        left = norm(s)
+        d = ROUNDING_TERMS * eps * self.smoothness * reach
         return 2 * reach * d + (2 * left * d + d.square()) / self._modulus
 
     def symbol(self, like: Primal) -> Tensor:
-        known = getattr(source_of(self.forward), "symbol", None)
-        if known is not None:
-            return known(like).detach().to(like.dtype) + self._modulus
+        stated = stated_symbol(source_of(self.forward), like)
+        if stated is not None:
+            return stated.detach().to(like.dtype) + self._modulus
         if isinstance(self.forward, OWN) or like.dim() != 4:
             return super().symbol(like)
         if self._symbol is None:
             self._symbol = measured_symbol(self.forward, like) + self._modulus
         return self._symbol.to(like)
 
-    def select(self, index: Tensor) -> LeastSquares:
-        chosen = copy.copy(self)
-        for name in ("observed", "linear", "centre"):
-            setattr(chosen, name, getattr(self, name)[index])
-        chosen._given_centre = select_centre(
-            self._given_centre, self.centre, index
-        )
-        return chosen
-
     def double(self) -> LeastSquares:
-        return LeastSquares(
-            self.observed.double(),
-            self.forward,
-            self.ridge,
-            self._given_norm,
-            self._given_centre,
-        )
+        return self._with_observation(self.observed.double())
 
     def renewed(self) -> LeastSquares:
+        return self._with_observation(self.observed)
+
+    def _with_observation(self, observed: Tensor) -> LeastSquares:
         return LeastSquares(
-            self.observed,
+            observed,
             self.forward,
             self.ridge,
             self._given_norm,
             self._given_centre,
         )
 
-    def detached(self) -> LeastSquares:
+    def detached(self: T) -> T:
         chosen = super().detached()
-        assert isinstance(chosen, LeastSquares)
-        if isinstance(self.forward, (ValidBlur, Inpainting)):
+        # of users' operators nothing is known: they keep their graph, and
+        # solvers work without one
+        if isinstance(self.forward, OWN):
             chosen.forward = self.forward.detached()
         return chosen
 
     def inputs(self) -> dict[str, Tensor]:
-        named = {
-            "observation": self.observed,
-            "ridge": self.ridge,
-            "centre": self._given_centre,
-        }
-        tensors = {
-            name: value
-            for name, value in named.items()
-            if isinstance(value, Tensor)
-        }
-        return tensors | operator_tensors(source_of(self.forward))
-
-
-Point = tuple[Tensor, Tensor, Tensor, PerSample]
-"""Of conjugate gradients: iterate, residual, direction, energy."""
-
-_SLACK = 0.15
-"""``dual_norm`` is at most ``sqrt(1 + _SLACK^2)`` times too large, 1 %, where
-rounding permits (eq. 25)."""
-_IMAGE_LIKE = 1.001
-"""Operators of our own with a norm up to here make images of images, in the
-same grey values."""
-_BLOCK = 4
-"""Steps of a search between two looks at the residual."""
-_UNWATCHED = 64
-"""Steps of a search that are cheaper than waiting for the device."""
-_PLATEAU = 8
-"""Looks without a smaller residual after which rounding has the say."""
+        made_of = tensors_among(
+            observation=self.observed,
+            ridge=self.ridge,
+            centre=self._given_centre,
+        )
+        return made_of | operator_tensors(source_of(self.forward))
 
 
 def _memory(values: Tensor) -> int:
@@ -438,71 +412,5 @@ def _memory(values: Tensor) -> int:
     return values.untyped_storage().data_ptr()
 
 
-def _stated_norm(forward: ForwardOperator) -> float | None:
-    """``norm_bound`` of an operator, attribute or method; None if it has none."""
-    stated: Any = getattr(source_of(forward), "norm_bound", None)
-    value: Any = stated() if callable(stated) else stated
-    return None if value is None else number(value)
-
-
-def _search(
-    right: Primal,
-    apply: Callable[[Primal], Primal],
-    metric: Callable[[Primal], Primal],
-    close: Callable[[Point], Tensor],
-    most: int,
-) -> Primal:
-    """Preconditioned conjugate gradients, from zero, on ``apply(x) = right``,
-    until all samples are ``close``.
-
-    Looks at the device every few steps; ``most`` steps at the utmost. Any
-    result is admissible: the caller measures it.
-    """
-    direction = metric(right)
-    point: Point = (
-        torch.zeros_like(right),
-        right,
-        direction,
-        inner(right, direction),
-    )
-    least, idle, taken = inner(right, right), 0, 0
-    while taken < most and idle < _PLATEAU and not bool(close(point).all()):
-        for _ in range(min(_BLOCK, most - taken)):
-            point = conjugate_step(point, apply(point[2]), metric)
-        taken += _BLOCK
-        left = inner(point[1], point[1])
-        if not bool(torch.isfinite(left).all()):
-            break
-        idle = 0 if bool((left < least).any()) else idle + 1
-        least = torch.minimum(left, least)
-    return point[0]
-
-
-def _unwatched(
-    right: Primal, apply: Callable[[Primal], Primal], steps: int
-) -> Primal:
-    """So many ``steps`` of conjugate gradients, from zero, on ``apply(x) =
-    right``."""
-    point: Point = (torch.zeros_like(right), right, right, inner(right, right))
-    for _ in range(steps):
-        point = conjugate_step(point, apply(point[2]), _plain)
-    return point[0]
-
-
-def _plain(v: Primal) -> Primal:
-    return v
-
-
-def _multiplier(symbol: Tensor) -> Callable[[Primal], Primal]:
-    return partial(multiplied_spectrum, multiplier=symbol.reciprocal())
-
-
-def _steps_to(condition: float, error: float) -> int:
-    """``n`` with ``2 ((sqrt c - 1)/(sqrt c + 1))^n <= error``, what conjugate
-    gradients reach after ``n`` steps (eq. 26)."""
-    root = math.sqrt(condition)
-    return (
-        math.ceil(math.log(2 / error) / -math.log1p(-2 / (root + 1)))
-        if root > 1
-        else 1
-    )
+def _number_or_none(stated: object) -> float | None:
+    return None if stated is None else number(stated)  # type: ignore[arg-type]

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor
 
 from piggyback.batched import inner
-from piggyback.terms.data.quadratic import DataTerm, number, one_value
+from piggyback.terms.data.inputs import number, one_value, tensors_among
+from piggyback.terms.data.structure import DiagonalTerm
 from piggyback.types import PerSample, Primal, Scalar
 from piggyback.values import require_images, require_tensor, warn_of_scale
 
 
-class MaskedDenoising(DataTerm):
-    """``g(x) = 1/2 ||mask (x - observed)||^2 + ridge/2 ||x||^2``, ``mask`` of
-    zeros and ones, all of shape ``(batch, ...)``.
+class MaskedDenoising(DiagonalTerm):
+    """``g(x) = 1/2 ||mask (x - observed)||^2 + ridge/2 ||x||^2``.
 
     With ``ridge > 0`` this is a data term like any other, ``H = mask + ridge``.
     With ``ridge = 0`` and missing pixels its modulus is 0: the lower level may
     have more than one minimiser, nothing can be certified, and most methods
-    refuse it. Differentiable in ``observed`` and ``ridge`` (a number or a
-    tensor of one value), not in a mask of zeros and ones. Raises ``ValueError``
-    for a mask with other values, of another shape, or that requires a gradient,
-    and for a negative ridge.
+    refuse it. Differentiable in the observation and the ridge, not in a mask of
+    zeros and ones.
+
+    Args:
+        observed: ``(batch, ...)``, grey values in [0, 1].
+        mask: of the shape of ``observed``: 1 where a pixel was seen, else 0.
+        ridge: a number or a tensor of one value, not negative.
+
+    Raises:
+        ValueError: for a mask with other values, of another shape, or that
+            requires a gradient, and for a negative ridge; ``solve``: if ``H``
+            is singular.
     """
+
+    per_sample = ("observed", "mask", "_given", "_diagonal")
 
     def __init__(
         self, observed: Primal, mask: Primal, ridge: float | Tensor = 0.0
@@ -44,16 +53,18 @@ class MaskedDenoising(DataTerm):
                 "a mask needs the shape of the images, and zeros and ones only"
             )
         ridge = one_value("ridge", ridge)
-        if not 0 <= number(ridge) < math.inf:
+        modulus = number(ridge)
+        if not 0 <= modulus < math.inf:
             raise ValueError(
-                f"MaskedDenoising needs a non-negative ridge, got {number(ridge)}"
+                f"MaskedDenoising needs a non-negative ridge, got {modulus}"
             )
         self.mask = mask.to(observed).clone()
         self.observed = observed * self.mask
         self.ridge = ridge
         self._given = observed
-        self._modulus = (1.0 if bool(self.mask.all()) else 0.0) + number(ridge)
-        self._ceiling = 1.0 + number(ridge)
+        # a single missing pixel leaves nothing but the ridge
+        seen = 1.0 if bool(self.mask.all()) else 0.0
+        self._bounds = seen + modulus, 1.0 + modulus
         self._diagonal = self.mask + ridge
 
     def check(self) -> None:
@@ -61,12 +72,8 @@ class MaskedDenoising(DataTerm):
         warn_of_scale(self.observed)
 
     @property
-    def strong_convexity(self) -> float:
-        return self._modulus
-
-    @property
-    def smoothness(self) -> float:
-        return self._ceiling
+    def diagonal(self) -> Tensor:
+        return self._diagonal
 
     @property
     def start(self) -> Primal:
@@ -75,36 +82,23 @@ class MaskedDenoising(DataTerm):
 
     def value(self, x: Primal) -> PerSample:
         difference = self.mask * (x - self.observed)
-        return 0.5 * inner(difference, difference) + 0.5 * self.ridge * inner(
-            x, x
-        )
+        fit = 0.5 * inner(difference, difference)
+        return fit + 0.5 * self.ridge * inner(x, x)
 
     def gradient(self, x: Primal) -> Primal:
+        # the observation is zero where it is missing
         return self._diagonal * x - self.observed
 
-    def hessian(self, v: Primal) -> Primal:
-        return self._diagonal * v
-
     def solve(self, v: Primal) -> Primal:
-        if not self._modulus > 0:
+        if not self.strong_convexity > 0:
             raise ValueError(
                 "missing pixels without a ridge: H is singular, so nothing "
                 "can be measured in its inverse"
             )
-        return v / self._diagonal
-
-    def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
-        return v / (1 + step * self._diagonal)
+        return super().solve(v)
 
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
         return self.resolvent(v + step * self.observed, step)
-
-    def select(self, index: torch.Tensor) -> MaskedDenoising:
-        # the modulus of the whole batch holds for every sample of it
-        chosen = copy.copy(self)
-        for name in ("observed", "mask", "_given", "_diagonal"):
-            setattr(chosen, name, getattr(self, name)[index])
-        return chosen
 
     def double(self) -> MaskedDenoising:
         return MaskedDenoising(
@@ -115,11 +109,8 @@ class MaskedDenoising(DataTerm):
         return MaskedDenoising(self._given, self.mask, self.ridge)
 
     def inputs(self) -> dict[str, Tensor]:
-        named = {"observation": self._given, "mask": self.mask}
-        return (
-            named | {"ridge": self.ridge}
-            if isinstance(self.ridge, Tensor)
-            else named
+        return tensors_among(
+            observation=self._given, mask=self.mask, ridge=self.ridge
         )
 
     def symbol(self, like: Primal) -> torch.Tensor:
