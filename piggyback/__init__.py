@@ -7,12 +7,9 @@ What is not exported here is imported from its room, as
 
 from piggyback.certificates.certify import Hypergradient
 from piggyback.forward.adjointness import check_adjoint
-from piggyback.forward.base import (
-    ForwardOperator,
-    Inpainting,
-    SuperResolution,
-    ValidBlur,
-)
+from piggyback.forward.base import ForwardOperator
+from piggyback.forward.blur import ValidBlur
+from piggyback.forward.sampling import Inpainting, SuperResolution
 from piggyback.hypergradients.api import assess, hypergradient
 from piggyback.hypergradients.implicit import (
     ImplicitCG,
@@ -26,15 +23,13 @@ from piggyback.layer.call import Report
 from piggyback.layer.reconstruction import Reconstruction, reconstruct
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import NotConverged, Schedule, Status
+from piggyback.solvers.stopping import NotConverged, Schedule, Status
+from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.deblurring import Deblurring
+from piggyback.terms.data.denoising import Denoising
+from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.data.quadratic import (
-    DataTerm,
-    Deblurring,
-    Denoising,
-    DenseQuadratic,
-)
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.terms.penalties import Charbonnier, Huber, LogCosh
 from piggyback.terms.potentials import Potential

@@ -19,13 +19,17 @@ from piggyback.certificates.loss import LossInterval
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
 from piggyback.hypergradients.capabilities import Guarantee, Refused
 from piggyback.hypergradients.on_demand import Assessment, OnDemand
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.posed import pose
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem
-from piggyback.solvers.loop import NotConverged, Status, warn_unless_converged
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import (
+    NotConverged,
+    Status,
+    warn_unless_converged,
+)
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from piggyback.values import require_kind, require_positive, require_samples
 

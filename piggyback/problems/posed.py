@@ -9,10 +9,10 @@ from typing import TypeVar
 from torch import Tensor
 
 from piggyback.copies import doubled, snapshot, twin
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 
 Copied = TypeVar("Copied", bound=Regularizer)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.groups import GradientBound
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.types import Scalar
 
 

@@ -23,7 +23,7 @@ from piggyback.certificates.certify import (
 )
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import (
     Accuracy,

@@ -214,7 +214,7 @@ class AdaptiveDescent:
         use = self.settings
         if metric is None:
             metric = torch.ones_like(oracle.parameters())
-        self.search = QuasiNewton(
+        self.search = QuasiNewtonSearch(
             metric,
             memory=use.memory,
             first_decrease=use.first_decrease,

@@ -21,7 +21,7 @@ from piggyback.problems.pair import (
 )
 from piggyback.problems.posed import Posed, pose
 from piggyback.problems.regularizer import Regularizer
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from piggyback.training.bilevel import Samples, in_order
 from piggyback.training.stochastic import StochasticSettings
 

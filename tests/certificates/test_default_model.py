@@ -19,7 +19,7 @@ from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.problems.pair import Accuracy, Sensitivity
 from piggyback.problems.posed import double_copy, pose
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.linear import LinearConfig

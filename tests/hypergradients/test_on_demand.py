@@ -15,7 +15,7 @@ from piggyback.hypergradients.on_demand import Assessment, OnDemand
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
 from piggyback.problems.posed import double_copy, pose
-from piggyback.terms.data.quadratic import Denoising
+from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from tests.support.certificate_checks import perturbed
 from tests.support.learned import exact_level, images, regularizer

@@ -21,7 +21,8 @@ from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
-from piggyback.layer.reconstruction import Reconstruction, Report, reconstruct
+from piggyback.layer.call import Report
+from piggyback.layer.reconstruction import Reconstruction, reconstruct
 from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.stopping import NotConverged, Schedule
 from piggyback.terms.data.base import DataTerm

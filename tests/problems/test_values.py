@@ -18,12 +18,13 @@ from torch import Tensor, nn
 import piggyback
 from piggyback.batched import norm
 from piggyback.certificates.bounds import local_bound
+from piggyback.certificates.certify import Hypergradient
 from piggyback.certificates.evidence import gather_evidence
 from piggyback.forward.adjointness import check_adjoint, norm_estimate
 from piggyback.forward.blur import ValidBlur
 from piggyback.forward.examination import examine
 from piggyback.forward.sampling import Inpainting, SuperResolution
-from piggyback.hypergradients.api import Hypergradient, hypergradient
+from piggyback.hypergradients.api import hypergradient
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.dualised import Dualised
 from piggyback.hypergradients.implicit import (

@@ -27,7 +27,8 @@ from piggyback.certificates.certify import (
 )
 from piggyback.certificates.smooth import SmoothEvidence, smooth_bound
 from piggyback.hypergradients.on_demand import OnDemand
-from piggyback.operators.base import ApplicationCounter, DenseInverse
+from piggyback.operators.counting import ApplicationCounter
+from piggyback.operators.preconditioners import DenseInverse
 from piggyback.problems.pair import Sensitivity, WarmStart
 from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer

@@ -16,9 +16,9 @@ from piggyback import (
     SquaredError,
 )
 from piggyback.certificates.certify import examine
-from piggyback.operators.base import ScalarPreconditioner
+from piggyback.operators.preconditioners import ScalarPreconditioner
 from piggyback.problems.posed import pose
-from piggyback.solvers.loop import Schedule
+from piggyback.recursions import ConjugatePoint, conjugate_step
 from piggyback.solvers.lower import (
     certified_distance,
     radius_per_element,

@@ -15,7 +15,7 @@ from piggyback.certificates.certify import examine
 from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import WarmStart
 from piggyback.problems.posed import pose
-from piggyback.solvers.loop import Schedule, Status
+from piggyback.solvers.stopping import Schedule, Status
 from piggyback.terms.losses import Loss
 from regularizers.relu_lifted.network import Layout
 from regularizers.relu_lifted.piggyback import ReLULiftedPiggyback

@@ -42,7 +42,7 @@ from piggyback.hypergradients.literature.iaptt import IAPTT
 from piggyback.hypergradients.literature.unrolled import Truncated, Unrolled
 from piggyback.hypergradients.literature.value_function import ValueFunction
 from piggyback.hypergradients.on_demand import OnDemand
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.lower import certified_distance, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG

@@ -49,7 +49,7 @@ from piggyback import Inpainting, Schedule, SquaredError
 from piggyback.hypergradients.literature.iaptt import worst_step
 from piggyback.solvers.loop import Iteration, iterate
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.terms.data.base import DataTerm
 from regularizers import ConvolutionBank
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from piggyback.certificates.certify import examine
-from piggyback.hypergradients.api import Hypergradient, hypergradient
+from piggyback.certificates.certify import Hypergradient, examine
+from piggyback.hypergradients.api import hypergradient
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
 from piggyback.hypergradients.on_demand import Assessment, OnDemand
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from piggyback.operators.base import DenseOperator, LinearOperator
+from piggyback.operators.base import LinearOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem

@@ -192,7 +192,7 @@ class FixedTolerance(Control):
     ) -> None:
         self.level = level
         self.accuracy = accuracy
-        self.search = QuasiNewton(metric)
+        self.search = QuasiNewtonSearch(metric)
 
     def evaluate(self, parameters: Tensor) -> Evaluation:
         """Plain loss and gradient; nothing is promised."""

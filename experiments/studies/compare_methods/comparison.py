@@ -29,8 +29,8 @@ from experiments.studies.shared.instances import (
 )
 from experiments.studies.shared.reference import solve_reference
 from piggyback.app.console.memory import peak_memory
-from piggyback.certificates.certify import split_like
-from piggyback.hypergradients.api import Hypergradient, hypergradient
+from piggyback.certificates.certify import Hypergradient, split_like
+from piggyback.hypergradients.api import hypergradient
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
 from piggyback.hypergradients.capabilities import Guarantee
 from piggyback.hypergradients.implicit import (
@@ -50,10 +50,9 @@ from piggyback.hypergradients.literature.value_function import (
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.solvers.stopping import Schedule, Status
+from piggyback.solvers.stopping import Schedule
 from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from piggyback.batched import norm
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.regularizer import Regularizer
 from piggyback.problems.saddle import SaddleProblem

@@ -23,10 +23,11 @@ from experiments.studies.gpu_check.timing import median_seconds
 from piggyback import Denoising, LogCosh, SquaredError
 from piggyback.hypergradients.implicit import adjoint_system
 from piggyback.problems.base import LowerProblem
-from piggyback.solvers.conjugate_gradient import ConjugateGradient
-from piggyback.solvers.loop import Iteration, Schedule, State
-from piggyback.solvers.lower import LowerLevel, radius_per_element, solve_lower
+from piggyback.solvers.linear import ConjugateGradient
+from piggyback.solvers.loop import Iteration, State
+from piggyback.solvers.lower import SolverTask, radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
+from piggyback.solvers.stopping import Schedule
 
 BETWEEN_LOOKS = Schedule().check_every
 _RENEWED = 16

@@ -30,9 +30,9 @@ from piggyback.certificates.certify import (
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.problems.posed import pose
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import certified_distance
-from piggyback.terms.data.quadratic import DataTerm
+from piggyback.solvers.stopping import Schedule
+from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
 from regularizers import (
     AdaptiveRegularizer,

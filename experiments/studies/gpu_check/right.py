@@ -35,7 +35,8 @@ from piggyback import (
 )
 from piggyback.batched import norm
 from piggyback.forward.base import ForwardOperator
-from piggyback.operators.base import DenseOperator, LinearOperator
+from piggyback.operators.base import LinearOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.gradient import GradientDescent

@@ -29,7 +29,6 @@ from piggyback.certificates.certify import certify
 from piggyback.problems.pair import Sensitivity, flat_gradient
 from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.loop import Schedule
 from piggyback.solvers.lower import (
     certified_distance,
     radius_per_element,

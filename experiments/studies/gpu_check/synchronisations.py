@@ -44,24 +44,27 @@ from piggyback import (
 )
 from piggyback.hypergradients.implicit import adjoint_system
 from piggyback.hypergradients.piggyback import PiggybackIteration
-from piggyback.operators.base import DenseOperator
+from piggyback.operators.dense import DenseOperator
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
-from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
-from piggyback.solvers.conjugate_residual import ConjugateResidual
 from piggyback.solvers.gradient import GradientDescent
+from piggyback.solvers.linear import (
+    ConjugateGradient,
+    ConjugateResidual,
+    LinearSystem,
+    Richardson,
+)
 from piggyback.solvers.loop import Iteration
 from piggyback.solvers.lower import (
-    LowerLevel,
     LowerSolver,
+    SolverTask,
     radius_per_element,
     solve_lower,
 )
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG, Steps
 from piggyback.solvers.quasi_newton import QuasiNewton
-from piggyback.solvers.richardson import Richardson
 from regularizers import ReLULiftedPrimalDual, ReLULiftedProblem
 from regularizers.relu_lifted.piggyback import ReLULiftedPiggybackIteration
 from regularizers.relu_lifted.primal_dual import BlockSteps

@@ -41,7 +41,8 @@ from piggyback.app.files.outputs import Outputs
 from piggyback.app.images.sources import draw_patches, embedded_photographs
 from piggyback.app.options.parser import PATCHES, SIDE, Parser, path, whole
 from piggyback.batched import inner, per_sample, safe_divide
-from piggyback.operators.base import ApplicationCounter, Preconditioner
+from piggyback.operators.counting import ApplicationCounter
+from piggyback.operators.preconditioners import Preconditioner
 from piggyback.problems.base import LowerProblem
 from piggyback.problems.posed import double_copy
 from piggyback.problems.saddle import SaddleProblem, UnitForm

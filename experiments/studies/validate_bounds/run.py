@@ -55,11 +55,10 @@ from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.hypergradients.piggyback import Piggyback, PiggybackIteration
-from piggyback.operators.base import ApplicationCounter
+from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, Sensitivity, WarmStart
 from piggyback.problems.posed import pose
-from piggyback.solvers.loop import Schedule
-from piggyback.solvers.lower import LowerLevel, radius_per_element
+from piggyback.solvers.lower import SolverTask, radius_per_element
 from piggyback.solvers.pdhg import Steps
 from piggyback.solvers.stopping import Schedule
 
