@@ -59,6 +59,7 @@ LIGHT = [
     APP / "files" / "atomic.py",
     APP / "files" / "places.py",
     APP / "options" / "parser.py",
+    ROOT / "experiments" / "studies" / "learned_solver" / "solver.py",
 ]
 """Of the commands that need more, what this one uses."""
 ABSENT = (*training.NEEDED, "pandas", "yaml", "cvxpy", "pytest")
@@ -170,6 +171,7 @@ def test_imports_are_torch_ours_and_the_standard_library(file: Path) -> None:
         "piggyback",
         "regularizers",
         "experiments.studies.gpu_check",
+        "experiments.studies.learned_solver.solver",
         "torch",
         *light,
     )

@@ -374,7 +374,7 @@ def _run(
         str(out),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "piggyback.app.train", *words],
+        [sys.executable, "-m", "experiments.train", *words],
         capture_output=True,
         text=True,
         timeout=max(setting.left - 2, 1),
@@ -383,7 +383,7 @@ def _run(
     )
     if done.returncode != 0:
         raise RuntimeError(
-            f"piggyback.app.train ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+            f"experiments.train ended with {done.returncode}: {done.stderr.strip()[-300:]}"
         )
     with (out / "history.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
