@@ -26,9 +26,9 @@ from experiments.studies.shared.instances import (
     with_potential,
 )
 from experiments.studies.shared.reference import Reference, solve_reference
-from experiments.studies.truth_test.run import (
-    CONE_SMOOTHING,
-    Outcome,
+from experiments.studies.truth_test.answers import CONE_SMOOTHING
+from experiments.studies.truth_test.ways import (
+    Delivered,
     by_change,
     by_cone,
     lipschitz,
@@ -79,12 +79,12 @@ class Contestant:
     reached: bool
 
 
-Solve = Callable[[Instance], Outcome]
+Solve = Callable[[Instance], Delivered]
 
 
 def implicit(
     method: HypergradientMethod, tolerance: float, instance: Instance
-) -> Outcome:
+) -> Delivered:
     """A method of ours without certificates, its gradient read off in float64."""
     counter = ApplicationCounter()
     regularizer, data, loss = instance.at(torch.float32)
@@ -102,10 +102,10 @@ def implicit(
         exact, double_data, double_loss, pair, ApplicationCounter()
     )
     # the read-off applies K to x and P
-    return Outcome(gradient, applications=spent + 1)
+    return Delivered(gradient, applications=spent + 1)
 
 
-def unrolled(steps: int, instance: Instance) -> Outcome:
+def unrolled(steps: int, instance: Instance) -> Delivered:
     """Reverse mode through ``steps`` accelerated gradient steps, each the
     autograd gradient of the energy.
 
@@ -132,13 +132,15 @@ def unrolled(steps: int, instance: Instance) -> Outcome:
         )
     # by formula, not by counting: each step is one K and its transpose
     # forwards, and two of each backwards
-    return Outcome(gradient.double(), applications=3.0 * steps)
+    return Delivered(gradient.double(), applications=3.0 * steps)
 
 
-def on_demand(wanted: float, instance: Instance) -> Outcome:
+def on_demand(wanted: float, instance: Instance) -> Delivered:
     """Ours, certified."""
     result = OnDemand().differentiate(*instance.at(torch.float32), wanted)
-    return Outcome(result.gradient, result.relative_error, result.applications)
+    return Delivered(
+        result.gradient, result.relative_error, result.applications
+    )
 
 
 def entries(wanted: float) -> dict[str, list[tuple[float | None, Solve]]]:

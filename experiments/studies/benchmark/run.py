@@ -19,7 +19,7 @@ from experiments.studies.benchmark import (
 )
 from experiments.studies.benchmark import kernels as benchmark_kernels
 from experiments.studies.benchmark import solvers as benchmark_solvers
-from experiments.studies.truth_test.run import has_cone
+from experiments.studies.truth_test.ways import has_cone
 from piggyback.app.console.command import command
 from piggyback.app.console.progress import progress_bar
 from piggyback.app.console.runtime import Device, choose_device, prepare

@@ -31,7 +31,7 @@ from experiments.studies.compare_descents.controls import (
     Maid,
     PlainLevel,
 )
-from experiments.studies.shared.bound_figures import descents
+from experiments.studies.compare_descents.figure import descents
 from experiments.studies.shared.instances import (
     NOISE,
     photograph_patches,
