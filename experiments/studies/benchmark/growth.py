@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from experiments.studies.shared.instances import (
     NOISE,
     random_regularizer,
     with_potential,
 )
+from experiments.studies.shared.tables import new_table
 from piggyback.app.console.memory import peak_memory
 from piggyback.app.images.sources import add_noise
 from piggyback.operators.base import ApplicationCounter
@@ -162,18 +161,19 @@ def show(
 
 
 def _table(found: Sequence[Growth], title: str, console: Console) -> None:
-    table = Table(
-        "images",
-        "filters of 7²",
-        "RMS tolerance",
-        "applications per image",
-        "ms",
-        "time / bare K, Kᵀ",
-        "peak MiB",
-        "bytes per coefficient",
-        box=SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
+    table = new_table(
+        title,
+        (
+            "images",
+            "filters of 7²",
+            "RMS tolerance",
+            "applications per image",
+            "ms",
+            "time / bare K, Kᵀ",
+            "peak MiB",
+            "bytes per coefficient",
+        ),
+        2,
     )
     for one in found:
         shape = one.shape

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from experiments.studies.shared.instances import (
     Instance,
@@ -26,6 +24,7 @@ from experiments.studies.shared.instances import (
     with_potential,
 )
 from experiments.studies.shared.reference import Reference, solve_reference
+from experiments.studies.shared.tables import new_table
 from experiments.studies.truth_test.answers import CONE_SMOOTHING
 from experiments.studies.truth_test.ways import (
     Delivered,
@@ -60,7 +59,7 @@ UNROLLED_STEPS = (25, 50, 100, 200, 400)
 
 
 @dataclass(frozen=True)
-class Contestant:
+class GradientContestant:
     """One method on one problem. ``setting``: the tolerance or number of steps
     that was needed (None: none to choose); ``peak``: bytes of its tensors at
     most; ``bare``: seconds of ``K`` and ``K^T`` alone, as often as the method
@@ -176,7 +175,7 @@ def contest(
     repeats: int,
     cone: bool,
     note: Callable[[str], None],
-) -> list[Contestant]:
+) -> list[GradientContestant]:
     """All methods on one instance."""
     reference = solve_reference(
         instance.regularizer, instance.data, instance.clean
@@ -203,7 +202,7 @@ def _contestant(
     wanted: float,
     repeats: int,
     bare: float,
-) -> Contestant:
+) -> GradientContestant:
     """The first rung that is exact enough (else the last), timed and weighed."""
     for setting, solve in ladder:  # noqa: B007 (the last one tried is the one that is kept)
         begin = time.perf_counter()
@@ -225,7 +224,7 @@ def _contestant(
             instance.clean.device,
         )[method]
     peak = 0 if method == CONE else peak_memory(lambda: solve(instance))
-    return Contestant(
+    return GradientContestant(
         problem=instance.label,
         method=method,
         setting=setting,
@@ -282,25 +281,26 @@ def cone_instances(sides: Sequence[int], filters: int) -> Iterator[Instance]:
         )
 
 
-def show(found: Sequence[Contestant], console: Console) -> None:
+def show(found: Sequence[GradientContestant], console: Console) -> None:
     """A table; times and memory also as multiples of ours (implicit CG)."""
     for problem in dict.fromkeys(one.problem for one in found):
         chosen = [one for one in found if one.problem == problem]
         ours = next(one for one in chosen if one.method == IMPLICIT)
-        table = Table(
-            "method",
-            "setting",
-            "true error",
-            "bound",
-            "applications",
-            "ms",
-            "× ours",
-            "MiB",
-            "× ours",
-            "time / bare K, Kᵀ",
-            box=SIMPLE_HEAD,
-            title=f"hypergradient of {problem}",
-            title_justify="left",
+        table = new_table(
+            f"hypergradient of {problem}",
+            (
+                "method",
+                "setting",
+                "true error",
+                "bound",
+                "applications",
+                "ms",
+                "× ours",
+                "MiB",
+                "× ours",
+                "time / bare K, Kᵀ",
+            ),
+            2,
         )
         for one in chosen:
             table.add_row(

@@ -17,9 +17,6 @@ from functools import partial
 import numpy as np
 import scipy.optimize
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from experiments.studies.shared.instances import (
@@ -34,12 +31,10 @@ from piggyback.operators.base import ApplicationCounter
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.conjugate_gradient import ConjugateGradient, LinearSystem
-from piggyback.solvers.loop import Iteration, Outcome, Schedule, iterate
-from piggyback.solvers.lower import LowerLevel, LowerSolver, solve_lower
+from piggyback.solvers.loop import Outcome, Schedule, iterate
+from piggyback.solvers.lower import LowerSolver, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
-from piggyback.terms.data.quadratic import Denoising
-from regularizers.filter_bank.kernels import median_seconds
 from regularizers.linear import LinearRegularizer
 
 GRADIENT = 1e-3
@@ -70,17 +65,6 @@ class SolverCost:
     cold: float
     warm: float
     reached: bool
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Seconds of one step of a solver, and of one ``K`` and one ``K^T`` on the
-    same images alone."""
-
-    images: str
-    solver: str
-    seconds: float
-    bare: float
 
 
 Solve = Callable[[SaddleProblem, Tensor], Tensor]
@@ -331,106 +315,3 @@ def _linear_steps(
     if not outcome.converged:
         raise RuntimeError("conjugate gradients did not converge")
     return float(outcome.steps)
-
-
-def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
-    """Steps of our solvers in float32, ten into the solve, on patches as in
-    training and on one larger image."""
-    found = []
-    for batch, side in ((8, 48), (1, 128)):
-        regularizer, patches = (
-            trained_regularizer(None).to(device),
-            photograph_patches(batch, side, 1),
-        )
-        clean, data = (
-            patches.to(device),
-            Denoising(denoising(patches, 0).observed.to(device)),
-        )
-        problem = regularizer.problem(data).detached()
-        level = LowerLevel(
-            problem, data.start, torch.full((batch,), GRADIENT, device=device)
-        )
-        system = LinearSystem(
-            problem, problem.curvature(clean), clean, level.radius
-        )
-        iterations = {
-            OURS: NonlinearCG().bind(level),
-            "linear CG": ConjugateGradient(system),
-            "accelerated gradient": AcceleratedGradient().bind(level),
-            "PDHG": PDHG().bind(level),
-        }
-        with torch.no_grad():
-            jobs = {
-                name: _step(iteration) for name, iteration in iterations.items()
-            }
-            jobs["bare"] = partial(_pair, problem, clean)
-            seconds = median_seconds(jobs, 4 * repeats, device)
-        images = f"{batch} x {side}², {regularizer.config.filters} filters of {regularizer.config.size}²"
-        found += [
-            StepCost(images, name, seconds[name], seconds["bare"])
-            for name in iterations
-        ]
-    return found
-
-
-def _step(iteration: Iteration) -> Callable[[], Tensor]:
-    """The tenth step, which renews no preconditioner, again and again."""
-    state = iteration.start()
-    for _ in range(9):
-        state = iteration.step(state)
-    return lambda: iteration.result(iteration.step(state))[0]
-
-
-def _pair(problem: SaddleProblem, x: Tensor) -> Tensor:
-    return problem.operator.adjoint(problem.operator.forward(x))
-
-
-def show(
-    found: Sequence[SolverCost], steps: Sequence[StepCost], console: Console
-) -> None:
-    """A table per problem, with multiples of ours, and one of the steps."""
-    for problem in dict.fromkeys(one.problem for one in found):
-        chosen = [one for one in found if one.problem == problem]
-        mine = next(one for one in chosen if one.solver == OURS)
-        table = Table(
-            "solver",
-            "cold",
-            "× ours",
-            "warm",
-            "× ours",
-            "× ours cold / warm",
-            box=SIMPLE_HEAD,
-            title=f"applications until the gradient's norm is {GRADIENT:g}: {problem}",
-            title_justify="left",
-        )
-        for one in chosen:
-            missed = "" if one.reached else " (missed)"
-            table.add_row(
-                one.solver + missed,
-                f"{one.cold:g}",
-                f"{one.cold / mine.cold:.2f}",
-                f"{one.warm:g}",
-                f"{one.warm / mine.warm:.2f}",
-                f"{one.cold / mine.warm:.2f}",
-            )
-        console.print(table)
-    table = Table(
-        "images",
-        "solver",
-        "ms per step",
-        "bare K, Kᵀ",
-        "ratio",
-        box=SIMPLE_HEAD,
-        title="one step",
-        title_justify="left",
-    )
-    for one in steps:
-        ratio = one.seconds / one.bare
-        table.add_row(
-            one.images,
-            one.solver,
-            f"{1e3 * one.seconds:.2f}",
-            f"{1e3 * one.bare:.2f}",
-            f"{ratio:.2f}",
-        )
-    console.print(table)

@@ -62,7 +62,7 @@ steps or on nothing (``Memory``)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class MethodProblem:
     """A bilevel problem in float64 with one sample; ``exact``: its gradient
     (flat), from formulas of its own."""
 
@@ -74,7 +74,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """One method on one problem.
 
     ``relative_error = ||G - grad L|| / ||grad L||``; ``bound``: what is
@@ -97,7 +97,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class TrainingRow:
+class MethodTrainingRow:
     """The exact upper loss after ``step`` upper steps, and the operator
     applications spent until then."""
 
@@ -130,7 +130,7 @@ def methods(steps: int) -> Mapping[str, Method]:
 
 def settings(
     side: int, filters: int, size: int, examples: int
-) -> Iterator[Setting]:
+) -> Iterator[MethodProblem]:
     """Denoising, deblurring, and logistic regression on digits."""
     clean, regularizer = (
         photograph_patches(1, side, 1),
@@ -144,10 +144,10 @@ def settings(
         exact = solve_reference(
             instance.regularizer, instance.data, instance.clean
         ).gradient
-        yield Setting(instance.name, *instance.at(torch.float64), exact)
+        yield MethodProblem(instance.name, *instance.at(torch.float64), exact)
     training, validation = two_digits(3, 8, examples)
     penalty, loss = PixelPenalty(training), LogisticLoss(validation)
-    yield Setting(
+    yield MethodProblem(
         "digits",
         penalty,
         data_term(training),
@@ -157,8 +157,8 @@ def settings(
 
 
 def measure(
-    setting: Setting, name: str, method: Method, accuracy: Accuracy
-) -> Row:
+    setting: MethodProblem, name: str, method: Method, accuracy: Accuracy
+) -> MethodRow:
     """Once for the time, once, at a loose accuracy that takes fewer steps of
     the same memory, for the peak."""
     begin = time.perf_counter()
@@ -175,16 +175,16 @@ def measure(
 
 
 def row(
-    setting: Setting,
+    setting: MethodProblem,
     name: str,
     found: Hypergradient,
     seconds: float,
     peak_mb: float,
-) -> Row:
+) -> MethodRow:
     """What is known of a gradient."""
     exact, gradient = setting.exact, found.gradient.double()
     size = float(exact.norm())
-    return Row(
+    return MethodRow(
         problem=setting.name,
         method=name,
         guarantee=found.guarantee.name.lower(),
@@ -202,20 +202,20 @@ def row(
 
 
 def train(
-    setting: Setting,
+    setting: MethodProblem,
     name: str,
     method: Method,
     accuracy: Accuracy,
     steps: int,
     rate: float,
-) -> Iterator[TrainingRow]:
+) -> Iterator[MethodTrainingRow]:
     """Adam on the gradients of ``method``, warm started; the losses on the way
     are solved for exactly and not counted."""
     regularizer = copy.deepcopy(setting.regularizer)
     optimizer = torch.optim.Adam(regularizer.parameters(), lr=rate)
     start: WarmStart | None = None
     spent = 0.0
-    yield TrainingRow(
+    yield MethodTrainingRow(
         setting.name, name, 0, spent, upper_loss(regularizer, setting)
     )
     for step in range(1, steps + 1):
@@ -229,7 +229,7 @@ def train(
         ):
             leaf.grad = part
         optimizer.step()
-        yield TrainingRow(
+        yield MethodTrainingRow(
             setting.name,
             name,
             step,
@@ -239,7 +239,9 @@ def train(
 
 
 def upper_loss(
-    regularizer: Regularizer, setting: Setting, start: Tensor | None = None
+    regularizer: Regularizer,
+    setting: MethodProblem,
+    start: Tensor | None = None,
 ) -> float:
     """``l(x*)`` to about six digits at least, from ``start`` where given."""
     problem = regularizer.problem(setting.data).detached()

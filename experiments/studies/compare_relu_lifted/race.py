@@ -48,7 +48,7 @@ EXACT_SOFTPLUS, EXACT_STEPS = 1e-6, 3000
 
 
 @dataclass(frozen=True)
-class Instance:
+class RaceInstance:
     """One noisy image under a ReLU network; ``reference`` is at most
     ``uncertain`` above the minimum of its nested ``energy``."""
 
@@ -79,7 +79,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Point:
+class RacePoint:
     """Where a contestant stood: ``gap`` is the nested energy above the
     reference, over that of the start."""
 
@@ -122,7 +122,7 @@ def softened(network: NetworkEnergy, smoothing: float) -> NetworkEnergy:
     )
 
 
-def pose(widths: tuple[int, ...], size: int, side: int) -> Instance:
+def pose(widths: tuple[int, ...], size: int, side: int) -> RaceInstance:
     """An image, and the minimum of its energy between two certified ends.
 
     Centred softplus lies below ReLU, so that a certified lower end of its
@@ -152,7 +152,7 @@ def pose(widths: tuple[int, ...], size: int, side: int) -> Instance:
         )
         best = min(best, float(data.value(x) + network.value(x)))
         smoothing /= 4
-    return Instance(network, data, best, best - lowest)
+    return RaceInstance(network, data, best, best - lowest)
 
 
 # --- the race -----------------------------------------------------------------
@@ -201,7 +201,7 @@ class Subgradient(Iteration[SubgradientState]):
         return Subgradient(self.problem.select(index))
 
 
-def contestants(instance: Instance) -> Iterator[Contestant]:
+def contestants(instance: RaceInstance) -> Iterator[Contestant]:
     """Every method at every smoothing of its form."""
     network, data = instance.network, instance.data
     counter = ApplicationCounter()
@@ -264,14 +264,14 @@ def _image(iteration: Iteration, state: State) -> Primal:
 
 
 def race(
-    instance: Instance, contestant: Contestant, limit: float
-) -> list[Point]:
+    instance: RaceInstance, contestant: Contestant, limit: float
+) -> list[RacePoint]:
     """The points of one contestant until the last level is reached or ``limit``
     seconds are spent.
 
     Looks come at steps 1, 2, 3, 4, 5, 7, 9, ...; their time does not count.
     """
-    found: list[Point] = []
+    found: list[RacePoint] = []
     with torch.no_grad():
         begin = time.perf_counter()
         iteration = contestant.iteration()
@@ -289,7 +289,7 @@ def race(
             ) / instance.gap
             pairs = contestant.counter.applications
             found.append(
-                Point(
+                RacePoint(
                     contestant.name,
                     contestant.smoothing,
                     steps,
@@ -301,7 +301,7 @@ def race(
     return found
 
 
-def first_below(points: Sequence[Point], level: float) -> Point | None:
+def first_below(points: Sequence[RacePoint], level: float) -> RacePoint | None:
     """The first point with at most ``level`` of the gap left."""
     return next((point for point in points if point.gap <= level), None)
 
@@ -335,3 +335,13 @@ def conditioning(
         steps[0],
         steps[1],
     )
+
+
+def curves(
+    points: Sequence[RacePoint],
+) -> dict[tuple[str, float], list[RacePoint]]:
+    """Points by method and smoothing."""
+    grouped: dict[tuple[str, float], list[RacePoint]] = {}
+    for point in points:
+        grouped.setdefault((point.method, point.smoothing), []).append(point)
+    return grouped

@@ -157,7 +157,7 @@ def _seen(observed: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Case:
+class CardCase:
     """A regularizer and what is to be undone; ``observe`` degrades clean
     images, ``term`` makes a data term of the result."""
 
@@ -208,19 +208,21 @@ def denoising(
     model: Callable[[], Regularizer],
     channels: int = 1,
     side: int = 24,
-) -> Case:
-    return Case(name, model, noisy, Denoising, channels, side)
+) -> CardCase:
+    return CardCase(name, model, noisy, Denoising, channels, side)
 
 
 def degraded(
     name: str, operator: ValidBlur | SuperResolution | Inpainting
-) -> Case:
+) -> CardCase:
     observe, term = _least_squares(operator)
-    return Case(name, _linear("reflect"), observe, term)
+    return CardCase(name, _linear("reflect"), observe, term)
 
 
-def periodic_deblurring(model: Callable[[], Regularizer], name: str) -> Case:
-    return Case(
+def periodic_deblurring(
+    model: Callable[[], Regularizer], name: str
+) -> CardCase:
+    return CardCase(
         name,
         model,
         lambda clean: Deblurring(noisy(clean, 0.01), _blur(), 0.02).blur(clean),
@@ -251,7 +253,7 @@ DEGRADATIONS = (
     ),
     degraded("super-resolution by 2", SuperResolution(2)),
     degraded("inpainting", Inpainting(_seen(torch.zeros(1, 1, 24, 24)))),
-    Case(
+    CardCase(
         "missing pixels",
         _linear("reflect"),
         noisy,
@@ -285,7 +287,7 @@ _FINE = ImplicitCG(
 
 
 @cache
-def reference(case: Case) -> Reference:
+def reference(case: CardCase) -> Reference:
     """Of one case; computed once."""
     found = certified(case, torch.float64, CPU, _FINE, Accuracy(1e-11, 1e-9))
     problem = case.regularizer(torch.float64, CPU).problem(
@@ -303,7 +305,7 @@ def reference(case: Case) -> Reference:
 
 
 def certified(
-    case: Case,
+    case: CardCase,
     dtype: torch.dtype,
     device: torch.device,
     method: HypergradientMethod,

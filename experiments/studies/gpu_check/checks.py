@@ -40,7 +40,7 @@ class OutOfTime(Exception):
 
 
 @dataclass(frozen=True)
-class Setting:
+class CardSetting:
     """Where and how thoroughly to check; ``deadline`` (``time.monotonic``) is
     that of the check at hand."""
 
@@ -74,17 +74,17 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Check:
+class CardCheck:
     """One row of the report; ``seconds``: its limit."""
 
     part: str
     name: str
-    run: Callable[[Setting], Finding]
+    run: Callable[[CardSetting], Finding]
     seconds: float
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckRow:
     """What came of a check: right, wrong, measured, skipped, failed, or out of
     time."""
 
@@ -115,13 +115,13 @@ class Report:
     def __init__(self, path: Path, head: dict[str, Json]) -> None:
         self.path = path
         self.head = head
-        self.rows: list[Row] = []
+        self.rows: list[CheckRow] = []
         self.marks: list[dict[str, Json]] = []
         self.running = ""
         self.begun = time.monotonic()
         self._lock = threading.Lock()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: CheckRow) -> None:
         """Append and write."""
         self.rows.append(row)
         self.write("running")
@@ -208,13 +208,13 @@ def alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def perform(check: Check, setting: Setting, seconds: float) -> Row:
+def perform(check: CardCheck, setting: CardSetting, seconds: float) -> CheckRow:
     """Run one check within ``seconds``; whatever it raises becomes its row."""
     begun, figures, note = time.monotonic(), {}, ""
     try:
         with alarm(seconds):
             finding = check.run(
-                Setting(setting.device, setting.quick, begun + seconds)
+                CardSetting(setting.device, setting.quick, begun + seconds)
             )
             setting.wait()
         outcome = {
@@ -231,7 +231,7 @@ def perform(check: Check, setting: Setting, seconds: float) -> Row:
         note = f"{type(error).__name__}: {str(error).strip()[:400]} ({Path(where.filename).name}:{where.lineno})"
         if setting.on_card and isinstance(error, torch.cuda.OutOfMemoryError):
             torch.cuda.empty_cache()  # the next check shall have all of it
-    return Row(
+    return CheckRow(
         check.part,
         check.name,
         outcome,
@@ -242,11 +242,11 @@ def perform(check: Check, setting: Setting, seconds: float) -> Row:
 
 
 def run_all(
-    checks: Sequence[Check],
-    setting: Setting,
+    checks: Sequence[CardCheck],
+    setting: CardSetting,
     report: Report,
     limit: float,
-    show: Callable[[Row], None],
+    show: Callable[[CheckRow], None],
 ) -> None:
     """All checks, within ``limit`` seconds together; the report is written
     after each."""
@@ -257,7 +257,7 @@ def run_all(
             seconds = min(check.seconds, end - time.monotonic())
             report.running = f"{check.part}: {check.name}"
             if seconds < 0.5:
-                row = Row(
+                row = CheckRow(
                     check.part,
                     check.name,
                     "out of time",
@@ -294,7 +294,7 @@ def _short(value: Json) -> str:
     return str(value)
 
 
-def table_line(row: Row) -> str:
+def table_line(row: CheckRow) -> str:
     """One line of the printed table."""
     text = " | ".join(
         part for part in (figures_line(row.figures), row.note) if part

@@ -12,13 +12,18 @@ from torch import Tensor
 from experiments.studies.gpu_check.cases import (
     DEFAULT,
     MODELS,
-    Case,
+    CardCase,
     degraded,
     reference,
     relative,
     seeded,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from experiments.studies.learned_solver.solver import LearnedSolver
 from piggyback import (
     PDHG,
@@ -65,37 +70,37 @@ of the working precision."""
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 
 
-def checks() -> Iterator[Check]:
+def checks() -> Iterator[CardCheck]:
     """Every operator and boundary, every solver, and what has to be refused."""
     for dtype in DTYPES:
         short = str(dtype).removeprefix("torch.")
         for boundary in BOUNDARIES:
-            yield Check(
+            yield CardCheck(
                 "right",
                 f"filter bank, {boundary}, {short}",
                 partial(banks, boundary, dtype),
                 20,
             )
-        yield Check(
+        yield CardCheck(
             "right",
             f"dense, lifted and forward operators, {short}",
             partial(others, dtype),
             20,
         )
         for name, (case, solver) in SOLVERS.items():
-            yield Check(
+            yield CardCheck(
                 "right",
                 f"{name}, {short}",
                 partial(solved, case, solver, dtype),
                 25,
             )
-    yield Check("right", "inputs on another device refused", refusals, 10)
+    yield CardCheck("right", "inputs on another device refused", refusals, 10)
 
 
 # --- operators ----------------------------------------------------------------
 
 
-def banks(boundary: str, dtype: torch.dtype, setting: Setting) -> Finding:
+def banks(boundary: str, dtype: torch.dtype, setting: CardSetting) -> Finding:
     """Every kernel of a boundary, on one and three channels."""
     pairs: list[tuple[float, float]] = []
     for channels in (1, 3):
@@ -123,7 +128,7 @@ def banks(boundary: str, dtype: torch.dtype, setting: Setting) -> Finding:
     return _judged(pairs, dtype)
 
 
-def others(dtype: torch.dtype, setting: Setting) -> Finding:
+def others(dtype: torch.dtype, setting: CardSetting) -> Finding:
     """Dense matrices, the data term moved into the dual, and the forward
     operators."""
     matrix = torch.randn(30, 20, generator=seeded(0)).to(setting.device, dtype)
@@ -217,7 +222,7 @@ def _judged(pairs: list[tuple[float, float]], dtype: torch.dtype) -> Finding:
 # --- solvers ------------------------------------------------------------------
 
 _TAPS = torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
-SOLVERS: dict[str, tuple[Case, LowerSolver]] = {
+SOLVERS: dict[str, tuple[CardCase, LowerSolver]] = {
     "nonlinear conjugate gradients": (DEFAULT, NonlinearCG()),
     "accelerated gradient": (DEFAULT, AcceleratedGradient()),
     "PDHG": (DEFAULT, PDHG()),
@@ -231,7 +236,10 @@ _SCHEDULE = Schedule(max_steps=20000, check_every=8, patience=200)
 
 
 def solved(
-    case: Case, solver: LowerSolver, dtype: torch.dtype, setting: Setting
+    case: CardCase,
+    solver: LowerSolver,
+    dtype: torch.dtype,
+    setting: CardSetting,
 ) -> Finding:
     """To three tolerances: all converged, as close to the reference as they
     say, everything on the device."""
@@ -284,7 +292,7 @@ def on_device(value: object, device: torch.device) -> bool:
 # --- what is refused ----------------------------------------------------------
 
 
-def refusals(setting: Setting) -> Finding:
+def refusals(setting: CardSetting) -> Finding:
     """Data, truth, start and samples on another device: a ``ValueError`` that
     names it."""
     other = torch.device("cpu") if setting.on_card else torch.device("meta")

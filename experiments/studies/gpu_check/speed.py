@@ -18,7 +18,12 @@ from experiments.studies.gpu_check.cases import (
     trained_size,
     training_model,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from experiments.studies.gpu_check.timing import (
     copy_bandwidth,
     median_seconds,
@@ -83,17 +88,17 @@ QUICK = Sizes((Shape(2, 32, 6, 5),), (24,), (4,), (32,))
 """Tries the code."""
 
 
-def checks(setting: Setting) -> Iterator[Check]:
+def checks(setting: CardSetting) -> Iterator[CardCheck]:
     """Sizes that suit the device."""
     sizes = QUICK if setting.quick else ON_CARD if setting.on_card else ON_CPU
-    yield Check("speed", "copy bandwidth", bandwidth, 5)
+    yield CardCheck("speed", "copy bandwidth", bandwidth, 5)
     for shape in sizes.shapes:
-        yield Check(
+        yield CardCheck(
             "speed", f"operator pair, {shape}", partial(operator_pair, shape), 8
         )
         for dtype in (torch.float32, torch.float64):
             name = f"kernels, {str(dtype).removeprefix('torch.')}, {shape}"
-            yield Check("speed", name, partial(kernels, shape, dtype), 12)
+            yield CardCheck("speed", name, partial(kernels, shape, dtype), 12)
     models: dict[str, Callable[[], Regularizer]] = {
         "adaptive": training_model,
         "linear": _linear,
@@ -102,14 +107,14 @@ def checks(setting: Setting) -> Iterator[Check]:
         for side in sizes.patches if name == "adaptive" else sizes.patches[:1]:
             for batch in sizes.batches:
                 label = f"patch gradients, {name}, {batch} x {side}²"
-                yield Check(
+                yield CardCheck(
                     "speed",
                     label,
                     partial(patch_gradients, model, batch, side),
                     8,
                 )
     for side in sizes.sides:
-        yield Check(
+        yield CardCheck(
             "speed",
             f"certified restoration, {side}²",
             partial(restoration, side),
@@ -121,7 +126,7 @@ def _linear() -> Regularizer:
     return LinearRegularizer(trained_size(), seeded(0))
 
 
-def bandwidth(setting: Setting) -> Finding:
+def bandwidth(setting: CardSetting) -> Finding:
     """What a copy moves per second."""
     return Finding(None, {"GB/s": copy_bandwidth(setting) / 1e9})
 
@@ -130,7 +135,7 @@ def bandwidth(setting: Setting) -> Finding:
 
 
 def _bank(
-    shape: Shape, dtype: torch.dtype, setting: Setting
+    shape: Shape, dtype: torch.dtype, setting: CardSetting
 ) -> tuple[ConvolutionBank, Tensor]:
     filters = (
         torch.randn(
@@ -144,7 +149,7 @@ def _bank(
     )
 
 
-def operator_pair(shape: Shape, setting: Setting) -> Finding:
+def operator_pair(shape: Shape, setting: CardSetting) -> Finding:
     """``K`` and ``K^T`` against the framework's bare convolutions, and against
     moving each number once."""
     bank, x = _bank(shape, torch.float32, setting)
@@ -175,7 +180,7 @@ def operator_pair(shape: Shape, setting: Setting) -> Finding:
     return Finding(None, figures)
 
 
-def kernels(shape: Shape, dtype: torch.dtype, setting: Setting) -> Finding:
+def kernels(shape: Shape, dtype: torch.dtype, setting: CardSetting) -> Finding:
     """Milliseconds of every kernel, and whether the default plan is the
     fastest."""
     bank, x = _bank(shape, dtype, setting)
@@ -214,7 +219,10 @@ def kernels(shape: Shape, dtype: torch.dtype, setting: Setting) -> Finding:
 
 
 def patch_gradients(
-    model: Callable[[], Regularizer], batch: int, side: int, setting: Setting
+    model: Callable[[], Regularizer],
+    batch: int,
+    side: int,
+    setting: CardSetting,
 ) -> Finding:
     """One step of the stochastic phase without its optimiser: two solves and
     the gradient; then its certificate."""
@@ -272,7 +280,7 @@ def patch_gradients(
 # --- restorations -------------------------------------------------------------
 
 
-def restoration(side: int, setting: Setting) -> Finding:
+def restoration(side: int, setting: CardSetting) -> Finding:
     """One noisy image to a certified RMS error, weight network and float64
     certificate included."""
     regularizer = training_model().to(setting.device)

@@ -18,14 +18,19 @@ from experiments.studies.gpu_check.cases import (
     DEFAULT,
     MODELS,
     SIGMA,
-    Case,
+    CardCase,
     degraded,
     noisy,
     pictures,
     seeded,
     training_model,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from experiments.studies.gpu_check.gradients import (
     ACCURACY,
     CASES_OF_METHODS,
@@ -68,24 +73,24 @@ STEPS = 20
 Build = Callable[[torch.device], Iteration]
 
 
-def checks() -> Iterator[Check]:
+def checks() -> Iterator[CardCheck]:
     """The loop body of every solver and adjoint iteration, then the waits of
     whole calls."""
     for name, build in iterations().items():
-        yield Check(
+        yield CardCheck(
             "synchronisations",
             f"steps of {name}",
             partial(between_looks, build),
             10,
         )
     for name, (case, method) in CASES_OF_METHODS.items():
-        yield Check(
+        yield CardCheck(
             "synchronisations",
             f"one gradient by {name}",
             partial(per_gradient, case, method),
             20,
         )
-    yield Check(
+    yield CardCheck(
         "synchronisations", "one solve, tolerance of training", per_solve, 10
     )
 
@@ -145,7 +150,7 @@ def iterations() -> dict[str, Build]:
     return found
 
 
-def _posed(case: Case, device: torch.device) -> LowerProblem:
+def _posed(case: CardCase, device: torch.device) -> LowerProblem:
     return (
         case.regularizer(torch.float32, device)
         .problem(case.data(torch.float32, device))
@@ -159,12 +164,14 @@ def _level(problem: LowerProblem) -> LowerLevel[LowerProblem]:
     )
 
 
-def _bound(case: Case, solver: LowerSolver, device: torch.device) -> Iteration:
+def _bound(
+    case: CardCase, solver: LowerSolver, device: torch.device
+) -> Iteration:
     return solver.bind(_level(_posed(case, device)))
 
 
 def _dualised(
-    case: Case, solver: LowerSolver, device: torch.device
+    case: CardCase, solver: LowerSolver, device: torch.device
 ) -> Iteration:
     problem = _posed(case, device)
     assert isinstance(problem, SaddleProblem)
@@ -191,7 +198,9 @@ def _dense(solver: LowerSolver, device: torch.device) -> Iteration:
 
 
 def _adjoint(
-    case: Case, kind: Callable[[LinearSystem], Iteration], device: torch.device
+    case: CardCase,
+    kind: Callable[[LinearSystem], Iteration],
+    device: torch.device,
 ) -> Iteration:
     regularizer, data = (
         case.regularizer(torch.float32, device),
@@ -234,7 +243,7 @@ def _relu_lifted_piggyback(device: torch.device) -> Iteration:
     )
 
 
-def between_looks(build: Build, setting: Setting) -> Finding:
+def between_looks(build: Build, setting: CardSetting) -> Finding:
     """The start and one step fill caches (plans of transforms, constants of a
     problem); the steps after them must not wait."""
     with torch.no_grad():
@@ -258,7 +267,7 @@ def between_looks(build: Build, setting: Setting) -> Finding:
 
 
 @contextmanager
-def errors_on_waiting(setting: Setting) -> Iterator[None]:
+def errors_on_waiting(setting: CardSetting) -> Iterator[None]:
     """Inside, whatever waits for the card raises."""
     setting.wait()
     torch.cuda.set_sync_debug_mode("error")
@@ -268,7 +277,9 @@ def errors_on_waiting(setting: Setting) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def per_gradient(case: Case, method: Method, setting: Setting) -> Finding:
+def per_gradient(
+    case: CardCase, method: Method, setting: CardSetting
+) -> Finding:
     """How often one gradient with its certificate waits, and how many of these
     are looks of a solver."""
     with Waits() as waits:
@@ -276,7 +287,7 @@ def per_gradient(case: Case, method: Method, setting: Setting) -> Finding:
     return Finding(None, {"waits": len(waits.found), "looks": _looks(waits)})
 
 
-def per_solve(setting: Setting) -> Finding:
+def per_solve(setting: CardSetting) -> Finding:
     """Of a batch of patches, with the default model."""
     observed = noisy(pictures(8, 48)).to(setting.device)
     problem = (

@@ -26,7 +26,12 @@ from experiments.studies.gpu_check.cases import (
     seeded,
     training_model,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from piggyback import (
     Accuracy,
     AdaptiveDescent,
@@ -69,24 +74,24 @@ NEEDED = (
 """Packages that the training command imports, and this check does not."""
 
 
-def checks(setting: Setting) -> Iterator[Check]:
+def checks(setting: CardSetting) -> Iterator[CardCheck]:
     """Equal steps side by side, then as many as fit into the time, then the
     command itself."""
     steps, patch = (4, 16) if setting.quick else (50, 48)
-    yield Check(
+    yield CardCheck(
         "training",
         f"{steps} steps of Adam and 2 certified ones",
         partial(both_phases, steps, patch),
         90,
     )
-    yield Check(
+    yield CardCheck(
         "training",
         "in this process, PSNR",
         partial(in_process, 1.5 if setting.quick else 30.0),
         60,
     )
     if not setting.quick:
-        yield Check(
+        yield CardCheck(
             "command",
             "piggyback.app.train denoise, equal steps",
             partial(command, 40.0),
@@ -166,7 +171,7 @@ class Trained:
     reason: StopReason
 
 
-def both_phases(steps: int, patch: int, setting: Setting) -> Finding:
+def both_phases(steps: int, patch: int, setting: CardSetting) -> Finding:
     """The same seeds on the device and on the CPU."""
     here = trained(steps, patch, setting, setting.device)
     there = trained(steps, patch, setting, CPU)
@@ -205,7 +210,7 @@ def both_phases(steps: int, patch: int, setting: Setting) -> Finding:
 
 
 def trained(
-    steps: int, patch: int, setting: Setting, device: torch.device
+    steps: int, patch: int, setting: CardSetting, device: torch.device
 ) -> Trained:
     """``steps`` steps of Adam, then two certified steps on 16 fixed patches
     (fewer where nothing more can be certified)."""
@@ -245,7 +250,7 @@ def trained(
 # --- in this process ----------------------------------------------------------
 
 
-def in_process(budget: float, setting: Setting) -> Finding:
+def in_process(budget: float, setting: CardSetting) -> Finding:
     """Adam for ``budget`` seconds on the device; before it, at most a third as
     long on the CPU, for the PSNR at equal steps."""
     patch = 16 if setting.quick else 48
@@ -299,7 +304,7 @@ def psnr(regularizer: Regularizer, clean: torch.Tensor) -> float:
 # --- the command --------------------------------------------------------------
 
 
-def command(budget: float, setting: Setting) -> Finding:
+def command(budget: float, setting: CardSetting) -> Finding:
     """``piggyback.app.train denoise`` on the embedded pictures: ``budget``
     seconds on the CPU, then as many steps on the device."""
     missing = [
@@ -346,7 +351,7 @@ class Run:
 
 
 def _run(
-    out: Path, device: str, budget: float, steps: int, setting: Setting
+    out: Path, device: str, budget: float, steps: int, setting: CardSetting
 ) -> Run:
     """One run of the command. Raises ``RuntimeError`` with its last words if it
     fails."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.studies.shared.command import (
+    command_line,
+)
 from piggyback.app.console.command import command
 from piggyback.app.errors import UserError
 from piggyback.app.files.atomic import write_in_one_piece
-from piggyback.app.options.parser import Parser
 from piggyback.hypergradients.capabilities import Capabilities
 from piggyback.hypergradients.literature.registry import METHODS
 
@@ -75,8 +77,8 @@ def updated(document: str) -> str:
 @command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = Parser(
-        "python -m experiments.studies.method_table",
+    parser = command_line(
+        "method_table",
         "Write the table of docs/methods.md.",
     )
     parser.add_argument(

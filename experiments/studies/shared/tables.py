@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 
-def table(title: str, columns: Sequence[str], texts: int = 1) -> Table:
+def new_table(title: str, columns: Sequence[str], texts: int = 1) -> Table:
     """An empty table.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from experiments.studies.shared.tables import number, table
+from experiments.studies.shared.tables import new_table, number
 from experiments.studies.truth_test.answers import Answer
 from experiments.studies.truth_test.ways import CERTIFIED, WANTED
 from piggyback.app.runs.folder import Json
@@ -71,7 +71,7 @@ def _certified(model: str, group: Sequence[Answer]) -> CertifiedModel:
 
 def by_answer(answers: Sequence[Answer]) -> Table:
     """One line per instance and method."""
-    made = table(
+    made = new_table(
         f"a gradient wanted to {WANTED:.0%}; cost in operator applications",
         ("instance", "method", "cost", "true error", "promised"),
         2,
@@ -91,7 +91,7 @@ def by_answer(answers: Sequence[Answer]) -> Table:
 
 def by_model(answers: Sequence[Answer]) -> Table:
     """The certified answers, model by model."""
-    made = table(
+    made = new_table(
         "bound over true error of the certified answers; not certified: a "
         f"bound above 1; missed: above {WANTED:.0%}",
         (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from experiments.studies.shared.tables import number, table
+from experiments.studies.shared.tables import new_table, number
 from experiments.studies.validate_bounds.checks import BoundCheck
 from experiments.studies.validate_bounds.costs import WANTED, CertificateCost
 from experiments.studies.validate_bounds.summary import (
@@ -33,7 +33,7 @@ def by_model(checks: Sequence[BoundCheck]) -> Table:
         "violated",
         "not certified",
     )
-    made = table(
+    made = new_table(
         "bound over true error of the gradient; violated: less than it; not "
         "certified: a bound above 1",
         columns,
@@ -69,7 +69,7 @@ def by_problem(checks: Sequence[BoundCheck]) -> Table:
         "worst",
         "wrong",
     )
-    made = table(
+    made = new_table(
         "largest true error, medians of bound / true error, wrong statements",
         columns,
         2,
@@ -101,7 +101,7 @@ def of_costs(costs: Sequence[CertificateCost]) -> Table:
         "bound",
         "its true error",
     )
-    made = table(
+    made = new_table(
         f"operator applications until the relative error is {WANTED:.0%}",
         columns,
         2,
