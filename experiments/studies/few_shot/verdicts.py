@@ -20,7 +20,9 @@ def verdicts(rows: Sequence[AdaptationRow]) -> list[str]:
     for row in rows:
         if row.method in (*PLAIN, "unadapted", ORACLE):
             continue
-        gain, noise = row.after - best.after, max(row.spread, best.spread)
+        gain = row.after - best.after
+        # another draw of the support patches would move either by this much
+        noise = max(row.spread, best.spread)
         word = "helps" if gain > noise else "does not help"
         cost = row.operator_applications / best.operator_applications
         lines.append(

@@ -131,6 +131,17 @@ class AdaptationBench:
     def of(
         regularizer: LinearRegularizer, family: Family, effort: AdaptationEffort
     ) -> AdaptationBench:
+        """Fresh patches, the same for every regularizer.
+
+        Args:
+            regularizer: to be adapted; its weights are scaled as the family
+                says.
+            family: of tasks.
+            effort: how much of everything.
+
+        Returns:
+            The bench.
+        """
         generator = torch.Generator().manual_seed(2000)
         clean = draw_patches(
             embedded_photographs("test"),
@@ -139,17 +150,14 @@ class AdaptationBench:
             generator,
             1,
         )
+        observed = family.new.observe(clean, generator)
         world = World.of(
             embedded_photographs("train"),
             scaled(regularizer, family.share),
             effort.side,
         )
-        return AdaptationBench(
-            world,
-            family,
-            effort,
-            Query(clean, family.new.observe(clean, generator), family.new),
-        )
+        query = Query(clean, observed, family.new)
+        return AdaptationBench(world, family, effort, query)
 
     def ways(self) -> Iterator[AdaptationRow]:
         """All ways to adapt, one by one."""

@@ -54,14 +54,15 @@ def learn(case: SolvedTask) -> LearnedParts:
     """Everything, from the solved training images; relaxation and metric for
     solves that begin at the learned start."""
     problem = case.training
-    start = learn_start(problem.data.start, case.solutions, START_SIDE, KINDS)
-    few = problem.select(torch.arange(min(TUNED_ON, case.solutions.shape[0])))
+    observed = problem.data.start
+    start = learn_start(observed, case.solutions, START_SIDE, KINDS)
+    # solves are dear, and a relaxation and a metric are few numbers
+    count = min(TUNED_ON, case.solutions.shape[0])
+    few = problem.select(torch.arange(count))
     begin = start(few.data)
     relaxed = learn_relaxation(few, begin)
-    warp = learn_warp(
-        few, begin, case.solutions[: begin.shape[0]], relaxed.floor
-    )
-    linear = learn_start(problem.data.start, case.solutions, START_SIDE, 1)
+    warp = learn_warp(few, begin, case.solutions[:count], relaxed.floor)
+    linear = learn_start(observed, case.solutions, START_SIDE, 1)
     return LearnedParts(linear, start, relaxed, replace(relaxed, taps=warp))
 
 
@@ -69,23 +70,39 @@ def learn_start(
     data: Tensor, solutions: Tensor, side: int, kinds: int
 ) -> FilteredStart:
     """Filters by least squares, for equally frequent kinds of pixels of grey
-    images; in float64."""
-    active = activity(data.double()).flatten()
-    edges = torch.quantile(
-        active, torch.linspace(0, 1, kinds + 1).double()[1:-1]
-    )
-    extended = nnf.pad(data.double(), (side // 2,) * 4, mode="reflect")
-    windows = (
-        nnf.unfold(extended, side).transpose(1, 2).reshape(-1, side * side)
-    )
-    wanted, kind = solutions.double().flatten(), torch.bucketize(active, edges)
-    taps = [
-        torch.linalg.lstsq(
-            windows[kind == k], wanted[kind == k].unsqueeze(-1)
-        ).solution
-        for k in range(kinds)
-    ]
+    images; in float64.
+
+    Args:
+        data: what a solve would begin with, ``(batch, 1, height, width)``, in
+            grey values.
+        solutions: the minimisers, of the same shape.
+        side: of the filters, in pixels; odd.
+        kinds: of pixels, by their activity; one filter for each.
+
+    Returns:
+        The start.
+    """
+    observed = data.double()
+    active = activity(observed).flatten()
+    # quantiles: each kind has as many pixels to learn from
+    shares = torch.linspace(0, 1, kinds + 1).double()
+    edges = torch.quantile(active, shares[1:-1])
+    kind = torch.bucketize(active, edges)
+    windows = _windows(observed, side)
+    wanted = solutions.double().flatten().unsqueeze(-1)
+    taps = []
+    for index in range(kinds):
+        own = kind == index
+        fitted = torch.linalg.lstsq(windows[own], wanted[own])
+        taps.append(fitted.solution)
     return FilteredStart(torch.stack(taps).view(kinds, side, side), edges)
+
+
+def _windows(images: Tensor, side: int) -> Tensor:
+    """The surroundings of every pixel, ``(pixels, side^2)``."""
+    extended = nnf.pad(images, (side // 2,) * 4, mode="reflect")
+    columns = nnf.unfold(extended, side)
+    return columns.transpose(1, 2).reshape(-1, side * side)
 
 
 def learn_relaxation(problem: SaddleProblem, start: Tensor) -> LearnedSolver:
@@ -93,11 +110,11 @@ def learn_relaxation(problem: SaddleProblem, start: Tensor) -> LearnedSolver:
     applications."""
     solvers = [LearnedSolver(relaxation) for relaxation in RELAXATIONS]
     radius = radius_per_element(problem, 1e-3)
-    work = [
-        float(solve_lower(problem, solver, radius, start, PATIENT).steps.sum())
-        for solver in solvers
-    ]
-    return solvers[min(range(len(solvers)), key=work.__getitem__)]
+    work = []
+    for solver in solvers:
+        outcome = solve_lower(problem, solver, radius, start, PATIENT)
+        work.append(float(outcome.steps.sum()))
+    return solvers[work.index(min(work))]
 
 
 def learn_warp(
@@ -110,10 +127,12 @@ def learn_warp(
     one that a solve begins with.
     """
     energy = problem.in_units()
-    base = energy.preconditioner(
-        energy.penalty.slope_secant_curvature(energy.arguments(start))[1], start
-    )
-    curvature, error = problem.curvature(solution), start - solution
+    arguments = energy.arguments(start)
+    _, secant, *_ = energy.penalty.slope_secant_curvature(arguments)
+    base = energy.preconditioner(secant, start)
+    curvature = problem.curvature(solution)
+    error = start - solution
+    # a single tap of 1 changes nothing: it begins with the metric as it is
     taps = torch.zeros(WARP_SIDE, WARP_SIDE, dtype=start.dtype)
     taps[WARP_SIDE // 2, WARP_SIDE // 2] = 1.0
     taps.requires_grad_()
@@ -125,6 +144,7 @@ def learn_warp(
             Warped(base, taps, floor).apply,
             error,
         )
+        # the logarithm: images that are hard and easy to solve count alike
         left.log().mean().backward()
         optimizer.step()
     return taps.detach()
@@ -142,11 +162,14 @@ def conjugate_gradients(
     energy = inner(residual, step)
     for _ in range(KRYLOV):
         image = hessian(direction)
-        alpha = per_sample(safe_divide(energy, inner(direction, image)), x)
-        x, residual = x + alpha * direction, residual - alpha * image
+        length = safe_divide(energy, inner(direction, image))
+        alpha = per_sample(length, x)
+        x = x + alpha * direction
+        residual = residual - alpha * image
         step = metric(residual)
-        before, energy = energy, inner(residual, step)
-        direction = (
-            step + per_sample(safe_divide(energy, before), x) * direction
-        )
+        before = energy
+        energy = inner(residual, step)
+        beta = per_sample(safe_divide(energy, before), x)
+        direction = step + beta * direction
+    # the residual is -A x
     return inner(x, -residual)

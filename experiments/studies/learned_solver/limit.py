@@ -64,16 +64,18 @@ class ExactMetric(LowerSolver):
 
 def exact_metric(problem: SaddleProblem, solution: Tensor) -> Preconditioner:
     """The inverse Hessian at the minimisers, dense; for small images."""
-    shape, n = solution.shape[1:], solution[0].numel()
-    unit, inverses = torch.eye(n, dtype=solution.dtype).view(n, *shape), []
+    shape = solution.shape[1:]
+    n = solution[0].numel()
+    unit = torch.eye(n, dtype=solution.dtype).view(n, *shape)
+    inverses = []
     for index in torch.arange(solution.shape[0]).split(1):
         one = problem.select(index)
         curvature = one.curvature(solution[index])
-        columns = [
-            one.hessian(
-                curvature.expand(len(part), *curvature.shape[1:]), part
-            ).reshape(len(part), n)
-            for part in unit.split(128)
-        ]
+        columns = []
+        # many columns at once, but not so many that memory runs out
+        for part in unit.split(128):
+            count = len(part)
+            repeated = curvature.expand(count, *curvature.shape[1:])
+            columns.append(one.hessian(repeated, part).reshape(count, n))
         inverses.append(torch.linalg.inv(torch.cat(columns)))
     return InverseMatrices(torch.stack(inverses))
