@@ -86,19 +86,17 @@ def measure(
         random_regularizer(shape.filters, 7, 1), "charbonnier", 0.01
     ).to(device)
     clean, noisy = _images(shape, device)
-    parameters, loss, counter = (
-        list(regularizer.parameters()),
-        SquaredError(clean),
-        ApplicationCounter(),
-    )
+    parameters = list(regularizer.parameters())
+    loss = SquaredError(clean)
+    counter = ApplicationCounter()
 
     def hypergradient() -> None:
         problem = regularizer.problem(Denoising(noisy)).counted(counter)
         pair = EACH_STEP.differentiate(problem, loss, accuracy)
-        torch.autograd.grad(
-            problem.surrogate(pair.x, pair.adjoint).sum(), parameters
-        )
+        surrogate = problem.surrogate(pair.x, pair.adjoint).sum()
+        torch.autograd.grad(surrogate, parameters)
 
+    # counted once; the counter goes on during the timings, where nobody looks
     hypergradient()
     applications = counter.applications
     operator = regularizer.problem(Denoising(noisy)).detached().operator
@@ -123,13 +121,15 @@ def _images(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Smooth random images of any size, and noise on them."""
     generator = torch.Generator().manual_seed(shape.side)
-    coarse = torch.rand(
-        shape.batch, 1, shape.side // 8, shape.side // 8, generator=generator
-    )
+    cells = shape.side // 8
+    coarse = torch.rand(shape.batch, 1, cells, cells, generator=generator)
     clean = torch.nn.functional.interpolate(
         coarse, size=(shape.side, shape.side), mode="bicubic"
-    ).clamp(0, 1)
-    return clean.to(device), add_noise(clean, NOISE, generator).to(device)
+    )
+    # bicubic interpolation overshoots
+    clean = clean.clamp(0, 1)
+    noisy = add_noise(clean, NOISE, generator)
+    return clean.to(device), noisy.to(device)
 
 
 def grow(

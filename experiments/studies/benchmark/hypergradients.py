@@ -114,10 +114,8 @@ def unrolled(steps: int, instance: Instance) -> Delivered:
     regularizer, data, loss = instance.at(torch.float32)
     problem = regularizer.problem(data)
     with torch.enable_grad():
-        steepest, mu = (
-            lipschitz(problem.detached()),
-            problem.data.strong_convexity,
-        )
+        steepest = lipschitz(problem.detached())
+        mu = problem.data.strong_convexity
         momentum = (steepest**0.5 - mu**0.5) / (steepest**0.5 + mu**0.5)
         x = ahead = problem.data.start.clone().requires_grad_()
         for _ in range(steps):
@@ -125,7 +123,8 @@ def unrolled(steps: int, instance: Instance) -> Delivered:
                 problem.energy(ahead).sum(), ahead, create_graph=True
             )
             new = ahead - slope / steepest
-            ahead, x = new + momentum * (new - x), new
+            ahead = new + momentum * (new - x)
+            x = new
         gradient = flat_gradient(
             loss.value(x).sum(), list(regularizer.parameters())
         )
@@ -180,7 +179,8 @@ def contest(
     reference = solve_reference(
         instance.regularizer, instance.data, instance.clean
     )
-    bare, asked = bare_seconds(instance, repeats), entries(wanted)
+    bare = bare_seconds(instance, repeats)
+    asked = entries(wanted)
     if cone:
         asked[CONE] = [(None, by_cone)]
     found = []
@@ -214,10 +214,9 @@ def _contestant(
         )
         if error <= wanted:
             break
-    if (
-        method != CONE
-        # it solves outside of torch, where memory is not seen, and takes seconds
-    ):
+    # cvxpylayers solves outside of torch, where memory is not seen, and takes
+    # seconds
+    if method != CONE:
         seconds = median_seconds(
             {method: lambda: solve(instance).gradient},
             repeats,
@@ -241,7 +240,8 @@ def _contestant(
 def bare_seconds(instance: Instance, repeats: int) -> float:
     """Seconds of one ``K`` and one ``K^T`` on the image, and nothing else."""
     regularizer, data, _ = instance.at(torch.float32)
-    operator, x = regularizer.problem(data).detached().operator, data.start
+    operator = regularizer.problem(data).detached().operator
+    x = data.start
     jobs = {"bare": lambda: operator.adjoint(operator.forward(x))}
     return median_seconds(jobs, 4 * repeats, x.device)["bare"]
 

@@ -65,14 +65,11 @@ def time_kernels(
     forward, adjoint = kernel_jobs(filters, image)
     jobs: dict[str, Job] = {"bank": lambda: bank.adjoint(bank.forward(image))}
     seconds = median_seconds(jobs | forward | adjoint, repeats, device)
-    ahead, back = (
-        {name: 1e3 * seconds[name] for name in forward},
-        {name: 1e3 * seconds[name] for name in adjoint},
-    )
-    whole, best = (
-        1e3 * seconds["bank"],
-        min(ahead.values()) + min(back.values()),
-    )
+    ahead = {name: 1e3 * seconds[name] for name in forward}
+    back = {name: 1e3 * seconds[name] for name in adjoint}
+    whole = 1e3 * seconds["bank"]
+    # the fastest of each, which no bank may be able to combine
+    best = min(ahead.values()) + min(back.values())
     return KernelTimes(case, ahead, back, whole, best, whole / best)
 
 
@@ -93,10 +90,8 @@ def show(results: Sequence[KernelTimes], console: Console) -> None:
     )
     for result in results:
         case = result.case
-        ahead, back = (
-            min(result.forward, key=result.forward.__getitem__),
-            min(result.adjoint, key=result.adjoint.__getitem__),
-        )
+        ahead = min(result.forward, key=result.forward.__getitem__)
+        back = min(result.adjoint, key=result.adjoint.__getitem__)
         table.add_row(
             f"{case.batch} x {case.side}²",
             f"{case.filters} x {case.size}²",

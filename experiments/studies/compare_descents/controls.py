@@ -100,10 +100,9 @@ class PlainLevel:
         self.samples = samples
         self.loss = SquaredError(samples.clean)
         self.counter = ApplicationCounter()
-        self.x, self.adjoint = (
-            samples.degraded,
-            torch.zeros_like(samples.degraded),
-        )
+        # warm starts, from one solve to the next
+        self.x = samples.degraded
+        self.adjoint = torch.zeros_like(samples.degraded)
 
     @property
     def per_image(self) -> float:
@@ -113,52 +112,47 @@ class PlainLevel:
     def parameters(self) -> Tensor:
         return parameter_vector(self.regularizer)
 
-    def _problem(self, parameters: Tensor) -> SaddleProblem:
+    def problem(self, parameters: Tensor) -> SaddleProblem:
+        """The lower level at these parameters, its applications counted."""
         assign(self.regularizer, parameters)
-        return self.regularizer.problem(
-            Denoising(self.samples.degraded)
-        ).counted(self.counter)
+        data = Denoising(self.samples.degraded)
+        return self.regularizer.problem(data).counted(self.counter)
 
     def solve(
         self, parameters: Tensor, tolerance: float
     ) -> tuple[float, float]:
         """Mean loss for an RMS error ``tolerance`` of ``x``, and its
         first-order radius from the measured residuals."""
-        problem = self._problem(parameters)
+        problem = self.problem(parameters)
         radius = radius_per_element(problem, tolerance)
         outcome = solve_lower(
             problem, EACH_STEP.solver, radius, self.x, EACH_STEP.lower_schedule
         )
         (self.x,) = outcome.result
-        distance, slope = (
-            outcome.error * radius,
-            self.loss.gradient(self.x).flatten(1).norm(dim=1),
-        )
-        return float(self.loss.value(self.x).mean()), float(
-            (slope * distance + 0.5 * distance.square()).mean()
-        )
+        value = self.loss.value(self.x).mean()
+        # the error of a solve is its residual over the radius that was asked for
+        distance = outcome.error * radius
+        slope = self.loss.gradient(self.x).flatten(1).norm(dim=1)
+        first_order = slope * distance + 0.5 * distance.square()
+        return float(value), float(first_order.mean())
 
     def gradient(self, parameters: Tensor, tolerance: float) -> Tensor:
         """Hypergradient at the last ``x``, the adjoint solved to the relative
         residual ``tolerance``."""
-        problem = self._problem(parameters)
+        problem = self.problem(parameters)
         self._solve_adjoint(problem, tolerance)
-        return flat_gradient(
-            problem.surrogate(self.x, self.adjoint).mean(),
-            list(self.regularizer.parameters()),
-        )
+        surrogate = problem.surrogate(self.x, self.adjoint).mean()
+        return flat_gradient(surrogate, list(self.regularizer.parameters()))
 
     def bounded_gradient(
         self, parameters: Tensor, tolerance: float
     ) -> tuple[Tensor, float]:
         """The same with a bound of its error (our local one, which is the
         smallest there is)."""
-        status = self._solve_adjoint(self._problem(parameters), tolerance)
+        status = self._solve_adjoint(self.problem(parameters), tolerance)
         pair = Sensitivity(self.x, self.adjoint, status, status)
-        data, certification = (
-            Denoising(self.samples.degraded).double(),
-            Certification(loss=plain_loss),
-        )
+        data = Denoising(self.samples.degraded).double()
+        certification = Certification(loss=plain_loss)
         result = certify(
             double_copy(self.regularizer),
             data,
@@ -168,9 +162,9 @@ class PlainLevel:
             self.counter,
         )
         count = len(self.samples)
-        return (result.gradient / count).to(
-            parameters
-        ), result.gradient_error / count
+        # certificates are of sums over the samples, the level of their mean
+        mean = (result.gradient / count).to(parameters)
+        return mean, result.gradient_error / count
 
     def _solve_adjoint(
         self, problem: SaddleProblem, tolerance: float
@@ -178,10 +172,9 @@ class PlainLevel:
         system = adjoint_system(
             problem, self.loss, self.x, tolerance, self.adjoint
         )
+        solver = EACH_STEP.adjoint(system)
         with torch.no_grad():
-            outcome = iterate(
-                EACH_STEP.adjoint(system), EACH_STEP.adjoint_schedule
-            )
+            outcome = iterate(solver, EACH_STEP.adjoint_schedule)
         (self.adjoint,) = outcome.result
         return outcome.status
 

@@ -1,4 +1,5 @@
-"""Steepest descent with the line search of the literature: at fixed tolerances, and MAID."""
+"""Steepest descent with the line search of the literature: at fixed tolerances,
+and MAID."""
 
 from __future__ import annotations
 
@@ -59,16 +60,16 @@ def steepest(
     if no step is found.
     """
     size = float(gradient.norm())
-    step = (
-        at.step
-        if at.step
-        else use.first_step * max(float(at.parameters.norm()), 1.0) / size
-    )
+    step = at.step
+    if not step:
+        reach = max(float(at.parameters.norm()), 1.0)
+        step = use.first_step * reach / size
     for _ in range(use.backtracks):
         ahead = at.parameters - step * gradient
         value, radius = level.solve(ahead, tolerance)
         uncertain = radius + at.radius if bounds else 0.0
-        if value - at.value + uncertain + use.armijo * step * size**2 <= 0:
+        wanted = use.armijo * step * size**2
+        if value - at.value + uncertain + wanted <= 0:
             return LinePoint(ahead, value, radius, use.lengthen * step)
         step *= use.shorten
     return None
@@ -89,10 +90,10 @@ class FixedSteepest(WatchedDescent):
         self.line = line if line is not None else LineSettings()
 
     def checkpoints(self) -> Iterator[DescentCheckpoint]:
-        level, tolerance = self.level, self.accuracy.lower
-        at: LinePoint | None = LinePoint(
-            level.parameters(), *level.solve(level.parameters(), tolerance)
-        )
+        level = self.level
+        tolerance = self.accuracy.lower
+        start = level.parameters()
+        at: LinePoint | None = LinePoint(start, *level.solve(start, tolerance))
         while at is not None:
             yield DescentCheckpoint(level.per_image, at.parameters, at.value)
             gradient = level.gradient(at.parameters, self.accuracy.adjoint)
@@ -131,11 +132,11 @@ class Maid(WatchedDescent):
         self.settings = settings if settings is not None else MaidSettings()
 
     def checkpoints(self) -> Iterator[DescentCheckpoint]:
-        use, level = self.settings, self.level
+        use = self.settings
+        level = self.level
         tolerance = self._first_tolerance()
-        at = LinePoint(
-            level.parameters(), *level.solve(level.parameters(), tolerance)
-        )
+        start = level.parameters()
+        at = LinePoint(start, *level.solve(start, tolerance))
         yield DescentCheckpoint(level.per_image, at.parameters, at.value)
         while tolerance > use.finest:
             gradient, bound = level.bounded_gradient(
@@ -146,27 +147,27 @@ class Maid(WatchedDescent):
                 found = steepest(
                     level, use.line, at, gradient, tolerance, bounds=True
                 )
+            # an uncertain direction or a failed search: both ask for more
+            # accuracy at the same parameters
             if found is None:
                 tolerance *= use.tighten
                 value, radius = level.solve(at.parameters, tolerance)
                 at = replace(at, value=value, radius=radius)
                 continue
-            at, tolerance = found, tolerance * use.loosen
+            at = found
+            tolerance *= use.loosen
             yield DescentCheckpoint(level.per_image, at.parameters, at.value)
 
     def _first_tolerance(self) -> float:
         level = self.level
+        problem = level.problem(level.parameters())
         with torch.no_grad():
-            gradient = level._problem(level.parameters()).gradient(
-                level.samples.degraded
-            )
-        return self.settings.first_tolerance * float(
-            gradient.square().mean().sqrt()
-        )
+            gradient = problem.gradient(level.samples.degraded)
+        size = float(gradient.square().mean().sqrt())
+        return self.settings.first_tolerance * size
 
     def _relative(self, tolerance: float) -> float:
         """The RMS ``tolerance`` of the adjoint's residual, relative to its
         right-hand side."""
-        return tolerance / float(
-            self.level.loss.gradient(self.level.x).square().mean().sqrt()
-        )
+        right = self.level.loss.gradient(self.level.x)
+        return tolerance / float(right.square().mean().sqrt())

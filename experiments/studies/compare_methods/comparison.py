@@ -182,8 +182,10 @@ def row(
     peak_mb: float,
 ) -> MethodRow:
     """What is known of a gradient."""
-    exact, gradient = setting.exact, found.gradient.double()
+    exact = setting.exact
+    gradient = found.gradient.double()
     size = float(exact.norm())
+    cosine = torch.nn.functional.cosine_similarity(gradient, exact, dim=0)
     return MethodRow(
         problem=setting.name,
         method=name,
@@ -191,9 +193,7 @@ def row(
         gradient_norm=float(gradient.norm()),
         relative_error=float((gradient - exact).norm()) / size,
         bound=None if found.bound is None else found.bound / size,
-        cosine=float(
-            torch.nn.functional.cosine_similarity(gradient, exact, dim=0)
-        ),
+        cosine=float(cosine),
         operator_applications=found.applications,
         seconds=seconds,
         peak_mb=peak_mb,
@@ -222,11 +222,11 @@ def train(
         found = hypergradient(
             method, regularizer, setting.data, setting.loss, accuracy, start
         )
-        start, spent = found.start, spent + found.applications
+        start = found.start
+        spent += found.applications
         leaves = list(regularizer.parameters())
-        for leaf, part in zip(
-            leaves, split_like(found.gradient, leaves), strict=True
-        ):
+        parts = split_like(found.gradient, leaves)
+        for leaf, part in zip(leaves, parts, strict=True):
             leaf.grad = part
         optimizer.step()
         yield MethodTrainingRow(
@@ -245,7 +245,6 @@ def upper_loss(
 ) -> float:
     """``l(x*)`` to about six digits at least, from ``start`` where given."""
     problem = regularizer.problem(setting.data).detached()
-    (x,) = solve_lower(
-        problem, NonlinearCG(), radius_per_element(problem, 1e-7), start
-    ).result
+    radius = radius_per_element(problem, 1e-7)
+    (x,) = solve_lower(problem, NonlinearCG(), radius, start).result
     return float(setting.loss.value(x).sum())
