@@ -167,7 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     options = BenchmarkOptions(**vars(build_parser().parse_args(arguments)))
     prepare(options.threads)
-    device, console = choose_device(options.device), Terminal()
+    device = choose_device(options.device)
+    console = Terminal()
     # also where the output goes to a file
     console.width = max(console.width, WIDTH)
     file = Places().json(options.json, KEYS)

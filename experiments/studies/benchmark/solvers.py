@@ -122,21 +122,24 @@ def _outcome(
 def barzilai_borwein(problem: SaddleProblem, start: Tensor) -> Tensor:
     """Steps of 1/Rayleigh quotient, the two formulas in turn (Barzilai,
     Borwein, 1988); the first is 1/stiffness."""
-    x, gradient = start, problem.gradient(start)
+    x = start
+    gradient = problem.gradient(start)
     length = 1 / (problem.data.smoothness + problem.stiffness())
     for step in range(_MOST):
         if float(norm(gradient)) <= GRADIENT:
             break
         new = x - length * gradient
         following = problem.gradient(new)
-        moved, change = new - x, following - gradient
+        moved = new - x
+        change = following - gradient
         between = inner(moved, change)
         length = (
             inner(moved, moved) / between
             if step % 2
             else between / inner(change, change)
         )
-        x, gradient = new, following
+        x = new
+        gradient = following
     return x
 
 
@@ -251,7 +254,8 @@ def _cost(
     problem: SaddleProblem,
     starts: Sequence[Tensor],
 ) -> SolverCost:
-    spent, reached = [], True
+    spent = []
+    reached = True
     for start in starts:
         counter = ApplicationCounter()
         with torch.no_grad():
@@ -271,10 +275,8 @@ def _solution(problem: SaddleProblem) -> Tensor:
 def moved(regularizer: LinearRegularizer) -> LinearRegularizer:
     """Every parameter group changed by ``CHANGE`` of its values' size, seeded:
     where a descent might have been a step before."""
-    changed, generator = (
-        copy.deepcopy(regularizer),
-        torch.Generator().manual_seed(5),
-    )
+    changed = copy.deepcopy(regularizer)
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in changed.named_parameters():
             noise = torch.randn(

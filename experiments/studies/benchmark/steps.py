@@ -42,14 +42,10 @@ def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
     training and on one larger image."""
     found = []
     for batch, side in ((8, 48), (1, 128)):
-        regularizer, patches = (
-            trained_regularizer(None).to(device),
-            photograph_patches(batch, side, 1),
-        )
-        clean, data = (
-            patches.to(device),
-            Denoising(denoising(patches, 0).observed.to(device)),
-        )
+        regularizer = trained_regularizer(None).to(device)
+        patches = photograph_patches(batch, side, 1)
+        clean = patches.to(device)
+        data = Denoising(denoising(patches, 0).observed.to(device))
         problem = regularizer.problem(data).detached()
         level = LowerLevel(
             problem, data.start, torch.full((batch,), GRADIENT, device=device)

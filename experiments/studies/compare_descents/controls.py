@@ -78,7 +78,8 @@ class Adaptive(WatchedDescent):
         )
 
     def checkpoints(self) -> Iterator[DescentCheckpoint]:
-        state, work = self.descent.start(), 0.0
+        state = self.descent.start()
+        work = 0.0
         while state.reason is StopReason.RUNNING:
             work += state.work
             yield DescentCheckpoint(

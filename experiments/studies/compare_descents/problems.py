@@ -64,7 +64,8 @@ def problems(side: int, filters: int, size: int) -> list[DescentProblem]:
             with_potential(start(), "charbonnier", ILL_SMOOTHING), ILL_WEIGHT
         )
 
-    one, eight = samples(1, side), samples(8, side)
+    one = samples(1, side)
+    eight = samples(8, side)
     return [
         DescentProblem("1 image", start, one),
         DescentProblem("8 images", start, eight),

@@ -132,10 +132,8 @@ def settings(
     side: int, filters: int, size: int, examples: int
 ) -> Iterator[MethodProblem]:
     """Denoising, deblurring, and logistic regression on digits."""
-    clean, regularizer = (
-        photograph_patches(1, side, 1),
-        starting_regularizer(filters, size, 1),
-    )
+    clean = photograph_patches(1, side, 1)
+    regularizer = starting_regularizer(filters, size, 1)
     weaker = scaled(regularizer, BLUR_WEIGHT)
     for instance in (
         Instance("denoise", True, 0, regularizer, denoising(clean, 0), clean),
@@ -146,7 +144,8 @@ def settings(
         ).gradient
         yield MethodProblem(instance.name, *instance.at(torch.float64), exact)
     training, validation = two_digits(3, 8, examples)
-    penalty, loss = PixelPenalty(training), LogisticLoss(validation)
+    penalty = PixelPenalty(training)
+    loss = LogisticLoss(validation)
     yield MethodProblem(
         "digits",
         penalty,

@@ -27,10 +27,8 @@ def errors(rows: Sequence[MethodRow], path: Path | Output) -> None:
     axes = figure.subplots(1, len(problems), squeeze=False)[0]
     for axis, problem in zip(axes, problems, strict=True):
         for row in (row for row in rows if row.problem == problem):
-            where, error = (
-                row.operator_applications,
-                max(row.relative_error, 1e-16),
-            )
+            where = row.operator_applications
+            error = max(row.relative_error, 1e-16)
             if row.bound is not None:
                 axis.plot(
                     [where, where],

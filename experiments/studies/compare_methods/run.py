@@ -58,7 +58,8 @@ def compare(
 ) -> tuple[list[MethodRow], list[MethodTrainingRow]]:
     """All methods on all problems, and a training with each (at the accuracy
     ``training``); with a progress bar."""
-    rows, curves = [], []
+    rows = []
+    curves = []
     with progress(2 * len(chosen) * len(asked)) as bar:
         for setting in chosen:
             for name, method in asked.items():
@@ -165,7 +166,8 @@ def main(arguments: list[str] | None = None) -> None:
         Accuracy(value, value)
         for value in (options.tolerance, options.training_tolerance)
     )
-    asked, steps = dict(methods(options.steps)), options.training_steps
+    asked = dict(methods(options.steps))
+    steps = options.training_steps
     rows, curves = compare(
         chosen,
         asked,

@@ -131,7 +131,9 @@ def pose(widths: tuple[int, ...], size: int, side: int) -> RaceInstance:
     """
     network = relu_network(widths, size)
     data = denoising(photograph_patches(1, side, 1), 0).double()
-    x, lowest, best = data.start, -math.inf, math.inf
+    x = data.start
+    lowest = -math.inf
+    best = math.inf
     smoothing = SOFTPLUS[0]
     # continuation: each start is the solution of the next smoother problem
     while smoothing > EXACT_SOFTPLUS / 2:
@@ -203,7 +205,8 @@ class Subgradient(Iteration[SubgradientState]):
 
 def contestants(instance: RaceInstance) -> Iterator[Contestant]:
     """Every method at every smoothing of its form."""
-    network, data = instance.network, instance.data
+    network = instance.network
+    data = instance.data
     counter = ApplicationCounter()
     nested = SmoothProblem(data, network, counter=counter)
     yield Contestant(
@@ -276,7 +279,8 @@ def race(
         begin = time.perf_counter()
         iteration = contestant.iteration()
         state = iteration.start()
-        seconds, steps = time.perf_counter() - begin, 0
+        seconds = time.perf_counter() - begin
+        steps = 0
         while seconds < limit and (not found or found[-1].gap > LEVELS[-1]):
             begin = time.perf_counter()
             for _ in range(max(1, steps // 4)):

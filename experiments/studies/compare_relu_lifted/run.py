@@ -56,7 +56,8 @@ ARCHITECTURES = (
 
 def compare(instance: RaceInstance, limit: float) -> list[RacePoint]:
     """Everybody's points; with a progress bar."""
-    points, entered = [], list(contestants(instance))
+    points = []
+    entered = list(contestants(instance))
     with progress(len(entered)) as bar:
         for contestant in entered:
             bar.now(f"{contestant.name} {contestant.smoothing:g}")

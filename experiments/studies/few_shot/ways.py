@@ -161,7 +161,8 @@ class AdaptationBench:
 
     def ways(self) -> Iterator[AdaptationRow]:
         """All ways to adapt, one by one."""
-        world, effort = self.world, self.effort
+        world = self.world
+        effort = self.effort
         start = world.regularizer
         yield self.row("unadapted", start, lambda seed, work: start, 1)
         yield self.row(
@@ -203,7 +204,8 @@ class AdaptationBench:
     ) -> AdaptationRow:
         """Adapt to each draw of the support, and look at the query images;
         ``meta``, ``since``: of what was learned before."""
-        work, meta = Work(), Work() if meta is None else meta
+        work = Work()
+        meta = Work() if meta is None else meta
         since = time.perf_counter() if since is None else since
         after = [self.query.psnr(adapt(seed, work)) for seed in range(draws)]
         return AdaptationRow(
@@ -258,12 +260,10 @@ class AdaptationBench:
     def learned(self, candidate: RuleCandidate) -> AdaptationRow:
         """Meta-train one rule on the known tasks, then adapt to the new one
         (without a rule: rescale)."""
-        since, meta, world, rule = (
-            time.perf_counter(),
-            Work(),
-            self.world,
-            candidate.rule,
-        )
+        since = time.perf_counter()
+        meta = Work()
+        world = self.world
+        rule = candidate.rule
         accuracy = TIGHT if candidate.second_order else LOOSE
         tasks = world.tasks(
             self.family.known, self.effort.shots, 1, accuracy, meta
@@ -289,12 +289,10 @@ class AdaptationBench:
 
     def oracle(self) -> AdaptationRow:
         """Rescaled, then trained long on fresh patches of the new task itself."""
-        since, spent, world, effort = (
-            time.perf_counter(),
-            Work(),
-            self.world,
-            self.effort,
-        )
+        since = time.perf_counter()
+        spent = Work()
+        world = self.world
+        effort = self.effort
         begin = world.coordinates.of_parameters(
             parameter_vector(self.rescale(world.regularizer, 0, spent))
         )

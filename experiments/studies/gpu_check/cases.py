@@ -62,19 +62,15 @@ def pictures(count: int, side: int, channels: int = 1, seed: int = 0) -> Tensor:
     axis = torch.linspace(0, 1, side)
     found = []
     for _ in range(count):
-        tilt, wave = (
-            torch.randn(2, generator=generator),
-            4 + 12 * torch.rand(2, generator=generator),
-        )
+        tilt = torch.randn(2, generator=generator)
+        wave = 4 + 12 * torch.rand(2, generator=generator)
         image = 0.5 + 0.15 * (tilt[0] * axis.unsqueeze(1) + tilt[1] * axis)
         image = image + 0.08 * torch.sin(
             wave[0] * axis.unsqueeze(1)
         ) * torch.cos(wave[1] * axis)
         for _ in range(6):
-            corner, extent = (
-                torch.rand(2, generator=generator) * 0.7,
-                0.1 + 0.3 * torch.rand(2, generator=generator),
-            )
+            corner = torch.rand(2, generator=generator) * 0.7
+            extent = 0.1 + 0.3 * torch.rand(2, generator=generator)
             inside = (axis >= corner[0]) & (axis <= corner[0] + extent[0])
             across = (axis >= corner[1]) & (axis <= corner[1] + extent[1])
             step = 0.4 * (torch.rand((), generator=generator) - 0.5)
@@ -313,15 +309,11 @@ def certified(
 ) -> CertifiedGradient:
     """A pair by ``method`` and its certificates, evaluated in float64 on the
     same device."""
-    regularizer, data = (
-        case.regularizer(dtype, device),
-        case.data(dtype, device),
-    )
-    exact, loss, counter = (
-        double_copy(regularizer),
-        case.loss(regularizer, data),
-        ApplicationCounter(),
-    )
+    regularizer = case.regularizer(dtype, device)
+    data = case.data(dtype, device)
+    exact = double_copy(regularizer)
+    loss = case.loss(regularizer, data)
+    counter = ApplicationCounter()
     problem = (
         regularizer.problem(data)
         .with_exact(exact.problem(data.double()))
@@ -335,10 +327,8 @@ def certified(
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     """``||found - wanted|| / ||wanted||`` on the CPU in float64."""
-    found, wanted = (
-        found.detach().cpu().double(),
-        wanted.detach().cpu().double(),
-    )
+    found = found.detach().cpu().double()
+    wanted = wanted.detach().cpu().double()
     return float(
         (found - wanted).norm() / wanted.norm().clamp(min=math.ulp(0.0))
     )

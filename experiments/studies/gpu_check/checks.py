@@ -210,7 +210,9 @@ def alarm(seconds: float) -> Iterator[None]:
 
 def perform(check: CardCheck, setting: CardSetting, seconds: float) -> CheckRow:
     """Run one check within ``seconds``; whatever it raises becomes its row."""
-    begun, figures, note = time.monotonic(), {}, ""
+    begun = time.monotonic()
+    figures = {}
+    note = ""
     try:
         with alarm(seconds):
             finding = check.run(
@@ -222,9 +224,11 @@ def perform(check: CardCheck, setting: CardSetting, seconds: float) -> CheckRow:
             False: "wrong",
             None: "measured" if finding.figures else "skipped",
         }[finding.right]
-        figures, note = finding.figures, finding.note
+        figures = finding.figures
+        note = finding.note
     except OutOfTime:
-        outcome, note = "out of time", f"more than {seconds:.0f} s"
+        outcome = "out of time"
+        note = f"more than {seconds:.0f} s"
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         outcome = "failed"

@@ -156,7 +156,8 @@ def compared(
             here and difference <= AGREEMENT[dtype] and bool(wanted.norm() > 0),
             figures,
         )
-    exact, missed = reference(case), _missed(found.gradient, case)
+    exact = reference(case)
+    missed = _missed(found.gradient, case)
     figures["relative error"] = missed / float(exact.gradient.norm())
     figures["bound over error"] = found.certificate.gradient_error / max(
         missed, 1e-300
@@ -172,10 +173,8 @@ def compared(
 def asked(
     case: CardCase, method: Method, dtype: torch.dtype, device: torch.device
 ) -> Hypergradient:
-    regularizer, data = (
-        case.regularizer(dtype, device),
-        case.data(dtype, device),
-    )
+    regularizer = case.regularizer(dtype, device)
+    data = case.data(dtype, device)
     return hypergradient(
         method, regularizer, data, case.loss(regularizer, data), ACCURACY
     )
@@ -210,7 +209,10 @@ def certificates(
 ) -> Finding:
     """The same pairs certified on both: valid against the reference, and as
     sharp on the device as on the CPU."""
-    exact, right, worst, ratios = reference(case), True, 0.0, []
+    exact = reference(case)
+    right = True
+    worst = 0.0
+    ratios = []
     for accuracy in QUALITIES[: 2 if setting.quick else 3]:
         pair = certified(case, dtype, CPU, ImplicitCG(), accuracy).sensitivity
         there = _certify(case, dtype, setting.device, pair)
@@ -279,10 +281,8 @@ def _posed(
 
 def on_demand(dtype: torch.dtype, setting: CardSetting) -> Finding:
     """One per cent, certified."""
-    regularizer, data = (
-        DEFAULT.regularizer(dtype, setting.device),
-        DEFAULT.data(dtype, setting.device),
-    )
+    regularizer = DEFAULT.regularizer(dtype, setting.device)
+    data = DEFAULT.data(dtype, setting.device)
     found = OnDemand().differentiate(
         regularizer, data, DEFAULT.loss(regularizer, data), 0.01
     )
@@ -306,14 +306,10 @@ def on_demand(dtype: torch.dtype, setting: CardSetting) -> Finding:
 def layer(dtype: torch.dtype, setting: CardSetting) -> Finding:
     """``x -> ||x - truth||^2 / 2`` through autograd: the distance holds, and so
     does the bound of the gradient."""
-    regularizer, data = (
-        DEFAULT.regularizer(dtype, setting.device),
-        DEFAULT.data(dtype, setting.device),
-    )
-    solve, exact = (
-        Reconstruction(regularizer, tolerance=1e-4),
-        reference(DEFAULT),
-    )
+    regularizer = DEFAULT.regularizer(dtype, setting.device)
+    data = DEFAULT.data(dtype, setting.device)
+    solve = Reconstruction(regularizer, tolerance=1e-4)
+    exact = reference(DEFAULT)
     x = solve(data)
     (0.5 * (x - DEFAULT.clean(dtype, setting.device)).square().sum()).backward()
     report = solve.report

@@ -196,20 +196,16 @@ def _compared(
         relative(image, exact(x.to(where, torch.float64))),
         relative(pulled, exact_adjoint(y.to(where, torch.float64))),
     )
-    left, right = (
-        (image.double() * y.double()).sum(),
-        (x.double() * pulled.double()).sum(),
-    )
+    left = (image.double() * y.double()).sum()
+    right = (x.double() * pulled.double()).sum()
     return difference, float(
         (left - right).abs() / (image.double().norm() * y.double().norm())
     )
 
 
 def _judged(pairs: list[tuple[float, float]], dtype: torch.dtype) -> Finding:
-    difference, gap = (
-        max(pair[0] for pair in pairs),
-        max(pair[1] for pair in pairs),
-    )
+    difference = max(pair[0] for pair in pairs)
+    gap = max(pair[1] for pair in pairs)
     limit = AGREEMENT[dtype]
     figures: dict[str, Json] = {
         "operators": len(pairs),
@@ -243,13 +239,13 @@ def solved(
 ) -> Finding:
     """To three tolerances: all converged, as close to the reference as they
     say, everything on the device."""
-    problem, exact = (
-        case.regularizer(dtype, setting.device).problem(
-            case.data(dtype, setting.device)
-        ),
-        reference(case),
+    problem = case.regularizer(dtype, setting.device).problem(
+        case.data(dtype, setting.device)
     )
-    right, worst, steps = True, 0.0, []
+    exact = reference(case)
+    right = True
+    worst = 0.0
+    steps = []
     for tolerance in TOLERANCES[: 2 if setting.quick else 3]:
         radius = radius_per_element(problem, tolerance)
         outcome = solve_lower(problem, solver, radius, schedule=_SCHEDULE)
@@ -265,10 +261,8 @@ def solved(
             and bool((missed <= allowed).all())
             and on_device(x, setting.device)
         )
-        worst, steps = (
-            max(worst, float((missed / radius.cpu()).max())),
-            [*steps, int(outcome.steps.max())],
-        )
+        worst = max(worst, float((missed / radius.cpu()).max()))
+        steps = [*steps, int(outcome.steps.max())]
     return Finding(
         right,
         {
@@ -299,7 +293,8 @@ def refusals(setting: CardSetting) -> Finding:
     here = Denoising(DEFAULT.data(torch.float32, setting.device).start)
     there = Denoising(here.observed.to(other))
     model = DEFAULT.regularizer(torch.float32, setting.device)
-    accuracy, truth = Accuracy(1e-2, 1e-1), SquaredError(here.observed)
+    accuracy = Accuracy(1e-2, 1e-1)
+    truth = SquaredError(here.observed)
     problem = model.problem(here)
     attempts: dict[str, tuple[str, Callable[[], object]]] = {
         "data": ("observation", lambda: Reconstruction(model)(there)),

@@ -164,10 +164,8 @@ def operator_pair(shape: Shape, setting: CardSetting) -> Finding:
         nnf.conv2d(x, bank.filters, padding=margin)
         return nnf.conv_transpose2d(planes, bank.filters, padding=margin)
 
-    ours, theirs = (
-        median_seconds(pair, setting, most=0.5),
-        median_seconds(bare, setting, most=0.5),
-    )
+    ours = median_seconds(pair, setting, most=0.5)
+    theirs = median_seconds(bare, setting, most=0.5)
     moved = 2 * (x.numel() + z.numel()) * x.element_size()
     least = moved / copy_bandwidth(setting)
     operations = 4 * z.numel() * shape.size**2
@@ -232,11 +230,10 @@ def patch_gradients(
         .repeat(-(-batch // 32), 1, 1, 1)[:batch]
         .to(setting.device)
     )
-    data, loss = (
-        Denoising(noisy(clean.cpu()).to(setting.device)),
-        SquaredError(clean),
-    )
-    leaves, method = list(regularizer.parameters()), ImplicitCG()
+    data = Denoising(noisy(clean.cpu()).to(setting.device))
+    loss = SquaredError(clean)
+    leaves = list(regularizer.parameters())
+    method = ImplicitCG()
 
     def pair() -> Sensitivity:
         return method.differentiate(regularizer.problem(data), loss, TRAINING)
@@ -249,11 +246,9 @@ def patch_gradients(
         )
 
     seconds = median_seconds(gradient, setting, repeats=10, most=1.5)
-    solved, exact, counter = (
-        pair(),
-        double_copy(regularizer),
-        ApplicationCounter(),
-    )
+    solved = pair()
+    exact = double_copy(regularizer)
+    counter = ApplicationCounter()
 
     def certificate() -> object:
         return certify(
@@ -285,7 +280,8 @@ def restoration(side: int, setting: CardSetting) -> Finding:
     certificate included."""
     regularizer = training_model().to(setting.device)
     data = Denoising(noisy(pictures(1, side)).to(setting.device))
-    steps, distance = [0], [float("inf")]
+    steps = [0]
+    distance = [float("inf")]
 
     def solve() -> Tensor:
         problem = regularizer.problem(data).detached()

@@ -97,11 +97,9 @@ def checks() -> Iterator[CardCheck]:
 
 def iterations() -> dict[str, Build]:
     """Every iteration, bound to a small problem on a device."""
-    blurred, network, lifted = (
-        degraded("blurred", ValidBlur(torch.full((3, 3), 1 / 9))),
-        MODELS[4],
-        MODELS[6],
-    )
+    blurred = degraded("blurred", ValidBlur(torch.full((3, 3), 1 / 9)))
+    network = MODELS[4]
+    lifted = MODELS[6]
     found: dict[str, Build] = {
         "nonlinear conjugate gradients": partial(
             _bound, DEFAULT, NonlinearCG()
@@ -179,10 +177,8 @@ def _dualised(
 
 
 def _dense(solver: LowerSolver, device: torch.device) -> Iteration:
-    matrix, root = (
-        torch.randn(30, 20, generator=seeded(0)),
-        torch.randn(20, 20, generator=seeded(1)),
-    )
+    matrix = torch.randn(30, 20, generator=seeded(0))
+    root = torch.randn(20, 20, generator=seeded(1))
     hessian = root @ root.T / 20 + torch.eye(20)
     hessian = ((hessian + hessian.T) / 2).to(device)
     data = DenseQuadratic(
@@ -202,10 +198,8 @@ def _adjoint(
     kind: Callable[[LinearSystem], Iteration],
     device: torch.device,
 ) -> Iteration:
-    regularizer, data = (
-        case.regularizer(torch.float32, device),
-        case.data(torch.float32, device),
-    )
+    regularizer = case.regularizer(torch.float32, device)
+    data = case.data(torch.float32, device)
     loss = case.loss(regularizer, data)
     problem = regularizer.problem(data)
     return kind(
@@ -216,12 +210,10 @@ def _adjoint(
 def _piggyback(device: torch.device) -> Iteration:
     problem = _posed(DEFAULT, device)
     assert isinstance(problem, SaddleProblem)
-    level, x = (
-        LowerLevel(
-            problem, problem.data.start, radius_per_element(problem, 1e-3)
-        ),
-        problem.data.start,
+    level = LowerLevel(
+        problem, problem.data.start, radius_per_element(problem, 1e-3)
     )
+    x = problem.data.start
     loss = SquaredError(DEFAULT.clean(x.dtype, device))
     return PiggybackIteration(
         level, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)
@@ -231,12 +223,10 @@ def _piggyback(device: torch.device) -> Iteration:
 def _relu_lifted_piggyback(device: torch.device) -> Iteration:
     problem = _posed(MODELS[6], device)
     assert isinstance(problem, ReLULiftedProblem)
-    level, x = (
-        LowerLevel(
-            problem, problem.data.start, radius_per_element(problem, 1e-3)
-        ),
-        problem.data.start,
+    level = LowerLevel(
+        problem, problem.data.start, radius_per_element(problem, 1e-3)
     )
+    x = problem.data.start
     loss = problem.of_image(SquaredError(MODELS[6].clean(x.dtype, device)))
     return ReLULiftedPiggybackIteration(
         level, loss, BlockSteps.balanced(problem), 1e-2, torch.zeros_like(x)

@@ -238,10 +238,8 @@ def trained(
         if state.reason is not StopReason.RUNNING:
             break
         found.append(state.current)
-    values, radii = (
-        [part.value for part in found],
-        [part.value_error for part in found],
-    )
+    values = [part.value for part in found]
+    radii = [part.value_error for part in found]
     return Trained(
         losses, values, radii, time.perf_counter() - begun, state.reason
     )
@@ -257,7 +255,8 @@ def in_process(budget: float, setting: CardSetting) -> Finding:
     model = small_model if setting.quick else training_model
     test = pictures(4, 32 if setting.quick else 128, seed=77)
     slow = model()
-    descent, begun = stochastic(slow, patch, CPU, 8), time.perf_counter()
+    descent = stochastic(slow, patch, CPU, 8)
+    begun = time.perf_counter()
     while time.perf_counter() - begun < budget / 3:
         descent.step()
     steps = descent.taken
@@ -268,10 +267,8 @@ def in_process(budget: float, setting: CardSetting) -> Finding:
     }
     descent.settle()
     figures["of the CPU"] = there = psnr(slow, test)
-    descent, begun = (
-        stochastic(fast, patch, setting.device, 8),
-        time.perf_counter(),
-    )
+    descent = stochastic(fast, patch, setting.device, 8)
+    begun = time.perf_counter()
     while descent.taken < steps:
         descent.step()
     setting.wait()

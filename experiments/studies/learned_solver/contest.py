@@ -53,7 +53,8 @@ def run(
     tolerance: float,
 ) -> SolverRow:
     """Solve the test images and look at what came out; the faster of two times."""
-    radius, seconds = radius_per_element(case.test, tolerance), []
+    radius = radius_per_element(case.test, tolerance)
+    seconds = []
     for _ in range(2):
         counter = ApplicationCounter()
         since = time.perf_counter()

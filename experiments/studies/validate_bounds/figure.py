@@ -110,7 +110,8 @@ def _decades(samples: Sequence[np.ndarray]) -> list[float]:
     """Edges of ten bins per decade, over all finite numbers."""
     parts = [values[np.isfinite(values)] for values in samples]
     finite = np.concatenate(parts)
-    low, high = -1, 1
+    low = -1
+    high = 1
     if finite.size:
         low = math.floor(math.log10(finite.min()))
         high = math.ceil(math.log10(finite.max()))
