@@ -205,6 +205,7 @@ def _contestant(
 ) -> GradientContestant:
     """The first rung that is exact enough (else the last), timed and weighed."""
     for setting, solve in ladder:  # noqa: B007 (the last one tried is the one that is kept)
+        # the first solve of a rung is timed in case it is the last
         begin = time.perf_counter()
         outcome = solve(instance)
         seconds = time.perf_counter() - begin

@@ -130,6 +130,7 @@ def barzilai_borwein(problem: SaddleProblem, start: Tensor) -> Tensor:
             break
         new = x - length * gradient
         following = problem.gradient(new)
+        # the two formulas are the quotients of these
         moved = new - x
         change = following - gradient
         between = inner(moved, change)
@@ -171,6 +172,8 @@ def by_scipy(method: str, problem: SaddleProblem, start: Tensor) -> Tensor:
         )
         return problem.hessian(curvature(x), v).numpy().ravel()
 
+    # SciPy asks for many products at one point, and does not say that it is the
+    # same one
     held: dict[bytes, Tensor] = {}
 
     def curvature(x: Tensor) -> Tensor:
@@ -180,6 +183,7 @@ def by_scipy(method: str, problem: SaddleProblem, start: Tensor) -> Tensor:
             held[key] = problem.curvature(x)
         return held[key]
 
+    # tolerances of SciPy that are never met: the test of all solvers ends it
     options = (
         {"maxiter": _MOST, "gtol": 0.0, "ftol": 0.0, "maxfun": _MOST}
         if method == "L-BFGS-B"
@@ -219,6 +223,7 @@ def contest(side: int, note: Callable[[str], None]) -> list[SolverCost]:
     for label, regularizer in problems().items():
         name = f"{label}, {side}²"
         problem = regularizer.double().problem(data).detached()
+        # where a solve ends, and where one that was solved a step before began
         exact, neighbour = (
             _solution(one)
             for one in (problem, moved(regularizer).problem(data).detached())
@@ -260,6 +265,7 @@ def _cost(
         counter = ApplicationCounter()
         with torch.no_grad():
             x = solve(problem.counted(counter), start)
+            # one per cent: the last step is not to be blamed for rounding
             reached &= float(norm(problem.gradient(x))) <= 1.01 * GRADIENT
         spent.append(counter.applications)
     return SolverCost(name, solver, spent[0], spent[1], reached)

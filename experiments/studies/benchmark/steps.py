@@ -41,6 +41,7 @@ def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
     """Steps of our solvers in float32, ten into the solve, on patches as in
     training and on one larger image."""
     found = []
+    # as in training, and as in a restoration
     for batch, side in ((8, 48), (1, 128)):
         regularizer = trained_regularizer(None).to(device)
         patches = photograph_patches(batch, side, 1)
@@ -63,6 +64,8 @@ def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
             jobs = {
                 name: _step(iteration) for name, iteration in iterations.items()
             }
+            # in the same round-robin: a slow moment of the machine hits all
+            # alike
             jobs["bare"] = partial(_pair, problem, clean)
             seconds = median_seconds(jobs, 4 * repeats, device)
         images = f"{batch} x {side}², {regularizer.config.filters} filters of {regularizer.config.size}²"
@@ -76,6 +79,7 @@ def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
 def _step(iteration: Iteration) -> Callable[[], Tensor]:
     """The tenth step, which renews no preconditioner, again and again."""
     state = iteration.start()
+    # past the start, whose steps renew more than later ones
     for _ in range(9):
         state = iteration.step(state)
     return lambda: iteration.result(iteration.step(state))[0]

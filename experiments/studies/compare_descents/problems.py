@@ -64,6 +64,7 @@ def problems(side: int, filters: int, size: int) -> list[DescentProblem]:
             with_potential(start(), "charbonnier", ILL_SMOOTHING), ILL_WEIGHT
         )
 
+    # one image has no averaging to hide an uncertain gradient behind
     one = samples(1, side)
     eight = samples(8, side)
     return [

@@ -82,6 +82,7 @@ def watch(
     and whether the method ended by itself."""
     seen: list[DescentCheckpoint] = []
     for checkpoint in control.checkpoints():
+        # a start that costs more than the budget is still a point
         if seen and checkpoint.applications > budget:
             return seen, False
         seen.append(checkpoint)
@@ -158,6 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     found = [level for group in by_problem for level in levels(group)]
     rows = [asdict(curve) for curve in curves]
+    # before the drawing: figures can be made again, runs cost minutes
     file.write_json(
         {
             "levels": [asdict(level) for level in found],

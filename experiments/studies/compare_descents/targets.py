@@ -75,6 +75,7 @@ def levels(curves: Sequence[DescentCurve]) -> Iterator[TargetLoss]:
     start = curves[0].points[0].loss
     best = min(point.loss for curve in curves for point in curve.points)
     for remaining in REMAINING:
+        # measured from the best loss of all, whoever reached it
         target = best + remaining * (start - best)
         costs = {curve.method: curve.cost(target) for curve in curves}
 

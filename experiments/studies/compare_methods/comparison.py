@@ -160,6 +160,7 @@ def measure(
 ) -> MethodRow:
     """Once for the time, once, at a loose accuracy that takes fewer steps of
     the same memory, for the peak."""
+    # the memory is counted in a run of its own: to count it costs time
     begin = time.perf_counter()
     found = hypergradient(
         method, setting.regularizer, setting.data, setting.loss, accuracy
@@ -221,6 +222,7 @@ def train(
         found = hypergradient(
             method, regularizer, setting.data, setting.loss, accuracy, start
         )
+        # warm starts, as training has them
         start = found.start
         spent += found.applications
         leaves = list(regularizer.parameters())

@@ -62,6 +62,8 @@ def compare(
     curves = []
     with progress(2 * len(chosen) * len(asked)) as bar:
         for setting in chosen:
+            # errors first: a method that fails at once fails before its
+            # training
             for name, method in asked.items():
                 bar.now(f"{setting.name}: {name}")
                 rows.append(measure(setting, name, method, accuracy))

@@ -20,11 +20,13 @@ def draw(points: Sequence[RacePoint], path: Path | Output) -> None:
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axis = figure.subplots()
     grouped = curves(points)
+    # a colour per method, a line style per smoothing
     names = list(dict.fromkeys(method for method, _ in grouped))
     for (method, smoothing), curve in grouped.items():
         shades = sorted({s for name, s in grouped if name == method})
         style = ("-", "--", ":")[shades.index(smoothing)]
         label = f"{method}, {smoothing:g}" if smoothing else method
+        # below this the reference itself is uncertain
         gaps = [max(point.gap, 1e-7) for point in curve]
         colour = f"C{names.index(method)}"
         axis.plot(

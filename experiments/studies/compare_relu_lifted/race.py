@@ -146,6 +146,7 @@ def pose(widths: tuple[int, ...], size: int, side: int) -> RaceInstance:
             x,
             schedule,
         ).result
+        # every problem on the way gives ends, and the best of each is kept
         lowest = max(
             lowest,
             float(
@@ -188,6 +189,7 @@ class Subgradient(Iteration[SubgradientState]):
             2 / (self.problem.data.strong_convexity * (weight + 1))
         ).reshape(-1, 1, 1, 1)
         x = state.x - factor * self.problem.gradient(state.x)
+        # weights k + 1, as a running average
         share = (2 / (weight + 1)).reshape(-1, 1, 1, 1)
         return SubgradientState(
             x, state.average + share * (x - state.average), weight
@@ -283,6 +285,7 @@ def race(
         steps = 0
         while seconds < limit and (not found or found[-1].gap > LEVELS[-1]):
             begin = time.perf_counter()
+            # looks cost energies: rarer as the steps go on
             for _ in range(max(1, steps // 4)):
                 state = iteration.step(state)
                 steps += 1
@@ -323,6 +326,7 @@ def conditioning(
     problem = relu_lifted_problem(network, data, smoothing, smoothing)
     schedule = Schedule(max_steps=limit, check_every=10, patience=limit)
     steps: list[int | None] = []
+    # with a step per block of variables, and with one for all
     for rule in (BlockSteps.balanced, BlockSteps.uniform):
         outcome = solve_lower(
             problem,
@@ -331,6 +335,7 @@ def conditioning(
             schedule=schedule,
         )
         steps.append(int(outcome.steps) if outcome.converged else None)
+    # one step for all: the largest curvature over the smallest
     uniform = float(problem.stiffness()) / problem.data.strong_convexity
     return Conditioning(
         widths,

@@ -44,6 +44,7 @@ def show(
     grouped = curves(points)
     for method in dict.fromkeys(method for method, _ in grouped):
         own = [curve for (name, _), curve in grouped.items() if name == method]
+        # what smoothing leaves of the gap is seen here
         lowest = min(point.gap for curve in own for point in curve)
         for level in LEVELS:
             reached = [
@@ -51,6 +52,7 @@ def show(
                 for curve in own
                 if (point := first_below(curve, level)) is not None
             ]
+            # each method gets the smoothing that suits it best
             best = min(reached, key=lambda point: point.seconds, default=None)
             cells = ["–"] * 4
             if best is not None:

@@ -108,6 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     held_out = replace(source, photographs=others)
     found: list[TrainingRun] = []
     with progress(len(chosen) * len(plans())) as bar:
+        # patches are drawn once per task: all its runs are judged alike
         for task in chosen:
             bench = TrainingBench.of(
                 task, source, held_out, options.steps, options.threads

@@ -117,10 +117,12 @@ def run(
     """
     is_fixed = method in fixed_names()
     driven = begun(task, bench, accuracy, rate, is_fixed)
+    # the start, which all runs of a task share
     points = [_point(task, bench, driven)]
     looks = []
     if not is_fixed and method != AUTO_RATE_GIVEN:
         _race(task, bench, driven)
+    # see LONGER
     steps = round(bench.steps * (LONGER if method == AUTO else 1.0))
     every = max(bench.steps // POINTS, 1)
     is_looked_at = method in (AUTO, name_of(START))
@@ -230,6 +232,7 @@ def held_out_loss(
     parameters: Tensor,
 ) -> float:
     """Mean of half the squared error per patch, at minimisers to ``EXACT``."""
+    # the average of the iterates is judged, the run itself goes on
     averaged = copy.deepcopy(regularizer)
     assign(averaged, parameters)  # type: ignore[arg-type]
     observed = observation(task, samples)

@@ -264,6 +264,7 @@ class AdaptationBench:
         meta = Work()
         world = self.world
         rule = candidate.rule
+        # differences of gradients magnify their errors
         accuracy = TIGHT if candidate.second_order else LOOSE
         tasks = world.tasks(
             self.family.known, self.effort.shots, 1, accuracy, meta
@@ -276,6 +277,7 @@ class AdaptationBench:
             candidate.extra,
             self.effort.meta_steps,
         )
+        # rates and factors that a rule appends are no parameters
         before = world.at(vector[: world.start().numel()])
 
         def adapt(seed: int, work: Work) -> LinearRegularizer:
@@ -293,6 +295,8 @@ class AdaptationBench:
         spent = Work()
         world = self.world
         effort = self.effort
+        # from the rule of thumb, not from scratch: the oracle is to be the best
+        # that is known
         begin = world.coordinates.of_parameters(
             parameter_vector(self.rescale(world.regularizer, 0, spent))
         )

@@ -64,10 +64,13 @@ def pictures(count: int, side: int, channels: int = 1, seed: int = 0) -> Tensor:
     for _ in range(count):
         tilt = torch.randn(2, generator=generator)
         wave = 4 + 12 * torch.rand(2, generator=generator)
+        # a ramp: no part of the image is flat to the last digit
         image = 0.5 + 0.15 * (tilt[0] * axis.unsqueeze(1) + tilt[1] * axis)
         image = image + 0.08 * torch.sin(
             wave[0] * axis.unsqueeze(1)
         ) * torch.cos(wave[1] * axis)
+        # boxes: edges of all heights, where potentials leave their quadratic
+        # part
         for _ in range(6):
             corner = torch.rand(2, generator=generator) * 0.7
             extent = 0.1 + 0.3 * torch.rand(2, generator=generator)
@@ -75,6 +78,7 @@ def pictures(count: int, side: int, channels: int = 1, seed: int = 0) -> Tensor:
             across = (axis >= corner[1]) & (axis <= corner[1] + extent[1])
             step = 0.4 * (torch.rand((), generator=generator) - 0.5)
             image = image + step * (inside.unsqueeze(1) & across).float()
+        # channels that are alike but not equal, as in photographs
         shades = 1 + 0.2 * torch.randn(channels, 1, 1, generator=generator)
         found.append((0.5 + (image - 0.5) * shades).clamp(0, 1))
     return torch.stack(found)
@@ -85,12 +89,12 @@ def noisy(clean: Tensor, sigma: float = SIGMA, seed: int = 1) -> Tensor:
 
 
 def trained_size(channels: int = 1) -> LinearConfig:
-    """The architecture that ``piggyback.app.train denoise`` starts from."""
+    """The architecture that ``experiments.train denoise`` starts from."""
     return LinearConfig.for_noise(SIGMA, 32, 7, channels, "logcosh", "reflect")
 
 
 def training_model() -> AdaptiveRegularizer:
-    """The default model of ``piggyback.app.train denoise``, at its start."""
+    """The default model of ``experiments.train denoise``, at its start."""
     return AdaptiveRegularizer(
         trained_size(), WeightConfig(contrast=2 * SIGMA), seeded(0)
     )

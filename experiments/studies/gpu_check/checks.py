@@ -135,8 +135,10 @@ class Report:
             "marks": self.marks,
             "checks": [asdict(row) for row in self.rows],
         }
+        # a report per line would not be one JSON document
         if state == "running" and is_stream(self.path):
             return  # a device or a FIFO gets the report once
+        # the watchdog writes from a thread of its own
         with self._lock:
             write_to(
                 self.path,
@@ -166,6 +168,8 @@ class Watchdog:
         self.end = time.monotonic() + limit
         self.until = self.end
         self._stopped = threading.Event()
+        # a thread, not a signal: a call that hangs in the driver never returns
+        # to Python, where signals are handled
         threading.Thread(target=self._watch, daemon=True).start()
 
     def expect(self, until: float) -> None:
@@ -199,6 +203,7 @@ def alarm(seconds: float) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise OutOfTime
 
+    # the handler of whoever calls is put back afterwards
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
     try:
@@ -230,6 +235,7 @@ def perform(check: CardCheck, setting: CardSetting, seconds: float) -> CheckRow:
         outcome = "out of time"
         note = f"more than {seconds:.0f} s"
     except Exception as error:
+        # the line that raised says more than the message of a kernel
         where = traceback.extract_tb(error.__traceback__)[-1]
         outcome = "failed"
         note = f"{type(error).__name__}: {str(error).strip()[:400]} ({Path(where.filename).name}:{where.lineno})"
@@ -258,8 +264,10 @@ def run_all(
     end = time.monotonic() + limit
     try:
         for check in checks:
+            # late checks get what is left of the whole
             seconds = min(check.seconds, end - time.monotonic())
             report.running = f"{check.part}: {check.name}"
+            # too short to say anything: better not begun than cut off
             if seconds < 0.5:
                 row = CheckRow(
                     check.part,

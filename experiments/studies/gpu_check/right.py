@@ -196,6 +196,7 @@ def _compared(
         relative(image, exact(x.to(where, torch.float64))),
         relative(pulled, exact_adjoint(y.to(where, torch.float64))),
     )
+    # <K x, y> and <x, K^T y>, over the sizes of their factors
     left = (image.double() * y.double()).sum()
     right = (x.double() * pulled.double()).sum()
     return difference, float(
@@ -246,11 +247,13 @@ def solved(
     right = True
     worst = 0.0
     steps = []
+    # loose and tight: some errors show in one of them alone
     for tolerance in TOLERANCES[: 2 if setting.quick else 3]:
         radius = radius_per_element(problem, tolerance)
         outcome = solve_lower(problem, solver, radius, schedule=_SCHEDULE)
         (x,) = outcome.result
         missed = norm(x.cpu().double() - exact.x)
+        # the tolerance, what the reference itself may be off, and rounding
         allowed = (
             radius.cpu().double()
             + exact.distance

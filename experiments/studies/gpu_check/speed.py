@@ -262,6 +262,7 @@ def patch_gradients(
 
     certified = median_seconds(certificate, setting, repeats=4, most=1.0)
     peak = peak_bytes(gradient, setting)
+    # of the dual variable: what memory is proportional to
     coefficients = batch * side**2 * trained_size().filters
     figures: dict[str, Json] = {
         "gradients per second": batch / seconds,
@@ -280,6 +281,7 @@ def restoration(side: int, setting: CardSetting) -> Finding:
     certificate included."""
     regularizer = training_model().to(setting.device)
     data = Denoising(noisy(pictures(1, side)).to(setting.device))
+    # filled by the last run that is timed
     steps = [0]
     distance = [float("inf")]
 

@@ -121,6 +121,7 @@ class Patches:
 
     def draw(self, count: int) -> Samples:
         """``count`` fresh ones and their observations."""
+        # places of the upper left corner
         room = self.images.shape[-1] - self.patch + 1
         which = torch.randint(
             len(self.images), (count,), generator=self.generator
@@ -218,6 +219,7 @@ def trained(
         device
     )
     fixed = Patches(patch, device, 20).draw(4 if setting.quick else 16)
+    # the clock runs from the first certificate on: it is part of a training
     begun = time.perf_counter()
     oracle = BilevelOracle(
         regularizer,
@@ -226,6 +228,7 @@ def trained(
     )
     found = [oracle.evaluate(oracle.parameters(), 1.0)]
     descent = stochastic(regularizer, patch, device, 8)
+    # Adam first, as the command does
     losses = [descent.step().loss for _ in range(steps)]
     descent.settle()
     second = AdaptiveDescent(
@@ -233,6 +236,7 @@ def trained(
     )
     state = second.start()
     found.append(state.current)
+    # two: one alone could succeed by luck of its first step size
     for _ in range(2):
         state = second.advance(state)
         if state.reason is not StopReason.RUNNING:
@@ -254,9 +258,11 @@ def in_process(budget: float, setting: CardSetting) -> Finding:
     patch = 16 if setting.quick else 48
     model = small_model if setting.quick else training_model
     test = pictures(4, 32 if setting.quick else 128, seed=77)
+    # equal seeds: both devices start from one model
     slow = model()
     descent = stochastic(slow, patch, CPU, 8)
     begun = time.perf_counter()
+    # the CPU decides how many steps are compared; the device takes as many
     while time.perf_counter() - begun < budget / 3:
         descent.step()
     steps = descent.taken
@@ -265,6 +271,7 @@ def in_process(budget: float, setting: CardSetting) -> Finding:
         "PSNR at the start": psnr(fast, test),
         "equal steps": steps,
     }
+    # the average of the iterates is what is judged
     descent.settle()
     figures["of the CPU"] = there = psnr(slow, test)
     descent = stochastic(fast, patch, setting.device, 8)
@@ -273,6 +280,7 @@ def in_process(budget: float, setting: CardSetting) -> Finding:
         descent.step()
     setting.wait()
     figures["steps per second"] = steps / (time.perf_counter() - begun)
+    # settling moves the model: the run goes on from where it was
     parameters = descent.parameters()
     descent.settle()
     figures["of the device"] = here = psnr(fast, test)
@@ -294,6 +302,7 @@ def psnr(regularizer: Regularizer, clean: torch.Tensor) -> float:
     (x,) = solve_lower(
         problem, NonlinearCG(), radius_per_element(problem, 1e-3)
     ).result
+    # one PSNR per picture, then their mean
     errors = (x.cpu() - clean).square().flatten(1).mean(1)
     return float((-10 / math.log(10) * errors.log()).mean())
 
@@ -302,8 +311,9 @@ def psnr(regularizer: Regularizer, clean: torch.Tensor) -> float:
 
 
 def command(budget: float, setting: CardSetting) -> Finding:
-    """``piggyback.app.train denoise`` on the embedded pictures: ``budget``
+    """``experiments.train denoise`` on the embedded pictures: ``budget``
     seconds on the CPU, then as many steps on the device."""
+    # the command needs more than torch: on a bare machine this part is left out
     missing = [
         name for name in NEEDED if importlib.util.find_spec(name) is None
     ]

@@ -55,6 +55,7 @@ def run(
     """Solve the test images and look at what came out; the faster of two times."""
     radius = radius_per_element(case.test, tolerance)
     seconds = []
+    # the first run of a shape plans its transforms and is slower
     for _ in range(2):
         counter = ApplicationCounter()
         since = time.perf_counter()
@@ -96,6 +97,7 @@ def compare(
         ("learned start, steps, metric", learned.warped, learned.start),
     ]
     if limit:
+        # what a learned metric could gain at most
         newton = ExactMetric(exact_metric(case.test, case.reference))
         rows += [
             ("exact metric", newton, None),

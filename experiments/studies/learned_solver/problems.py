@@ -64,6 +64,7 @@ def pose(
         .problem(observations(task, "test", side, images).double())
         .detached()
     )
+    # far below the tolerances that are asked for
     (reference,) = solve_lower(
         test, NonlinearCG(), radius_per_element(test, 1e-8), schedule=PATIENT
     ).result

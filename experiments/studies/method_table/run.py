@@ -70,6 +70,7 @@ def updated(document: str) -> str:
         raise UserError(
             f"{DOCUMENT}: the marks around the generated table are missing"
         )
+    # what people wrote around the table stays
     before, rest = document.split(BEGIN)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
 
@@ -89,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     document = DOCUMENT.read_text(encoding="utf-8")
     current = updated(document)
+    # for tests: says whether the document is current, and leaves it alone
     if options.check:
         raise SystemExit(int(current != document))
     write_in_one_piece(DOCUMENT, current.encode())

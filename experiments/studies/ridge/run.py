@@ -90,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     photographs = load_photographs(
         options.images, "test", keeps_colour(regularizer, options.run)
     )[: options.crops]
+    # before the work: the last image may be the one that is too small
     for photograph in photographs:
         if min(photograph.pixels.shape[-2:]) < options.side:
             raise UserError(

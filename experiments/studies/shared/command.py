@@ -108,9 +108,11 @@ class Progress:
 
     def _speak(self) -> None:
         now = time.monotonic()
+        # there the bar says it
         if self._console.is_terminal or now - self._said < QUIET:
             return
         self._said = now
+        # what is being done is known even where the end is not
         line = self._now
         if self._total is not None:
             left = time_left(now - self._since, self._done / self._total)

@@ -169,6 +169,7 @@ def trained_models(run: Path | None) -> dict[str, Learned]:
     Raises:
         UserError: if the folder holds none of these.
     """
+    # all are looked at, so that a study has every kind
     places = dict(SHIPPED)
     if run is not None:
         regularizer, _ = load_regularizer(RunFolder.open(run))
@@ -239,6 +240,7 @@ def with_potential(
 ) -> LinearRegularizer:
     """The same filters and weights with another penalty and one smoothing, in
     grey values, for all of them."""
+    # a floor above the smoothing has no logarithm
     floor = min(regularizer.config.smoothing_floor, 0.1 * smoothing)
     config = replace(
         regularizer.config,
@@ -290,6 +292,7 @@ def deblurring(clean: Tensor, image: int) -> Deblurring:
             f"got {min(clean.shape[-2:])}"
         )
     kernel = gaussian_kernel(BLUR_WIDTH, BLUR_SIDE)
+    # blurred exactly as the data term assumes
     blurred = Deblurring(clean, kernel, RIDGE).blur(clean)
     return Deblurring(
         add_noise(blurred, BLUR_NOISE, image_generator(1, image)), kernel, RIDGE
@@ -306,6 +309,7 @@ def instances(
             with_potential(regularizer, "charbonnier", smoothing)
             for smoothing in SMOOTHINGS
         ]
+        # random filters come with no potentials of their own
         variants = [(True, regularizer)] * (origin != "random") + [
             (False, variant) for variant in swept
         ]
@@ -335,6 +339,7 @@ def tasks(
     origin: str, own: bool, regularizer: LinearRegularizer, clean: Tensor
 ) -> Iterator[Instance]:
     """Denoising and deblurring of every image."""
+    # a blurred observation bears less regularization
     weaker = scaled(regularizer, BLUR_WEIGHT)
     for image, one in enumerate(clean.split(1)):
         yield Instance(

@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     cone = has_cone()
     questions = [(instance, ways(False, cone)) for instance in large]
     questions += [(instance, ways(True, cone)) for instance in small]
+    # every method meets the same instances
     answers = run_answers(questions)
     rows = [asdict(one) for one in answers]
     models = [one.row() for one in certified_models(answers)]

@@ -192,11 +192,14 @@ def check(instance: Instance, reference: Reference, solve: Solve) -> BoundCheck:
     problem = regularizer.problem(data).counted(counter)
     method = METHODS[solve.method]
     pair = method.differentiate(problem, loss, solve.accuracy)
+    # the parameters of training, exactly: what float32 rounds away is part of
+    # the error
     exact = double_copy(regularizer)
     evidence, gradient = examine(
         exact, data.double(), loss.double(), pair.double(), ApplicationCounter()
     )
     assessment = OnDemand().assess(regularizer, data, loss, pair)
+    # infinite bounds hold, and say nothing
     worst = math.inf
     if isinstance(regularizer, LinearRegularizer):
         worst = float(exact.pull_back(worst_case_bound(evidence)))

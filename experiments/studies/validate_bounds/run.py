@@ -139,6 +139,7 @@ def run_checks(chosen: Sequence[Instance], count: int) -> BoundResults:
     with progress(sum(units)) as bar:
         for instance in chosen:
             bar.now(instance.label)
+            # one exact solution for all pairs of the instance
             reference = solve_reference(
                 instance.regularizer, instance.data, instance.clean
             )
