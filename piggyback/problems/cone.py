@@ -22,7 +22,7 @@ MAX_ENTRIES = 2**22
 and cvxpy differentiates by each."""
 
 
-class LowerLevel(Protocol):
+class SupportsConeForm(Protocol):
     """What a ``SaddleProblem`` consists of."""
 
     @property
@@ -63,7 +63,7 @@ class ConeProgram:
     parameters: list[cp.Parameter]
     sample: int
 
-    def arguments(self, problem: LowerLevel) -> tuple[Tensor, ...]:
+    def arguments(self, problem: SupportsConeForm) -> tuple[Tensor, ...]:
         """Float64 values of ``parameters`` for ``sample`` of ``problem``, which
         may differ in everything but size and penalty.
 
@@ -81,7 +81,7 @@ class ConeProgram:
         return values
 
 
-def cone_program(problem: LowerLevel, sample: int) -> ConeProgram:
+def cone_program(problem: SupportsConeForm, sample: int) -> ConeProgram:
     """Pose sample ``sample`` of ``problem`` to cvxpy.
 
     Raises ``ImportError`` without cvxpy, ``ValueError`` if ``K`` and ``F``
@@ -123,7 +123,7 @@ def cone_program(problem: LowerLevel, sample: int) -> ConeProgram:
     return ConeProgram(program, x, parameters, sample)
 
 
-def _arguments(problem: LowerLevel, sample: int) -> tuple[Tensor, ...]:
+def _arguments(problem: SupportsConeForm, sample: int) -> tuple[Tensor, ...]:
     """The values of ``K``, ``F``, ``b``, ``c`` and the two parameters of the
     penalty, in float64, each with its graph."""
     one = problem.data.select(torch.tensor([sample]))
@@ -161,7 +161,7 @@ def _arguments(problem: LowerLevel, sample: int) -> tuple[Tensor, ...]:
     return matrix, torch.linalg.cholesky(hessian).mT, linear, shift, *pair
 
 
-def _sites(problem: LowerLevel, like: Primal) -> int:
+def _sites(problem: SupportsConeForm, like: Primal) -> int:
     """The number of sites of the dual variable, from one application;
     ``ValueError`` before anything big is made."""
     with torch.no_grad():

@@ -61,8 +61,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "experiments/studies/learned_solver/solver.py",
         "Warped.apply",
-        "* transfer.conj(), s=size)",
-        "* transfer, s=size)",
+        "spectrum * transfer.conj(), s=size)",
+        "spectrum * transfer, s=size)",
         "warp without its transpose: no longer symmetric",
         (LEARNED, "-k", "warp"),
     ),

@@ -13,23 +13,28 @@ import torch
 
 from experiments.studies.compare_descents import run as compare_descents
 from experiments.studies.compare_descents.controls import (
-    Control,
-    FixedSteepest,
     FixedTolerance,
-    Maid,
-    MaidSettings,
     PlainLevel,
+    WatchedDescent,
 )
-from experiments.studies.compare_descents.run import (
+from experiments.studies.compare_descents.problems import (
     HINDSIGHT,
     LITERATURE,
     OURS,
-    Curve,
-    Judge,
-    Point,
-    Problem,
-    levels,
+    DescentProblem,
     problems,
+)
+from experiments.studies.compare_descents.run import Judge
+from experiments.studies.compare_descents.steepest import (
+    FixedSteepest,
+    Maid,
+    MaidSettings,
+)
+from experiments.studies.compare_descents.targets import (
+    REMAINING,
+    DescentCurve,
+    DescentPoint,
+    levels,
 )
 from piggyback.problems.pair import Accuracy
 from piggyback.training.bilevel import Samples
@@ -60,7 +65,7 @@ def test_fixed_tolerance_descends() -> None:
     claims are right."""
     model = small()
     level = PlainLevel(model, single())
-    judge = Judge(Problem("tiny", small, single()))
+    judge = Judge(DescentProblem("tiny", small, single()))
     seen = list(
         islice(
             FixedTolerance(
@@ -111,7 +116,7 @@ def test_maid_descends_and_gives_up() -> None:
     assert len(list(strict.checkpoints())) == 1
 
 
-def decreases(control: Control) -> bool:
+def decreases(control: WatchedDescent) -> bool:
     """Whether the true loss falls with each of the first four steps."""
     losses = []
     for checkpoint in islice(control.checkpoints(), 5):
@@ -142,9 +147,12 @@ def test_steepest_descent_at_one_tolerance() -> None:
     assert loose.per_image < 0.7 * tight.per_image
 
 
-def curve(method: str, *points: tuple[float, float]) -> Curve:
-    return Curve(
-        "p", method, [Point(cost, 0.0, loss) for cost, loss in points], False
+def curve(method: str, *points: tuple[float, float]) -> DescentCurve:
+    return DescentCurve(
+        "p",
+        method,
+        [DescentPoint(cost, 0.0, loss) for cost, loss in points],
+        False,
     )
 
 
@@ -162,9 +170,7 @@ def test_levels_look_at_true_losses_only() -> None:
     found = list(
         levels([ours, other, *published, curve(HINDSIGHT, (1, 2.0), (5, 1.0))])
     )
-    assert [level.remaining for level in found] == list(
-        compare_descents.REMAINING
-    )
+    assert [level.remaining for level in found] == list(REMAINING)
     assert found[0].target == 1.5 and [
         found[0].costs[m] for m in (OURS, "worst", HINDSIGHT)
     ] == [10, 30, 5]

@@ -32,15 +32,15 @@ from experiments.studies.few_shot.meta import (
     logarithmic,
     upper_level,
 )
-from experiments.studies.few_shot.run import (
+from experiments.studies.few_shot.verdicts import verdicts
+from experiments.studies.few_shot.ways import (
     ORACLE,
     PLAIN,
     RATE,
+    AdaptationBench,
+    AdaptationEffort,
     AdaptationRow,
-    Bench,
-    Effort,
     candidates,
-    verdicts,
 )
 from experiments.studies.shared.instances import starting_regularizer
 from piggyback.app.images.sources import embedded_photographs
@@ -51,7 +51,7 @@ from piggyback.problems.pair import Accuracy
 from piggyback.terms.losses import SquaredError
 from regularizers.linear import LinearRegularizer
 
-EFFORT = Effort(
+EFFORT = AdaptationEffort(
     shots=1, steps=2, meta_steps=1, long_steps=2, draws=1, side=12, images=2
 )
 
@@ -176,7 +176,9 @@ def test_every_rule_adapts_to_a_new_task(family: int, rule: int) -> None:
     """After meta-training, the adapted regularizer restores the query images of
     the new task better than the start did."""
     chosen = families()[family]
-    bench = Bench.of(small(), replace(chosen, share=chosen.share * 0.3), EFFORT)
+    bench = AdaptationBench.of(
+        small(), replace(chosen, share=chosen.share * 0.3), EFFORT
+    )
     groups = (2, *(p.numel() for p in bench.world.regularizer.parameters()))
     candidate = candidates(EFFORT.steps, groups)[rule]
     row = bench.learned(candidate)
@@ -320,7 +322,7 @@ def test_command_line(
         == rows["unadapted"]["after"]
         < rows["rescaled"]["after"]
     )
-    bench = Bench.of(small(), families()[0], EFFORT)
+    bench = AdaptationBench.of(small(), families()[0], EFFORT)
     groups = (2, *(p.numel() for p in bench.world.regularizer.parameters()))
     again = asdict(bench.learned(candidates(EFFORT.steps, groups)[1]))
     assert again | {"seconds": 0} == rows["first-order MAML"] | {"seconds": 0}

@@ -35,11 +35,11 @@ from experiments.studies.gpu_check import run as gpu_check
 from experiments.studies.gpu_check.cases import DEFAULT
 from experiments.studies.gpu_check.checks import (
     HUNG,
-    Check,
+    CardCheck,
+    CardSetting,
+    CheckRow,
     Finding,
     Report,
-    Row,
-    Setting,
     perform,
     plain,
     run_all,
@@ -60,6 +60,7 @@ LIGHT = [
     APP / "files" / "atomic.py",
     APP / "files" / "places.py",
     APP / "options" / "parser.py",
+    ROOT / "experiments" / "studies" / "learned_solver" / "solver.py",
 ]
 """Of the commands that need more, what this one uses."""
 ABSENT = (*training.NEEDED, "pandas", "yaml", "cvxpy", "pytest")
@@ -78,7 +79,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 sys.argv = ["gpu_check", *sys.argv[1:]]
 runpy.run_module("experiments.studies.gpu_check", run_name="__main__")
 """
-CPU = Setting(torch.device("cpu"), quick=True)
+CPU = CardSetting(torch.device("cpu"), quick=True)
 
 
 # --- the whole run ------------------------------------------------------------
@@ -171,6 +172,7 @@ def test_imports_are_torch_ours_and_the_standard_library(file: Path) -> None:
         "piggyback",
         "regularizers",
         "experiments.studies.gpu_check",
+        "experiments.studies.learned_solver.solver",
         "torch",
         *light,
     )
@@ -195,28 +197,30 @@ def test_imports_are_torch_ours_and_the_standard_library(file: Path) -> None:
 # --- what may happen on a card ------------------------------------------------
 
 
-def broken(setting: Setting) -> Finding:
+def broken(setting: CardSetting) -> Finding:
     raise RuntimeError("an illegal memory access\nwas encountered")
 
 
-def endless(setting: Setting) -> Finding:
+def endless(setting: CardSetting) -> Finding:
     while True:
         time.sleep(0.01)
 
 
-def fine(setting: Setting) -> Finding:
+def fine(setting: CardSetting) -> Finding:
     return Finding(True, {"value": float("inf")})
 
 
-def as_check(run: Callable[[Setting], Finding], limit: float = 5.0) -> Check:
-    return Check("trial", run.__name__, run, limit)
+def as_check(
+    run: Callable[[CardSetting], Finding], limit: float = 5.0
+) -> CardCheck:
+    return CardCheck("trial", run.__name__, run, limit)
 
 
 def test_a_check_that_fails_or_hangs_lets_the_rest_run(tmp_path: Path) -> None:
     """And the report, whole after every check, says so."""
     report, seen = Report(tmp_path / "report.json", {}), []
 
-    def look(row: Row) -> None:
+    def look(row: CheckRow) -> None:
         content = json.loads(report.path.read_text(encoding="utf-8"))
         seen.append(
             (
@@ -280,8 +284,8 @@ def hang(setting):
 def fine(setting):
     return checks.Finding(True, {"value": 1.0})
 report = checks.Report(Path(sys.argv[1]), {})
-listed = [checks.Check("trial", "fine", fine, 5), checks.Check("trial", "hang", hang, 0.5)]
-checks.run_all(listed, checks.Setting(torch.device("cpu"), True), report, 30, print)
+listed = [checks.CardCheck("trial", "fine", fine, 5), checks.CardCheck("trial", "hang", hang, 0.5)]
+checks.run_all(listed, checks.CardSetting(torch.device("cpu"), True), report, 30, print)
 """
 
 
@@ -357,7 +361,7 @@ def test_reports_leave_streams_and_links_what_they_are(tmp_path: Path) -> None:
     try:
         for path in (fifo, link):
             report = Report(path, {})
-            report.add(Row("trial", "fine", "right", 0.0, {}))
+            report.add(CheckRow("trial", "fine", "right", 0.0, {}))
             report.write("complete")
         received = os.read(reader, 1 << 16)
     finally:
@@ -575,7 +579,7 @@ def test_training_that_runs_apart_is_noticed(
 
 
 def test_tensors_on_two_devices_are_told_apart() -> None:
-    mixed = Row("", "", "", 0.0, {"a": None})
+    mixed = CheckRow("", "", "", 0.0, {"a": None})
     assert right.on_device([torch.ones(1), mixed], CPU.device)
     assert not right.on_device(
         [torch.ones(1), (torch.ones(1, device="meta"),)], CPU.device
@@ -593,36 +597,38 @@ def test_marks_are_judged_from_the_rows(
     gradients_per_second: float, ms: float, waits: int, expected: list[str]
 ) -> None:
     rows = [
-        Row(
+        CheckRow(
             "synchronisations",
             "steps of PDHG",
             "wrong" if waits else "right",
             0.0,
             {"waits": waits},
         ),
-        Row(
+        CheckRow(
             "speed",
             "patch gradients, adaptive, 8 x 48²",
             "measured",
             0.0,
             {"gradients per second": 10.0},
         ),
-        Row(
+        CheckRow(
             "speed",
             "patch gradients, adaptive, 512 x 48²",
             "measured",
             0.0,
             {"gradients per second": gradients_per_second},
         ),
-        Row("speed", "certified restoration, 512²", "right", 0.0, {"ms": ms}),
+        CheckRow(
+            "speed", "certified restoration, 512²", "right", 0.0, {"ms": ms}
+        ),
     ]
-    found = marks.judged(rows, Setting(torch.device("cuda"), False))
+    found = marks.judged(rows, CardSetting(torch.device("cuda"), False))
     assert [mark["verdict"] for mark in found] == expected
 
 
 def test_a_step_that_raised_is_a_wait() -> None:
     rows = [
-        Row(
+        CheckRow(
             "synchronisations",
             "steps of PDHG",
             "failed",
@@ -632,7 +638,9 @@ def test_a_step_that_raised_is_a_wait() -> None:
         )
     ]
     assert (
-        marks.judged(rows, Setting(torch.device("cuda"), False))[1]["verdict"]
+        marks.judged(rows, CardSetting(torch.device("cuda"), False))[1][
+            "verdict"
+        ]
         == "not met"
     )
 
@@ -640,7 +648,7 @@ def test_a_step_that_raised_is_a_wait() -> None:
 # --- what only a card runs, with the card's part played by stand-ins ----------
 
 
-class Pretended(Setting):
+class Pretended(CardSetting):
     """A CPU that is taken for a card."""
 
     @property

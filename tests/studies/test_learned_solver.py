@@ -11,16 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 
+from experiments.studies.learned_solver import learning
 from experiments.studies.learned_solver import run as learned_solver
-from experiments.studies.learned_solver.run import (
-    Case,
-    Learned,
-    compare,
+from experiments.studies.learned_solver.contest import compare
+from experiments.studies.learned_solver.learning import (
+    RELAXATIONS,
+    LearnedParts,
     conjugate_gradients,
-    exact_metric,
     learn,
-    pose,
 )
+from experiments.studies.learned_solver.limit import exact_metric
+from experiments.studies.learned_solver.problems import SolvedTask, pose
 from experiments.studies.learned_solver.solver import (
     FilteredStart,
     LearnedSolver,
@@ -46,13 +47,13 @@ PATIENT = Schedule(max_steps=5000, check_every=1)
 
 
 @pytest.fixture(scope="module", params=["denoise", "deblur"])
-def learned(request: pytest.FixtureRequest) -> tuple[Case, Learned]:
+def learned(request: pytest.FixtureRequest) -> tuple[SolvedTask, LearnedParts]:
     case = pose(request.param, starting_regularizer(4, 3, 1), 20, 24, 4)
     return case, learn(case)
 
 
 def test_less_work_and_the_same_minimiser(
-    learned: tuple[Case, Learned],
+    learned: tuple[SolvedTask, LearnedParts],
 ) -> None:
     """Against the default solver on photographs it never saw; every row is
     certified to what was asked for."""
@@ -80,7 +81,7 @@ def test_less_work_and_the_same_minimiser(
 
 
 def test_what_is_learned_fits_what_it_was_learned_from(
-    learned: tuple[Case, Learned],
+    learned: tuple[SolvedTask, LearnedParts],
 ) -> None:
     """More kinds of pixels come closer to the minimisers than one, and one
     closer than the data."""
@@ -95,7 +96,7 @@ def test_what_is_learned_fits_what_it_was_learned_from(
         found.warped.taps is not None
         and found.warped.relaxation == found.relaxed.relaxation
     )
-    assert found.relaxed.relaxation in learned_solver.RELAXATIONS
+    assert found.relaxed.relaxation in RELAXATIONS
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -299,7 +300,7 @@ def test_command_line(
         learned_solver, "trained_regularizer", lambda run: copy.deepcopy(small)
     )
     monkeypatch.setattr(learned_solver, "TOLERANCES", (1e-3, 1e-4))
-    monkeypatch.setattr(learned_solver, "WARP_STEPS", 3)
+    monkeypatch.setattr(learning, "WARP_STEPS", 3)
     learned_solver.main(
         [
             "--side",

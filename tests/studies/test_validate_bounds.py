@@ -1,5 +1,5 @@
-"""The independent reference against the package, the arithmetic of the
-summaries, and both command lines on tiny problems."""
+"""The independent reference against the package and against dense oracles, the
+arithmetic of the summaries, and both command lines on tiny problems."""
 
 from __future__ import annotations
 
@@ -8,29 +8,43 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from experiments.studies.shared.instances import (
+    ADAPTIVE,
     BLUR_SIDE,
+    NETWORK,
+    NOISE,
+    SHIPPED,
     Instance,
+    as_trained,
     deblurring,
     denoising,
     instances,
     photograph_patches,
     random_regularizer,
     scaled,
+    trained_models,
     with_potential,
 )
 from experiments.studies.shared.reference import solve_reference
+from experiments.studies.truth_test import answers as truth_answers
 from experiments.studies.truth_test import run as truth_test
+from experiments.studies.truth_test import ways as truth_ways
+from experiments.studies.truth_test.answers import Answer
+from experiments.studies.truth_test.table import certified_models
+from experiments.studies.validate_bounds import checks as bound_checks
+from experiments.studies.validate_bounds import costs as bound_costs
 from experiments.studies.validate_bounds import run as validate_bounds
-from experiments.studies.validate_bounds.run import (
-    Check,
-    Overhead,
+from experiments.studies.validate_bounds.checks import BoundCheck
+from experiments.studies.validate_bounds.costs import CertificateCost
+from experiments.studies.validate_bounds.summary import (
     median,
     percentile,
+    qualities,
     summary,
 )
 from piggyback.app.runs.folder import RunFolder
@@ -43,7 +57,11 @@ from piggyback.hypergradients.refinement import Refined
 from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.posed import pose
-from regularizers.linear import LinearRegularizer
+from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
+from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
+from regularizers.linear import LinearConfig, LinearRegularizer
+from tests.support.networks import dense_gradient
+from tests.support.plain_adaptive import PlainModel, solve
 
 TINY = ["--side", "16", "--filters", "3", "--size", "3"]
 
@@ -145,6 +163,95 @@ def test_reference_gradient_is_the_slope_of_the_reference_loss(
     )
 
 
+def small_adaptive() -> AdaptiveRegularizer:
+    """Few small filters, weights and network as spread out as after training."""
+    generator = torch.Generator().manual_seed(0)
+    config = LinearConfig.for_noise(NOISE, 4, 3, 1, "logcosh", "reflect")
+    weights = WeightConfig(
+        features=3, size=3, windows=(3, 9), contrast=2 * NOISE
+    )
+    model = AdaptiveRegularizer(config, weights, generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise, alpha=0.3)
+    return model
+
+
+def small_network(inner: int = 1, depth: int = 2) -> NetworkRegularizer:
+    """A narrow softplus network whose offsets are not zero."""
+    generator = torch.Generator().manual_seed(0)
+    config = NetworkConfig.for_noise(
+        NOISE, (4, 3, 2)[:depth], 3, inner, 1, "reflect"
+    )
+    model = NetworkRegularizer(config, generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise, alpha=0.05)
+    return model
+
+
+def test_reference_of_the_default_model_equals_a_dense_oracle() -> None:
+    """Newton with dense matrices on formulas of its own (``plain_adaptive``)."""
+    model = small_adaptive()
+    (posed,) = as_trained({ADAPTIVE: model}, 1, 10)
+    reference = solve_reference(model, posed.data, posed.clean)
+    weights = model.network.config
+    plain = PlainModel(
+        size=3,
+        floor=model.config.smoothing_floor,
+        seen=weights.size,
+        contrast=weights.contrast,
+        reach=weights.reach,
+        windows=weights.windows,
+    )
+    values = {
+        name: value.detach().double()
+        for name, value in model.named_parameters()
+    }
+    observed = posed.data.observed[0, 0].double()
+    truth = solve(plain, values, observed, posed.clean[0, 0].double())
+    expected = torch.cat([truth.gradient[name].flatten() for name in values])
+    assert reference.residual <= 1e-13
+    assert reference.loss == pytest.approx(float(truth.loss), rel=1e-10)
+    for found, wanted in (
+        (reference.x[0, 0], truth.x),
+        (reference.adjoint[0, 0], truth.adjoint),
+        (reference.gradient, expected),
+    ):
+        assert float((found - wanted).norm() / wanted.norm()) <= 1e-9
+    names = [name for name in values if name.startswith("network")]
+    parts = [truth.gradient[name].norm() for name in names]
+    assert all(part > 1e-9 * expected.norm() for part in parts)
+
+
+@pytest.mark.parametrize(("inner", "depth"), [(1, 2), (3, 2), (3, 3)])
+def test_reference_of_a_network_equals_dense_linear_algebra(
+    inner: int, depth: int
+) -> None:
+    model = small_network(inner, depth)
+    (posed,) = as_trained({NETWORK: model}, 1, 12)
+    reference = solve_reference(model, posed.data, posed.clean)
+    exact, data, loss = posed.at(torch.float64)
+    x, adjoint, gradient = dense_gradient(exact, data, loss)
+    assert reference.residual <= 1e-13
+    for found, wanted in (
+        (reference.x, x),
+        (reference.adjoint, adjoint),
+        (reference.gradient, gradient),
+    ):
+        assert float((found - wanted).norm() / wanted.norm()) <= 1e-8
+
+
+def test_reference_knows_softplus_only() -> None:
+    config = replace(small_network().config, activation="relu")
+    model = NetworkRegularizer(config)
+    clean = photograph_patches(1, 12, 1)
+    with pytest.raises(ValueError, match="softplus"):
+        solve_reference(model, denoising(clean, 0), clean)
+
+
 def test_reference_takes_one_image() -> None:
     clean = photograph_patches(2, 12, 1)
     with pytest.raises(ValueError, match="one image"):
@@ -154,7 +261,9 @@ def test_reference_takes_one_image() -> None:
 def test_reference_refuses_what_it_could_not_solve(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("experiments.studies.shared.reference._NEWTON_STEPS", 1)
+    monkeypatch.setattr(
+        "experiments.studies.shared.plain.problem.NEWTON_STEPS", 1
+    )
     tiny = instance("denoise", small_regularizer("charbonnier", 0.001))
     with pytest.raises(RuntimeError, match="residual"):
         solve_reference(tiny.regularizer, tiny.data, tiny.clean)
@@ -212,9 +321,58 @@ def test_blur_needs_pixels() -> None:
         deblurring(torch.zeros(1, 1, 8, 8), 0)
 
 
+def test_the_shipped_models_are_one_of_each_kind() -> None:
+    models = trained_models(None)
+    kinds = {name: type(model) for name, model in models.items()}
+    assert kinds == {
+        "trained": LinearRegularizer,
+        ADAPTIVE: AdaptiveRegularizer,
+        NETWORK: NetworkRegularizer,
+    }
+    # trained: a network of weights that adapt starts with factors of 1
+    adaptive = models[ADAPTIVE]
+    assert isinstance(adaptive, AdaptiveRegularizer)
+    assert float(adaptive.network.mixing.detach().abs().max()) > 0.05
+
+
+def test_a_run_takes_the_place_of_the_model_of_its_kind(
+    tmp_path: Path,
+) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        save_regularizer(folder, small_network(), {})
+    models = trained_models(tmp_path / "run")
+    network = models[NETWORK]
+    assert isinstance(network, NetworkRegularizer)
+    assert network.config.widths == (4, 3)
+    assert isinstance(models["trained"], LinearRegularizer)
+    assert models["trained"].config.filters == 48
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [(ADAPTIVE, small_adaptive()), (NETWORK, small_network())],
+)
+def test_training_pairs_in_float32_are_certified_in_float64(
+    name: str, model: AdaptiveRegularizer | NetworkRegularizer
+) -> None:
+    """Among the pairs is that of a step of training; no statement about any of
+    them is wrong, and the assessed bound is as sharp as it says."""
+    (posed,) = as_trained({name: model}, 1, 14)
+    reference = solve_reference(model, posed.data, posed.clean)
+    asked = bound_checks.solves(posed, 2)
+    trained = [one for one in asked if one.accuracy == bound_checks.TRAINING]
+    assert [one.precision for one in trained] == [torch.float32]
+    found = [bound_checks.check(posed, reference, one) for one in asked]
+    assert not [one.violated for one in found if one.violated]
+    of_training = found[asked.index(trained[0])]
+    assert 1e-3 < of_training.true_error < 1
+    assert of_training.local <= (1.25 / 0.75) * of_training.true_error
+    assert math.isinf(of_training.worst_case) == (name == NETWORK)
+
+
 # --- arithmetic ---------------------------------------------------------------
 
-GOOD = Check(
+GOOD = BoundCheck(
     problem="trained/denoise",
     image=0,
     potential="charbonnier",
@@ -235,7 +393,7 @@ GOOD = Check(
     corrected_loss_error=1e-4,
     corrected_loss_bound=1e-3,
 )
-COST = Overhead(
+COST = CertificateCost(
     "trained/denoise", "piggyback", 300.0, 5e-3, 1e-4, 200.0, 1e-3, 9e-3
 )
 
@@ -319,6 +477,68 @@ def test_summary_of_known_ratios() -> None:
     assert math.isnan(figures["certification_overhead_implicit"])
 
 
+def test_quality_of_bounds_model_by_model() -> None:
+    """Ratios 2, 3 and 10, one bound that is wrong, one that is not a number,
+    two that certify nothing; another model and precision apart."""
+
+    def one(true: float, local: float, plain: float, **other) -> BoundCheck:
+        changed = {"true_error": true, "local": local, "plain_local": plain}
+        return replace(GOOD, **changed, **other)
+
+    checks = [
+        one(1e-2, 2e-2, 1.1),
+        one(1e-2, 3e-2, 0.9),
+        one(1e-2, 1e-1, math.nan),
+        # below the window: rounding
+        one(1e-9, 1e-7, 1e-10),
+        one(0.2, 0.4, 0.4, dtype="float64"),
+        one(0.2, 1.6, 2.0, problem="network/denoise"),
+    ]
+    rows = {(q.model, q.dtype, q.bound): q for q in qualities(checks)}
+    assert len(rows) == 6
+    local = rows["trained", "float32", "local"]
+    assert (local.checks, local.violated, local.not_certified) == (4, 0, 0)
+    assert local.median == pytest.approx(3)
+    assert local.worst == pytest.approx(10)
+    plain = rows["trained", "float32", "plain_local"]
+    assert (plain.violated, plain.not_certified) == (0.5, 0.5)
+    assert rows["trained", "float64", "local"].worst == pytest.approx(2)
+    network = rows["network", "float32", "local"]
+    assert network.not_certified == 1 and network.violated == 0
+    listed = summary(checks, [], [])["models"]
+    assert isinstance(listed, list) and len(listed) == 6
+
+
+def test_certified_answers_model_by_model() -> None:
+    good = Answer(
+        label="adaptive/denoise, logcosh 0.004",
+        problem="adaptive/denoise",
+        potential="logcosh",
+        smoothing=0.004,
+        method=truth_ways.CERTIFIED,
+        operator_applications=100.0,
+        seconds=1.0,
+        true_error=1e-3,
+        bound=8e-3,
+        warned=False,
+    )
+    answers = [
+        good,
+        replace(good, bound=2.0),
+        replace(good, bound=1e-4),
+        replace(good, bound=math.nan),
+        replace(good, method="change 1e-03", bound=math.nan),
+        replace(good, problem="network/denoise"),
+    ]
+    adaptive, network = certified_models(answers)
+    assert (adaptive.model, adaptive.answers) == ("adaptive", 4)
+    assert adaptive.violated == 0.5
+    assert adaptive.not_certified == 0.5
+    assert adaptive.missed == 0.5
+    assert network.worst == network.median == pytest.approx(8)
+    assert network.violated == network.missed == 0
+
+
 def test_median_and_percentile() -> None:
     assert median([3.0, 1.0, 2.0]) == 2.0 and percentile([5.0]) == 5.0
     assert percentile([*map(float, range(100))]) == 94.0
@@ -329,13 +549,31 @@ def test_median_and_percentile() -> None:
 # --- command lines ------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def tiny_models(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands find small models in the place of the shipped ones."""
+    if "run" in request.fixturenames:
+        folder = request.getfixturevalue("run").parent
+        for name in (ADAPTIVE, NETWORK):
+            monkeypatch.setitem(cast(dict, SHIPPED), name, folder / name)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a tiny log-cosh regularizer."""
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    with RunFolder.create(path) as folder:
-        save_regularizer(folder, small_regularizer("logcosh"), {})
-    return path
+    """A run folder with a tiny log-cosh regularizer; beside it one with a tiny
+    adaptive one, and one with a tiny network."""
+    runs = tmp_path_factory.mktemp("runs")
+    models = {
+        "tiny": small_regularizer("logcosh"),
+        ADAPTIVE: small_adaptive(),
+        NETWORK: small_network(),
+    }
+    for name, model in models.items():
+        with RunFolder.create(runs / name) as folder:
+            save_regularizer(folder, model, {})
+    return runs / "tiny"
 
 
 ROW_KEYS = {
@@ -395,11 +633,27 @@ def test_validate_bounds_end_to_end(
         figures["violations"] == 0
         and figures["checks"] == len(content["rows"]) >= 50
     )
-    assert {row["problem"] for row in content["rows"]} == {
+    linear = {
         f"{origin}/{task}"
         for origin in ("random", "start", "trained")
         for task in ("denoise", "deblur")
     }
+    others = {"adaptive/denoise", "network/denoise"}
+    assert {row["problem"] for row in content["rows"]} == linear | others
+    models = figures["models"]
+    assert {row["model"] for row in models} == {
+        "random",
+        "start",
+        "trained",
+        "adaptive",
+        "network",
+    }
+    assert all(row["violated"] == 0 for row in models)
+    assert all(
+        row["not_certified"] == 0 and 1 <= row["median"] <= row["worst"]
+        for row in models
+        if row["bound"] == "local"
+    )
     assert {row["dtype"] for row in content["rows"]} == {"float32", "float64"}
     assert {row["method"] for row in content["rows"]} == {
         "implicit",
@@ -413,7 +667,7 @@ def test_validate_bounds_end_to_end(
         figures["certification_overhead"] > 0
         and figures["certification_overhead_implicit"] > 0
     )
-    assert len(content["overheads"]) == 6 and all(
+    assert len(content["overheads"]) == 8 and all(
         row["certified_error"] <= 0.01 for row in content["overheads"]
     )
     assert all(row["plain_true_error"] <= 0.01 for row in content["overheads"])
@@ -422,7 +676,8 @@ def test_validate_bounds_end_to_end(
         "effectivities.png",
         "corrected_loss.png",
     }
-    assert "trained/denoise" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "trained/denoise" in printed and "not certified" in printed
 
 
 def test_truth_test_end_to_end(
@@ -434,19 +689,27 @@ def test_truth_test_end_to_end(
     truth_test.main(
         [str(run), *TINY, *small, "--out", str(out), "--json", str(file)]
     )
-    rows = json.loads(file.read_text())["rows"]
-    ours = [row for row in rows if row["method"] == truth_test.CERTIFIED]
-    assert len(ours) == 10 and all(
+    content = json.loads(file.read_text())
+    rows = content["rows"]
+    assert {row["model"] for row in content["models"]} >= {
+        "trained",
+        "random",
+        "adaptive",
+        "network",
+    }
+    assert all(row["violated"] == 0 for row in content["models"])
+    ours = [row for row in rows if row["method"] == truth_ways.CERTIFIED]
+    assert len(ours) == 12 and all(
         row["true_error"] <= row["bound"] <= 0.01 for row in ours
     )
     practice = [row for row in rows if row["method"].startswith("change")]
-    assert len(practice) == 40 and all(row["bound"] is None for row in practice)
+    assert len(practice) == 48 and all(row["bound"] is None for row in practice)
     assert (
         max(row["true_error"] for row in practice)
         > 0.01
         > min(row["true_error"] for row in practice)
     )
-    assert sum(row["method"] == truth_test.CONE for row in rows) == 4
+    assert sum(row["method"] == truth_ways.CONE for row in rows) == 4
     assert (out / "truth_test.png").is_file()
     assert "cvxpylayers" in capsys.readouterr().out
 
@@ -458,7 +721,7 @@ def test_truth_test_without_cvxpylayers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(truth_test, "has_cone", lambda: False)
-    monkeypatch.setattr(truth_test, "CONE_WEIGHTS", (0.05,))
+    monkeypatch.setattr(truth_answers, "CONE_WEIGHTS", (0.05,))
     monkeypatch.setattr(truth_test, "images", lambda *_: iter(()))
     file = tmp_path / "truth.json"
     truth_test.main(
@@ -474,7 +737,7 @@ def test_truth_test_without_cvxpylayers(
         ]
     )
     assert {row["method"] for row in json.loads(file.read_text())["rows"]} == {
-        truth_test.CERTIFIED,
+        truth_ways.CERTIFIED,
         "change 1e-03",
         "change 1e-04",
         "change 1e-05",
@@ -488,7 +751,7 @@ def test_tight_changes_come_close_to_the_reference() -> None:
     to the same gradient."""
     tiny = instance("denoise", small_regularizer("charbonnier"))
     reference = solve_reference(tiny.regularizer, tiny.data, tiny.clean)
-    found = truth_test.by_change(tiny, 1e-7)
+    found = truth_ways.by_change(tiny, 1e-7)
     assert (
         float(
             (found.gradient - reference.gradient).norm()
@@ -504,7 +767,7 @@ def test_one_run_of_piggyback_stands_for_all_tolerances() -> None:
     with it, and no looser one suffices."""
     tiny = instance("denoise", small_regularizer("charbonnier"))
     reference = solve_reference(tiny.regularizer, tiny.data, tiny.clean)
-    plain = validate_bounds.plain_piggyback(tiny, reference)
+    plain = bound_costs.plain_piggyback(tiny, reference)
 
     def solved(tolerance: float) -> tuple[float, float]:
         counter, (regularizer, data, loss) = (
@@ -513,9 +776,9 @@ def test_one_run_of_piggyback_stands_for_all_tolerances() -> None:
         )
         problem = regularizer.problem(data).counted(counter)
         pair = Piggyback().differentiate(
-            problem, loss, validate_bounds.accuracy_for(tolerance)
+            problem, loss, bound_checks.accuracy_for(tolerance)
         )
-        return counter.applications, validate_bounds.pair_error(
+        return counter.applications, bound_costs.pair_error(
             tiny, reference, pair.x, pair.adjoint
         )
 
@@ -524,14 +787,14 @@ def test_one_run_of_piggyback_stands_for_all_tolerances() -> None:
         plain.applications == applications
         and plain.true_error == pytest.approx(error, rel=1e-6)
     )
-    assert error <= validate_bounds.WANTED
+    assert error <= bound_costs.WANTED
     looser = [
         tolerance
-        for tolerance in validate_bounds.TOLERANCES
+        for tolerance in bound_costs.TOLERANCES
         if tolerance > plain.tolerance
     ]
     assert looser and all(
-        solved(tolerance)[1] > validate_bounds.WANTED for tolerance in looser
+        solved(tolerance)[1] > bound_costs.WANTED for tolerance in looser
     )
 
 

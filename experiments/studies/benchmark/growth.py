@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from experiments.studies.shared.instances import (
     NOISE,
     random_regularizer,
     with_potential,
 )
+from experiments.studies.shared.tables import new_table
 from piggyback.app.console.memory import peak_memory
 from piggyback.app.images.sources import add_noise
 from piggyback.operators.counting import ApplicationCounter
@@ -87,19 +86,17 @@ def measure(
         random_regularizer(shape.filters, 7, 1), "charbonnier", 0.01
     ).to(device)
     clean, noisy = _images(shape, device)
-    parameters, loss, counter = (
-        list(regularizer.parameters()),
-        SquaredError(clean),
-        ApplicationCounter(),
-    )
+    parameters = list(regularizer.parameters())
+    loss = SquaredError(clean)
+    counter = ApplicationCounter()
 
     def hypergradient() -> None:
         problem = regularizer.problem(Denoising(noisy)).counted(counter)
         pair = EACH_STEP.differentiate(problem, loss, accuracy)
-        torch.autograd.grad(
-            problem.surrogate(pair.x, pair.adjoint).sum(), parameters
-        )
+        surrogate = problem.surrogate(pair.x, pair.adjoint).sum()
+        torch.autograd.grad(surrogate, parameters)
 
+    # counted once; the counter goes on during the timings, where nobody looks
     hypergradient()
     applications = counter.applications
     operator = regularizer.problem(Denoising(noisy)).detached().operator
@@ -124,13 +121,15 @@ def _images(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Smooth random images of any size, and noise on them."""
     generator = torch.Generator().manual_seed(shape.side)
-    coarse = torch.rand(
-        shape.batch, 1, shape.side // 8, shape.side // 8, generator=generator
-    )
+    cells = shape.side // 8
+    coarse = torch.rand(shape.batch, 1, cells, cells, generator=generator)
     clean = torch.nn.functional.interpolate(
         coarse, size=(shape.side, shape.side), mode="bicubic"
-    ).clamp(0, 1)
-    return clean.to(device), add_noise(clean, NOISE, generator).to(device)
+    )
+    # bicubic interpolation overshoots
+    clean = clean.clamp(0, 1)
+    noisy = add_noise(clean, NOISE, generator)
+    return clean.to(device), noisy.to(device)
 
 
 def grow(
@@ -162,18 +161,19 @@ def show(
 
 
 def _table(found: Sequence[Growth], title: str, console: Console) -> None:
-    table = Table(
-        "images",
-        "filters of 7²",
-        "RMS tolerance",
-        "applications per image",
-        "ms",
-        "time / bare K, Kᵀ",
-        "peak MiB",
-        "bytes per coefficient",
-        box=SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
+    table = new_table(
+        title,
+        (
+            "images",
+            "filters of 7²",
+            "RMS tolerance",
+            "applications per image",
+            "ms",
+            "time / bare K, Kᵀ",
+            "peak MiB",
+            "bytes per coefficient",
+        ),
+        2,
     )
     for one in found:
         shape = one.shape

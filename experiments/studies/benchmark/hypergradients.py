@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from experiments.studies.shared.instances import (
     Instance,
@@ -26,9 +24,10 @@ from experiments.studies.shared.instances import (
     with_potential,
 )
 from experiments.studies.shared.reference import Reference, solve_reference
-from experiments.studies.truth_test.run import (
-    CONE_SMOOTHING,
-    Outcome,
+from experiments.studies.shared.tables import new_table
+from experiments.studies.truth_test.answers import CONE_SMOOTHING
+from experiments.studies.truth_test.ways import (
+    Delivered,
     by_change,
     by_cone,
     lipschitz,
@@ -61,7 +60,7 @@ UNROLLED_STEPS = (25, 50, 100, 200, 400)
 
 
 @dataclass(frozen=True)
-class Contestant:
+class GradientContestant:
     """One method on one problem. ``setting``: the tolerance or number of steps
     that was needed (None: none to choose); ``peak``: bytes of its tensors at
     most; ``bare``: seconds of ``K`` and ``K^T`` alone, as often as the method
@@ -80,12 +79,12 @@ class Contestant:
     reached: bool
 
 
-Solve = Callable[[Instance], Outcome]
+Solve = Callable[[Instance], Delivered]
 
 
 def implicit(
     method: HypergradientMethod, tolerance: float, instance: Instance
-) -> Outcome:
+) -> Delivered:
     """A method of ours without certificates, its gradient read off in float64."""
     counter = ApplicationCounter()
     regularizer, data, loss = instance.at(torch.float32)
@@ -101,10 +100,10 @@ def implicit(
     spent = counter.applications
     _, gradient = examine(pose(exact, double_data, double_loss), pair)
     # the read-off applies K to x and P
-    return Outcome(gradient, applications=spent + 1)
+    return Delivered(gradient, applications=spent + 1)
 
 
-def unrolled(steps: int, instance: Instance) -> Outcome:
+def unrolled(steps: int, instance: Instance) -> Delivered:
     """Reverse mode through ``steps`` accelerated gradient steps, each the
     autograd gradient of the energy.
 
@@ -114,10 +113,8 @@ def unrolled(steps: int, instance: Instance) -> Outcome:
     regularizer, data, loss = instance.at(torch.float32)
     problem = regularizer.problem(data)
     with torch.enable_grad():
-        steepest, mu = (
-            lipschitz(problem.detached()),
-            problem.data.strong_convexity,
-        )
+        steepest = lipschitz(problem.detached())
+        mu = problem.data.strong_convexity
         momentum = (steepest**0.5 - mu**0.5) / (steepest**0.5 + mu**0.5)
         x = ahead = problem.data.start.clone().requires_grad_()
         for _ in range(steps):
@@ -125,19 +122,22 @@ def unrolled(steps: int, instance: Instance) -> Outcome:
                 problem.energy(ahead).sum(), ahead, create_graph=True
             )
             new = ahead - slope / steepest
-            ahead, x = new + momentum * (new - x), new
+            ahead = new + momentum * (new - x)
+            x = new
         gradient = flat_gradient(
             loss.value(x).sum(), list(regularizer.parameters())
         )
     # by formula, not by counting: each step is one K and its transpose
     # forwards, and two of each backwards
-    return Outcome(gradient.double(), applications=3.0 * steps)
+    return Delivered(gradient.double(), applications=3.0 * steps)
 
 
-def on_demand(wanted: float, instance: Instance) -> Outcome:
+def on_demand(wanted: float, instance: Instance) -> Delivered:
     """Ours, certified."""
     result = OnDemand().differentiate(*instance.at(torch.float32), wanted)
-    return Outcome(result.gradient, result.relative_error, result.applications)
+    return Delivered(
+        result.gradient, result.relative_error, result.applications
+    )
 
 
 def entries(wanted: float) -> dict[str, list[tuple[float | None, Solve]]]:
@@ -173,12 +173,13 @@ def contest(
     repeats: int,
     cone: bool,
     note: Callable[[str], None],
-) -> list[Contestant]:
+) -> list[GradientContestant]:
     """All methods on one instance."""
     reference = solve_reference(
         instance.regularizer, instance.data, instance.clean
     )
-    bare, asked = bare_seconds(instance, repeats), entries(wanted)
+    bare = bare_seconds(instance, repeats)
+    asked = entries(wanted)
     if cone:
         asked[CONE] = [(None, by_cone)]
     found = []
@@ -200,9 +201,10 @@ def _contestant(
     wanted: float,
     repeats: int,
     bare: float,
-) -> Contestant:
+) -> GradientContestant:
     """The first rung that is exact enough (else the last), timed and weighed."""
     for setting, solve in ladder:  # noqa: B007 (the last one tried is the one that is kept)
+        # the first solve of a rung is timed in case it is the last
         begin = time.perf_counter()
         outcome = solve(instance)
         seconds = time.perf_counter() - begin
@@ -212,17 +214,16 @@ def _contestant(
         )
         if error <= wanted:
             break
-    if (
-        method != CONE
-        # it solves outside of torch, where memory is not seen, and takes seconds
-    ):
+    # cvxpylayers solves outside of torch, where memory is not seen, and takes
+    # seconds
+    if method != CONE:
         seconds = median_seconds(
             {method: lambda: solve(instance).gradient},
             repeats,
             instance.clean.device,
         )[method]
     peak = 0 if method == CONE else peak_memory(lambda: solve(instance))
-    return Contestant(
+    return GradientContestant(
         problem=instance.label,
         method=method,
         setting=setting,
@@ -239,7 +240,8 @@ def _contestant(
 def bare_seconds(instance: Instance, repeats: int) -> float:
     """Seconds of one ``K`` and one ``K^T`` on the image, and nothing else."""
     regularizer, data, _ = instance.at(torch.float32)
-    operator, x = regularizer.problem(data).detached().operator, data.start
+    operator = regularizer.problem(data).detached().operator
+    x = data.start
     jobs = {"bare": lambda: operator.adjoint(operator.forward(x))}
     return median_seconds(jobs, 4 * repeats, x.device)["bare"]
 
@@ -279,25 +281,26 @@ def cone_instances(sides: Sequence[int], filters: int) -> Iterator[Instance]:
         )
 
 
-def show(found: Sequence[Contestant], console: Console) -> None:
+def show(found: Sequence[GradientContestant], console: Console) -> None:
     """A table; times and memory also as multiples of ours (implicit CG)."""
     for problem in dict.fromkeys(one.problem for one in found):
         chosen = [one for one in found if one.problem == problem]
         ours = next(one for one in chosen if one.method == IMPLICIT)
-        table = Table(
-            "method",
-            "setting",
-            "true error",
-            "bound",
-            "applications",
-            "ms",
-            "× ours",
-            "MiB",
-            "× ours",
-            "time / bare K, Kᵀ",
-            box=SIMPLE_HEAD,
-            title=f"hypergradient of {problem}",
-            title_justify="left",
+        table = new_table(
+            f"hypergradient of {problem}",
+            (
+                "method",
+                "setting",
+                "true error",
+                "bound",
+                "applications",
+                "ms",
+                "× ours",
+                "MiB",
+                "× ours",
+                "time / bare K, Kᵀ",
+            ),
+            2,
         )
         for one in chosen:
             table.add_row(

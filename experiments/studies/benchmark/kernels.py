@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from experiments.studies.shared.tables import new_table
 from regularizers.filter_bank.boundaries import Valid
 from regularizers.filter_bank.convolution import ConvolutionBank
 from regularizers.filter_bank.kernels import Job, kernel_jobs, median_seconds
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """A bank of ``filters`` filters of ``size`` x ``size`` on ``batch`` grey
     images of ``side`` x ``side``."""
 
@@ -28,12 +27,12 @@ class Case:
 
 
 CASES = (
-    Case(8, 64, 24, 7),
-    Case(1, 64, 24, 7),
-    Case(8, 48, 48, 7),
-    Case(1, 256, 48, 7),
-    Case(8, 64, 24, 3),
-    Case(4, 64, 32, 11),
+    KernelCase(8, 64, 24, 7),
+    KernelCase(1, 64, 24, 7),
+    KernelCase(8, 48, 48, 7),
+    KernelCase(1, 256, 48, 7),
+    KernelCase(8, 64, 24, 3),
+    KernelCase(4, 64, 32, 11),
 )
 
 
@@ -42,7 +41,7 @@ class KernelTimes:
     """Median milliseconds. ``bank``: ``K`` then ``K^T`` as the bank does it;
     ``best``: fastest forward plus fastest adjoint."""
 
-    case: Case
+    case: KernelCase
     forward: dict[str, float]
     adjoint: dict[str, float]
     bank: float
@@ -50,7 +49,9 @@ class KernelTimes:
     ratio: float
 
 
-def time_kernels(case: Case, device: torch.device, repeats: int) -> KernelTimes:
+def time_kernels(
+    case: KernelCase, device: torch.device, repeats: int
+) -> KernelTimes:
     """All kernels and the bank, interleaved so that a slow moment of the
     machine hits all alike."""
     generator = torch.Generator().manual_seed(0)
@@ -64,37 +65,33 @@ def time_kernels(case: Case, device: torch.device, repeats: int) -> KernelTimes:
     forward, adjoint = kernel_jobs(filters, image)
     jobs: dict[str, Job] = {"bank": lambda: bank.adjoint(bank.forward(image))}
     seconds = median_seconds(jobs | forward | adjoint, repeats, device)
-    ahead, back = (
-        {name: 1e3 * seconds[name] for name in forward},
-        {name: 1e3 * seconds[name] for name in adjoint},
-    )
-    whole, best = (
-        1e3 * seconds["bank"],
-        min(ahead.values()) + min(back.values()),
-    )
+    ahead = {name: 1e3 * seconds[name] for name in forward}
+    back = {name: 1e3 * seconds[name] for name in adjoint}
+    whole = 1e3 * seconds["bank"]
+    # the fastest of each, which no bank may be able to combine
+    best = min(ahead.values()) + min(back.values())
     return KernelTimes(case, ahead, back, whole, best, whole / best)
 
 
 def show(results: Sequence[KernelTimes], console: Console) -> None:
     """A table on the terminal."""
-    table = Table(
-        "images",
-        "filters",
-        "fastest K",
-        "fastest Kᵀ",
-        "bank ms",
-        "best ms",
-        "bank / best",
-        box=SIMPLE_HEAD,
-        title="K and Kᵀ of the filter bank",
-        title_justify="left",
+    table = new_table(
+        "K and Kᵀ of the filter bank",
+        (
+            "images",
+            "filters",
+            "fastest K",
+            "fastest Kᵀ",
+            "bank ms",
+            "best ms",
+            "bank / best",
+        ),
+        4,
     )
     for result in results:
         case = result.case
-        ahead, back = (
-            min(result.forward, key=result.forward.__getitem__),
-            min(result.adjoint, key=result.adjoint.__getitem__),
-        )
+        ahead = min(result.forward, key=result.forward.__getitem__)
+        back = min(result.adjoint, key=result.adjoint.__getitem__)
         table.add_row(
             f"{case.batch} x {case.side}²",
             f"{case.filters} x {case.size}²",

@@ -18,14 +18,20 @@ from experiments.studies.benchmark import (
     hypergradients as benchmark_hypergradients,
 )
 from experiments.studies.benchmark import kernels as benchmark_kernels
+from experiments.studies.benchmark import solver_table
 from experiments.studies.benchmark import solvers as benchmark_solvers
-from experiments.studies.truth_test.run import has_cone
+from experiments.studies.benchmark.steps import step_costs
+from experiments.studies.shared.command import (
+    Places,
+    add_json,
+    command_line,
+    progress,
+)
+from experiments.studies.truth_test.ways import has_cone
 from piggyback.app.console.command import command
-from piggyback.app.console.progress import progress_bar
 from piggyback.app.console.runtime import Device, choose_device, prepare
 from piggyback.app.console.terminal import Terminal
 from piggyback.app.errors import UserError
-from piggyback.app.files.outputs import Outputs
 from piggyback.app.options.parser import (
     FILTERS,
     SIDE,
@@ -33,7 +39,6 @@ from piggyback.app.options.parser import (
     THREADS,
     Parser,
     among,
-    path,
     positive,
     several,
     whole,
@@ -55,7 +60,7 @@ KEYS = (
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchmarkOptions:
     """The parsed command line. Raises ``UserError`` for sizes that cannot be
     used."""
 
@@ -82,8 +87,8 @@ class Options:
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(
-        "python -m experiments.studies.benchmark",
+    parser = command_line(
+        "benchmark",
         "Side-by-side measurements of one run.",
     )
     parser.add_argument(
@@ -92,9 +97,7 @@ def build_parser() -> Parser:
         default=list(PARTS),
         help=f"of {', '.join(PARTS)} (default: all), like [growth]",
     )
-    parser.add_argument(
-        "--json", type=path, help="write the figures to this file"
-    )
+    add_json(parser, "the figures")
     parser.add_argument(
         "--repeats",
         type=whole(1, STEPS),
@@ -162,15 +165,15 @@ def build_parser() -> Parser:
 @command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    options = Options(**vars(build_parser().parse_args(arguments)))
+    options = BenchmarkOptions(**vars(build_parser().parse_args(arguments)))
     prepare(options.threads)
-    device, console = choose_device(options.device), Terminal()
+    device = choose_device(options.device)
+    console = Terminal()
     # also where the output goes to a file
     console.width = max(console.width, WIDTH)
-    figures = Outputs().json(options.json, KEYS)
+    file = Places().json(options.json, KEYS)
     content: dict[str, Json] = {}
-    with progress_bar(Terminal(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
+    with progress(None) as bar:
         measure = {
             "kernels": kernels,
             "solvers": solvers,
@@ -182,13 +185,13 @@ def main(arguments: list[str] | None = None) -> None:
                 options,
                 device,
                 console,
-                lambda text: bar.update(task, description=text),
+                bar.now,
             )
-            figures.write_json(content)  # the parts so far: each takes minutes
+            file.write_json(content)  # the parts so far: each takes minutes
 
 
 def kernels(
-    options: Options,
+    options: BenchmarkOptions,
     device: torch.device,
     console: Console,
     note: Callable[[str], None],
@@ -204,7 +207,7 @@ def kernels(
 
 
 def solvers(
-    options: Options,
+    options: BenchmarkOptions,
     device: torch.device,
     console: Console,
     note: Callable[[str], None],
@@ -212,8 +215,8 @@ def solvers(
     """The lower-level solvers; their contest on the CPU, where SciPy's are."""
     found = benchmark_solvers.contest(options.solver_side, note)
     note("steps")
-    steps = benchmark_solvers.step_costs(options.repeats, device)
-    benchmark_solvers.show(found, steps, console)
+    steps = step_costs(options.repeats, device)
+    solver_table.show(found, steps, console)
     return {
         "solvers": [asdict(one) for one in found],
         "steps": [asdict(one) for one in steps],
@@ -221,7 +224,7 @@ def solvers(
 
 
 def hypergradients(
-    options: Options,
+    options: BenchmarkOptions,
     device: torch.device,
     console: Console,
     note: Callable[[str], None],
@@ -254,7 +257,7 @@ def hypergradients(
 
 
 def growth(
-    options: Options,
+    options: BenchmarkOptions,
     device: torch.device,
     console: Console,
     note: Callable[[str], None],

@@ -17,9 +17,6 @@ from functools import partial
 import numpy as np
 import scipy.optimize
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from experiments.studies.shared.instances import (
@@ -34,13 +31,11 @@ from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.accelerated import AcceleratedGradient
 from piggyback.solvers.linear import ConjugateGradient, LinearSystem
-from piggyback.solvers.loop import Iteration, iterate
-from piggyback.solvers.lower import LowerSolver, SolverTask, solve_lower
+from piggyback.solvers.loop import iterate
+from piggyback.solvers.lower import LowerSolver, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.solvers.stopping import Outcome, Schedule
-from piggyback.terms.data.denoising import Denoising
-from regularizers.filter_bank.kernels import median_seconds
 from regularizers.linear import LinearRegularizer
 
 GRADIENT = 1e-3
@@ -71,17 +66,6 @@ class SolverCost:
     cold: float
     warm: float
     reached: bool
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Seconds of one step of a solver, and of one ``K`` and one ``K^T`` on the
-    same images alone."""
-
-    images: str
-    solver: str
-    seconds: float
-    bare: float
 
 
 Solve = Callable[[SaddleProblem, Tensor], Tensor]
@@ -139,21 +123,25 @@ def _outcome(
 def barzilai_borwein(problem: SaddleProblem, start: Tensor) -> Tensor:
     """Steps of 1/Rayleigh quotient, the two formulas in turn (Barzilai,
     Borwein, 1988); the first is 1/stiffness."""
-    x, gradient = start, problem.gradient(start)
+    x = start
+    gradient = problem.gradient(start)
     length = 1 / (problem.data.smoothness + problem.stiffness())
     for step in range(_MOST):
         if float(norm(gradient)) <= GRADIENT:
             break
         new = x - length * gradient
         following = problem.gradient(new)
-        moved, change = new - x, following - gradient
+        # the two formulas are the quotients of these
+        moved = new - x
+        change = following - gradient
         between = inner(moved, change)
         length = (
             inner(moved, moved) / between
             if step % 2
             else between / inner(change, change)
         )
-        x, gradient = new, following
+        x = new
+        gradient = following
     return x
 
 
@@ -185,6 +173,8 @@ def by_scipy(method: str, problem: SaddleProblem, start: Tensor) -> Tensor:
         )
         return problem.hessian(curvature(x), v).numpy().ravel()
 
+    # SciPy asks for many products at one point, and does not say that it is the
+    # same one
     held: dict[bytes, Tensor] = {}
 
     def curvature(x: Tensor) -> Tensor:
@@ -194,6 +184,7 @@ def by_scipy(method: str, problem: SaddleProblem, start: Tensor) -> Tensor:
             held[key] = problem.curvature(x)
         return held[key]
 
+    # tolerances of SciPy that are never met: the test of all solvers ends it
     options = (
         {"maxiter": _MOST, "gtol": 0.0, "ftol": 0.0, "maxfun": _MOST}
         if method == "L-BFGS-B"
@@ -233,6 +224,7 @@ def contest(side: int, note: Callable[[str], None]) -> list[SolverCost]:
     for label, regularizer in problems().items():
         name = f"{label}, {side}²"
         problem = regularizer.double().problem(data).detached()
+        # where a solve ends, and where one that was solved a step before began
         exact, neighbour = (
             _solution(one)
             for one in (problem, moved(regularizer).problem(data).detached())
@@ -268,11 +260,13 @@ def _cost(
     problem: SaddleProblem,
     starts: Sequence[Tensor],
 ) -> SolverCost:
-    spent, reached = [], True
+    spent = []
+    reached = True
     for start in starts:
         counter = ApplicationCounter()
         with torch.no_grad():
             x = solve(problem.counted(counter), start)
+            # one per cent: the last step is not to be blamed for rounding
             reached &= float(norm(problem.gradient(x))) <= 1.01 * GRADIENT
         spent.append(counter.applications)
     return SolverCost(name, solver, spent[0], spent[1], reached)
@@ -288,10 +282,8 @@ def _solution(problem: SaddleProblem) -> Tensor:
 def moved(regularizer: LinearRegularizer) -> LinearRegularizer:
     """Every parameter group changed by ``CHANGE`` of its values' size, seeded:
     where a descent might have been a step before."""
-    changed, generator = (
-        copy.deepcopy(regularizer),
-        torch.Generator().manual_seed(5),
-    )
+    changed = copy.deepcopy(regularizer)
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in changed.named_parameters():
             noise = torch.randn(
@@ -332,106 +324,3 @@ def _linear_steps(
     if not outcome.converged:
         raise RuntimeError("conjugate gradients did not converge")
     return float(outcome.steps)
-
-
-def step_costs(repeats: int, device: torch.device) -> list[StepCost]:
-    """Steps of our solvers in float32, ten into the solve, on patches as in
-    training and on one larger image."""
-    found = []
-    for batch, side in ((8, 48), (1, 128)):
-        regularizer, patches = (
-            trained_regularizer(None).to(device),
-            photograph_patches(batch, side, 1),
-        )
-        clean, data = (
-            patches.to(device),
-            Denoising(denoising(patches, 0).observed.to(device)),
-        )
-        problem = regularizer.problem(data).detached()
-        level = SolverTask(
-            problem, data.start, torch.full((batch,), GRADIENT, device=device)
-        )
-        system = LinearSystem(
-            problem, problem.curvature(clean), clean, level.radius
-        )
-        iterations = {
-            OURS: NonlinearCG().bind(level),
-            "linear CG": ConjugateGradient(system),
-            "accelerated gradient": AcceleratedGradient().bind(level),
-            "PDHG": PDHG().bind(level),
-        }
-        with torch.no_grad():
-            jobs = {
-                name: _step(iteration) for name, iteration in iterations.items()
-            }
-            jobs["bare"] = partial(_pair, problem, clean)
-            seconds = median_seconds(jobs, 4 * repeats, device)
-        images = f"{batch} x {side}², {regularizer.config.filters} filters of {regularizer.config.size}²"
-        found += [
-            StepCost(images, name, seconds[name], seconds["bare"])
-            for name in iterations
-        ]
-    return found
-
-
-def _step(iteration: Iteration) -> Callable[[], Tensor]:
-    """The tenth step, which renews no preconditioner, again and again."""
-    state = iteration.start()
-    for _ in range(9):
-        state = iteration.step(state)
-    return lambda: iteration.result(iteration.step(state))[0]
-
-
-def _pair(problem: SaddleProblem, x: Tensor) -> Tensor:
-    return problem.operator.adjoint(problem.operator.forward(x))
-
-
-def show(
-    found: Sequence[SolverCost], steps: Sequence[StepCost], console: Console
-) -> None:
-    """A table per problem, with multiples of ours, and one of the steps."""
-    for problem in dict.fromkeys(one.problem for one in found):
-        chosen = [one for one in found if one.problem == problem]
-        mine = next(one for one in chosen if one.solver == OURS)
-        table = Table(
-            "solver",
-            "cold",
-            "× ours",
-            "warm",
-            "× ours",
-            "× ours cold / warm",
-            box=SIMPLE_HEAD,
-            title=f"applications until the gradient's norm is {GRADIENT:g}: {problem}",
-            title_justify="left",
-        )
-        for one in chosen:
-            missed = "" if one.reached else " (missed)"
-            table.add_row(
-                one.solver + missed,
-                f"{one.cold:g}",
-                f"{one.cold / mine.cold:.2f}",
-                f"{one.warm:g}",
-                f"{one.warm / mine.warm:.2f}",
-                f"{one.cold / mine.warm:.2f}",
-            )
-        console.print(table)
-    table = Table(
-        "images",
-        "solver",
-        "ms per step",
-        "bare K, Kᵀ",
-        "ratio",
-        box=SIMPLE_HEAD,
-        title="one step",
-        title_justify="left",
-    )
-    for one in steps:
-        ratio = one.seconds / one.bare
-        table.add_row(
-            one.images,
-            one.solver,
-            f"{1e3 * one.seconds:.2f}",
-            f"{1e3 * one.bare:.2f}",
-            f"{ratio:.2f}",
-        )
-    console.print(table)

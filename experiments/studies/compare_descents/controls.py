@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ from regularizers.linear import LinearRegularizer
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class DescentCheckpoint:
     """Where a descent stood after so many operator applications per image, and
     what it believed the loss to be."""
 
@@ -53,16 +53,16 @@ class Checkpoint:
     claimed: float
 
 
-class Control(ABC):
+class WatchedDescent(ABC):
     """A descent that can be watched."""
 
     @abstractmethod
-    def checkpoints(self) -> Iterator[Checkpoint]:
+    def checkpoints(self) -> Iterator[DescentCheckpoint]:
         """The start and every accepted step; ends where the method finds no
         further one."""
 
 
-class Adaptive(Control):
+class Adaptive(WatchedDescent):
     """Our descent, with the certificates of ``settings``."""
 
     def __init__(
@@ -77,11 +77,12 @@ class Adaptive(Control):
             metric=regularizer.metric(),
         )
 
-    def checkpoints(self) -> Iterator[Checkpoint]:
-        state, work = self.descent.start(), 0.0
+    def checkpoints(self) -> Iterator[DescentCheckpoint]:
+        state = self.descent.start()
+        work = 0.0
         while state.reason is StopReason.RUNNING:
             work += state.work
-            yield Checkpoint(
+            yield DescentCheckpoint(
                 work / self.images,
                 state.current.parameters,
                 state.current.value,
@@ -100,10 +101,9 @@ class PlainLevel:
         self.samples = samples
         self.loss = SquaredError(samples.clean)
         self.counter = ApplicationCounter()
-        self.x, self.adjoint = (
-            samples.degraded,
-            torch.zeros_like(samples.degraded),
-        )
+        # warm starts, from one solve to the next
+        self.x = samples.degraded
+        self.adjoint = torch.zeros_like(samples.degraded)
 
     @property
     def per_image(self) -> float:
@@ -113,61 +113,56 @@ class PlainLevel:
     def parameters(self) -> Tensor:
         return parameter_vector(self.regularizer)
 
-    def _problem(self, parameters: Tensor) -> SaddleProblem:
+    def problem(self, parameters: Tensor) -> SaddleProblem:
+        """The lower level at these parameters, its applications counted."""
         assign(self.regularizer, parameters)
-        return self.regularizer.problem(
-            Denoising(self.samples.degraded)
-        ).counted(self.counter)
+        data = Denoising(self.samples.degraded)
+        return self.regularizer.problem(data).counted(self.counter)
 
     def solve(
         self, parameters: Tensor, tolerance: float
     ) -> tuple[float, float]:
         """Mean loss for an RMS error ``tolerance`` of ``x``, and its
         first-order radius from the measured residuals."""
-        problem = self._problem(parameters)
+        problem = self.problem(parameters)
         radius = radius_per_element(problem, tolerance)
         outcome = solve_lower(
             problem, EACH_STEP.solver, radius, self.x, EACH_STEP.lower_schedule
         )
         (self.x,) = outcome.result
-        distance, slope = (
-            outcome.error * radius,
-            self.loss.gradient(self.x).flatten(1).norm(dim=1),
-        )
-        return float(self.loss.value(self.x).mean()), float(
-            (slope * distance + 0.5 * distance.square()).mean()
-        )
+        value = self.loss.value(self.x).mean()
+        # the error of a solve is its residual over the radius that was asked for
+        distance = outcome.error * radius
+        slope = self.loss.gradient(self.x).flatten(1).norm(dim=1)
+        first_order = slope * distance + 0.5 * distance.square()
+        return float(value), float(first_order.mean())
 
     def gradient(self, parameters: Tensor, tolerance: float) -> Tensor:
         """Hypergradient at the last ``x``, the adjoint solved to the relative
         residual ``tolerance``."""
-        problem = self._problem(parameters)
+        problem = self.problem(parameters)
         self._solve_adjoint(problem, tolerance)
-        return flat_gradient(
-            problem.surrogate(self.x, self.adjoint).mean(),
-            list(self.regularizer.parameters()),
-        )
+        surrogate = problem.surrogate(self.x, self.adjoint).mean()
+        return flat_gradient(surrogate, list(self.regularizer.parameters()))
 
     def bounded_gradient(
         self, parameters: Tensor, tolerance: float
     ) -> tuple[Tensor, float]:
         """The same with a bound of its error (our local one, which is the
         smallest there is)."""
-        status = self._solve_adjoint(self._problem(parameters), tolerance)
+        status = self._solve_adjoint(self.problem(parameters), tolerance)
         pair = Sensitivity(self.x, self.adjoint, status, status)
-        data, certification = (
-            Denoising(self.samples.degraded).double(),
-            Certification(loss=plain_loss),
-        )
+        data = Denoising(self.samples.degraded).double()
+        certification = Certification(loss=plain_loss)
         result = certify(
             pose(double_copy(self.regularizer), data, self.loss.double()),
             pair,
             certification,
         )
         count = len(self.samples)
-        return (result.gradient / count).to(
-            parameters
-        ), result.gradient_error / count
+        # certificates are of sums over the samples, the level of their mean
+        mean = (result.gradient / count).to(parameters)
+        return mean, result.gradient_error / count
 
     def _solve_adjoint(
         self, problem: SaddleProblem, tolerance: float
@@ -175,15 +170,14 @@ class PlainLevel:
         system = adjoint_system(
             problem, self.loss, self.x, tolerance, self.adjoint
         )
+        solver = EACH_STEP.adjoint(system)
         with torch.no_grad():
-            outcome = iterate(
-                EACH_STEP.adjoint(system), EACH_STEP.adjoint_schedule
-            )
+            outcome = iterate(solver, EACH_STEP.adjoint_schedule)
         (self.adjoint,) = outcome.result
         return outcome.status
 
 
-class FixedTolerance(Control):
+class FixedTolerance(WatchedDescent):
     """Our quasi-Newton steps in our metric, with Armijo's test on computed
     values, every solve to the same ``accuracy``."""
 
@@ -202,11 +196,11 @@ class FixedTolerance(Control):
             parameters, value, math.inf, gradient, math.inf, 0.0, True
         )
 
-    def checkpoints(self) -> Iterator[Checkpoint]:
+    def checkpoints(self) -> Iterator[DescentCheckpoint]:
         current: Evaluation | None = self.evaluate(self.level.parameters())
         pairs: Pairs = ()
         while current is not None:
-            yield Checkpoint(
+            yield DescentCheckpoint(
                 self.level.per_image, current.parameters, current.value
             )
             step = self.search.step(self.evaluate, current, pairs)
@@ -217,162 +211,6 @@ class FixedTolerance(Control):
             if step.reached is not None:
                 pairs = self.search.remembered(pairs, current, step.reached)
             current = step.reached
-
-
-@dataclass(frozen=True)
-class LineSettings:
-    """The line search of the literature, constants of its author's later code
-    (Salehi, Mukherjee, Roberts, Ehrhardt 2025).
-
-    ``shorten``/``lengthen`` of the step, ``armijo``, ``backtracks`` of one
-    search, ``first_step`` over ``max(||theta||, 1) / ||z||``.
-    """
-
-    shorten: float = 0.5
-    lengthen: float = 1.2
-    armijo: float = 0.1
-    backtracks: int = 20
-    first_step: float = 0.01
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Where a line search of the literature stands: parameters, plain loss, its
-    radius, and the next first step (0: none yet)."""
-
-    parameters: Tensor
-    value: float
-    radius: float
-    step: float = 0.0
-
-
-def steepest(
-    level: PlainLevel,
-    use: LineSettings,
-    at: Reached,
-    gradient: Tensor,
-    tolerance: float,
-    bounds: bool,
-) -> Reached | None:
-    """A step along minus the ``gradient`` ``z``, backtracked until
-
-        upper(theta - a z) - lower(theta) + armijo a ||z||^2 <= 0 ,
-
-    with the radii that the losses come with, or none without ``bounds``. None
-    if no step is found.
-    """
-    size = float(gradient.norm())
-    step = (
-        at.step
-        if at.step
-        else use.first_step * max(float(at.parameters.norm()), 1.0) / size
-    )
-    for _ in range(use.backtracks):
-        ahead = at.parameters - step * gradient
-        value, radius = level.solve(ahead, tolerance)
-        uncertain = radius + at.radius if bounds else 0.0
-        if value - at.value + uncertain + use.armijo * step * size**2 <= 0:
-            return Reached(ahead, value, radius, use.lengthen * step)
-        step *= use.shorten
-    return None
-
-
-class FixedSteepest(Control):
-    """Steepest descent by that line search, every solve to the same
-    ``accuracy``, losses taken at their word."""
-
-    def __init__(
-        self,
-        level: PlainLevel,
-        accuracy: Accuracy,
-        line: LineSettings | None = None,
-    ) -> None:
-        self.level = level
-        self.accuracy = accuracy
-        self.line = line if line is not None else LineSettings()
-
-    def checkpoints(self) -> Iterator[Checkpoint]:
-        level, tolerance = self.level, self.accuracy.lower
-        at: Reached | None = Reached(
-            level.parameters(), *level.solve(level.parameters(), tolerance)
-        )
-        while at is not None:
-            yield Checkpoint(level.per_image, at.parameters, at.value)
-            gradient = level.gradient(at.parameters, self.accuracy.adjoint)
-            at = steepest(
-                level, self.line, at, gradient, tolerance, bounds=False
-            )
-
-
-@dataclass(frozen=True)
-class MaidSettings:
-    """The rest of MAID's constants: ``tighten``/``loosen`` of the tolerance,
-    ``eta`` of the descent test, ``first_tolerance`` over the RMS of ``grad h``
-    at the observation, ``finest`` RMS tolerance, where it gives up.
-    """
-
-    line: LineSettings = LineSettings()
-    tighten: float = 0.5
-    loosen: float = 1.1
-    eta: float = 0.5
-    first_tolerance: float = 0.02
-    finest: float = 1e-7
-
-
-class Maid(Control):
-    """Steepest descent whose tolerance ``eps`` (RMS of ``x`` and of the
-    adjoint's residual) follows its bounds.
-
-    The gradient ``z`` must have a bound below ``(1 - eta) ||z||``; steps by
-    ``steepest``, with first-order bounds of the plain loss.
-    """
-
-    def __init__(
-        self, level: PlainLevel, settings: MaidSettings | None = None
-    ) -> None:
-        self.level = level
-        self.settings = settings if settings is not None else MaidSettings()
-
-    def checkpoints(self) -> Iterator[Checkpoint]:
-        use, level = self.settings, self.level
-        tolerance = self._first_tolerance()
-        at = Reached(
-            level.parameters(), *level.solve(level.parameters(), tolerance)
-        )
-        yield Checkpoint(level.per_image, at.parameters, at.value)
-        while tolerance > use.finest:
-            gradient, bound = level.bounded_gradient(
-                at.parameters, self._relative(tolerance)
-            )
-            found = None
-            if bound <= (1 - use.eta) * float(gradient.norm()):
-                found = steepest(
-                    level, use.line, at, gradient, tolerance, bounds=True
-                )
-            if found is None:
-                tolerance *= use.tighten
-                value, radius = level.solve(at.parameters, tolerance)
-                at = replace(at, value=value, radius=radius)
-                continue
-            at, tolerance = found, tolerance * use.loosen
-            yield Checkpoint(level.per_image, at.parameters, at.value)
-
-    def _first_tolerance(self) -> float:
-        level = self.level
-        with torch.no_grad():
-            gradient = level._problem(level.parameters()).gradient(
-                level.samples.degraded
-            )
-        return self.settings.first_tolerance * float(
-            gradient.square().mean().sqrt()
-        )
-
-    def _relative(self, tolerance: float) -> float:
-        """The RMS ``tolerance`` of the adjoint's residual, relative to its
-        right-hand side."""
-        return tolerance / float(
-            self.level.loss.gradient(self.level.x).square().mean().sqrt()
-        )
 
 
 WORST_CASE = BilevelSettings(

@@ -63,7 +63,7 @@ steps or on nothing (``Memory``)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class MethodProblem:
     """A bilevel problem in float64 with one sample; ``exact``: its gradient
     (flat), from formulas of its own."""
 
@@ -75,7 +75,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """One method on one problem.
 
     ``relative_error = ||G - grad L|| / ||grad L||``; ``bound``: what is
@@ -98,7 +98,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class TrainingRow:
+class MethodTrainingRow:
     """The exact upper loss after ``step`` upper steps, and the operator
     applications spent until then."""
 
@@ -131,12 +131,10 @@ def methods(steps: int) -> Mapping[str, Method]:
 
 def settings(
     side: int, filters: int, size: int, examples: int
-) -> Iterator[Setting]:
+) -> Iterator[MethodProblem]:
     """Denoising, deblurring, and logistic regression on digits."""
-    clean, regularizer = (
-        photograph_patches(1, side, 1),
-        starting_regularizer(filters, size, 1),
-    )
+    clean = photograph_patches(1, side, 1)
+    regularizer = starting_regularizer(filters, size, 1)
     weaker = scaled(regularizer, BLUR_WEIGHT)
     for instance in (
         Instance("denoise", True, 0, regularizer, denoising(clean, 0), clean),
@@ -145,10 +143,11 @@ def settings(
         exact = solve_reference(
             instance.regularizer, instance.data, instance.clean
         ).gradient
-        yield Setting(instance.name, *instance.at(torch.float64), exact)
+        yield MethodProblem(instance.name, *instance.at(torch.float64), exact)
     training, validation = two_digits(3, 8, examples)
-    penalty, loss = PixelPenalty(training), LogisticLoss(validation)
-    yield Setting(
+    penalty = PixelPenalty(training)
+    loss = LogisticLoss(validation)
+    yield MethodProblem(
         "digits",
         penalty,
         data_term(training),
@@ -158,10 +157,11 @@ def settings(
 
 
 def measure(
-    setting: Setting, name: str, method: Method, accuracy: Accuracy
-) -> Row:
+    setting: MethodProblem, name: str, method: Method, accuracy: Accuracy
+) -> MethodRow:
     """Once for the time, once, at a loose accuracy that takes fewer steps of
     the same memory, for the peak."""
+    # the memory is counted in a run of its own: to count it costs time
     begin = time.perf_counter()
     found = hypergradient(
         method, setting.regularizer, setting.data, setting.loss, accuracy
@@ -178,26 +178,26 @@ def measure(
 
 
 def row(
-    setting: Setting,
+    setting: MethodProblem,
     name: str,
     guarantee: Guarantee,
     found: Hypergradient,
     seconds: float,
     peak_mb: float,
-) -> Row:
+) -> MethodRow:
     """What is known of a gradient."""
-    exact, gradient = setting.exact, found.gradient.double()
+    exact = setting.exact
+    gradient = found.gradient.double()
     size = float(exact.norm())
-    return Row(
+    cosine = torch.nn.functional.cosine_similarity(gradient, exact, dim=0)
+    return MethodRow(
         problem=setting.name,
         method=name,
         guarantee=guarantee.name.lower(),
         gradient_norm=float(gradient.norm()),
         relative_error=float((gradient - exact).norm()) / size,
         bound=None if found.pair is None else found.gradient_error / size,
-        cosine=float(
-            torch.nn.functional.cosine_similarity(gradient, exact, dim=0)
-        ),
+        cosine=float(cosine),
         operator_applications=found.applications,
         seconds=seconds,
         peak_mb=peak_mb,
@@ -206,34 +206,35 @@ def row(
 
 
 def train(
-    setting: Setting,
+    setting: MethodProblem,
     name: str,
     method: Method,
     accuracy: Accuracy,
     steps: int,
     rate: float,
-) -> Iterator[TrainingRow]:
+) -> Iterator[MethodTrainingRow]:
     """Adam on the gradients of ``method``, warm started; the losses on the way
     are solved for exactly and not counted."""
     regularizer = copy.deepcopy(setting.regularizer)
     optimizer = torch.optim.Adam(regularizer.parameters(), lr=rate)
     start: WarmStart | None = None
     spent = 0.0
-    yield TrainingRow(
+    yield MethodTrainingRow(
         setting.name, name, 0, spent, upper_loss(regularizer, setting)
     )
     for step in range(1, steps + 1):
         found = hypergradient(
             method, regularizer, setting.data, setting.loss, accuracy, start
         )
-        start, spent = found.start, spent + found.applications
+        # warm starts, as training has them
+        start = found.start
+        spent += found.applications
         leaves = list(regularizer.parameters())
-        for leaf, part in zip(
-            leaves, split_like(found.gradient, leaves), strict=True
-        ):
+        parts = split_like(found.gradient, leaves)
+        for leaf, part in zip(leaves, parts, strict=True):
             leaf.grad = part
         optimizer.step()
-        yield TrainingRow(
+        yield MethodTrainingRow(
             setting.name,
             name,
             step,
@@ -243,11 +244,12 @@ def train(
 
 
 def upper_loss(
-    regularizer: Regularizer, setting: Setting, start: Tensor | None = None
+    regularizer: Regularizer,
+    setting: MethodProblem,
+    start: Tensor | None = None,
 ) -> float:
     """``l(x*)`` to about six digits at least, from ``start`` where given."""
     problem = regularizer.problem(setting.data).detached()
-    (x,) = solve_lower(
-        problem, NonlinearCG(), radius_per_element(problem, 1e-7), start
-    ).result
+    radius = radius_per_element(problem, 1e-7)
+    (x,) = solve_lower(problem, NonlinearCG(), radius, start).result
     return float(setting.loss.value(x).sum())

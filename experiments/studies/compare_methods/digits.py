@@ -44,21 +44,29 @@ class Examples:
 def two_digits(
     first: int, second: int, count: int
 ) -> tuple[Examples, Examples]:
-    """``count`` training and ``count`` validation examples of two digits of
-    scikit-learn's embedded set, in float64."""
+    """Examples of two digits of scikit-learn's embedded set, in float64.
+
+    Args:
+        first: the digit that is labelled 1.
+        second: the digit that is labelled -1.
+        count: examples to train on, and as many to validate on.
+
+    Returns:
+        Training and validation examples, without a digit in common.
+    """
     images, targets = load_digits(return_X_y=True)
-    pixels, digit = torch.from_numpy(images) / 16, torch.from_numpy(targets)
-    chosen = torch.nonzero((digit == first) | (digit == second)).flatten()[
-        : 2 * count
-    ]
-    pixels, labels = (
-        pixels[chosen],
-        torch.where(digit[chosen] == first, 1.0, -1.0).double(),
-    )
+    # 16 is the brightest
+    pixels = torch.from_numpy(images) / 16
+    digit = torch.from_numpy(targets)
+    wanted = (digit == first) | (digit == second)
+    chosen = torch.nonzero(wanted).flatten()[: 2 * count]
+    pixels = pixels[chosen]
+    labels = torch.where(digit[chosen] == first, 1.0, -1.0).double()
+    # the mean of the training set alone: validation must stay unseen
     pixels = pixels - pixels[:count].mean(0)
-    return Examples(pixels[:count], labels[:count]), Examples(
-        pixels[count:], labels[count:]
-    )
+    training = Examples(pixels[:count], labels[:count])
+    validation = Examples(pixels[count:], labels[count:])
+    return training, validation
 
 
 class PixelPenalty(Regularizer):
@@ -69,31 +77,27 @@ class PixelPenalty(Regularizer):
         super().__init__()
         self.pixels: Tensor
         self.register_buffer("pixels", training.pixels)
-        self.log_weight = nn.Parameter(
-            torch.full((training.pixels.shape[1],), STARTING_WEIGHT)
-            .double()
-            .log()
-        )
+        size = training.pixels.shape[1]
+        weight = torch.full((size,), STARTING_WEIGHT)
+        self.log_weight = nn.Parameter(weight.double().log())
 
     def problem(self, data: DataTerm) -> SaddleProblem:
         count, size = self.pixels.shape
-        operator = DenseOperator(
-            torch.cat([self.pixels, torch.eye(size).to(self.pixels)])
-        )
+        # rows of examples, then one row per pixel
+        unit = torch.eye(size).to(self.pixels)
+        operator = DenseOperator(torch.cat([self.pixels, unit]))
         ones = self.pixels.new_ones(count)
+        # log(1 + exp(-t)) = log cosh(t / 2) - t / 2 + log 2
         weight = torch.cat([ones / (2 * count), self.log_weight.exp()])
-        smoothing = torch.cat(
-            [2 * ones, self.pixels.new_full((size,), SMOOTHING)]
-        )
-        return SaddleProblem(
-            data, Potential(LogCosh(), weight, smoothing), operator
-        )
+        own = self.pixels.new_full((size,), SMOOTHING)
+        smoothing = torch.cat([2 * ones, own])
+        potential = Potential(LogCosh(), weight, smoothing)
+        return SaddleProblem(data, potential, operator)
 
     def pull_back(self, bound: GradientBound) -> Scalar:
-        count = self.pixels.shape[0]
-        return (
-            self.log_weight.detach().exp() * bound["weight"].sum(0)[count:]
-        ).norm()
+        # the rows of the examples have no parameters
+        own = bound["weight"].mean(0)[self.pixels.shape[0] :]
+        return (self.log_weight.detach().exp() * own).norm()
 
 
 def data_term(training: Examples) -> DenseQuadratic:
@@ -101,9 +105,8 @@ def data_term(training: Examples) -> DenseQuadratic:
     loss is not in the potential."""
     count, size = training.pixels.shape
     linear = training.labels @ training.pixels / (2 * count)
-    return DenseQuadratic(
-        RIDGE * torch.eye(size).to(linear), linear.unsqueeze(0)
-    )
+    hessian = RIDGE * torch.eye(size).to(linear)
+    return DenseQuadratic(hessian, linear.unsqueeze(0))
 
 
 class LogisticLoss(Loss):
@@ -111,12 +114,10 @@ class LogisticLoss(Loss):
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
-        gram = torch.linalg.matrix_norm(
-            examples.pixels.double(), ord=2
-        ).square()
-        self._smoothness = (
-            float(gram) * (1 + 1e-10) / (4 * len(examples.labels))
-        )
+        norm = torch.linalg.matrix_norm(examples.pixels.double(), ord=2)
+        count = len(examples.labels)
+        # the logistic function bends by at most 1/4; the norm is rounded
+        self._smoothness = float(norm.square()) * (1 + 1e-10) / (4 * count)
 
     @property
     def smoothness(self) -> float:
@@ -136,11 +137,9 @@ class LogisticLoss(Loss):
         return self
 
     def double(self) -> LogisticLoss:
-        return LogisticLoss(
-            Examples(
-                self.examples.pixels.double(), self.examples.labels.double()
-            )
-        )
+        pixels = self.examples.pixels.double()
+        labels = self.examples.labels.double()
+        return LogisticLoss(Examples(pixels, labels))
 
 
 def exact_gradient(
@@ -151,30 +150,27 @@ def exact_gradient(
 
     Raises ``RuntimeError`` if the lower level is not solved to rounding.
     """
-    a, y, n = (
-        training.pixels.double(),
-        training.labels.double(),
-        len(training.labels),
-    )
+    a = training.pixels.double()
+    y = training.labels.double()
+    n = len(training.labels)
     weight = regularizer.log_weight.detach().double().exp()
     w = torch.zeros(a.shape[1], dtype=torch.float64)
     for _ in range(100):
         left = torch.sigmoid(-(a @ w) * y)
-        slope = (
-            RIDGE * w
-            - a.T @ (left * y) / n
-            + weight * torch.tanh(w / SMOOTHING)
-        )
-        curvature = RIDGE + weight / SMOOTHING * torch.cosh(w / SMOOTHING) ** -2
-        second = a.T @ ((left * (1 - left)).unsqueeze(-1) * a) / n + torch.diag(
-            curvature
-        )
+        logistic = a.T @ (left * y) / n
+        penalty = weight * torch.tanh(w / SMOOTHING)
+        slope = RIDGE * w - logistic + penalty
+        bent = torch.cosh(w / SMOOTHING) ** -2
+        curvature = RIDGE + weight / SMOOTHING * bent
+        certainty = (left * (1 - left)).unsqueeze(-1)
+        gram = a.T @ (certainty * a) / n
+        second = gram + torch.diag(curvature)
         w = w - torch.linalg.solve(second, slope)
+    # no step was halved: were this not a minimiser, the residual would say so
     if not float(slope.norm()) <= 1e-13 * float(norm(w.unsqueeze(0))):
         raise RuntimeError(
             f"the reference has a residual of {float(slope.norm()):.1e}"
         )
-    adjoint = torch.linalg.solve(
-        second, loss.double().gradient(w.unsqueeze(0))[0]
-    )
+    right = loss.double().gradient(w.unsqueeze(0))[0]
+    adjoint = torch.linalg.solve(second, right)
     return -adjoint * weight * torch.tanh(w / SMOOTHING)

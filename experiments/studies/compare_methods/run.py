@@ -8,35 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
-from experiments.studies.compare_methods import figures as method_figures
+from experiments.studies.compare_methods import figure as method_figures
 from experiments.studies.compare_methods.comparison import (
     Method,
-    Row,
-    Setting,
-    TrainingRow,
+    MethodProblem,
+    MethodRow,
+    MethodTrainingRow,
     measure,
     methods,
     settings,
     train,
 )
+from experiments.studies.compare_methods.table import show
+from experiments.studies.shared.command import (
+    Places,
+    add_folder,
+    add_json,
+    command_line,
+    progress,
+)
 from piggyback.app.console.command import command
-from piggyback.app.console.progress import progress_bar
 from piggyback.app.console.runtime import prepare
 from piggyback.app.console.terminal import Terminal
-from piggyback.app.files.outputs import Outputs
 from piggyback.app.options.parser import (
     FILTERS,
     SIDE,
     STEPS,
     Parser,
     odd,
-    path,
     positive,
     tolerance,
     whole,
@@ -49,88 +49,32 @@ DIGITS = 178
 
 
 def compare(
-    chosen: Sequence[Setting],
+    chosen: Sequence[MethodProblem],
     asked: dict[str, Method],
     accuracy: Accuracy,
     training: Accuracy,
     steps: int,
     rate: float,
-    console: Console,
-) -> tuple[list[Row], list[TrainingRow]]:
+) -> tuple[list[MethodRow], list[MethodTrainingRow]]:
     """All methods on all problems, and a training with each (at the accuracy
     ``training``); with a progress bar."""
-    rows, curves = [], []
-    with progress_bar(console) as bar:
-        task = bar.add_task("", total=2 * len(chosen) * len(asked))
+    rows = []
+    curves = []
+    with progress(2 * len(chosen) * len(asked)) as bar:
         for setting in chosen:
+            # errors first: a method that fails at once fails before its
+            # training
             for name, method in asked.items():
-                bar.update(task, description=f"{setting.name}: {name}")
+                bar.now(f"{setting.name}: {name}")
                 rows.append(measure(setting, name, method, accuracy))
-                bar.advance(task)
+                bar.done()
                 curves += train(setting, name, method, training, steps, rate)
-                bar.advance(task)
+                bar.done()
     return rows, curves
 
 
-def show(
-    rows: Sequence[Row], curves: Sequence[TrainingRow], console: Console
-) -> None:
-    """One table per problem.
-
-    ``promise``: the certified relative error, or what the method gives instead;
-    ``cost``: operator applications; ``solved``: whether its solves reached the
-    tolerance; ``trained``: upper loss after training over that of the start.
-    """
-    for problem in dict.fromkeys(row.problem for row in rows):
-        table = Table(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title=problem,
-            title_justify="left",
-        )
-        for name in (
-            "method",
-            "promise",
-            "error",
-            "cosine",
-            "cost",
-            "s",
-            "MB",
-            "solved",
-            "trained",
-        ):
-            table.add_column(
-                name,
-                no_wrap=True,
-                justify="left" if name in ("method", "promise") else "right",
-            )
-        for row in (row for row in rows if row.problem == problem):
-            own = [
-                curve
-                for curve in curves
-                if curve.problem == problem and curve.method == row.method
-            ]
-            promise = (
-                f"≤ {row.bound:.1e}"
-                if row.guarantee == "certified"
-                else row.guarantee
-            )
-            table.add_row(
-                row.method,
-                promise,
-                f"{row.relative_error:.1e}",
-                f"{row.cosine:+.3f}",
-                f"{row.operator_applications:.0f}",
-                f"{row.seconds:.2f}",
-                f"{row.peak_mb:.1f}",
-                "yes" if row.converged else "no",
-                f"{own[-1].upper_loss / own[0].upper_loss:.1%}",
-            )
-        console.print(table)
-
-
 def report(
-    rows: Sequence[Row], curves: Sequence[TrainingRow]
+    rows: Sequence[MethodRow], curves: Sequence[MethodTrainingRow]
 ) -> dict[str, Json]:
     """What is written: the rows, the trainings, and which rows come from solves
     that did not reach their tolerance."""
@@ -154,18 +98,13 @@ def report(
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(
-        "python -m experiments.studies.compare_methods",
+    parser = command_line(
+        "compare_methods",
         "Every hypergradient method on denoising, deblurring and logistic "
         "regression, against exact gradients.",
     )
-    parser.add_argument("--json", type=path, help="write the rows to this file")
-    parser.add_argument(
-        "--out",
-        type=path,
-        default=Path("runs/methods"),
-        help="folder of the figures",
-    )
+    add_json(parser)
+    add_folder(parser, "runs/methods")
     parser.add_argument(
         "--side",
         type=whole(1, SIDE),
@@ -220,16 +159,17 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = list(
         settings(options.side, options.filters, options.size, options.examples)
     )
-    outputs = Outputs()
-    figures = outputs.json(options.json, ("rows", "training", "unconverged"))
-    errors, training = outputs.figures(
-        options.out, ["methods_errors.png", "methods_training.png"]
+    places = Places()
+    file = places.json(options.json, ("rows", "training", "unconverged"))
+    errors, training = places.figures(
+        options.out, "methods_errors.png", "methods_training.png"
     )
     accuracy, coarse = (
         Accuracy(value, value)
         for value in (options.tolerance, options.training_tolerance)
     )
-    asked, steps = dict(methods(options.steps)), options.training_steps
+    asked = dict(methods(options.steps))
+    steps = options.training_steps
     rows, curves = compare(
         chosen,
         asked,
@@ -237,9 +177,8 @@ def main(arguments: list[str] | None = None) -> None:
         coarse,
         steps,
         options.rate,
-        Terminal(stderr=True),
     )
-    figures.write_json(report(rows, curves))
+    file.write_json(report(rows, curves))
     method_figures.errors(rows, errors)
     method_figures.training(curves, training)
     show(rows, curves, Terminal())

@@ -49,7 +49,7 @@ EXACT_SOFTPLUS, EXACT_STEPS = 1e-6, 3000
 
 
 @dataclass(frozen=True)
-class Instance:
+class RaceInstance:
     """One noisy image under a ReLU network; ``reference`` is at most
     ``uncertain`` above the minimum of its nested ``energy``."""
 
@@ -80,7 +80,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Point:
+class RacePoint:
     """Where a contestant stood: ``gap`` is the nested energy above the
     reference, over that of the start."""
 
@@ -123,7 +123,7 @@ def softened(network: NetworkEnergy, smoothing: float) -> NetworkEnergy:
     )
 
 
-def pose(widths: tuple[int, ...], size: int, side: int) -> Instance:
+def pose(widths: tuple[int, ...], size: int, side: int) -> RaceInstance:
     """An image, and the minimum of its energy between two certified ends.
 
     Centred softplus lies below ReLU, so that a certified lower end of its
@@ -132,7 +132,9 @@ def pose(widths: tuple[int, ...], size: int, side: int) -> Instance:
     """
     network = relu_network(widths, size)
     data = denoising(photograph_patches(1, side, 1), 0).double()
-    x, lowest, best = data.start, -math.inf, math.inf
+    x = data.start
+    lowest = -math.inf
+    best = math.inf
     smoothing = SOFTPLUS[0]
     # continuation: each start is the solution of the next smoother problem
     while smoothing > EXACT_SOFTPLUS / 2:
@@ -145,6 +147,7 @@ def pose(widths: tuple[int, ...], size: int, side: int) -> Instance:
             x,
             schedule,
         ).result
+        # every problem on the way gives ends, and the best of each is kept
         lowest = max(
             lowest,
             float(
@@ -153,7 +156,7 @@ def pose(widths: tuple[int, ...], size: int, side: int) -> Instance:
         )
         best = min(best, float(data.value(x) + network.value(x)))
         smoothing /= 4
-    return Instance(network, data, best, best - lowest)
+    return RaceInstance(network, data, best, best - lowest)
 
 
 # --- the race -----------------------------------------------------------------
@@ -187,6 +190,7 @@ class Subgradient(Iteration[SubgradientState]):
             2 / (self.problem.data.strong_convexity * (weight + 1))
         ).reshape(-1, 1, 1, 1)
         x = state.x - factor * self.problem.gradient(state.x)
+        # weights k + 1, as a running average
         share = (2 / (weight + 1)).reshape(-1, 1, 1, 1)
         return SubgradientState(
             x, state.average + share * (x - state.average), weight
@@ -202,9 +206,10 @@ class Subgradient(Iteration[SubgradientState]):
         return Subgradient(self.problem.select(index))
 
 
-def contestants(instance: Instance) -> Iterator[Contestant]:
+def contestants(instance: RaceInstance) -> Iterator[Contestant]:
     """Every method at every smoothing of its form."""
-    network, data = instance.network, instance.data
+    network = instance.network
+    data = instance.data
     counter = ApplicationCounter()
     nested = SmoothProblem(data, network, counter=counter)
     yield Contestant(
@@ -265,21 +270,23 @@ def _image(iteration: Iteration, state: State) -> Primal:
 
 
 def race(
-    instance: Instance, contestant: Contestant, limit: float
-) -> list[Point]:
+    instance: RaceInstance, contestant: Contestant, limit: float
+) -> list[RacePoint]:
     """The points of one contestant until the last level is reached or ``limit``
     seconds are spent.
 
     Looks come at steps 1, 2, 3, 4, 5, 7, 9, ...; their time does not count.
     """
-    found: list[Point] = []
+    found: list[RacePoint] = []
     with torch.no_grad():
         begin = time.perf_counter()
         iteration = contestant.iteration()
         state = iteration.start()
-        seconds, steps = time.perf_counter() - begin, 0
+        seconds = time.perf_counter() - begin
+        steps = 0
         while seconds < limit and (not found or found[-1].gap > LEVELS[-1]):
             begin = time.perf_counter()
+            # looks cost energies: rarer as the steps go on
             for _ in range(max(1, steps // 4)):
                 state = iteration.step(state)
                 steps += 1
@@ -290,7 +297,7 @@ def race(
             ) / instance.gap
             pairs = contestant.counter.applications
             found.append(
-                Point(
+                RacePoint(
                     contestant.name,
                     contestant.smoothing,
                     steps,
@@ -302,7 +309,7 @@ def race(
     return found
 
 
-def first_below(points: Sequence[Point], level: float) -> Point | None:
+def first_below(points: Sequence[RacePoint], level: float) -> RacePoint | None:
     """The first point with at most ``level`` of the gap left."""
     return next((point for point in points if point.gap <= level), None)
 
@@ -320,6 +327,7 @@ def conditioning(
     problem = relu_lifted_problem(network, data, smoothing, smoothing)
     schedule = Schedule(max_steps=limit, check_every=10, patience=limit)
     steps: list[int | None] = []
+    # with a step per block of variables, and with one for all
     for rule in (BlockSteps.balanced, BlockSteps.uniform):
         outcome = solve_lower(
             problem,
@@ -328,6 +336,7 @@ def conditioning(
             schedule=schedule,
         )
         steps.append(int(outcome.steps) if outcome.converged else None)
+    # one step for all: the largest curvature over the smallest
     uniform = float(problem.stiffness()) / problem.data.strong_convexity
     return Conditioning(
         widths,
@@ -336,3 +345,13 @@ def conditioning(
         steps[0],
         steps[1],
     )
+
+
+def curves(
+    points: Sequence[RacePoint],
+) -> dict[tuple[str, float], list[RacePoint]]:
+    """Points by method and smoothing."""
+    grouped: dict[tuple[str, float], list[RacePoint]] = {}
+    for point in points:
+        grouped.setdefault((point.method, point.smoothing), []).append(point)
+    return grouped

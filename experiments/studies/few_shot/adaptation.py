@@ -77,9 +77,10 @@ def families() -> tuple[Family, Family]:
         for std in (0.8, 1.2, 1.6, 2.0)
     )
     shaken = Blur(motion_kernel(3, 9), 2.55 / 255, name="motion")
-    return Family("noise 50/255", noises, Noise(50 / 255), 1.0), Family(
-        "motion blur", blurs, shaken, 0.01
-    )
+    noisy = Family("noise 50/255", noises, Noise(50 / 255), 1.0)
+    # a data term that sees little of the image bears little regularization
+    blurred = Family("motion blur", blurs, shaken, 0.01)
+    return noisy, blurred
 
 
 @dataclass(frozen=True)
@@ -98,32 +99,32 @@ class Coordinates:
 
     @staticmethod
     def of(regularizer: LinearRegularizer) -> Coordinates:
+        """Those of a regularizer, from its metric."""
         damping = by_parameter(regularizer, DAMPING)
-        rows = [
-            by_parameter(regularizer, {name: 1.0})
-            for name in ("log_weight", "log_smoothing")
-        ]
-        return Coordinates(
-            (damping * regularizer.metric()).sqrt(), torch.stack(rows)
-        )
+        scale = (damping * regularizer.metric()).sqrt()
+        weights = by_parameter(regularizer, {"log_weight": 1.0})
+        smoothings = by_parameter(regularizer, {"log_smoothing": 1.0})
+        return Coordinates(scale, torch.stack([weights, smoothings]))
 
     def parameters(self, u: Tensor) -> Tensor:
-        gains, v = u.split([len(self.common), u.numel() - len(self.common)])
+        """The parameters with coordinates ``u``; both flat."""
+        count = len(self.common)
+        gains, v = u.split([count, u.numel() - count])
         return self.scale * v + gains @ self.common
 
     def of_parameters(self, parameters: Tensor) -> Tensor:
-        return torch.cat(
-            [parameters.new_zeros(len(self.common)), parameters / self.scale]
-        )
+        """Coordinates of ``parameters``: of the many that they have, those
+        without gains."""
+        gains = parameters.new_zeros(len(self.common))
+        return torch.cat([gains, parameters / self.scale])
 
     def level(self, level: Level) -> Level:
         """``level`` as a function of the coordinates."""
 
         def evaluate(u: Tensor) -> tuple[float, Tensor]:
             value, gradient = level(self.parameters(u))
-            return value, torch.cat(
-                [self.common @ gradient, self.scale * gradient]
-            )
+            in_gains = self.common @ gradient
+            return value, torch.cat([in_gains, self.scale * gradient])
 
         return evaluate
 
@@ -170,9 +171,13 @@ class World:
         """The logarithm of the upper loss on ``count`` fresh patches, in the
         coordinates."""
         clean, observed = self.draw(degradation, count, generator)
-        data, loss = degradation.data_term(observed), SquaredError(clean)
         level = upper_level(
-            ImplicitCG(), self.regularizer, data, loss, accuracy, work
+            ImplicitCG(),
+            self.regularizer,
+            degradation.data_term(observed),
+            SquaredError(clean),
+            accuracy,
+            work,
         )
         return self.coordinates.level(logarithmic(level))
 
@@ -195,15 +200,11 @@ class World:
         others to be judged by."""
         generator = torch.Generator().manual_seed(seed)
         while True:
-            chosen = known[
-                int(torch.randint(len(known), (), generator=generator))
-            ]
-            yield Task(
-                *(
-                    self.level(chosen, shots, generator, accuracy, work)
-                    for _ in range(2)
-                )
-            )
+            drawn = torch.randint(len(known), (), generator=generator)
+            chosen = known[int(drawn)]
+            support = self.level(chosen, shots, generator, accuracy, work)
+            query = self.level(chosen, shots, generator, accuracy, work)
+            yield Task(support, query)
 
     def start(self) -> Tensor:
         """The coordinates of the regularizer as it is."""
@@ -219,13 +220,10 @@ class World:
 
     def steps_of_adam(self) -> Tensor:
         """The step sizes of every coordinate."""
-        rates = (
-            by_parameter(self.regularizer, TRAINING_RATES)
-            / self.coordinates.scale
-        )
-        return torch.cat(
-            [torch.full((len(self.coordinates.common),), COMMON_RATE), rates]
-        )
+        rates = by_parameter(self.regularizer, TRAINING_RATES)
+        common = torch.full((len(self.coordinates.common),), COMMON_RATE)
+        # a step of the parameters, in coordinates
+        return torch.cat([common, rates / self.coordinates.scale])
 
 
 # --- learning -----------------------------------------------------------------
@@ -246,18 +244,21 @@ def meta_train(
     them.
     """
     begin = rule.start(start)
-    sizes = torch.cat(
-        [sizes, sizes.new_full((begin.numel() - start.numel(),), extra)]
-    )
+    appended = begin.numel() - start.numel()
+    sizes = torch.cat([sizes, sizes.new_full((appended,), extra)])
+    # Adam knows one rate: each coordinate is measured in its own step size
     moved = torch.zeros_like(begin, requires_grad=True)
     optimizer = torch.optim.Adam([moved], lr=1.0, betas=(0.9, 0.99))
     kept = []
     for task in islice(tasks, steps):
-        _, gradient = rule.differentiate(begin + sizes * moved.detach(), task)
+        point = begin + sizes * moved.detach()
+        _, gradient = rule.differentiate(point, task)
         moved.grad = sizes * gradient
         optimizer.step()
         kept.append(begin + sizes * moved.detach())
-    return torch.stack(kept[steps // 2 :]).mean(0)
+    # one task a step is noisy: the mean of late iterates is not
+    late = kept[steps // 2 :]
+    return torch.stack(late).mean(0)
 
 
 def long_training(
@@ -312,14 +313,19 @@ def fine_tune(
     for rate in rates:
         try:
             end = follow(support, start, rate, steps).points[-1]
-            ends.append((support(end)[0] if len(rates) > 1 else 0.0, end))
+            loss = 0.0
+            # a single rate needs no comparison, which costs an evaluation
+            if len(rates) > 1:
+                loss, _ = support(end)
+            ends.append((loss, end))
         except ValueError as error:
             failure = error
     if not ends:
         raise ValueError(
             f"gradient steps fail at all rates ({', '.join(map(str, rates))}): {failure}"
         ) from failure
-    return min(ends, key=lambda end: end[0])[1]
+    _, best = min(ends, key=lambda end: end[0])
+    return best
 
 
 def rescaled(
@@ -330,15 +336,16 @@ def rescaled(
 ) -> tuple[LinearRegularizer, float]:
     """All weights times the factor that restores the support best, and the
     operator applications of the search."""
-    counter, data = ApplicationCounter(), degradation.data_term(observed)
+    counter = ApplicationCounter()
+    data = degradation.data_term(observed)
 
     def restored(factor: float) -> Tensor:
         problem = scaled(regularizer, factor).problem(data).counted(counter)
+        radius = radius_per_element(problem, QUERY_TOLERANCE)
         # where an extreme factor is not solved to the end, the search leaves it
         # as it would the solution
-        return solve_lower(
-            problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE)
-        ).result[0]
+        (x,) = solve_lower(problem, NonlinearCG(), radius).result
+        return x
 
     factor, _ = tune(restored, clean, FACTORS)
     return scaled(regularizer, factor), counter.applications
@@ -359,15 +366,14 @@ class Query:
         Raises ``UserError`` if one was not solved to the tolerance: all rules
         are judged at the same one.
         """
-        problem = regularizer.problem(self.degradation.data_term(self.observed))
-        outcome = solve_lower(
-            problem, NonlinearCG(), radius_per_element(problem, QUERY_TOLERANCE)
-        )
+        data = self.degradation.data_term(self.observed)
+        problem = regularizer.problem(data)
+        radius = radius_per_element(problem, QUERY_TOLERANCE)
+        outcome = solve_lower(problem, NonlinearCG(), radius)
         if not outcome.converged:
             raise UserError(
                 f"the adapted regularizer is not solved to an RMS error of {QUERY_TOLERANCE:g}"
             )
         (x,) = outcome.result
-        return -10 * math.log10(
-            float((x - self.clean).double().square().mean())
-        )
+        error = (x - self.clean).double().square().mean()
+        return -10 * math.log10(float(error))

@@ -60,7 +60,9 @@ def upper_level(
 
     The cost of every evaluation is added to ``work``.
     """
-    model, count = copy.deepcopy(regularizer), data.start.shape[0]
+    # evaluations move a copy: the regularizer stays where it was
+    model = copy.deepcopy(regularizer)
+    count = data.start.shape[0]
 
     def evaluate(parameters: Tensor) -> tuple[float, Tensor]:
         assign(model, parameters)
@@ -98,9 +100,9 @@ def hessian_product(
     if size == 0:
         return torch.zeros_like(v)
     step = relative_step * (1 + float(parameters.norm())) / size
-    return (
-        level(parameters + step * v)[1] - level(parameters - step * v)[1]
-    ) / (2 * step)
+    _, ahead = level(parameters + step * v)
+    _, behind = level(parameters - step * v)
+    return (ahead - behind) / (2 * step)
 
 
 class MetaRule(ABC):
@@ -138,10 +140,14 @@ def follow(
     support: Level, parameters: Tensor, rates: Tensor | float, steps: int
 ) -> Path:
     """``parameters - rates * gradient``, ``steps`` times."""
-    points, gradients = [parameters], []
+    point = parameters
+    points = [point]
+    gradients = []
     for _ in range(steps):
-        gradients.append(support(points[-1])[1])
-        points.append(points[-1] - rates * gradients[-1])
+        _, gradient = support(point)
+        point = point - rates * gradient
+        points.append(point)
+        gradients.append(gradient)
     return Path(points, gradients)
 
 
@@ -159,9 +165,11 @@ def pull_back_along(
     Hessian is left out.
     """
     in_rates = torch.zeros_like(v)
-    for point, gradient in zip(
-        reversed(path.points[:-1]), reversed(path.gradients), strict=True
-    ):
+    # the last point was reached, not left
+    left = reversed(path.points[:-1])
+    backwards = zip(left, reversed(path.gradients), strict=True)
+    for point, gradient in backwards:
+        # before v moves on: this step's rates act on the point that it reached
         in_rates = in_rates - gradient * v
         if second_order:
             v = v - hessian_product(support, point, rates * v)
@@ -192,9 +200,11 @@ class MAML(MetaRule):
     def differentiate(self, meta: Tensor, task: Task) -> tuple[float, Tensor]:
         path = follow(task.support, meta, self.rate, self.steps)
         value, slope = task.query(path.points[-1])
-        return value, pull_back_along(
+        # the rate is not learned
+        gradient, _ = pull_back_along(
             task.support, path, self.rate, slope, self.second_order
-        )[0]
+        )
+        return value, gradient
 
 
 @dataclass(frozen=True)
@@ -217,9 +227,10 @@ class MetaSGD(MetaRule):
         parameters, rates = meta.chunk(2)
         path = follow(task.support, parameters, rates, self.steps)
         value, slope = task.query(path.points[-1])
-        return value, torch.cat(
-            pull_back_along(task.support, path, rates, slope, self.second_order)
+        both = pull_back_along(
+            task.support, path, rates, slope, self.second_order
         )
+        return value, torch.cat(both)
 
 
 @dataclass(frozen=True)
@@ -245,18 +256,16 @@ class L2F(MetaRule):
         return torch.cat([parameters, parameters.new_ones(len(self.groups))])
 
     def _attenuated(self, meta: Tensor) -> tuple[Tensor, Tensor]:
-        parameters, factors = meta.split(
-            [meta.numel() - len(self.groups), len(self.groups)]
-        )
-        return parameters, factors.repeat_interleave(
-            torch.tensor(self.groups, device=meta.device)
-        )
+        """The parameters, and the factor of each of them."""
+        count = len(self.groups)
+        parameters, factors = meta.split([meta.numel() - count, count])
+        sizes = torch.tensor(self.groups, device=meta.device)
+        return parameters, factors.repeat_interleave(sizes)
 
     def adapt(self, meta: Tensor, support: Level) -> Tensor:
         parameters, factors = self._attenuated(meta)
-        return follow(
-            support, factors * parameters, self.rate, self.steps
-        ).points[-1]
+        start = factors * parameters
+        return follow(support, start, self.rate, self.steps).points[-1]
 
     def differentiate(self, meta: Tensor, task: Task) -> tuple[float, Tensor]:
         parameters, factors = self._attenuated(meta)
@@ -265,9 +274,9 @@ class L2F(MetaRule):
         v, _ = pull_back_along(
             task.support, path, self.rate, slope, self.second_order
         )
-        in_factors = torch.stack(
-            [part.sum() for part in (v * parameters).split(list(self.groups))]
-        )
+        # a factor serves a whole group: its derivative collects the group's
+        parts = (v * parameters).split(list(self.groups))
+        in_factors = torch.stack([part.sum() for part in parts])
         return value, torch.cat([factors * v, in_factors])
 
 
@@ -295,25 +304,33 @@ class ImplicitMAML(MetaRule):
     def adapt(self, meta: Tensor, support: Level) -> Tensor:
         phi = meta
         for _ in range(self.steps):
-            phi = phi - self.rate * (
-                support(phi)[1] + self.strength * (phi - meta)
-            )
+            _, gradient = support(phi)
+            proximal = gradient + self.strength * (phi - meta)
+            phi = phi - self.rate * proximal
         return phi
 
     def differentiate(self, meta: Tensor, task: Task) -> tuple[float, Tensor]:
         phi = self.adapt(meta, task.support)
         value, slope = task.query(phi)
-        x, residual = torch.zeros_like(slope), slope
-        direction, energy = residual, residual @ residual
+        return value, self._solved(task.support, phi, slope)
+
+    def _solved(self, support: Level, phi: Tensor, right: Tensor) -> Tensor:
+        """``(I + Hess L_support(phi)/strength)^{-1} right``, roughly."""
+        x = torch.zeros_like(right)
+        residual = right
+        direction = residual
+        energy = residual @ residual
+        negligible = 1e-20 * float(right @ right)
         for _ in range(self.products):
-            if float(energy) <= 1e-20 * float(slope @ slope):
+            # a further step would divide by what rounding left
+            if float(energy) <= negligible:
                 break
-            image = (
-                direction
-                + hessian_product(task.support, phi, direction) / self.strength
-            )
+            bent = hessian_product(support, phi, direction)
+            image = direction + bent / self.strength
             alpha = energy / (direction @ image)
-            x, residual = x + alpha * direction, residual - alpha * image
-            before, energy = energy, residual @ residual
+            x = x + alpha * direction
+            residual = residual - alpha * image
+            before = energy
+            energy = residual @ residual
             direction = residual + energy / before * direction
-        return value, x
+        return x

@@ -17,7 +17,12 @@ from experiments.studies.gpu_check.cases import (
     relative,
     training_model,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from experiments.studies.gpu_check.speed import TRAINING
 from experiments.studies.gpu_check.timing import median_seconds
 from piggyback import Denoising, LogCosh, SquaredError
@@ -40,7 +45,7 @@ _NEARLY = 1e-2
 """Of residuals and directions, which are small differences of large numbers."""
 
 
-def checks(setting: Setting) -> Iterator[Check]:
+def checks(setting: CardSetting) -> Iterator[CardCheck]:
     """Graphs of both iterations at the batches of training; the pointwise part
     last, since compilers take long."""
     shapes = (
@@ -58,11 +63,11 @@ def checks(setting: Setting) -> Iterator[Check]:
             label = (
                 f"{BETWEEN_LOOKS} steps as a graph, {name}, {batch} x {side}²"
             )
-            yield Check(
+            yield CardCheck(
                 "graphs", label, partial(graphed, build, batch, side), 10
             )
     for batch, side in shapes[-2:]:
-        yield Check(
+        yield CardCheck(
             "compiled",
             f"pointwise part, {batch} x {side}²",
             partial(compiled, batch, side),
@@ -191,7 +196,9 @@ def difference(found: State, wanted: State, names: Sequence[str]) -> float:
 Build = Callable[[int, int, torch.device], tuple[Iteration, State]]
 
 
-def graphed(build: Build, batch: int, side: int, setting: Setting) -> Finding:
+def graphed(
+    build: Build, batch: int, side: int, setting: CardSetting
+) -> Finding:
     """The block eager and replayed; equal to rounding on the state it was
     captured at and on a later one."""
     with torch.no_grad():
@@ -245,7 +252,7 @@ def pointwise(
     return t, slope * weight, secant, curvature * weight
 
 
-def compiled(batch: int, side: int, setting: Setting) -> Finding:
+def compiled(batch: int, side: int, setting: CardSetting) -> Finding:
     """Eager and compiled, the first call (which compiles) apart; equal to
     rounding."""
     if setting.quick:

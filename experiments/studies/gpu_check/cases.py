@@ -60,23 +60,23 @@ def pictures(count: int, side: int, channels: int = 1, seed: int = 0) -> Tensor:
     axis = torch.linspace(0, 1, side)
     found = []
     for _ in range(count):
-        tilt, wave = (
-            torch.randn(2, generator=generator),
-            4 + 12 * torch.rand(2, generator=generator),
-        )
+        tilt = torch.randn(2, generator=generator)
+        wave = 4 + 12 * torch.rand(2, generator=generator)
+        # a ramp: no part of the image is flat to the last digit
         image = 0.5 + 0.15 * (tilt[0] * axis.unsqueeze(1) + tilt[1] * axis)
         image = image + 0.08 * torch.sin(
             wave[0] * axis.unsqueeze(1)
         ) * torch.cos(wave[1] * axis)
+        # boxes: edges of all heights, where potentials leave their quadratic
+        # part
         for _ in range(6):
-            corner, extent = (
-                torch.rand(2, generator=generator) * 0.7,
-                0.1 + 0.3 * torch.rand(2, generator=generator),
-            )
+            corner = torch.rand(2, generator=generator) * 0.7
+            extent = 0.1 + 0.3 * torch.rand(2, generator=generator)
             inside = (axis >= corner[0]) & (axis <= corner[0] + extent[0])
             across = (axis >= corner[1]) & (axis <= corner[1] + extent[1])
             step = 0.4 * (torch.rand((), generator=generator) - 0.5)
             image = image + step * (inside.unsqueeze(1) & across).float()
+        # channels that are alike but not equal, as in photographs
         shades = 1 + 0.2 * torch.randn(channels, 1, 1, generator=generator)
         found.append((0.5 + (image - 0.5) * shades).clamp(0, 1))
     return torch.stack(found)
@@ -155,7 +155,7 @@ def _seen(observed: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Case:
+class CardCase:
     """A regularizer and what is to be undone; ``observe`` degrades clean
     images, ``term`` makes a data term of the result."""
 
@@ -206,19 +206,21 @@ def denoising(
     model: Callable[[], Regularizer],
     channels: int = 1,
     side: int = 24,
-) -> Case:
-    return Case(name, model, noisy, Denoising, channels, side)
+) -> CardCase:
+    return CardCase(name, model, noisy, Denoising, channels, side)
 
 
 def degraded(
     name: str, operator: ValidBlur | SuperResolution | Inpainting
-) -> Case:
+) -> CardCase:
     observe, term = _least_squares(operator)
-    return Case(name, _linear("reflect"), observe, term)
+    return CardCase(name, _linear("reflect"), observe, term)
 
 
-def periodic_deblurring(model: Callable[[], Regularizer], name: str) -> Case:
-    return Case(
+def periodic_deblurring(
+    model: Callable[[], Regularizer], name: str
+) -> CardCase:
+    return CardCase(
         name,
         model,
         lambda clean: Deblurring(noisy(clean, 0.01), _blur(), 0.02).blur(clean),
@@ -249,7 +251,7 @@ DEGRADATIONS = (
     ),
     degraded("super-resolution by 2", SuperResolution(2)),
     degraded("inpainting", Inpainting(_seen(torch.zeros(1, 1, 24, 24)))),
-    Case(
+    CardCase(
         "missing pixels",
         _linear("reflect"),
         noisy,
@@ -283,7 +285,7 @@ _FINE = ImplicitCG(
 
 
 @cache
-def reference(case: Case) -> Reference:
+def reference(case: CardCase) -> Reference:
     """Of one case; computed once."""
     found = certified(case, torch.float64, CPU, _FINE, Accuracy(1e-11, 1e-9))
     assert found.pair is not None
@@ -302,7 +304,7 @@ def reference(case: Case) -> Reference:
 
 
 def certified(
-    case: Case,
+    case: CardCase,
     dtype: torch.dtype,
     device: torch.device,
     method: HypergradientMethod,
@@ -310,10 +312,8 @@ def certified(
 ) -> Hypergradient:
     """A pair by ``method`` and its certificates, evaluated in float64 on the
     same device."""
-    regularizer, data = (
-        case.regularizer(dtype, device),
-        case.data(dtype, device),
-    )
+    regularizer = case.regularizer(dtype, device)
+    data = case.data(dtype, device)
     posed = pose(regularizer, data, case.loss(regularizer, data))
     pair = method.differentiate(posed.problem, posed.loss, accuracy)
     return certify(posed, pair)
@@ -321,10 +321,8 @@ def certified(
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     """``||found - wanted|| / ||wanted||`` on the CPU in float64."""
-    found, wanted = (
-        found.detach().cpu().double(),
-        wanted.detach().cpu().double(),
-    )
+    found = found.detach().cpu().double()
+    wanted = wanted.detach().cpu().double()
     return float(
         (found - wanted).norm() / wanted.norm().clamp(min=math.ulp(0.0))
     )

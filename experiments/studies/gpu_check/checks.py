@@ -40,7 +40,7 @@ class OutOfTime(Exception):
 
 
 @dataclass(frozen=True)
-class Setting:
+class CardSetting:
     """Where and how thoroughly to check; ``deadline`` (``time.monotonic``) is
     that of the check at hand."""
 
@@ -74,17 +74,17 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Check:
+class CardCheck:
     """One row of the report; ``seconds``: its limit."""
 
     part: str
     name: str
-    run: Callable[[Setting], Finding]
+    run: Callable[[CardSetting], Finding]
     seconds: float
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckRow:
     """What came of a check: right, wrong, measured, skipped, failed, or out of
     time."""
 
@@ -115,13 +115,13 @@ class Report:
     def __init__(self, path: Path, head: dict[str, Json]) -> None:
         self.path = path
         self.head = head
-        self.rows: list[Row] = []
+        self.rows: list[CheckRow] = []
         self.marks: list[dict[str, Json]] = []
         self.running = ""
         self.begun = time.monotonic()
         self._lock = threading.Lock()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: CheckRow) -> None:
         """Append and write."""
         self.rows.append(row)
         self.write("running")
@@ -135,8 +135,10 @@ class Report:
             "marks": self.marks,
             "checks": [asdict(row) for row in self.rows],
         }
+        # a report per line would not be one JSON document
         if state == "running" and is_stream(self.path):
             return  # a device or a FIFO gets the report once
+        # the watchdog writes from a thread of its own
         with self._lock:
             write_to(
                 self.path,
@@ -166,6 +168,8 @@ class Watchdog:
         self.end = time.monotonic() + limit
         self.until = self.end
         self._stopped = threading.Event()
+        # a thread, not a signal: a call that hangs in the driver never returns
+        # to Python, where signals are handled
         threading.Thread(target=self._watch, daemon=True).start()
 
     def expect(self, until: float) -> None:
@@ -199,6 +203,7 @@ def alarm(seconds: float) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         raise OutOfTime
 
+    # the handler of whoever calls is put back afterwards
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
     try:
@@ -208,13 +213,15 @@ def alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def perform(check: Check, setting: Setting, seconds: float) -> Row:
+def perform(check: CardCheck, setting: CardSetting, seconds: float) -> CheckRow:
     """Run one check within ``seconds``; whatever it raises becomes its row."""
-    begun, figures, note = time.monotonic(), {}, ""
+    begun = time.monotonic()
+    figures = {}
+    note = ""
     try:
         with alarm(seconds):
             finding = check.run(
-                Setting(setting.device, setting.quick, begun + seconds)
+                CardSetting(setting.device, setting.quick, begun + seconds)
             )
             setting.wait()
         outcome = {
@@ -222,16 +229,19 @@ def perform(check: Check, setting: Setting, seconds: float) -> Row:
             False: "wrong",
             None: "measured" if finding.figures else "skipped",
         }[finding.right]
-        figures, note = finding.figures, finding.note
+        figures = finding.figures
+        note = finding.note
     except OutOfTime:
-        outcome, note = "out of time", f"more than {seconds:.0f} s"
+        outcome = "out of time"
+        note = f"more than {seconds:.0f} s"
     except Exception as error:
+        # the line that raised says more than the message of a kernel
         where = traceback.extract_tb(error.__traceback__)[-1]
         outcome = "failed"
         note = f"{type(error).__name__}: {str(error).strip()[:400]} ({Path(where.filename).name}:{where.lineno})"
         if setting.on_card and isinstance(error, torch.cuda.OutOfMemoryError):
             torch.cuda.empty_cache()  # the next check shall have all of it
-    return Row(
+    return CheckRow(
         check.part,
         check.name,
         outcome,
@@ -242,11 +252,11 @@ def perform(check: Check, setting: Setting, seconds: float) -> Row:
 
 
 def run_all(
-    checks: Sequence[Check],
-    setting: Setting,
+    checks: Sequence[CardCheck],
+    setting: CardSetting,
     report: Report,
     limit: float,
-    show: Callable[[Row], None],
+    show: Callable[[CheckRow], None],
 ) -> None:
     """All checks, within ``limit`` seconds together; the report is written
     after each."""
@@ -254,10 +264,12 @@ def run_all(
     end = time.monotonic() + limit
     try:
         for check in checks:
+            # late checks get what is left of the whole
             seconds = min(check.seconds, end - time.monotonic())
             report.running = f"{check.part}: {check.name}"
+            # too short to say anything: better not begun than cut off
             if seconds < 0.5:
-                row = Row(
+                row = CheckRow(
                     check.part,
                     check.name,
                     "out of time",
@@ -294,7 +306,7 @@ def _short(value: Json) -> str:
     return str(value)
 
 
-def table_line(row: Row) -> str:
+def table_line(row: CheckRow) -> str:
     """One line of the printed table."""
     text = " | ".join(
         part for part in (figures_line(row.figures), row.note) if part

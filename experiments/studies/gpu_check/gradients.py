@@ -14,13 +14,18 @@ from experiments.studies.gpu_check.cases import (
     DEFAULT,
     DEGRADATIONS,
     MODELS,
-    Case,
+    CardCase,
     certified,
     degraded,
     reference,
     relative,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from experiments.studies.gpu_check.right import DTYPES, on_device
 from piggyback import (
     Accuracy,
@@ -56,7 +61,7 @@ AGREEMENT = {torch.float32: 1e-2, torch.float64: 1e-6}
 other kernels make of it on a CPU."""
 QUALITIES = (Accuracy(1e-2, 0.3), Accuracy(1e-3, 1e-2), Accuracy(1e-5, 1e-4))
 
-CASES_OF_METHODS: dict[str, tuple[Case, Method]] = {
+CASES_OF_METHODS: dict[str, tuple[CardCase, Method]] = {
     **{kind.capabilities.name: (DEFAULT, kind()) for kind in METHODS},
     "bvfim": (
         DEFAULT,
@@ -79,36 +84,36 @@ CASES_OF_METHODS: dict[str, tuple[Case, Method]] = {
 }
 
 
-def checks() -> Iterator[Check]:
+def checks() -> Iterator[CardCheck]:
     """Every method, certificates, refinement, the layer, every model and
     degradation, in both precisions."""
     for dtype in DTYPES:
         short = str(dtype).removeprefix("torch.")
         for name, (case, method) in CASES_OF_METHODS.items():
-            yield Check(
+            yield CardCheck(
                 "gradients",
                 f"{name}, {short}",
                 partial(compared, case, method, dtype),
                 25,
             )
         for case in (DEFAULT, MODELS[3], MODELS[4], MODELS[6]):
-            yield Check(
+            yield CardCheck(
                 "certificates",
                 f"{case.name}, {short}",
                 partial(certificates, case, dtype),
                 25,
             )
-        yield Check(
+        yield CardCheck(
             "gradients", f"OnDemand, {short}", partial(on_demand, dtype), 25
         )
-        yield Check(
+        yield CardCheck(
             "gradients",
             f"layer, forward and backward, {short}",
             partial(layer, dtype),
             20,
         )
         for case in (*MODELS, *DEGRADATIONS):
-            yield Check(
+            yield CardCheck(
                 "models",
                 f"{case.name}, {short}",
                 partial(compared, case, ImplicitCG(), dtype),
@@ -120,7 +125,7 @@ def checks() -> Iterator[Check]:
 
 
 def compared(
-    case: Case, method: Method, dtype: torch.dtype, setting: Setting
+    case: CardCase, method: Method, dtype: torch.dtype, setting: CardSetting
 ) -> Finding:
     """Within its bound of the reference where it has one, else as far from the
     CPU's own result as rounding explains."""
@@ -145,7 +150,8 @@ def compared(
             here and difference <= AGREEMENT[dtype] and bool(wanted.norm() > 0),
             figures,
         )
-    exact, missed = reference(case), _missed(found.gradient, case)
+    exact = reference(case)
+    missed = _missed(found.gradient, case)
     figures["relative error"] = missed / float(exact.gradient.norm())
     figures["bound over error"] = found.gradient_error / max(missed, 1e-300)
     valid = missed <= found.gradient_error + exact.gradient_error
@@ -155,30 +161,28 @@ def compared(
 
 
 def asked(
-    case: Case, method: Method, dtype: torch.dtype, device: torch.device
+    case: CardCase, method: Method, dtype: torch.dtype, device: torch.device
 ) -> Hypergradient:
-    regularizer, data = (
-        case.regularizer(dtype, device),
-        case.data(dtype, device),
-    )
+    regularizer = case.regularizer(dtype, device)
+    data = case.data(dtype, device)
     return hypergradient(
         method, regularizer, data, case.loss(regularizer, data), ACCURACY
     )
 
 
 @cache
-def on_cpu(case: Case, method: Method, dtype: torch.dtype) -> Tensor:
+def on_cpu(case: CardCase, method: Method, dtype: torch.dtype) -> Tensor:
     """The gradient of a method on the CPU in the same precision; computed once."""
     return asked(case, method, dtype, CPU).gradient
 
 
-def _missed(gradient: Tensor, case: Case) -> float:
+def _missed(gradient: Tensor, case: CardCase) -> float:
     return float(
         (gradient.detach().cpu().double() - reference(case).gradient).norm()
     )
 
 
-def _losses_hold(found: Hypergradient, case: Case) -> bool:
+def _losses_hold(found: Hypergradient, case: CardCase) -> bool:
     """Whether the loss intervals contain the reference (itself an interval)."""
     exact = reference(case)
     missed = (found.loss.value.cpu().double() - exact.loss).abs()
@@ -190,10 +194,15 @@ def _losses_hold(found: Hypergradient, case: Case) -> bool:
 # --- certificates -------------------------------------------------------------
 
 
-def certificates(case: Case, dtype: torch.dtype, setting: Setting) -> Finding:
+def certificates(
+    case: CardCase, dtype: torch.dtype, setting: CardSetting
+) -> Finding:
     """The same pairs certified on both: valid against the reference, and as
     sharp on the device as on the CPU."""
-    exact, right, worst, ratios = reference(case), True, 0.0, []
+    exact = reference(case)
+    right = True
+    worst = 0.0
+    ratios = []
     for accuracy in QUALITIES[: 2 if setting.quick else 3]:
         pair = certified(case, dtype, CPU, ImplicitCG(), accuracy).pair
         assert pair is not None
@@ -227,7 +236,7 @@ def _ratio(found: float, wanted: float) -> float:
 
 
 def _certify(
-    case: Case, dtype: torch.dtype, device: torch.device, pair: Sensitivity
+    case: CardCase, dtype: torch.dtype, device: torch.device, pair: Sensitivity
 ) -> Hypergradient:
     """The certificates of a given pair on a device."""
     exact, data = _posed(case, dtype, device)
@@ -246,7 +255,7 @@ def _certify(
 
 
 def _posed(
-    case: Case, dtype: torch.dtype, device: torch.device
+    case: CardCase, dtype: torch.dtype, device: torch.device
 ) -> tuple[Regularizer, DataTerm]:
     """The lower level in float64, from numbers in ``dtype``."""
     return double_copy(case.regularizer(dtype, device)), case.data(
@@ -254,12 +263,10 @@ def _posed(
     ).double()
 
 
-def on_demand(dtype: torch.dtype, setting: Setting) -> Finding:
+def on_demand(dtype: torch.dtype, setting: CardSetting) -> Finding:
     """One per cent, certified."""
-    regularizer, data = (
-        DEFAULT.regularizer(dtype, setting.device),
-        DEFAULT.data(dtype, setting.device),
-    )
+    regularizer = DEFAULT.regularizer(dtype, setting.device)
+    data = DEFAULT.data(dtype, setting.device)
     found = OnDemand().differentiate(
         regularizer, data, DEFAULT.loss(regularizer, data), 0.01
     )
@@ -280,17 +287,13 @@ def on_demand(dtype: torch.dtype, setting: Setting) -> Finding:
 # --- the layer ----------------------------------------------------------------
 
 
-def layer(dtype: torch.dtype, setting: Setting) -> Finding:
+def layer(dtype: torch.dtype, setting: CardSetting) -> Finding:
     """``x -> ||x - truth||^2 / 2`` through autograd: the distance holds, and so
     does the bound of the gradient."""
-    regularizer, data = (
-        DEFAULT.regularizer(dtype, setting.device),
-        DEFAULT.data(dtype, setting.device),
-    )
-    solve, exact = (
-        Reconstruction(regularizer, tolerance=1e-4),
-        reference(DEFAULT),
-    )
+    regularizer = DEFAULT.regularizer(dtype, setting.device)
+    data = DEFAULT.data(dtype, setting.device)
+    solve = Reconstruction(regularizer, tolerance=1e-4)
+    exact = reference(DEFAULT)
     x = solve(data)
     (0.5 * (x - DEFAULT.clean(dtype, setting.device)).square().sum()).backward()
     report = solve.report

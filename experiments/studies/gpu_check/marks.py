@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from experiments.studies.gpu_check.checks import Json, Row, Setting
+from experiments.studies.gpu_check.checks import CardSetting, CheckRow, Json
 
 GRADIENTS_PER_SECOND = 2000.0
 RESTORATION_MS = 50.0
@@ -18,11 +18,11 @@ class Mark:
     judges it."""
 
     mark: str
-    found: Callable[[Sequence[Row]], float | None]
+    found: Callable[[Sequence[CheckRow]], float | None]
     met: Callable[[float], bool]
 
 
-def _not_right(rows: Sequence[Row]) -> float | None:
+def _not_right(rows: Sequence[CheckRow]) -> float | None:
     """Checks that had to be right and were not."""
     judged = [
         row
@@ -34,7 +34,7 @@ def _not_right(rows: Sequence[Row]) -> float | None:
     )
 
 
-def _waits(rows: Sequence[Row]) -> float | None:
+def _waits(rows: Sequence[CheckRow]) -> float | None:
     """In all steps of all solvers; a step that raised under the framework's own
     watch counts as one."""
     steps = [
@@ -54,7 +54,7 @@ def _waits(rows: Sequence[Row]) -> float | None:
     )
 
 
-def _fastest_gradients(rows: Sequence[Row]) -> float | None:
+def _fastest_gradients(rows: Sequence[CheckRow]) -> float | None:
     """Of 48² patches, the default model, the best batch."""
     found = [
         _number(row, "gradients per second")
@@ -65,7 +65,7 @@ def _fastest_gradients(rows: Sequence[Row]) -> float | None:
     return max((value for value in found if value is not None), default=None)
 
 
-def _restoration(rows: Sequence[Row]) -> float | None:
+def _restoration(rows: Sequence[CheckRow]) -> float | None:
     found = [
         row
         for row in rows
@@ -74,7 +74,7 @@ def _restoration(rows: Sequence[Row]) -> float | None:
     return _number(found[0], "ms") if found else None
 
 
-def _number(row: Row, name: str) -> float | None:
+def _number(row: CheckRow, name: str) -> float | None:
     value = row.figures.get(name)
     return float(value) if isinstance(value, (int, float)) else None
 
@@ -103,7 +103,9 @@ MARKS = (
 )
 
 
-def judged(rows: Sequence[Row], setting: Setting) -> list[dict[str, Json]]:
+def judged(
+    rows: Sequence[CheckRow], setting: CardSetting
+) -> list[dict[str, Json]]:
     """Every mark with its verdict; speeds are those of a card only, and waits
     only where a card was asked."""
     found: list[dict[str, Json]] = []

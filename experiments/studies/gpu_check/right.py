@@ -12,13 +12,18 @@ from torch import Tensor
 from experiments.studies.gpu_check.cases import (
     DEFAULT,
     MODELS,
-    Case,
+    CardCase,
     degraded,
     reference,
     relative,
     seeded,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from experiments.studies.learned_solver.solver import LearnedSolver
 from piggyback import (
     Accuracy,
@@ -68,37 +73,37 @@ of the working precision."""
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 
 
-def checks() -> Iterator[Check]:
+def checks() -> Iterator[CardCheck]:
     """Every operator and boundary, every solver, and what has to be refused."""
     for dtype in DTYPES:
         short = str(dtype).removeprefix("torch.")
         for boundary in BOUNDARIES:
-            yield Check(
+            yield CardCheck(
                 "right",
                 f"filter bank, {boundary}, {short}",
                 partial(banks, boundary, dtype),
                 20,
             )
-        yield Check(
+        yield CardCheck(
             "right",
             f"dense, lifted and forward operators, {short}",
             partial(others, dtype),
             20,
         )
         for name, (case, solver) in SOLVERS.items():
-            yield Check(
+            yield CardCheck(
                 "right",
                 f"{name}, {short}",
                 partial(solved, case, solver, dtype),
                 25,
             )
-    yield Check("right", "inputs on another device refused", refusals, 10)
+    yield CardCheck("right", "inputs on another device refused", refusals, 10)
 
 
 # --- operators ----------------------------------------------------------------
 
 
-def banks(boundary: str, dtype: torch.dtype, setting: Setting) -> Finding:
+def banks(boundary: str, dtype: torch.dtype, setting: CardSetting) -> Finding:
     """Every kernel of a boundary, on one and three channels."""
     pairs: list[tuple[float, float]] = []
     for channels in (1, 3):
@@ -126,7 +131,7 @@ def banks(boundary: str, dtype: torch.dtype, setting: Setting) -> Finding:
     return _judged(pairs, dtype)
 
 
-def others(dtype: torch.dtype, setting: Setting) -> Finding:
+def others(dtype: torch.dtype, setting: CardSetting) -> Finding:
     """Dense matrices, the data term moved into the dual, and the forward
     operators."""
     matrix = torch.randn(30, 20, generator=seeded(0)).to(setting.device, dtype)
@@ -194,20 +199,17 @@ def _compared(
         relative(image, exact(x.to(where, torch.float64))),
         relative(pulled, exact_adjoint(y.to(where, torch.float64))),
     )
-    left, right = (
-        (image.double() * y.double()).sum(),
-        (x.double() * pulled.double()).sum(),
-    )
+    # <K x, y> and <x, K^T y>, over the sizes of their factors
+    left = (image.double() * y.double()).sum()
+    right = (x.double() * pulled.double()).sum()
     return difference, float(
         (left - right).abs() / (image.double().norm() * y.double().norm())
     )
 
 
 def _judged(pairs: list[tuple[float, float]], dtype: torch.dtype) -> Finding:
-    difference, gap = (
-        max(pair[0] for pair in pairs),
-        max(pair[1] for pair in pairs),
-    )
+    difference = max(pair[0] for pair in pairs)
+    gap = max(pair[1] for pair in pairs)
     limit = AGREEMENT[dtype]
     figures: dict[str, Json] = {
         "operators": len(pairs),
@@ -220,7 +222,7 @@ def _judged(pairs: list[tuple[float, float]], dtype: torch.dtype) -> Finding:
 # --- solvers ------------------------------------------------------------------
 
 _TAPS = torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
-SOLVERS: dict[str, tuple[Case, LowerSolver]] = {
+SOLVERS: dict[str, tuple[CardCase, LowerSolver]] = {
     "nonlinear conjugate gradients": (DEFAULT, NonlinearCG()),
     "accelerated gradient": (DEFAULT, AcceleratedGradient()),
     "PDHG": (DEFAULT, PDHG()),
@@ -234,22 +236,27 @@ _SCHEDULE = Schedule(max_steps=20000, check_every=8, patience=200)
 
 
 def solved(
-    case: Case, solver: LowerSolver, dtype: torch.dtype, setting: Setting
+    case: CardCase,
+    solver: LowerSolver,
+    dtype: torch.dtype,
+    setting: CardSetting,
 ) -> Finding:
     """To three tolerances: all converged, as close to the reference as they
     say, everything on the device."""
-    problem, exact = (
-        case.regularizer(dtype, setting.device).problem(
-            case.data(dtype, setting.device)
-        ),
-        reference(case),
+    problem = case.regularizer(dtype, setting.device).problem(
+        case.data(dtype, setting.device)
     )
-    right, worst, steps = True, 0.0, []
+    exact = reference(case)
+    right = True
+    worst = 0.0
+    steps = []
+    # loose and tight: some errors show in one of them alone
     for tolerance in TOLERANCES[: 2 if setting.quick else 3]:
         radius = radius_per_element(problem, tolerance)
         outcome = solve_lower(problem, solver, radius, schedule=_SCHEDULE)
         (x,) = outcome.result
         missed = norm(x.cpu().double() - exact.x)
+        # the tolerance, what the reference itself may be off, and rounding
         allowed = (
             radius.cpu().double()
             + exact.distance
@@ -260,10 +267,8 @@ def solved(
             and bool((missed <= allowed).all())
             and on_device(x, setting.device)
         )
-        worst, steps = (
-            max(worst, float((missed / radius.cpu()).max())),
-            [*steps, int(outcome.steps.max())],
-        )
+        worst = max(worst, float((missed / radius.cpu()).max()))
+        steps = [*steps, int(outcome.steps.max())]
     return Finding(
         right,
         {
@@ -287,14 +292,15 @@ def on_device(value: object, device: torch.device) -> bool:
 # --- what is refused ----------------------------------------------------------
 
 
-def refusals(setting: Setting) -> Finding:
+def refusals(setting: CardSetting) -> Finding:
     """Data, truth, start and samples on another device: a ``ValueError`` that
     names it."""
     other = torch.device("cpu") if setting.on_card else torch.device("meta")
     here = Denoising(DEFAULT.data(torch.float32, setting.device).start)
     there = Denoising(here.observed.to(other))
     model = DEFAULT.regularizer(torch.float32, setting.device)
-    accuracy, truth = Accuracy(1e-2, 1e-1), SquaredError(here.observed)
+    accuracy = Accuracy(1e-2, 1e-1)
+    truth = SquaredError(here.observed)
     problem = model.problem(here)
     attempts: dict[str, tuple[str, Callable[[], object]]] = {
         "data": ("observation", lambda: Reconstruction(model)(there)),

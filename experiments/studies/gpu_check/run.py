@@ -29,11 +29,11 @@ from experiments.studies.gpu_check import (
 )
 from experiments.studies.gpu_check.checks import (
     REPORTED,
-    Check,
+    CardCheck,
+    CardSetting,
+    CheckRow,
     Json,
     Report,
-    Row,
-    Setting,
     run_all,
     table_line,
 )
@@ -95,7 +95,7 @@ PARTS = (
 (captures, compilers) comes late."""
 
 
-def chosen(parts: Sequence[str], setting: Setting) -> list[Check]:
+def chosen(parts: Sequence[str], setting: CardSetting) -> list[CardCheck]:
     """The checks of the parts, in the order of ``PARTS``."""
     learned = list(training.checks(setting))
     every = {
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(
             "--device cuda: this machine has no usable CUDA device; try --device cpu --quick"
         )
-    setting = Setting(torch.device(options.device), options.quick)
+    setting = CardSetting(torch.device(options.device), options.quick)
     head = machine(setting.device)
     print(
         "  ".join(f"{name} {value}" for name, value in head.items()), flush=True
@@ -213,5 +213,5 @@ def main(arguments: list[str] | None = None) -> int:
 OUTCOMES = ("right", "measured", "skipped", "out of time", "failed", "wrong")
 
 
-def show(row: Row) -> None:
+def show(row: CheckRow) -> None:
     print(table_line(row), flush=True)

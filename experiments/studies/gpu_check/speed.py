@@ -18,7 +18,12 @@ from experiments.studies.gpu_check.cases import (
     trained_size,
     training_model,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from experiments.studies.gpu_check.timing import (
     copy_bandwidth,
     median_seconds,
@@ -80,17 +85,17 @@ QUICK = Sizes((Shape(2, 32, 6, 5),), (24,), (4,), (32,))
 """Tries the code."""
 
 
-def checks(setting: Setting) -> Iterator[Check]:
+def checks(setting: CardSetting) -> Iterator[CardCheck]:
     """Sizes that suit the device."""
     sizes = QUICK if setting.quick else ON_CARD if setting.on_card else ON_CPU
-    yield Check("speed", "copy bandwidth", bandwidth, 5)
+    yield CardCheck("speed", "copy bandwidth", bandwidth, 5)
     for shape in sizes.shapes:
-        yield Check(
+        yield CardCheck(
             "speed", f"operator pair, {shape}", partial(operator_pair, shape), 8
         )
         for dtype in (torch.float32, torch.float64):
             name = f"kernels, {str(dtype).removeprefix('torch.')}, {shape}"
-            yield Check("speed", name, partial(kernels, shape, dtype), 12)
+            yield CardCheck("speed", name, partial(kernels, shape, dtype), 12)
     models: dict[str, Callable[[], Regularizer]] = {
         "adaptive": training_model,
         "linear": _linear,
@@ -99,14 +104,14 @@ def checks(setting: Setting) -> Iterator[Check]:
         for side in sizes.patches if name == "adaptive" else sizes.patches[:1]:
             for batch in sizes.batches:
                 label = f"patch gradients, {name}, {batch} x {side}²"
-                yield Check(
+                yield CardCheck(
                     "speed",
                     label,
                     partial(patch_gradients, model, batch, side),
                     8,
                 )
     for side in sizes.sides:
-        yield Check(
+        yield CardCheck(
             "speed",
             f"certified restoration, {side}²",
             partial(restoration, side),
@@ -118,7 +123,7 @@ def _linear() -> Regularizer:
     return LinearRegularizer(trained_size(), seeded(0))
 
 
-def bandwidth(setting: Setting) -> Finding:
+def bandwidth(setting: CardSetting) -> Finding:
     """What a copy moves per second."""
     return Finding(None, {"GB/s": copy_bandwidth(setting) / 1e9})
 
@@ -127,7 +132,7 @@ def bandwidth(setting: Setting) -> Finding:
 
 
 def _bank(
-    shape: Shape, dtype: torch.dtype, setting: Setting
+    shape: Shape, dtype: torch.dtype, setting: CardSetting
 ) -> tuple[ConvolutionBank, Tensor]:
     filters = (
         torch.randn(
@@ -141,7 +146,7 @@ def _bank(
     )
 
 
-def operator_pair(shape: Shape, setting: Setting) -> Finding:
+def operator_pair(shape: Shape, setting: CardSetting) -> Finding:
     """``K`` and ``K^T`` against the framework's bare convolutions, and against
     moving each number once."""
     bank, x = _bank(shape, torch.float32, setting)
@@ -156,10 +161,8 @@ def operator_pair(shape: Shape, setting: Setting) -> Finding:
         nnf.conv2d(x, bank.filters, padding=margin)
         return nnf.conv_transpose2d(planes, bank.filters, padding=margin)
 
-    ours, theirs = (
-        median_seconds(pair, setting, most=0.5),
-        median_seconds(bare, setting, most=0.5),
-    )
+    ours = median_seconds(pair, setting, most=0.5)
+    theirs = median_seconds(bare, setting, most=0.5)
     moved = 2 * (x.numel() + z.numel()) * x.element_size()
     least = moved / copy_bandwidth(setting)
     operations = 4 * z.numel() * shape.size**2
@@ -172,7 +175,7 @@ def operator_pair(shape: Shape, setting: Setting) -> Finding:
     return Finding(None, figures)
 
 
-def kernels(shape: Shape, dtype: torch.dtype, setting: Setting) -> Finding:
+def kernels(shape: Shape, dtype: torch.dtype, setting: CardSetting) -> Finding:
     """Milliseconds of every kernel, and whether the default plan is the
     fastest."""
     bank, x = _bank(shape, dtype, setting)
@@ -211,7 +214,10 @@ def kernels(shape: Shape, dtype: torch.dtype, setting: Setting) -> Finding:
 
 
 def patch_gradients(
-    model: Callable[[], Regularizer], batch: int, side: int, setting: Setting
+    model: Callable[[], Regularizer],
+    batch: int,
+    side: int,
+    setting: CardSetting,
 ) -> Finding:
     """One step of the stochastic phase without its optimiser: two solves and
     the gradient; then its certificate."""
@@ -221,11 +227,10 @@ def patch_gradients(
         .repeat(-(-batch // 32), 1, 1, 1)[:batch]
         .to(setting.device)
     )
-    data, loss = (
-        Denoising(noisy(clean.cpu()).to(setting.device)),
-        SquaredError(clean),
-    )
-    leaves, method = list(regularizer.parameters()), ImplicitCG()
+    data = Denoising(noisy(clean.cpu()).to(setting.device))
+    loss = SquaredError(clean)
+    leaves = list(regularizer.parameters())
+    method = ImplicitCG()
 
     def pair() -> Sensitivity:
         return method.differentiate(regularizer.problem(data), loss, TRAINING)
@@ -246,6 +251,7 @@ def patch_gradients(
 
     certified = median_seconds(certificate, setting, repeats=4, most=1.0)
     peak = peak_bytes(gradient, setting)
+    # of the dual variable: what memory is proportional to
     coefficients = batch * side**2 * trained_size().filters
     figures: dict[str, Json] = {
         "gradients per second": batch / seconds,
@@ -259,12 +265,14 @@ def patch_gradients(
 # --- restorations -------------------------------------------------------------
 
 
-def restoration(side: int, setting: Setting) -> Finding:
+def restoration(side: int, setting: CardSetting) -> Finding:
     """One noisy image to a certified RMS error, weight network and float64
     certificate included."""
     regularizer = training_model().to(setting.device)
     data = Denoising(noisy(pictures(1, side)).to(setting.device))
-    steps, distance = [0], [float("inf")]
+    # filled by the last run that is timed
+    steps = [0]
+    distance = [float("inf")]
 
     def solve() -> Tensor:
         problem = regularizer.problem(data).detached()

@@ -18,14 +18,19 @@ from experiments.studies.gpu_check.cases import (
     DEFAULT,
     MODELS,
     SIGMA,
-    Case,
+    CardCase,
     degraded,
     noisy,
     pictures,
     seeded,
     training_model,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from experiments.studies.gpu_check.gradients import (
     ACCURACY,
     CASES_OF_METHODS,
@@ -74,35 +79,33 @@ STEPS = 20
 Build = Callable[[torch.device], Iteration]
 
 
-def checks() -> Iterator[Check]:
+def checks() -> Iterator[CardCheck]:
     """The loop body of every solver and adjoint iteration, then the waits of
     whole calls."""
     for name, build in iterations().items():
-        yield Check(
+        yield CardCheck(
             "synchronisations",
             f"steps of {name}",
             partial(between_looks, build),
             10,
         )
     for name, (case, method) in CASES_OF_METHODS.items():
-        yield Check(
+        yield CardCheck(
             "synchronisations",
             f"one gradient by {name}",
             partial(per_gradient, case, method),
             20,
         )
-    yield Check(
+    yield CardCheck(
         "synchronisations", "one solve, tolerance of training", per_solve, 10
     )
 
 
 def iterations() -> dict[str, Build]:
     """Every iteration, bound to a small problem on a device."""
-    blurred, network, lifted = (
-        degraded("blurred", ValidBlur(torch.full((3, 3), 1 / 9))),
-        MODELS[4],
-        MODELS[6],
-    )
+    blurred = degraded("blurred", ValidBlur(torch.full((3, 3), 1 / 9)))
+    network = MODELS[4]
+    lifted = MODELS[6]
     found: dict[str, Build] = {
         "nonlinear conjugate gradients": partial(
             _bound, DEFAULT, NonlinearCG()
@@ -151,7 +154,7 @@ def iterations() -> dict[str, Build]:
     return found
 
 
-def _posed(case: Case, device: torch.device) -> LowerProblem:
+def _posed(case: CardCase, device: torch.device) -> LowerProblem:
     return (
         case.regularizer(torch.float32, device)
         .problem(case.data(torch.float32, device))
@@ -165,12 +168,14 @@ def _level(problem: LowerProblem) -> SolverTask[LowerProblem]:
     )
 
 
-def _bound(case: Case, solver: LowerSolver, device: torch.device) -> Iteration:
+def _bound(
+    case: CardCase, solver: LowerSolver, device: torch.device
+) -> Iteration:
     return solver.bind(_level(_posed(case, device)))
 
 
 def _dualised(
-    case: Case, solver: LowerSolver, device: torch.device
+    case: CardCase, solver: LowerSolver, device: torch.device
 ) -> Iteration:
     problem = _posed(case, device)
     assert isinstance(problem, SaddleProblem)
@@ -178,10 +183,8 @@ def _dualised(
 
 
 def _dense(solver: LowerSolver, device: torch.device) -> Iteration:
-    matrix, root = (
-        torch.randn(30, 20, generator=seeded(0)),
-        torch.randn(20, 20, generator=seeded(1)),
-    )
+    matrix = torch.randn(30, 20, generator=seeded(0))
+    root = torch.randn(20, 20, generator=seeded(1))
     hessian = root @ root.T / 20 + torch.eye(20)
     hessian = ((hessian + hessian.T) / 2).to(device)
     data = DenseQuadratic(
@@ -197,12 +200,12 @@ def _dense(solver: LowerSolver, device: torch.device) -> Iteration:
 
 
 def _adjoint(
-    case: Case, kind: Callable[[LinearSystem], Iteration], device: torch.device
+    case: CardCase,
+    kind: Callable[[LinearSystem], Iteration],
+    device: torch.device,
 ) -> Iteration:
-    regularizer, data = (
-        case.regularizer(torch.float32, device),
-        case.data(torch.float32, device),
-    )
+    regularizer = case.regularizer(torch.float32, device)
+    data = case.data(torch.float32, device)
     loss = case.loss(regularizer, data)
     problem = regularizer.problem(data)
     return kind(
@@ -213,12 +216,10 @@ def _adjoint(
 def _piggyback(device: torch.device) -> Iteration:
     problem = _posed(DEFAULT, device)
     assert isinstance(problem, SaddleProblem)
-    level, x = (
-        SolverTask(
-            problem, problem.data.start, radius_per_element(problem, 1e-3)
-        ),
-        problem.data.start,
+    level = SolverTask(
+        problem, problem.data.start, radius_per_element(problem, 1e-3)
     )
+    x = problem.data.start
     loss = SquaredError(DEFAULT.clean(x.dtype, device))
     return PiggybackIteration(
         level, loss, Steps.optimal(problem), 1e-2, torch.zeros_like(x)
@@ -228,19 +229,17 @@ def _piggyback(device: torch.device) -> Iteration:
 def _relu_lifted_piggyback(device: torch.device) -> Iteration:
     problem = _posed(MODELS[6], device)
     assert isinstance(problem, ReLULiftedProblem)
-    level, x = (
-        SolverTask(
-            problem, problem.data.start, radius_per_element(problem, 1e-3)
-        ),
-        problem.data.start,
+    level = SolverTask(
+        problem, problem.data.start, radius_per_element(problem, 1e-3)
     )
+    x = problem.data.start
     loss = problem.of_image(SquaredError(MODELS[6].clean(x.dtype, device)))
     return ReLULiftedPiggybackIteration(
         level, loss, BlockSteps.balanced(problem), 1e-2, torch.zeros_like(x)
     )
 
 
-def between_looks(build: Build, setting: Setting) -> Finding:
+def between_looks(build: Build, setting: CardSetting) -> Finding:
     """The start and one step fill caches (plans of transforms, constants of a
     problem); the steps after them must not wait."""
     with torch.no_grad():
@@ -264,7 +263,7 @@ def between_looks(build: Build, setting: Setting) -> Finding:
 
 
 @contextmanager
-def errors_on_waiting(setting: Setting) -> Iterator[None]:
+def errors_on_waiting(setting: CardSetting) -> Iterator[None]:
     """Inside, whatever waits for the card raises."""
     setting.wait()
     torch.cuda.set_sync_debug_mode("error")
@@ -274,7 +273,9 @@ def errors_on_waiting(setting: Setting) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def per_gradient(case: Case, method: Method, setting: Setting) -> Finding:
+def per_gradient(
+    case: CardCase, method: Method, setting: CardSetting
+) -> Finding:
     """How often one gradient with its certificate waits, and how many of these
     are looks of a solver."""
     with Waits() as waits:
@@ -282,7 +283,7 @@ def per_gradient(case: Case, method: Method, setting: Setting) -> Finding:
     return Finding(None, {"waits": len(waits.found), "looks": _looks(waits)})
 
 
-def per_solve(setting: Setting) -> Finding:
+def per_solve(setting: CardSetting) -> Finding:
     """Of a batch of patches, with the default model."""
     observed = noisy(pictures(8, 48)).to(setting.device)
     problem = (

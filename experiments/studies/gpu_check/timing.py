@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import torch
 
-from experiments.studies.gpu_check.checks import Setting
+from experiments.studies.gpu_check.checks import CardSetting
 
 
 def median_seconds(
     job: Callable[[], object],
-    setting: Setting,
+    setting: CardSetting,
     repeats: int = 10,
     most: float = 2.0,
 ) -> float:
@@ -34,7 +34,7 @@ def median_seconds(
     return statistics.median(times)
 
 
-def peak_bytes(job: Callable[[], object], setting: Setting) -> int | None:
+def peak_bytes(job: Callable[[], object], setting: CardSetting) -> int | None:
     """Most memory that ``job`` held beyond what was held before; None where the
     device does not say."""
     if not setting.on_card:
@@ -48,7 +48,7 @@ def peak_bytes(job: Callable[[], object], setting: Setting) -> int | None:
     return torch.cuda.max_memory_allocated(setting.device) - before
 
 
-def copy_bandwidth(setting: Setting) -> float:
+def copy_bandwidth(setting: CardSetting) -> float:
     """Bytes per second that a copy reads and writes."""
     count = 1 << (27 if setting.on_card else 22)
     source = torch.zeros(count, dtype=torch.float32, device=setting.device)

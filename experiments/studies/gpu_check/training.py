@@ -26,7 +26,12 @@ from experiments.studies.gpu_check.cases import (
     seeded,
     training_model,
 )
-from experiments.studies.gpu_check.checks import Check, Finding, Json, Setting
+from experiments.studies.gpu_check.checks import (
+    CardCheck,
+    CardSetting,
+    Finding,
+    Json,
+)
 from piggyback import (
     Accuracy,
     AdaptiveDescent,
@@ -68,24 +73,24 @@ NEEDED = (
 """Packages that the training command imports, and this check does not."""
 
 
-def checks(setting: Setting) -> Iterator[Check]:
+def checks(setting: CardSetting) -> Iterator[CardCheck]:
     """Equal steps side by side, then as many as fit into the time, then the
     command itself."""
     steps, patch = (4, 16) if setting.quick else (50, 48)
-    yield Check(
+    yield CardCheck(
         "training",
         f"{steps} steps of Adam and 2 certified ones",
         partial(both_phases, steps, patch),
         90,
     )
-    yield Check(
+    yield CardCheck(
         "training",
         "in this process, PSNR",
         partial(in_process, 1.5 if setting.quick else 30.0),
         60,
     )
     if not setting.quick:
-        yield Check(
+        yield CardCheck(
             "command",
             "experiments.train denoise, equal steps",
             partial(command, 40.0),
@@ -115,6 +120,7 @@ class Patches:
 
     def draw(self, count: int) -> Samples:
         """``count`` fresh ones and their observations."""
+        # places of the upper left corner
         room = self.images.shape[-1] - self.patch + 1
         which = torch.randint(
             len(self.images), (count,), generator=self.generator
@@ -165,7 +171,7 @@ class Trained:
     reason: StopReason
 
 
-def both_phases(steps: int, patch: int, setting: Setting) -> Finding:
+def both_phases(steps: int, patch: int, setting: CardSetting) -> Finding:
     """The same seeds on the device and on the CPU."""
     here = trained(steps, patch, setting, setting.device)
     there = trained(steps, patch, setting, CPU)
@@ -204,7 +210,7 @@ def both_phases(steps: int, patch: int, setting: Setting) -> Finding:
 
 
 def trained(
-    steps: int, patch: int, setting: Setting, device: torch.device
+    steps: int, patch: int, setting: CardSetting, device: torch.device
 ) -> Trained:
     """``steps`` steps of Adam, then two certified steps on 16 fixed patches
     (fewer where nothing more can be certified)."""
@@ -212,6 +218,7 @@ def trained(
         device
     )
     fixed = Patches(patch, device, 20).draw(4 if setting.quick else 16)
+    # the clock runs from the first certificate on: it is part of a training
     begun = time.perf_counter()
     oracle = BilevelOracle(
         regularizer,
@@ -220,6 +227,7 @@ def trained(
     )
     found = [oracle.evaluate(oracle.parameters(), 1.0)]
     descent = stochastic(regularizer, patch, device, 8)
+    # Adam first, as the command does
     losses = [descent.step().loss for _ in range(steps)]
     descent.settle()
     second = AdaptiveDescent(
@@ -227,15 +235,14 @@ def trained(
     )
     state = second.start()
     found.append(state.current)
+    # two: one alone could succeed by luck of its first step size
     for _ in range(2):
         state = second.advance(state)
         if state.reason is not StopReason.RUNNING:
             break
         found.append(state.current)
-    values, radii = (
-        [part.value for part in found],
-        [part.value_error for part in found],
-    )
+    values = [part.value for part in found]
+    radii = [part.value_error for part in found]
     return Trained(
         losses, values, radii, time.perf_counter() - begun, state.reason
     )
@@ -244,14 +251,17 @@ def trained(
 # --- in this process ----------------------------------------------------------
 
 
-def in_process(budget: float, setting: Setting) -> Finding:
+def in_process(budget: float, setting: CardSetting) -> Finding:
     """Adam for ``budget`` seconds on the device; before it, at most a third as
     long on the CPU, for the PSNR at equal steps."""
     patch = 16 if setting.quick else 48
     model = small_model if setting.quick else training_model
     test = pictures(4, 32 if setting.quick else 128, seed=77)
+    # equal seeds: both devices start from one model
     slow = model()
-    descent, begun = stochastic(slow, patch, CPU, 8), time.perf_counter()
+    descent = stochastic(slow, patch, CPU, 8)
+    begun = time.perf_counter()
+    # the CPU decides how many steps are compared; the device takes as many
     while time.perf_counter() - begun < budget / 3:
         descent.step()
     steps = descent.taken
@@ -260,16 +270,16 @@ def in_process(budget: float, setting: Setting) -> Finding:
         "PSNR at the start": psnr(fast, test),
         "equal steps": steps,
     }
+    # the average of the iterates is what is judged
     descent.settle()
     figures["of the CPU"] = there = psnr(slow, test)
-    descent, begun = (
-        stochastic(fast, patch, setting.device, 8),
-        time.perf_counter(),
-    )
+    descent = stochastic(fast, patch, setting.device, 8)
+    begun = time.perf_counter()
     while descent.taken < steps:
         descent.step()
     setting.wait()
     figures["steps per second"] = steps / (time.perf_counter() - begun)
+    # settling moves the model: the run goes on from where it was
     parameters = descent.parameters()
     descent.settle()
     figures["of the device"] = here = psnr(fast, test)
@@ -291,6 +301,7 @@ def psnr(regularizer: Regularizer, clean: torch.Tensor) -> float:
     (x,) = solve_lower(
         problem, NonlinearCG(), radius_per_element(problem, 1e-3)
     ).result
+    # one PSNR per picture, then their mean
     errors = (x.cpu() - clean).square().flatten(1).mean(1)
     return float((-10 / math.log(10) * errors.log()).mean())
 
@@ -298,9 +309,10 @@ def psnr(regularizer: Regularizer, clean: torch.Tensor) -> float:
 # --- the command --------------------------------------------------------------
 
 
-def command(budget: float, setting: Setting) -> Finding:
+def command(budget: float, setting: CardSetting) -> Finding:
     """``experiments.train denoise`` on the embedded pictures: ``budget``
     seconds on the CPU, then as many steps on the device."""
+    # the command needs more than torch: on a bare machine this part is left out
     missing = [
         name for name in NEEDED if importlib.util.find_spec(name) is None
     ]
@@ -345,7 +357,7 @@ class Run:
 
 
 def _run(
-    out: Path, device: str, budget: float, steps: int, setting: Setting
+    out: Path, device: str, budget: float, steps: int, setting: CardSetting
 ) -> Run:
     """One run of the command. Raises ``RuntimeError`` with its last words if it
     fails."""

@@ -50,12 +50,14 @@ class FilteredStart:
 
     def __call__(self, data: DataTerm) -> Primal:
         x = data.start
-        grey = x.reshape(-1, 1, x.shape[-2], x.shape[-1])
+        height, width = x.shape[-2:]
+        # channels are filtered one by one
+        grey = x.reshape(-1, 1, height, width)
         margin = self.taps.shape[-1] // 2
-        filtered = nnf.conv2d(
-            nnf.pad(grey, (margin,) * 4, mode="reflect"),
-            self.taps.to(grey).unsqueeze(1),
-        )
+        extended = nnf.pad(grey, (margin,) * 4, mode="reflect")
+        # by all filters, of which each pixel then takes that of its kind: for a
+        # handful of kinds this is quicker than to sort the pixels
+        filtered = nnf.conv2d(extended, self.taps.to(grey).unsqueeze(1))
         kind = torch.bucketize(activity(grey), self.edges.to(grey))
         return filtered.gather(1, kind).view_as(x)
 
@@ -64,11 +66,14 @@ def activity(grey: Tensor) -> Tensor:
     """How much images ``(count, 1, height, width)`` change around a pixel,
     noise left out: of their 5x5 means, the deviation."""
     means = _local_mean(grey)
-    return _local_mean((means - _local_mean(means)).square()).sqrt()
+    away = means - _local_mean(means)
+    return _local_mean(away.square()).sqrt()
 
 
 def _local_mean(v: Tensor) -> Tensor:
-    return nnf.avg_pool2d(nnf.pad(v, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
+    """Over 5x5 pixels."""
+    extended = nnf.pad(v, (2, 2, 2, 2), mode="reflect")
+    return nnf.avg_pool2d(extended, 5, stride=1)
 
 
 class Warped(Preconditioner):
@@ -101,18 +106,28 @@ class Warped(Preconditioner):
         self.floor = floor
 
     def apply(self, v: Primal) -> Primal:
-        size, margin = (v.shape[-2], v.shape[-1]), self.taps.shape[0] // 2
-        padded = torch.zeros(size, dtype=v.dtype, device=v.device)
-        padded[: self.taps.shape[0], : self.taps.shape[1]] = self.taps
-        transfer = torch.fft.rfft2(
-            padded.roll((-margin, -margin), dims=(0, 1))
-        ).conj()
-        inner = self.base.apply(
-            torch.fft.irfft2(torch.fft.rfft2(v) * transfer, s=size)
+        size = (v.shape[-2], v.shape[-1])
+        transfer = self._transfer(v)
+        warped = torch.fft.irfft2(torch.fft.rfft2(v) * transfer, s=size)
+        inner = self.base.apply(warped)
+        spectrum = torch.fft.rfft2(inner)
+        back = torch.fft.irfft2(spectrum * transfer.conj(), s=size)
+        # the floor keeps what a Q with zeros would lose
+        return back + self.floor * self.base.apply(v)
+
+    def _transfer(self, like: Primal) -> Tensor:
+        """Eigenvalues of ``Q`` for images of this height and width."""
+        side = self.taps.shape[0]
+        padded = torch.zeros(
+            (like.shape[-2], like.shape[-1]),
+            dtype=like.dtype,
+            device=like.device,
         )
-        return torch.fft.irfft2(
-            torch.fft.rfft2(inner) * transfer.conj(), s=size
-        ) + self.floor * self.base.apply(v)
+        padded[:side, :side] = self.taps
+        # the middle tap belongs to the pixel itself
+        centred = padded.roll((-(side // 2), -(side // 2)), dims=(0, 1))
+        # a correlation, not a convolution
+        return torch.fft.rfft2(centred).conj()
 
     def select(self, index: Tensor) -> Preconditioner:
         return Warped(self.base.select(index), self.taps, self.floor)

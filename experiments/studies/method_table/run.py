@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.studies.shared.command import (
+    command_line,
+)
 from piggyback.app.console.command import command
 from piggyback.app.errors import UserError
 from piggyback.app.files.atomic import write_in_one_piece
-from piggyback.app.options.parser import Parser
 from piggyback.hypergradients.capabilities import Capabilities
 from piggyback.hypergradients.literature.registry import METHODS
 
@@ -68,6 +70,7 @@ def updated(document: str) -> str:
         raise UserError(
             f"{DOCUMENT}: the marks around the generated table are missing"
         )
+    # what people wrote around the table stays
     before, rest = document.split(BEGIN)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
 
@@ -75,8 +78,8 @@ def updated(document: str) -> str:
 @command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = Parser(
-        "python -m experiments.studies.method_table",
+    parser = command_line(
+        "method_table",
         "Write the table of docs/methods.md.",
     )
     parser.add_argument(
@@ -87,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     document = DOCUMENT.read_text(encoding="utf-8")
     current = updated(document)
+    # for tests: says whether the document is current, and leaves it alone
     if options.check:
         raise SystemExit(int(current != document))
     write_in_one_piece(DOCUMENT, current.encode())

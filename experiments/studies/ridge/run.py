@@ -12,155 +12,44 @@ in float64. Denoising stands beside it.
 
 from __future__ import annotations
 
-import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
+from experiments.studies.ridge.effects import RidgeRow, study
+from experiments.studies.ridge.table import of_terms
+from experiments.studies.shared.command import (
+    Places,
+    add_json,
+    command_line,
+    progress,
+)
 from experiments.studies.shared.instances import (
     blurred_run,
-    scaled,
     trained_regularizer,
 )
 from piggyback.app.console.command import command
 from piggyback.app.console.runtime import prepare
 from piggyback.app.console.terminal import Terminal
-from piggyback.app.degradations.base import Blur, Degradation, Noise
+from piggyback.app.degradations.base import Blur, Noise
 from piggyback.app.errors import UserError
 from piggyback.app.evaluate import keeps_colour
-from piggyback.app.files.outputs import Outputs
 from piggyback.app.images.sources import (
     central_crop,
-    image_generator,
     load_photographs,
 )
 from piggyback.app.options.parser import SIDE, Parser, path, whole
-from piggyback.app.report.metrics import psnr
-from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.certify import Certification, certify, examine
-from piggyback.hypergradients.implicit import ImplicitCG
-from piggyback.hypergradients.on_demand import OnDemand
-from piggyback.problems.pair import Accuracy
-from piggyback.problems.posed import pose
-from piggyback.solvers.lower import certified_energy
-from piggyback.terms.losses import SquaredError
 from regularizers.linear import LinearRegularizer
 
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
-LOOSE, TIGHT = Accuracy(1e-4, 1e-2), Accuracy(1e-9, 1e-8)
-FACTORS = (0.5, 1.0, 2.0)
-"""Each ridge gets the best of these multiples of the run's weights, so that
-none is blamed for weights tuned to another."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One data term: PSNR in dB of the observations, of the data term alone and
-    of the regularizer, and bounds over errors."""
-
-    term: str
-    psnr_degraded: float
-    psnr_alone: float
-    psnr: float
-    factor: float
-    distance: float
-    data_distance: float
-    gradient: float
-    assessed: float
-
-
-def restored(
-    regularizer: LinearRegularizer, degradation: Degradation, observed: Tensor
-) -> Tensor:
-    """Solutions to an RMS error of 3e-4 grey values."""
-    pair = ImplicitCG().differentiate(
-        regularizer.problem(degradation.data_term(observed)),
-        SquaredError(torch.zeros_like(observed)),
-        Accuracy(3e-4, 1.0),
-    )
-    return pair.x
-
-
-def study(
-    regularizer: LinearRegularizer,
-    degradation: Degradation,
-    clean: Tensor,
-    term: str,
-) -> Row:
-    """All figures of one data term on ``clean`` ``(batch, channels, height,
-    width)``."""
-    observed = torch.stack(
-        [
-            degradation.observe(x, image_generator(1, index))
-            for index, x in enumerate(clean)
-        ]
-    )
-    data = degradation.data_term(observed)
-    alone = data.solve(-data.gradient(torch.zeros_like(observed)))
-    factors = FACTORS if isinstance(degradation, Blur) else (1.0,)
-    images = {
-        factor: restored(scaled(regularizer, factor), degradation, observed)
-        for factor in factors
-    }
-    scores = {factor: _mean_psnr(x, clean) for factor, x in images.items()}
-    best = max(scores, key=scores.__getitem__)
-    ratios = effectivities(
-        scaled(regularizer, best), degradation, observed[:1], clean[:1]
-    )
-    return Row(
-        term,
-        _mean_psnr(observed, clean),
-        _mean_psnr(alone, clean),
-        scores[best],
-        best,
-        *ratios,
-    )
-
-
-def effectivities(
-    regularizer: LinearRegularizer,
-    degradation: Degradation,
-    observed: Tensor,
-    clean: Tensor,
-) -> tuple[float, float, float, float]:
-    """Bound over true error of a loose pair: distance, distance in ``||.||_H``,
-    gradient by norms, gradient assessed."""
-    exact = copy.deepcopy(regularizer).double()
-    data, loss = (
-        degradation.data_term(observed.double()),
-        SquaredError(clean.double()),
-    )
-    posed = pose(exact, data, loss)
-    problem = posed.problem
-    pair = ImplicitCG().differentiate(problem, loss, LOOSE)
-    truth = ImplicitCG().differentiate(problem, loss, TIGHT)
-    away = pair.x - truth.x
-    energy = float(certified_energy(problem.detached(), pair.x))
-    true_energy = float((away * data.hessian(away)).sum().sqrt())
-    found = certify(posed, pair, Certification(local_bound))
-    _, true_gradient = examine(posed, truth)
-    error = float((found.gradient - true_gradient).norm())
-    assessed = OnDemand().assess(found.gradient, posed, found.start).bound
-    return (
-        energy / data.strong_convexity**0.5 / float(away.norm()),
-        energy / true_energy,
-        found.gradient_error / error,
-        assessed / error,
-    )
-
-
-def _mean_psnr(images: Tensor, clean: Tensor) -> float:
-    return sum(
-        psnr(x, truth) for x, truth in zip(images, clean, strict=True)
-    ) / len(clean)
+"""Of the deblurring data term."""
 
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(
-        "python -m experiments.studies.ridge",
+    parser = command_line(
+        "ridge",
         "What the ridge of a deblurring run does.",
     )
     parser.add_argument("run", type=path, help="run folder of a deblurring run")
@@ -183,9 +72,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--crops", type=whole(), default=4, help="how many images"
     )
-    parser.add_argument(
-        "--json", type=path, help="write the figures to this file"
-    )
+    add_json(parser, "the figures")
     return parser
 
 
@@ -203,55 +90,54 @@ def main(arguments: list[str] | None = None) -> None:
     photographs = load_photographs(
         options.images, "test", keeps_colour(regularizer, options.run)
     )[: options.crops]
+    # before the work: the last image may be the one that is too small
     for photograph in photographs:
         if min(photograph.pixels.shape[-2:]) < options.side:
             raise UserError(
                 f"{photograph.name}: is smaller than a crop of --side {options.side} pixels"
             )
     check_fit(blur, options.side)
-    figures = Outputs(options.run, options.denoiser).json(
-        options.json, ("rows",)
-    )
+    file = Places(options.run, options.denoiser).json(options.json, ("rows",))
     clean = torch.stack(
         [
             central_crop(photograph.pixels, options.side)
             for photograph in photographs
         ]
     )
-    rows = [study(denoiser, Noise(25 / 255), clean, "denoising")]
-    for ridge in RIDGES:
-        world = blur.with_edges("circular").with_ridge(ridge)
-        rows.append(
-            study(regularizer, world, clean, f"deblurring, ridge {ridge:g}")
-        )
-    figures.write_json({"rows": [asdict(row) for row in rows]})
-    table = Table(
-        "data term",
-        "degraded",
-        "alone",
-        "learned",
-        "weights ×",
-        "distance",
-        "in the data",
-        "gradient",
-        "assessed",
-    )
-    for row in rows:
-        decibels = (
-            f"{value:.2f}"
-            for value in (row.psnr_degraded, row.psnr_alone, row.psnr)
-        )
-        ratios = (
-            f"{value:.3g}"
-            for value in (
-                row.distance,
-                row.data_distance,
-                row.gradient,
-                row.assessed,
-            )
-        )
-        table.add_row(row.term, *decibels, f"{row.factor:g}", *ratios)
-    Terminal().print(table)
+    rows = run_terms(regularizer, denoiser, blur, clean)
+    file.write_json({"rows": [asdict(row) for row in rows]})
+    Terminal().print(of_terms(rows))
+
+
+def run_terms(
+    regularizer: LinearRegularizer,
+    denoiser: LinearRegularizer,
+    blur: Blur,
+    clean: Tensor,
+) -> list[RidgeRow]:
+    """Denoising, then deblurring with every ridge, with progress.
+
+    Args:
+        regularizer: trained to deblur.
+        denoiser: trained to denoise.
+        blur: what the regularizer was trained to undo.
+        clean: crops ``(batch, channels, height, width)``, in grey values.
+
+    Returns:
+        One row per data term.
+    """
+    rows = []
+    with progress(1 + len(RIDGES)) as bar:
+        bar.now("denoising")
+        rows.append(study(denoiser, Noise(25 / 255), clean, "denoising"))
+        bar.done()
+        for ridge in RIDGES:
+            term = f"deblurring, ridge {ridge:g}"
+            bar.now(term)
+            world = blur.with_edges("circular").with_ridge(ridge)
+            rows.append(study(regularizer, world, clean, term))
+            bar.done()
+    return rows
 
 
 def check_fit(blur: Blur, side: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,15 +23,27 @@ from piggyback.app.images.sources import (
     image_generator,
 )
 from piggyback.app.runs.folder import Json, RunFolder
-from piggyback.app.runs.model_file import load_regularizer
+from piggyback.app.runs.model_file import Learned, load_regularizer
 from piggyback.terms.data.deblurring import Deblurring
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
+from regularizers.adaptive import AdaptiveRegularizer
 from regularizers.filter_bank.boundaries import BOUNDARIES
+from regularizers.icnn.regularizer import NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
+from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-"""The model that the package ships, in the format of a run folder."""
+"""The linear model that the package ships, in the format of a run folder."""
+LINEAR, ADAPTIVE, NETWORK = "trained", "adaptive", "network"
+"""Names of trained models: one weight per filter, the default model (weights
+that adapt to the observation), a softplus network."""
+SHIPPED: Mapping[str, Path] = {
+    LINEAR: PRETRAINED,
+    ADAPTIVE: Path(__file__).parent / "trained" / "adaptive",
+    NETWORK: Path(__file__).parent / "trained" / "network",
+}
+"""One of each kind, as training left it."""
 SMOOTHINGS = (0.1, 0.01, 0.001)
 """Of the Charbonnier potentials, in grey values."""
 NOISE = 25 / 255
@@ -45,26 +58,37 @@ RANDOM_WEIGHT = 0.02
 """Weight of every random filter unless another is asked for, in grey values."""
 
 
-@dataclass(frozen=True, eq=False)
-class Instance:
-    """A regularizer (float32) with one noisy image and its truth ``(1,
-    channels, height, width)``.
+RegularizerT = TypeVar("RegularizerT", bound=Learned)
 
-    ``name``: where the regularizer comes from and the task, like
-    "trained/denoise"; ``own``: whether its potentials are the ones that it came
-    with.
+
+@dataclass(frozen=True, eq=False)
+class Instance(Generic[RegularizerT]):
+    """A regularizer with one noisy image and its truth.
+
+    Args:
+        name: where the regularizer comes from and the task, like
+            "trained/denoise".
+        own: whether its potentials are the ones that it came with.
+        image: number of the image, which its noise depends on.
+        regularizer: in float32, as it is trained.
+        data: of one image, in grey values.
+        clean: the truth ``(1, channels, height, width)``, in grey values.
+
+    Raises:
+        UserError: for an image that is smaller than the filters need.
     """
 
     name: str
     own: bool
     image: int
-    regularizer: LinearRegularizer
+    regularizer: RegularizerT
     data: Denoising | Deblurring
     clean: Tensor
 
     def __post_init__(self) -> None:
-        config, side = self.regularizer.config, min(self.clean.shape[-2:])
-        least = BOUNDARIES[config.boundary].smallest(config.size)
+        config = self.regularizer.config
+        side = min(self.clean.shape[-2:])
+        least = smallest_side(self.regularizer)
         if side < least:
             raise UserError(
                 f"{config.size}x{config.size} filters need images of at "
@@ -73,30 +97,47 @@ class Instance:
 
     @property
     def potential(self) -> str:
-        return self.regularizer.config.penalty
+        """What the responses of the filters are put into."""
+        if isinstance(self.regularizer, LinearRegularizer):
+            return self.regularizer.config.penalty
+        return self.regularizer.config.activation
 
     @property
     def smoothing(self) -> float:
-        """The median over the filters, in grey values."""
-        return float(self.regularizer.potential().smoothing.detach().median())
+        """In grey values; of a filter bank the median over the filters."""
+        if isinstance(self.regularizer, LinearRegularizer):
+            smoothings = self.regularizer.potential().smoothing.detach()
+            return float(smoothings.median())
+        return self.regularizer.config.smoothing
 
     @property
     def label(self) -> str:
+        """Name, potential and smoothing, for people."""
         return f"{self.name}, {self.potential} {self.smoothing:.2g}"
+
+    @property
+    def model(self) -> str:
+        """The name without the task."""
+        return self.name.partition("/")[0]
 
     def at(
         self, precision: torch.dtype
-    ) -> tuple[LinearRegularizer, Denoising | Deblurring, SquaredError]:
+    ) -> tuple[RegularizerT, Denoising | Deblurring, SquaredError]:
         """Regularizer, data and loss, the values of all of them rounded to
         float32, as numbers of type ``precision``."""
         loss = SquaredError(self.clean)
         if precision == torch.float64:
-            return (
-                copy.deepcopy(self.regularizer).double(),
-                self.data.double(),
-                loss.double(),
-            )
+            exact = copy.deepcopy(self.regularizer).double()
+            return exact, self.data.double(), loss.double()
         return self.regularizer, self.data, loss
+
+
+def smallest_side(regularizer: Learned) -> int:
+    """Fewest pixels per side of an image that the regularizer takes."""
+    config = regularizer.config
+    if isinstance(regularizer, NetworkRegularizer):
+        return 2 * regularizer.network().margin + 2
+    return BOUNDARIES[config.boundary].smallest(config.size)
 
 
 # --- regularizers -------------------------------------------------------------
@@ -117,6 +158,39 @@ def linear_run(run: Path) -> tuple[LinearRegularizer, dict[str, Json]]:
             f"{run}: holds a network; this command needs a learned linear operator"
         )
     return regularizer, config
+
+
+def trained_models(run: Path | None) -> dict[str, Learned]:
+    """One trained model of each kind: linear, adaptive, network, by name.
+
+    Args:
+        run: run folder of one of them, which takes the place of the shipped
+            one of its kind.
+
+    Raises:
+        UserError: if the folder holds none of these.
+    """
+    # all are looked at, so that a study has every kind
+    places = dict(SHIPPED)
+    if run is not None:
+        regularizer, _ = load_regularizer(RunFolder.open(run))
+        places[_kind(regularizer, run)] = run
+    return {
+        name: load_regularizer(RunFolder.open(place))[0]
+        for name, place in places.items()
+    }
+
+
+def _kind(regularizer: Learned, run: Path) -> str:
+    if isinstance(regularizer, AdaptiveRegularizer):
+        return ADAPTIVE
+    if isinstance(regularizer, LinearRegularizer):
+        return LINEAR
+    if isinstance(regularizer, ReLULiftedRegularizer):
+        raise UserError(
+            f"{run}: holds a lifted network, for which no reference is known"
+        )
+    return NETWORK
 
 
 def blurred_run(run: Path) -> tuple[LinearRegularizer, Blur]:
@@ -167,6 +241,7 @@ def with_potential(
 ) -> LinearRegularizer:
     """The same filters and weights with another penalty and one smoothing, in
     grey values, for all of them."""
+    # a floor above the smoothing has no logarithm
     floor = min(regularizer.config.smoothing_floor, 0.1 * smoothing)
     config = replace(
         regularizer.config,
@@ -218,6 +293,7 @@ def deblurring(clean: Tensor, image: int) -> Deblurring:
             f"got {min(clean.shape[-2:])}"
         )
     kernel = gaussian_kernel(BLUR_WIDTH, BLUR_SIDE)
+    # blurred exactly as the data term assumes
     blurred = Deblurring(clean, kernel, RIDGE).blur(clean)
     return Deblurring(
         add_noise(blurred, BLUR_NOISE, image_generator(1, image)), kernel, RIDGE
@@ -234,6 +310,7 @@ def instances(
             with_potential(regularizer, "charbonnier", smoothing)
             for smoothing in SMOOTHINGS
         ]
+        # random filters come with no potentials of their own
         variants = [(True, regularizer)] * (origin != "random") + [
             (False, variant) for variant in swept
         ]
@@ -241,10 +318,29 @@ def instances(
             yield from tasks(origin, own, variant, clean)
 
 
+def as_trained(
+    models: Mapping[str, Learned], count: int, side: int
+) -> Iterator[Instance]:
+    """Denoising with models that are taken as they are, ``count`` patches of
+    ``side`` pixels for each: the default model and networks."""
+    for name, model in models.items():
+        clean = photograph_patches(count, side, model.config.channels)
+        for image, one in enumerate(clean.split(1)):
+            yield Instance(
+                f"{name}/denoise",
+                True,
+                image,
+                model,
+                denoising(one, image),
+                one,
+            )
+
+
 def tasks(
     origin: str, own: bool, regularizer: LinearRegularizer, clean: Tensor
 ) -> Iterator[Instance]:
     """Denoising and deblurring of every image."""
+    # a blurred observation bears less regularization
     weaker = scaled(regularizer, BLUR_WEIGHT)
     for image, one in enumerate(clean.split(1)):
         yield Instance(

@@ -8,14 +8,17 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from experiments.studies.compare_methods.comparison import Row, TrainingRow
+from experiments.studies.compare_methods.comparison import (
+    MethodRow,
+    MethodTrainingRow,
+)
 from piggyback.app.files.outputs import Output
 from piggyback.app.report.figures import GREY, save, tidy
 
 MARKERS = {"certified": "o", "estimate": "s", "direction": "x"}
 
 
-def errors(rows: Sequence[Row], path: Path | Output) -> None:
+def errors(rows: Sequence[MethodRow], path: Path | Output) -> None:
     """Relative error over operator applications, one panel per problem; a grey
     bar reaches up to what is certified."""
     problems = list(dict.fromkeys(row.problem for row in rows))
@@ -24,10 +27,8 @@ def errors(rows: Sequence[Row], path: Path | Output) -> None:
     axes = figure.subplots(1, len(problems), squeeze=False)[0]
     for axis, problem in zip(axes, problems, strict=True):
         for row in (row for row in rows if row.problem == problem):
-            where, error = (
-                row.operator_applications,
-                max(row.relative_error, 1e-16),
-            )
+            where = row.operator_applications
+            error = max(row.relative_error, 1e-16)
             if row.bound is not None:
                 axis.plot(
                     [where, where],
@@ -68,7 +69,7 @@ def errors(rows: Sequence[Row], path: Path | Output) -> None:
     save(figure, path)
 
 
-def training(rows: Sequence[TrainingRow], path: Path | Output) -> None:
+def training(rows: Sequence[MethodTrainingRow], path: Path | Output) -> None:
     """Exact upper loss, over that of the start, against operator applications;
     one panel per problem."""
     problems = list(dict.fromkeys(row.problem for row in rows))

@@ -1,0 +1,2 @@
+"""Lower-level problems written out once more, without the package: what
+references are computed from."""
