@@ -38,13 +38,22 @@ def command_line(study: str, description: str) -> Parser:
 
 def add_json(parser: Parser, what: str = "the rows") -> None:
     """``--json FILE``."""
-    parser.add_argument("--json", type=path, help=f"write {what} to this file")
+    parser.add_argument(
+        "--json",
+        type=path,
+        metavar="FILE",
+        help=f"write {what} to this file",
+    )
 
 
 def add_folder(parser: Parser, folder: str) -> None:
     """``--out FOLDER``, for figures."""
     parser.add_argument(
-        "--out", type=path, default=Path(folder), help="folder of the figures"
+        "--out",
+        type=path,
+        metavar="FOLDER",
+        default=Path(folder),
+        help="folder of the figures",
     )
 
 
