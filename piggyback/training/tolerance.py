@@ -143,7 +143,7 @@ def _assess_part(
 ) -> _Part:
     counter, exact = ApplicationCounter(), double_copy(regularizer)
     data, loss = (
-        settings.data_term(samples.degraded),
+        samples.observed(settings.data_term),
         settings.loss(samples.clean),
     )
     problem = (

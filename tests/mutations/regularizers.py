@@ -85,8 +85,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "regularizers/adaptive.py",
         "NetworkPullBack.norm",
-        "bound = torch.hypot(self._through_mixing(squares, features), self._through_features(squares, features[0]))",
-        "bound = self._through_features(squares, features[0])",
+        "bound = torch.hypot(self._through_mixing(squares, features), self._through_features(squares, features))",
+        "bound = self._through_features(squares, features)",
         "gain (eq. 15c): mixing and level",
         (ADAPTIVE, "-k", "gain"),
     ),
@@ -109,8 +109,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "regularizers/adaptive.py",
         "NetworkPullBack._through_features",
-        "window, transposed=True) for window in windows)]",
-        "window) for window in windows)]",
+        "local_mean(part, window, transposed=True)",
+        "local_mean(part, window)",
         "gain (eq. 15c): means where values should be spread",
         (ADAPTIVE, "-k", "over_a_field"),
     ),

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from piggyback.app.degradations.base import Degradation
+from piggyback.app.degradations.noise_range import NoiseRange
 from piggyback.app.evaluate import (
     ImageResult,
     Restorer,
@@ -40,7 +41,11 @@ from piggyback.app.report.figures import (
 from piggyback.app.report.metrics import psnr, ssim
 from piggyback.app.restoration import TOLERANCE
 from piggyback.app.runs.folder import Json, RunFolder
-from piggyback.app.runs.model_file import Learned, load_regularizer
+from piggyback.app.runs.model_file import (
+    Learned,
+    at_level,
+    load_regularizer,
+)
 from piggyback.certificates.certify import CertifiedGradient
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.terms.losses import SquaredError
@@ -126,7 +131,7 @@ def certificate(
 def _certified(
     regularizer: Learned, part: Samples, degradation: Degradation
 ) -> CertifiedGradient:
-    data = degradation.data_term(part.degraded)
+    data = part.observed(degradation.data_term)
     loss = regularizer.problem(data).of_image(SquaredError(part.clean))
     return OnDemand(rounds=2).differentiate(
         regularizer, data, loss, relative_error=0.03
@@ -167,10 +172,14 @@ def report(
         "tuning total variation on the training patches, testing ...",
         highlight=False,
     )
-    tv = tuned_tv(samples.select(slice(0, TV_PATCHES)), degradation)
+    few = samples.select(slice(0, TV_PATCHES))
+    if isinstance(degradation, NoiseRange):
+        few = degradation.at_tested_level(few)
+    tv = tuned_tv(few, degradation)
+    tested = tested_degradation(config, str(run.path))
     restorer = Restorer(
-        regularizer,
-        tested_degradation(config, str(run.path)),
+        at_level(regularizer, tested.sigma),
+        tested,
         TEST_SEED,
         TOLERANCE,
     )

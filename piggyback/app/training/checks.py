@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from piggyback.app.console.memory import available_memory
-from piggyback.app.degradations.base import Blur, Degradation
+from piggyback.app.degradations.base import Blur, Degradation, Noise
+from piggyback.app.degradations.noise_range import NoiseRange
 from piggyback.app.errors import UserError
 from piggyback.app.images.sources import Photograph
 from piggyback.app.options.train import Options
@@ -170,7 +171,10 @@ def check_test_images(
 
 
 def as_tested(degradation: Degradation) -> Degradation:
-    """What test images are degraded by: nothing is assumed beyond their border."""
+    """What test images are degraded by: one level of noise, and nothing is
+    assumed beyond their border."""
+    if isinstance(degradation, NoiseRange):
+        return Noise(degradation.tested)
     return (
         degradation.with_edges("valid")
         if isinstance(degradation, Blur)

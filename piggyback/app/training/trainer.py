@@ -262,6 +262,7 @@ class Trainer:
         """Of the mean square error that ``loss``, half the squared error of a
         patch, stands for; in decibels."""
         error = 2 * loss / self.samples.clean[0].numel()
+        error = error / self.plan.degradation.white**2
         return -10 * math.log10(error) if error > 0 else math.nan
 
     # --- the adaptive phase ---------------------------------------------------

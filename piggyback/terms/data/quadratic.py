@@ -47,6 +47,12 @@ class DataTerm(ABC):
         at it."""
         return self.start
 
+    @property
+    def level(self) -> PerSample | None:
+        """The noise levels that the observations had before they were brought
+        to one common level, ``(batch,)``, grey values; None if they were not."""
+        return None
+
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
         """``g(x)``."""
@@ -143,13 +149,20 @@ class Denoising(DataTerm):
 
     ``weight``: a number, or a tensor: one value, or of as many axes as
     ``observed`` and broadcasting against it: one weight per sample ``(batch, 1,
-    1, 1)`` or pixel. Differentiable in both. Raises ``ValueError`` for a weight
-    of another shape or that is not positive, and in ``check`` for non-finite
-    observations.
+    1, 1)`` or pixel. Differentiable in both. ``level``: see ``DataTerm``.
+    Raises ``ValueError`` for a weight or level of another shape or that is not
+    positive, and in ``check`` for non-finite observations.
     """
 
-    def __init__(self, observed: Primal, weight: float | Tensor = 1.0) -> None:
+    def __init__(
+        self,
+        observed: Primal,
+        weight: float | Tensor = 1.0,
+        level: PerSample | None = None,
+    ) -> None:
         require_images("the observation", observed)
+        if level is not None:
+            _require_levels(level, observed)
         if isinstance(weight, Tensor):
             weight = _broadcasting(weight, observed)
         lowest, highest = _range(weight)
@@ -163,10 +176,17 @@ class Denoising(DataTerm):
             weight.to(observed) if isinstance(weight, Tensor) else weight
         )
         self._bounds = lowest, highest
+        self._level = level
 
     def check(self) -> None:
         super().check()
-        warn_of_scale(self.observed)
+        # at a common noise level, clean images are as bright as they come
+        if self._level is None:
+            warn_of_scale(self.observed)
+
+    @property
+    def level(self) -> PerSample | None:
+        return self._level
 
     @property
     def strong_convexity(self) -> float:
@@ -217,16 +237,30 @@ class Denoising(DataTerm):
         ).items():
             if value.dim() > 0 and value.shape[0] > 1:
                 setattr(chosen, name, value[index])
+        if self._level is not None:
+            chosen._level = self._level[index]
         return chosen
 
     def double(self) -> Denoising:
-        return Denoising(self.observed.double(), self._given_weight)
+        return Denoising(
+            self.observed.double(), self._given_weight, self._level
+        )
 
     def renewed(self) -> Denoising:
-        return Denoising(self.observed, self._given_weight)
+        return Denoising(self.observed, self._given_weight, self._level)
 
     def inputs(self) -> dict[str, Tensor]:
         return _tensors(observation=self.observed, weight=self._given_weight)
+
+
+def _require_levels(level: Tensor, observed: Primal) -> None:
+    """Raise ``ValueError`` unless there is a positive level per sample
+    (synchronises)."""
+    if level.shape != observed.shape[:1] or not bool((level > 0).all()):
+        raise ValueError(
+            f"{observed.shape[0]} observations need as many positive noise "
+            f"levels, got {level.tolist()}"
+        )
 
 
 def _broadcasting(weight: Tensor, observed: Primal) -> Tensor:
