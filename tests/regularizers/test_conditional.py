@@ -24,6 +24,7 @@ from piggyback.training.stochastic import StochasticDescent, StochasticSettings
 from piggyback.training.tolerance import assess
 from regularizers.adaptive import WeightConfig
 from regularizers.conditional import ConditionalRegularizer, LevelConfig
+from regularizers.constraints import opponent_coefficients
 from regularizers.linear import LinearConfig
 from tests.support.certificate_checks import perturbed, repeated
 from tests.support.learned import images
@@ -388,6 +389,7 @@ def test_evaluations_of_many_levels_bracket_the_truth(
         exact, data_of(samples).double(), samples.clean.double()
     )
     oracle = BilevelOracle(model, samples, BilevelSettings(batch=2))
+    found = oracle.evaluate(oracle.parameters(), 1e3)
     for accuracy in (100.0, 1.0, 1e-3):
         found = oracle.evaluate(oracle.parameters(), accuracy)
         assert found.lower <= value <= found.upper
@@ -560,3 +562,29 @@ def test_mini_batches_of_many_levels_are_assessed() -> None:
     _, exact = exact_level(model, data_of(samples), samples.clean)
     computed = quality.refined - quality.difference
     assert float((computed - exact).norm()) <= quality.bound
+
+
+# --- colour -------------------------------------------------------------------
+
+
+def test_colour_starts_with_filters_of_three_colours() -> None:
+    """Orthonormal colours; a grey image is seen by the first half alone, and
+    each colour has its two differences."""
+    model = ConditionalRegularizer(
+        LinearConfig(filters=12, size=3, channels=3, weight=0.01),
+        generator=torch.Generator().manual_seed(0),
+    )
+    plain = opponent_coefficients((6, 3, 3), 3)
+    noise = (model.coefficients.detach() - plain).abs().max()
+    assert 0 < float(noise) <= 0.1
+    grey = torch.einsum("fcn,fcn->f", plain, plain)
+    torch.testing.assert_close(grey, torch.ones(12))
+    on_grey = plain.sum(1).norm(dim=1)
+    assert bool((on_grey[:6] > 1).all())
+    assert float(on_grey[6:].max()) <= 1e-6
+    weight = model.log_weight.detach().exp()
+    expected = torch.tensor([0.042, 0.042, *[0.01] * 4])
+    torch.testing.assert_close(weight[:6], expected)
+    torch.testing.assert_close(weight[6:9], 2 * expected[:3])
+    torch.testing.assert_close(weight[9:], 2 * expected[:3])
+    assert model.filters().shape == (12, 3, 3, 3)
