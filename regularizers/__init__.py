@@ -1,6 +1,7 @@
 """Learned convex regularizers."""
 
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
+from regularizers.conditional import ConditionalRegularizer, LevelConfig
 from regularizers.filter_bank.boundaries import (
     Boundary,
     Circular,
@@ -10,6 +11,7 @@ from regularizers.filter_bank.boundaries import (
 from regularizers.filter_bank.convolution import ConvolutionBank
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
+from regularizers.loading import available, load
 from regularizers.module import ModuleRegularizer
 from regularizers.relu_lifted.certificate import (
     ReLULiftedEvidence,
@@ -31,8 +33,10 @@ __all__ = [
     "AdaptiveRegularizer",
     "Boundary",
     "Circular",
+    "ConditionalRegularizer",
     "ConvolutionBank",
     "ImageLoss",
+    "LevelConfig",
     "LinearConfig",
     "LinearRegularizer",
     "ModuleRegularizer",
@@ -47,6 +51,8 @@ __all__ = [
     "Reflect",
     "Valid",
     "WeightConfig",
+    "available",
+    "load",
     "relu_lifted_bound",
     "relu_lifted_problem",
 ]

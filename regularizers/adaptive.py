@@ -127,7 +127,10 @@ class WeightNetwork(nn.Module):
 
     def _features(self, bank: ConvolutionBank, observed: Primal) -> list[Dual]:
         """``a`` and its local means, each ``(batch, height, width, features)``."""
-        response = bank.forward(observed) / self.config.contrast + self.offset
+        return self._sizes(bank.forward(observed), self.offset)
+
+    def _sizes(self, response: Dual, offset: Tensor) -> list[Dual]:
+        response = response / self.config.contrast + offset
         size = (1 + response.square()).sqrt() - 1
         return [
             size,
@@ -170,7 +173,7 @@ class NetworkPullBack(PullBack):
         features = [part.float() for part in self.features]
         bound = torch.hypot(
             self._through_mixing(squares, features),
-            self._through_features(squares, features[0]),
+            self._through_features(squares, features),
         )
         # features that overflow: no bound
         return defined(bound * (1 + 5e-4)).to(field.dtype)
@@ -198,26 +201,35 @@ class NetworkPullBack(PullBack):
             trace, largest_eigenvalue_bound(gram).to(trace)
         ).sqrt()
 
-    def _through_features(self, squares: Dual, sizes: Dual) -> PerSample:
+    def _steepness(self, features: list[Dual]) -> Dual:
+        """``rho'^2``, for ``a``."""
+        return (
+            1 - (1 + features[0]).square().reciprocal() + _DERIVATIVE_ROUNDING
+        )
+
+    def _unmixed(self, squares: Dual, features: list[Dual]) -> list[Dual]:
+        """What errors of these ``squares`` are in ``a`` and its means, squared:
+        ``(batch, height, width, features)`` each."""
+        return [squares @ matrix.float().square().T for matrix in self.mixing]
+
+    def _through_features(
+        self, squares: Dual, features: list[Dual]
+    ) -> PerSample:
         """The rows of ``J`` for ``U`` and the offset: the smaller of a weighted
         Gram matrix and of a product of norms."""
-        windows, mixing = self.config.windows, self.mixing.float()
-        # rho'^2
-        steep = 1 - (1 + sizes).square().reciprocal() + _DERIVATIVE_ROUNDING
+        windows, steep = self.config.windows, self._steepness(features)
         energy = (
             1 + self.bank.window_energy(self.observed) / self.config.contrast**2
         ).float()
+        direct, *averaged = self._unmixed(squares, features)
         spread = [
-            squares,
+            direct,
             *(
-                local_mean(squares, window, transposed=True)
-                for window in windows
+                local_mean(part, window, transposed=True)
+                for part, window in zip(averaged, windows, strict=True)
             ),
         ]
-        weights = [
-            ((part @ matrix.square().T) * steep).sum(-1)
-            for part, matrix in zip(spread, mixing, strict=True)
-        ]
+        weights = [(part * steep).sum(-1) for part in spread]
         # a sum of operators: M M^T <= sum_j M_j M_j^T / c_j with sum_j c_j = 1;
         # the best c_j go with ||M_j||
         parts = torch.stack(

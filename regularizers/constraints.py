@@ -76,6 +76,22 @@ def starting_coefficients(filters: int, channels: int, size: int) -> Tensor:
     return start
 
 
+def opponent_coefficients(counts: tuple[int, int, int], size: int) -> Tensor:
+    """The starting filters of grey images, as many as ``counts`` says, along
+    each of three orthonormal colours: grey, red against green, and both against
+    blue; ``(filters, 3, k^2 - 1)``."""
+    colours = torch.tensor(
+        [[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]
+    )
+    colours = colours / colours.norm(dim=1, keepdim=True)
+    return torch.cat(
+        [
+            starting_coefficients(count, 1, size) * colour.reshape(1, 3, 1)
+            for count, colour in zip(counts, colours, strict=True)
+        ]
+    )
+
+
 def positive(raw: Tensor, floor: float) -> Tensor:
     """``floor + exp(raw)``: positive for every ``raw``, never below ``floor``."""
     return raw.exp() + floor

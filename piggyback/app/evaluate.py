@@ -59,7 +59,8 @@ from piggyback.app.options.parser import (
 from piggyback.app.report.metrics import SSIM_WINDOW, psnr, ssim
 from piggyback.app.restoration import TOLERANCE, Restored, restore
 from piggyback.app.runs.folder import RunFolder
-from piggyback.app.runs.model_file import Learned, load_regularizer
+from piggyback.app.runs.model_file import at_level, load_regularizer
+from regularizers.construction import Learned
 
 Result = TypeVar("Result")
 
@@ -362,7 +363,10 @@ def main(arguments: list[str] | None = None) -> None:
             options.save, [image.file_name for image in images], options.images
         )
     restorer = Restorer(
-        regularizer.to(device), degradation, options.seed, options.tolerance
+        at_level(regularizer.to(device), degradation.sigma),
+        degradation,
+        options.seed,
+        options.tolerance,
     )
     results = evaluate_images(restorer, images, options.threads, places)
     mean = mean_of(results)

@@ -28,7 +28,7 @@ from piggyback.app.options.plan import Source, TrainingPlan
 from piggyback.app.options.train import CommandLine, Options
 from piggyback.app.report.final import is_reported, report
 from piggyback.app.runs.folder import RunFolder
-from piggyback.app.runs.model_file import Learned
+from piggyback.app.runs.model_file import at_level
 from piggyback.app.runs.state import DIVERGED, RunState, restored
 from piggyback.app.training.checks import (
     as_tested,
@@ -40,6 +40,7 @@ from piggyback.app.training.checks import (
 from piggyback.app.training.start import new_regularizer
 from piggyback.app.training.trainer import Trainer
 from piggyback.training.bilevel import Samples
+from regularizers.construction import Learned
 
 
 @one_line_errors()
@@ -159,7 +160,10 @@ def prepared(
         options, plan.degradation, samples, kept.kernels
     )
     check_patches(regularizer, plan.degradation, samples, options)
-    check_test_images(regularizer, as_tested(plan.degradation), test, options)
+    tested = as_tested(plan.degradation)
+    check_test_images(
+        at_level(regularizer, tested.sigma), tested, test, options
+    )
     return Job(
         replace(kept, kernels=kernels), plan, source, samples, regularizer, test
     )

@@ -38,17 +38,22 @@ from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.training.oracle import Evaluation, Oracle
-from piggyback.types import Primal
+from piggyback.types import PerSample, Primal
 from piggyback.values import require_count, require_positive
 
 
 @dataclass(frozen=True)
 class Samples:
     """Clean images and their degraded observations, ``(count, channels, height,
-    width)``, grey values in [0, 1]."""
+    width)``, grey values in [0, 1].
+
+    ``level`` ``(count,)``: where all of them were multiplied so as to have one
+    common noise level, the levels that they had before, in grey values.
+    """
 
     clean: Primal
     degraded: Primal
+    level: PerSample | None = None
 
     def __post_init__(self) -> None:
         if self.clean.shape[0] != self.degraded.shape[0]:
@@ -71,7 +76,19 @@ class Samples:
         return self.clean.shape[0]
 
     def select(self, index: Tensor | slice) -> Samples:
-        return Samples(self.clean[index], self.degraded[index])
+        level = None if self.level is None else self.level[index]
+        return Samples(self.clean[index], self.degraded[index], level)
+
+    def observed(self, data_term: Callable[[Primal], DataTerm]) -> DataTerm:
+        """What ``data_term`` makes of the observations; where they have levels,
+        the denoising data term that knows them."""
+        if self.level is None:
+            return data_term(self.degraded)
+        return Denoising(self.degraded, level=self.level)
+
+    def to(self, device: torch.device) -> Samples:
+        level = None if self.level is None else self.level.to(device)
+        return Samples(self.clean.to(device), self.degraded.to(device), level)
 
     def parts(self, batch: int) -> list[Samples]:
         """In order, ``batch`` at a time; the last may have fewer."""
@@ -245,7 +262,7 @@ class BilevelOracle(Oracle):
         where, settings = self._where(first), self.settings
         samples, counter = self.samples.select(where), ApplicationCounter()
         problem = self.regularizer.problem(
-            settings.data_term(samples.degraded)
+            samples.observed(settings.data_term)
         ).counted(counter)
         loss = problem.of_image(settings.loss(samples.clean))
         pair = settings.method_of_estimates.differentiate(
@@ -268,7 +285,7 @@ class BilevelOracle(Oracle):
         samples = self.samples.select(where)
         posed = pose(
             self.regularizer,
-            settings.data_term(samples.degraded),
+            samples.observed(settings.data_term),
             settings.loss(samples.clean),
             exact,
         )

@@ -140,7 +140,7 @@ class StochasticDescent:
         applications of one solve."""
         counter, settings = ApplicationCounter(), self.settings
         problem = self.regularizer.problem(
-            settings.data_term(samples.degraded)
+            samples.observed(settings.data_term)
         ).counted(counter)
         loss = problem.of_image(settings.loss(samples.clean))
         pair = settings.method.differentiate(problem, loss, settings.accuracy)

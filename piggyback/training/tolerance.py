@@ -144,7 +144,7 @@ def _assess_part(
     settings: StochasticSettings,
     on_demand: OnDemand,
 ) -> _Part:
-    data = settings.data_term(samples.degraded)
+    data = samples.observed(settings.data_term)
     posed = pose(regularizer, data, settings.loss(samples.clean))
     leaves = list(regularizer.parameters())
     pair = settings.method.differentiate(

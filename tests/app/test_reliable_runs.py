@@ -26,7 +26,7 @@ from piggyback.app.files.atomic import leftovers
 from piggyback.app.files.sealed import model_bytes
 from piggyback.app.restoration import restore
 from piggyback.app.runs.folder import RunFolder
-from piggyback.app.runs.model_file import Learned, load_regularizer
+from piggyback.app.runs.model_file import load_regularizer
 from piggyback.app.runs.state import RunState
 from piggyback.app.training.checks import SOLVE_ARRAYS, TEST_ARRAYS
 from piggyback.app.training.trainer import Trainer
@@ -35,6 +35,7 @@ from piggyback.terms.data.denoising import Denoising
 from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.training.stochastic import StochasticDescent
 from regularizers.adaptive import AdaptiveRegularizer
+from regularizers.construction import Learned
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.reliability import runs

@@ -53,9 +53,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
-        "piggyback/app/files/sealed.py",
-        "_digest",
-        'return hashlib.sha256(_canonical(header) + b"\\n" + data).hexdigest()',
+        "regularizers/stored.py",
+        "digest",
+        'return hashlib.sha256(canonical(header) + b"\\n" + data).hexdigest()',
         "return hashlib.sha256(data).hexdigest()",
         "the checksum of a model does not cover its configuration",
         ("tests/app/test_reliable_runs.py", "-k", "flipped_bit"),

@@ -8,6 +8,8 @@ COUPLING = "tests/certificates/test_coupling.py"
 OPERATORS = "tests/operators/test_operators.py"
 BILEVEL = "tests/training/test_bilevel.py"
 ADAPTIVE = "tests/regularizers/test_adaptive.py"
+CONDITIONAL = "tests/regularizers/test_conditional.py"
+LOADING = "tests/regularizers/test_loading.py"
 LAPPED = "tests/regularizers/test_lapped.py"
 RELU_LIFTED = "tests/regularizers/test_relu_lifted.py"
 NETWORK_PAIR = "tests/regularizers/test_network_pair.py"
@@ -85,8 +87,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "regularizers/adaptive.py",
         "NetworkPullBack.norm",
-        "bound = torch.hypot(self._through_mixing(squares, features), self._through_features(squares, features[0]))",
-        "bound = self._through_features(squares, features[0])",
+        "bound = torch.hypot(self._through_mixing(squares, features), self._through_features(squares, features))",
+        "bound = self._through_features(squares, features)",
         "gain (eq. 15c): mixing and level",
         (ADAPTIVE, "-k", "gain"),
     ),
@@ -109,8 +111,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "regularizers/adaptive.py",
         "NetworkPullBack._through_features",
-        "window, transposed=True) for window in windows)]",
-        "window) for window in windows)]",
+        "local_mean(part, window, transposed=True)",
+        "local_mean(part, window)",
         "gain (eq. 15c): means where values should be spread",
         (ADAPTIVE, "-k", "over_a_field"),
     ),
@@ -433,5 +435,61 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pass",
         "a filter bank under autocast",
         ("tests/operators/test_precision.py", "-k", "filter"),
+    ),
+    Mutation(
+        "regularizers/conditional.py",
+        "ConditionalPullBack._unmixed",
+        "part * (-2 * logarithm).exp()",
+        "part * (-4 * logarithm).exp()",
+        "gain (eq. 15d): the slope of the logarithm",
+        (CONDITIONAL, "-k", "field"),
+    ),
+    Mutation(
+        "regularizers/conditional.py",
+        "ConditionalPullBack._steepness",
+        "features[0].expm1()",
+        "0.1 * features[0]",
+        "gain (eq. 15d): the slope of the sizes behind their logarithm",
+        (CONDITIONAL, "-k", "field"),
+    ),
+    Mutation(
+        "regularizers/conditional.py",
+        "ConditionalRegularizer.pull_back",
+        "weight=scale * bound.weight",
+        "weight=bound.weight",
+        "eq. 3a: the bound of weights of another level",
+        (CONDITIONAL, "-k", "follow_the_scale"),
+    ),
+    Mutation(
+        "regularizers/conditional.py",
+        "ConditionalRegularizer.pull_back",
+        "smoothing=scale * bound.smoothing",
+        "smoothing=bound.smoothing",
+        "eq. 3a: the bound of smoothings of another level",
+        (CONDITIONAL, "-k", "follow_the_scale"),
+    ),
+    Mutation(
+        "regularizers/conditional.py",
+        "ConditionalRegularizer.problem",
+        "self.network(pilot / scale, level)",
+        "self.network(pilot, level)",
+        "eq. 3a: the network sees grey values",
+        (CONDITIONAL, "-k", "contrast"),
+    ),
+    Mutation(
+        "regularizers/conditional.py",
+        "LevelConfig.interpolation",
+        "relative.clamp(0, 1)",
+        "relative",
+        "levels beyond the range have no offsets",
+        (CONDITIONAL, "-k", "interpolation"),
+    ),
+    Mutation(
+        "regularizers/loading.py",
+        "load",
+        "return rebuilt(tensors, config, str(file))",
+        "return type(rebuilt(tensors, config, str(file)))()",
+        "a loaded model has starting values",
+        (LOADING, "-k", "folders"),
     ),
 )

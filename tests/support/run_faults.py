@@ -48,6 +48,7 @@ def draw(folder: Path, seeds: range, side: int = 16) -> Path:
 FAMILIES = {
     "linear": ("denoise", "--regularizer", "linear", "--filters", "2"),
     "adaptive": ("denoise", "--regularizer", "adaptive", "--filters", "2"),
+    "levels": ("denoise", "--sigma-range", "2", "75", "--filters", "2"),
     "icnn": ("denoise", "--regularizer", "icnn", "--widths", "2", "2"),
     "deblur": (
         "deblur",

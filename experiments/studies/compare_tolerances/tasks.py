@@ -9,8 +9,8 @@ import torch
 
 from piggyback.app.degradations.base import Blur, Degradation, Noise
 from piggyback.app.degradations.blur_kernels import blur_kernel
-from piggyback.app.runs.model_file import Learned
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
+from regularizers.construction import Learned
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 

@@ -23,11 +23,12 @@ from piggyback.app.images.sources import (
     image_generator,
 )
 from piggyback.app.runs.folder import Json, RunFolder
-from piggyback.app.runs.model_file import Learned, load_regularizer
+from piggyback.app.runs.model_file import load_regularizer
 from piggyback.terms.data.deblurring import Deblurring
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from regularizers.adaptive import AdaptiveRegularizer
+from regularizers.construction import Learned
 from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.icnn.regularizer import NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer

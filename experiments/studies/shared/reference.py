@@ -15,9 +15,9 @@ from torch import Tensor
 from experiments.studies.shared.plain.filter_bank import PlainFilterBank
 from experiments.studies.shared.plain.network import PlainNetwork
 from experiments.studies.shared.plain.problem import PlainProblem, relative
-from piggyback.app.runs.model_file import Learned
 from piggyback.terms.data.deblurring import Deblurring
 from piggyback.terms.data.denoising import Denoising
+from regularizers.construction import Learned
 from regularizers.linear import LinearRegularizer
 
 ACCEPTED = 1e-11

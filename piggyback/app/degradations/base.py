@@ -27,6 +27,7 @@ from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.deblurring import Deblurring
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
+from piggyback.training.bilevel import Samples
 
 Edges = Literal["circular", "taper", "valid"]
 EDGES: tuple[Edges, ...] = ("circular", "taper", "valid")
@@ -48,9 +49,19 @@ class Degradation(ABC):
         observed; figures leave them out."""
         return (0, 0)
 
+    @property
+    def white(self) -> float:
+        """The grey value of white in samples, to which decibels refer."""
+        return 1.0
+
     @abstractmethod
     def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """The observation of ``(..., channels, height, width)``."""
+
+    def samples(self, clean: Tensor, generator: torch.Generator) -> Samples:
+        """What training sees of clean patches ``(count, channels, height,
+        width)``."""
+        return Samples(clean, self.observe(clean, generator))
 
     @abstractmethod
     def data_term(self, observed: Tensor) -> DataTerm:

@@ -13,25 +13,27 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from piggyback.app.errors import UserError
+from regularizers import stored
+from regularizers.stored import (
+    FORMAT,
+    LENGTH,
+    VERSION,
+    canonical,
+    check_version,
+    digest,
+    split,
+)
 
-FORMAT = "piggyback-bilevel"
-VERSION = 2
-# bytes of the length of a safetensors header; headers are padded to multiples
-# of it
-_LENGTH = 8
 _UNLOADABLE = (
     RuntimeError,
     pickle.UnpicklingError,
@@ -109,14 +111,10 @@ def _without_first_line(raw: bytes) -> str:
 
 def _check_version(version: str, where: str) -> None:
     """Raise ``UserError`` unless ``version`` is that of today."""
-    if version == str(VERSION):
-        return
-    if version.isdecimal() and int(version) > VERSION:
-        raise UserError(
-            f"{where}: format version {version} is newer than this release, "
-            f"which reads {VERSION}; update"
-        )
-    raise UserError(f"{where}: format version {version}, expected {VERSION}")
+    try:
+        check_version(version, where)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 # --- models -------------------------------------------------------------------
@@ -129,14 +127,14 @@ def model_bytes(tensors: Mapping[str, Tensor], config: str) -> bytes:
         name: tensor.detach().cpu().contiguous()
         for name, tensor in tensors.items()
     }
-    header, data = _split(safetensors_bytes(contiguous))
+    header, data = split(safetensors_bytes(contiguous))
     metadata = {"format": FORMAT, "version": str(VERSION), "config": config}
-    digest = _digest({**header, "__metadata__": metadata}, data)
-    text = _canonical(
-        {**header, "__metadata__": {**metadata, "sha256": digest}}
+    checksum = digest({**header, "__metadata__": metadata}, data)
+    text = canonical(
+        {**header, "__metadata__": {**metadata, "sha256": checksum}}
     )
-    text += b" " * (-len(text) % _LENGTH)
-    return len(text).to_bytes(_LENGTH, "little") + text + data
+    text += b" " * (-len(text) % LENGTH)
+    return len(text).to_bytes(LENGTH, "little") + text + data
 
 
 def model_content(
@@ -145,63 +143,6 @@ def model_content(
     """Weights and configuration. Raises ``UserError``, naming ``where``, for
     damaged, foreign and newer files."""
     try:
-        header, data = _split(raw)
-        tensors = safetensors_load(raw)
-    except (
-        SafetensorError,
-        ValueError,
-        RecursionError,
-        TypeError,
-        LookupError,
-    ) as error:
-        raise UserError(f"{where}: damaged or not a model ({error})") from error
-    metadata = header.get("__metadata__") or {}
-    version = metadata.get("version")
-    if metadata.get("format") != FORMAT or not isinstance(version, str):
-        raise UserError(
-            f"{where}: not a {FORMAT} model of format version {VERSION}"
-        )
-    if version != "1":
-        _check_version(version, where)
-        plain = {
-            name: value for name, value in metadata.items() if name != "sha256"
-        }
-        if metadata.get("sha256") != _digest(
-            {**header, "__metadata__": plain}, data
-        ):
-            raise UserError(
-                f"{where}: damaged or not a model (the checksum does not fit)"
-            )
-    try:
-        config = json.loads(metadata["config"])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where}: its configuration is damaged ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(config, dict):
-        raise UserError(
-            f"{where}: its configuration is damaged (not a table but {config!r:.40})"
-        )
-    return tensors, config
-
-
-def _split(raw: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and data of a safetensors file. Raises ``ValueError`` if there is
-    no header."""
-    length = int.from_bytes(raw[:_LENGTH], "little")
-    if len(raw) < _LENGTH + length:
-        raise ValueError("shorter than it says")
-    header = json.loads(raw[_LENGTH : _LENGTH + length])
-    if not isinstance(header, dict) or not isinstance(
-        header.get("__metadata__", {}), dict
-    ):
-        raise ValueError("no header")
-    return header, raw[_LENGTH + length :]
-
-
-def _digest(header: Mapping[str, Any], data: bytes) -> str:
-    return hashlib.sha256(_canonical(header) + b"\n" + data).hexdigest()
-
-
-def _canonical(header: Mapping[str, Any]) -> bytes:
-    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+        return stored.model_content(raw, where)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -65,7 +65,4 @@ class Source:
         clean = draw_patches(
             self.photographs, count, self.patch, generator, self.channels
         )
-        return Samples(
-            clean.to(self.device),
-            self.degradation.observe(clean, generator).to(self.device),
-        )
+        return self.degradation.samples(clean, generator).to(self.device)

@@ -20,6 +20,7 @@ from piggyback.app.degradations.base import (
     edges_named,
 )
 from piggyback.app.degradations.blur_kernels import blur_kernel
+from piggyback.app.degradations.noise_range import NoiseRange
 from piggyback.app.errors import UserError
 from piggyback.app.options.plan import TrainingPlan
 from piggyback.problems.pair import Accuracy
@@ -134,6 +135,12 @@ def build_parser() -> ArgumentParser:
         "--sigma",
         type=number,
         help="noise, in grey levels of 255 (default: 25 for denoise, 2.55 for deblur)",
+    )
+    parser.add_argument(
+        "--sigma-range",
+        type=number,
+        nargs=2,
+        help="denoise: one model for all noise levels from the first number to the second, in grey levels of 255",
     )
     parser.add_argument(
         "--blur",
@@ -329,6 +336,10 @@ class CommandLine:
             for field in fields(Options)
             if field.name in defaults
         }
+        if {"sigma", "sigma_range"} <= self.given.keys():
+            raise UserError(
+                "--sigma or --sigma-range? one model has one of them"
+            )
         options = Options(**{**known, **self.given})
         return replace(
             options, sigma=options.noise(), regularizer=options.family()
@@ -359,6 +370,7 @@ class Options:
     train: Path | None
     test: Path | None
     sigma: float | None
+    sigma_range: list[float] | None
     blur: str
     blur_std: float
     blur_seed: int
@@ -413,6 +425,8 @@ class Options:
                 raise UserError(
                     f"{flag(name)} must lie between {least} and {most}, got {value}"
                 )
+        if self.sigma_range is not None:
+            self._check_range(self.sigma_range)
         if not (
             0 <= self.stochastic <= 1
             and self.steps >= 0
@@ -425,15 +439,32 @@ class Options:
                 "some of both"
             )
 
+    def _check_range(self, levels: list[float]) -> None:
+        """Raise ``UserError`` unless these are noise levels that one model can
+        be trained for."""
+        least, most = RANGES["sigma"]
+        written = " ".join(str(level) for level in levels)
+        if not (len(levels) == 2 and least <= levels[0] < levels[1] <= most):
+            raise UserError(
+                f"--sigma-range needs two noise levels between {least} and "
+                f"{most}, the lower one first, got {written}"
+            )
+        if self.task != "denoise" or self.family() != "adaptive":
+            raise UserError(
+                f"--sigma-range {written}: is for denoise with --regularizer adaptive"
+            )
+
     def _has_work(self) -> bool:
         return (self.stochastic > 0 and self.steps > 0) or (
             self.stochastic < 1 and self.iterations > 0
         )
 
     def noise(self) -> float:
-        """In grey levels of 255."""
+        """In grey levels of 255; of a range, that of the test images."""
         if self.sigma is not None:
             return self.sigma
+        if self.sigma_range is not None:
+            return 255 * self._levels(self.sigma_range).tested
         return 25.0 if self.task == "denoise" else 2.55
 
     def family(self) -> str:
@@ -454,6 +485,8 @@ class Options:
 
     def degradation(self, kernel: Tensor | None) -> Degradation:
         """What the run learns to undo."""
+        if self.sigma_range is not None:
+            return self._levels(self.sigma_range)
         if kernel is None:
             return Noise(self.noise() / 255)
         return Blur(
@@ -463,6 +496,11 @@ class Options:
             edges_named(self.edges),
             self.blur,
         )
+
+    @staticmethod
+    def _levels(levels: list[float]) -> NoiseRange:
+        lowest, highest = levels
+        return NoiseRange.between(lowest / 255, highest / 255)
 
     def stochastic_accuracy(self) -> Accuracy:
         """Of the first steps on mini-batches, or of all of them."""
@@ -474,6 +512,11 @@ class Options:
         )
 
     def plan(self, degradation: Degradation) -> TrainingPlan:
+        certified = (
+            CERTIFIED if isinstance(self.tolerance, str) else self.tolerance
+        )
+        rough = self.stochastic_accuracy()
+        white = degradation.white
         return TrainingPlan(
             degradation=degradation,
             seed=self.seed,
@@ -486,13 +529,8 @@ class Options:
             budget=self.budget,
             batch=self.batch,
             workers=self.threads,
-            accuracy=Accuracy(
-                CERTIFIED
-                if isinstance(self.tolerance, str)
-                else self.tolerance,
-                ADJOINT_TOLERANCE,
-            ),
-            stochastic_accuracy=self.stochastic_accuracy(),
+            accuracy=Accuracy(white * certified, ADJOINT_TOLERANCE),
+            stochastic_accuracy=Accuracy(white * rough.lower, rough.adjoint),
             driven=isinstance(self.tolerance, str),
             rate=START_RATE if isinstance(self.rate, str) else self.rate,
             raced=isinstance(self.rate, str),

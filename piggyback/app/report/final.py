@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from piggyback.app.degradations.base import Degradation
+from piggyback.app.degradations.noise_range import NoiseRange
 from piggyback.app.evaluate import (
     ImageResult,
     Restorer,
@@ -40,11 +41,12 @@ from piggyback.app.report.figures import (
 from piggyback.app.report.metrics import psnr, ssim
 from piggyback.app.restoration import TOLERANCE
 from piggyback.app.runs.folder import Json, RunFolder
-from piggyback.app.runs.model_file import Learned, load_regularizer
+from piggyback.app.runs.model_file import at_level, load_regularizer
 from piggyback.certificates.certify import Hypergradient
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.terms.losses import SquaredError
 from piggyback.training.bilevel import Samples
+from regularizers.construction import Learned
 from regularizers.icnn.regularizer import NetworkRegularizer
 from regularizers.linear import LinearRegularizer
 
@@ -166,10 +168,14 @@ def report(
         "tuning total variation on the training patches, testing ...",
         highlight=False,
     )
-    tv = tuned_tv(samples.select(slice(0, TV_PATCHES)), degradation)
+    few = samples.select(slice(0, TV_PATCHES))
+    if isinstance(degradation, NoiseRange):
+        few = degradation.at_tested_level(few)
+    tv = tuned_tv(few, degradation)
+    tested = tested_degradation(config, str(run.path))
     restorer = Restorer(
-        regularizer,
-        tested_degradation(config, str(run.path)),
+        at_level(regularizer, tested.sigma),
+        tested,
         TEST_SEED,
         TOLERANCE,
     )

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from piggyback.app.errors import UserError
 from piggyback.app.runs.folder import Json, RunFolder
-from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
-from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
-from regularizers.linear import LinearConfig, LinearRegularizer
-from regularizers.relu_lifted.regularizer import (
-    ReLULiftedConfig,
-    ReLULiftedRegularizer,
-)
-
-Learned = LinearRegularizer | NetworkRegularizer
-"""What the command lines train, save and load."""
+from regularizers.adaptive import AdaptiveRegularizer
+from regularizers.conditional import ConditionalRegularizer
+from regularizers.construction import Learned, rebuilt
+from regularizers.icnn.regularizer import NetworkRegularizer
+from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
 
 
 def save_regularizer(
@@ -34,6 +28,11 @@ def save_regularizer(
             "regularizer": "adaptive",
             "weights": asdict(regularizer.network.config),
         }
+        if isinstance(regularizer, ConditionalRegularizer):
+            config |= {
+                "regularizer": "conditional",
+                "levels": asdict(regularizer.level_config),
+            }
     elif isinstance(regularizer, ReLULiftedRegularizer):
         config |= {"regularizer": "icnn", "lifted": asdict(regularizer.form)}
     elif isinstance(regularizer, NetworkRegularizer):
@@ -48,75 +47,18 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
     fit the architecture or are not finite.
     """
     tensors, config = run.load_model()
-    if config.get("regularizer") not in ("linear", "adaptive", "icnn"):
-        raise UserError(
-            f"{run.model}: unknown regularizer {config.get('regularizer')!r}"
-        )
     try:
-        _check_counts(
-            config, sum(tensor.numel() for tensor in tensors.values())
-        )
-        regularizer = _constructed(config)
-        regularizer.load_state_dict(tensors)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
-        # torch names the tensors on lines of their own
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{run.model}: weights and architecture do not fit ({reason})"
-        ) from error
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise UserError(
-                f"{run.model}: {name} contains NaN or infinite values"
-            )
-    if isinstance(regularizer, NetworkRegularizer):
-        try:
-            regularizer.network().detached().check_signs()
-        except ValueError as error:
-            raise UserError(f"{run.model}: {error}") from error
-    return regularizer, config
+        return rebuilt(tensors, config, str(run.model)), config
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
-def _check_counts(config: Mapping[str, Any], numbers: int) -> None:
-    """Raise ``ValueError`` if a count of the architecture is larger than all
-    weights together, before it is allocated."""
-    for table in ("architecture", "weights"):
-        entries = config.get(table)
-        for name, value in entries.items() if isinstance(entries, dict) else ():
-            counts = value if isinstance(value, list) else [value]
-            if any(
-                isinstance(count, int) and count > numbers for count in counts
-            ):
-                raise ValueError(
-                    f"{name} {value!r:.60}, but {numbers} weights in all"
-                )
-
-
-def _constructed(config: Mapping[str, Any]) -> Learned:
-    """The regularizer that a configuration describes, with starting values for
-    parameters."""
-    architecture, weights = config.get("architecture"), config.get("weights")
-    if not isinstance(architecture, dict):
-        raise TypeError("no architecture")
-    if config.get("regularizer") == "icnn":
-        network, form = NetworkConfig(**architecture), config.get("lifted")
-        if form is not None:
-            return ReLULiftedRegularizer(network, ReLULiftedConfig(**form))
-        if network.activation != "softplus":
-            raise ValueError(
-                f"a {network.activation} network needs its lifted form, which the configuration lacks"
-            )
-        return NetworkRegularizer(network)
-    linear = LinearConfig(**architecture)
-    if config.get("regularizer") == "linear":
-        return LinearRegularizer(linear)
-    if not isinstance(weights, dict):
-        raise TypeError("no architecture of the weights")
-    return AdaptiveRegularizer(linear, WeightConfig(**weights))
+def at_level(regularizer: Learned, sigma: float) -> Learned:
+    """The regularizer for noise ``sigma`` (grey values): itself unless it
+    serves many levels. Raises ``UserError`` for one that it does not serve."""
+    if not isinstance(regularizer, ConditionalRegularizer):
+        return regularizer
+    try:
+        return regularizer.at(sigma)
+    except ValueError as error:
+        raise UserError(str(error)) from error

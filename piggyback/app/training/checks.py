@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from piggyback.app.console.memory import available_memory
-from piggyback.app.degradations.base import Blur, Degradation
+from piggyback.app.degradations.base import Blur, Degradation, Noise
+from piggyback.app.degradations.noise_range import NoiseRange
 from piggyback.app.errors import UserError
 from piggyback.app.images.sources import Photograph
 from piggyback.app.options.train import Options
 from piggyback.app.report.metrics import SSIM_WINDOW
 from piggyback.app.restoration import restore
-from piggyback.app.runs.model_file import Learned
 from piggyback.problems.pair import Accuracy
 from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
+from regularizers.construction import Learned
 
 FLOAT, DOUBLE = 4, 8
 _PATCH_ARRAYS = 6
@@ -170,7 +171,10 @@ def check_test_images(
 
 
 def as_tested(degradation: Degradation) -> Degradation:
-    """What test images are degraded by: nothing is assumed beyond their border."""
+    """What test images are degraded by: one level of noise, and nothing is
+    assumed beyond their border."""
+    if isinstance(degradation, NoiseRange):
+        return Noise(degradation.tested)
     return (
         degradation.with_edges("valid")
         if isinstance(degradation, Blur)

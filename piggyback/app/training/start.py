@@ -7,13 +7,15 @@ from dataclasses import replace
 import torch
 
 from piggyback.app.degradations.base import Blur, Degradation
+from piggyback.app.degradations.noise_range import NoiseRange
 from piggyback.app.errors import UserError
 from piggyback.app.options.train import Options
-from piggyback.app.runs.model_file import Learned
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.training.bilevel import Samples
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
+from regularizers.conditional import ConditionalRegularizer, LevelConfig
+from regularizers.construction import Learned
 from regularizers.filter_bank.kernels import measured_plan, plan_named
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
@@ -90,6 +92,11 @@ def _started(
     )
     if isinstance(degradation, Blur):
         config = start_for_blur(config, degradation, samples, options.seed)
+    if isinstance(degradation, NoiseRange):
+        levels = LevelConfig(degradation.lowest, degradation.highest, sigma)
+        return ConditionalRegularizer(
+            config, WeightConfig(contrast=2 * sigma), levels, generator
+        )
     if options.family() == "adaptive":
         return AdaptiveRegularizer(
             config, WeightConfig(contrast=2 * sigma), generator

@@ -15,7 +15,7 @@ from piggyback.app.console.progress import TrainingProgress
 from piggyback.app.options.plan import Source, TrainingPlan
 from piggyback.app.runs.folder import Json, RunFolder
 from piggyback.app.runs.history import HistoryRow
-from piggyback.app.runs.model_file import Learned, save_regularizer
+from piggyback.app.runs.model_file import save_regularizer
 from piggyback.app.runs.state import (
     DIVERGED,
     RUNNING,
@@ -48,6 +48,7 @@ from piggyback.training.stochastic import (
     StochasticSettings,
     parameter_groups,
 )
+from regularizers.construction import Learned
 
 _AFTER_ADAM = 0.005
 """Decrease that the first certified step aims at, over the loss, after a
@@ -262,6 +263,7 @@ class Trainer:
         """Of the mean square error that ``loss``, half the squared error of a
         patch, stands for; in decibels."""
         error = 2 * loss / self.samples.clean[0].numel()
+        error = error / self.plan.degradation.white**2
         return -10 * math.log10(error) if error > 0 else math.nan
 
     # --- the adaptive phase ---------------------------------------------------

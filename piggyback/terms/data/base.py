@@ -56,6 +56,12 @@ class DataTerm(ABC):
         values in [0, 1]: weights that adapt look at it."""
         return self.start
 
+    @property
+    def level(self) -> PerSample | None:
+        """The noise levels that the observations had before they were brought
+        to one common level, ``(batch,)``, grey values; None if they were not."""
+        return None
+
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
         """``g(x)``, ``(batch,)``.

@@ -24,17 +24,25 @@ class Denoising(DiagonalTerm):
         weight: a number, or a tensor: one value, or of as many axes as
             ``observed`` and broadcasting against it: one weight per sample
             ``(batch, 1, 1, 1)`` or pixel.
+        level: see ``DataTerm``, ``(batch,)``.
 
     Raises:
-        ValueError: for a weight of another shape or that is not positive, and
-            in ``check`` for non-finite observations.
+        ValueError: for a weight or level of another shape or that is not
+            positive, and in ``check`` for non-finite observations.
     """
 
     per_sample = ("observed",)
     broadcast = ("weight", "_given_weight")
 
-    def __init__(self, observed: Primal, weight: float | Tensor = 1.0) -> None:
+    def __init__(
+        self,
+        observed: Primal,
+        weight: float | Tensor = 1.0,
+        level: PerSample | None = None,
+    ) -> None:
         require_images("the observation", observed)
+        if level is not None:
+            _require_levels(level, observed)
         if isinstance(weight, Tensor):
             weight = _broadcasting(weight, observed)
         lowest, highest = value_range(weight)
@@ -50,10 +58,17 @@ class Denoising(DiagonalTerm):
             weight.to(observed) if isinstance(weight, Tensor) else weight
         )
         self._bounds = lowest, highest
+        self._level = level
 
     def check(self) -> None:
         super().check()
-        warn_of_scale(self.observed)
+        # at a common noise level, clean images are as bright as they come
+        if self._level is None:
+            warn_of_scale(self.observed)
+
+    @property
+    def level(self) -> PerSample | None:
+        return self._level
 
     @property
     def diagonal(self) -> float | Tensor:
@@ -79,15 +94,33 @@ class Denoising(DiagonalTerm):
             return self.weight.mean()
         return super().symbol(like)
 
+    def select(self, index: Tensor) -> Denoising:
+        chosen = super().select(index)
+        if self._level is not None:
+            chosen._level = self._level[index]
+        return chosen
+
     def double(self) -> Denoising:
-        return Denoising(self.observed.double(), self._given_weight)
+        return Denoising(
+            self.observed.double(), self._given_weight, self._level
+        )
 
     def renewed(self) -> Denoising:
-        return Denoising(self.observed, self._given_weight)
+        return Denoising(self.observed, self._given_weight, self._level)
 
     def inputs(self) -> dict[str, Tensor]:
         return tensors_among(
             observation=self.observed, weight=self._given_weight
+        )
+
+
+def _require_levels(level: Tensor, observed: Primal) -> None:
+    """Raise ``ValueError`` unless there is a positive level per sample
+    (synchronises)."""
+    if level.shape != observed.shape[:1] or not bool((level > 0).all()):
+        raise ValueError(
+            f"{observed.shape[0]} observations need as many positive noise "
+            f"levels, got {level.tolist()}"
         )
 
 
