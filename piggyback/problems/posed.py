@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from piggyback.copies import doubled, snapshot, twin
@@ -73,8 +74,11 @@ def pose(
     """
     exact = double_copy(regularizer) if exact is None else exact
     counter = ApplicationCounter()
-    in_double = exact.problem(data.double())
-    problem = regularizer.problem(data).with_exact(in_double).counted(counter)
+    # gradients are read off both, also where the caller records none
+    with torch.enable_grad():
+        in_double = exact.problem(data.double())
+        problem = regularizer.problem(data)
+    problem = problem.with_exact(in_double).counted(counter)
     loss = problem.of_image(loss)
     return Posed(
         regularizer=exact,

@@ -128,7 +128,7 @@ def certificate(
 def _certified(
     regularizer: Learned, part: Samples, degradation: Degradation
 ) -> Hypergradient:
-    data = degradation.data_term(part.degraded)
+    data = part.observed(degradation.data_term)
     return OnDemand(rounds=2).differentiate(
         regularizer, data, SquaredError(part.clean), relative_error=0.03
     )
