@@ -85,19 +85,37 @@ class SecantPair(Protocol):
     """
 
     def share_of_step(self, v: Tensor, /) -> Tensor:
-        """``<s, v> / <s, y>``."""
+        """``<s, v> / <s, y>``.
+
+        Args:
+            v: of the shape of a gradient.
+        """
         ...
 
     def share_of_change(self, v: Tensor, /) -> Tensor:
-        """``<y, v> / <s, y>``."""
+        """``<y, v> / <s, y>``.
+
+        Args:
+            v: of the shape of a gradient.
+        """
         ...
 
     def without_change(self, v: Tensor, share: Tensor, /) -> Tensor:
-        """``v - share y``."""
+        """``v - share y``.
+
+        Args:
+            v: of the shape of a gradient.
+            share: what ``share_of_step`` returned.
+        """
         ...
 
     def with_step(self, v: Tensor, share: Tensor, /) -> Tensor:
-        """``v + share s``."""
+        """``v + share s``.
+
+        Args:
+            v: of the shape of a gradient.
+            share: a difference of two shares.
+        """
         ...
 
 

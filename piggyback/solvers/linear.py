@@ -48,7 +48,11 @@ class LinearSystem(Copyable):
     start: Primal | None = None
 
     def apply(self, v: Primal) -> Primal:
-        """``A v``, for ``v`` ``(batch, ...)``."""
+        """``A v``.
+
+        Args:
+            v: ``(batch, ...)``.
+        """
         return self.problem.hessian(self.curvature, v)
 
     def begin(self) -> tuple[Primal, Primal]:
