@@ -15,6 +15,9 @@ OPERATORS_THAT_LEARN = "tests/layer/test_learned_operators.py"
 NETWORK_PAIR = "tests/regularizers/test_network_pair.py"
 VALUES = "tests/problems/test_values.py"
 RELU_LIFTED_CERTIFICATE = "tests/regularizers/test_relu_lifted_certificate.py"
+FORWARD = "tests/forward/test_forward_operators.py"
+DEBLURRING = "tests/forward/test_deblurring.py"
+COPIES = "tests/operators/test_copies.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -264,5 +267,169 @@ MUTATIONS: tuple[Mutation, ...] = (
         "inner(q, v)",
         "dense dual norm without the rounding of the solve",
         (VALUES, "-k", "rounding_of_the_solve"),
+    ),
+    Mutation(
+        "piggyback/terms/data/structure.py",
+        "RidgedResidual.value",
+        "fit + 0.5 * self.ridge",
+        "fit + self.ridge",
+        "value of least squares: twice the ridge",
+        (
+            FORWARD,
+            "-k",
+            "belong_together",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/structure.py",
+        "RidgedResidual.gradient",
+        "self.ridge * (x - self.centre)",
+        "self.ridge * x",
+        "gradient of least squares: the centre is forgotten",
+        (
+            FORWARD,
+            "-k",
+            "belong_together",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/structure.py",
+        "LinearPartTerm.prox",
+        "v + step * self.linear",
+        "v + self.linear",
+        "prox of a quadratic: the step",
+        (
+            DEBLURRING,
+            "-k",
+            "invert",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/structure.py",
+        "DiagonalTerm.resolvent",
+        "1 + step * self.diagonal",
+        "1 + self.diagonal",
+        "resolvent of denoising: the step",
+        (
+            UNROLLED,
+            "-k",
+            "data_term",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/deblurring.py",
+        "_transfer_function",
+        "(-(rows // 2), -(columns // 2))",
+        "(-(rows // 2), 0)",
+        "periodic blur: the image is moved sideways",
+        (
+            DEBLURRING,
+            "-k",
+            "centred_kernel",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/deblurring.py",
+        "Deblurring.pull_back",
+        "self._transfer.conj()",
+        "self._transfer",
+        "adjoint of a periodic blur: its kernel is not turned round",
+        (
+            DEBLURRING,
+            "-k",
+            "belong_together",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/deblurring.py",
+        "Deblurring._prepare_spectrum",
+        "lowest - slack, highest + slack",
+        "lowest + 1e-3, highest + slack",
+        "modulus of deblurring: from above",
+        (
+            DEBLURRING,
+            "-k",
+            "enclose_the_spectrum",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/dense.py",
+        "_spectrum_bounds",
+        "lowest - slack",
+        "lowest + 1e-3 * abs(lowest)",
+        "modulus of a dense quadratic: from above",
+        (CERTIFICATES,),
+    ),
+    Mutation(
+        "piggyback/terms/data/least_squares.py",
+        "LeastSquares.smoothness",
+        "self.norm**2 + self._modulus",
+        "self.norm + self._modulus",
+        "largest eigenvalue of least squares: a power of the norm",
+        (
+            FORWARD,
+            "-k",
+            "inverses_and_the_spectrum",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/least_squares.py",
+        "LeastSquares._lost",
+        "2 * reach * d",
+        "0 * reach * d",
+        "dual norm (eq. 25): the rounding of its residual",
+        (
+            VALUES,
+            "-k",
+            "dual_norms",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/least_squares.py",
+        "LeastSquares.unit_roundoff",
+        "return math.inf",
+        "return super().unit_roundoff(dtype)",
+        "an estimated norm certifies",
+        (
+            VALUES,
+            "-k",
+            "missing_norm",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/least_squares.py",
+        "LeastSquares._inverse",
+        "shift * p, self.hessian(p), alpha=step",
+        "p, self.hessian(p), alpha=step",
+        "inverse of least squares: of the resolvent",
+        (
+            FORWARD,
+            "-k",
+            "inverses_and_the_spectrum",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/inner_solves.py",
+        "steps_to",
+        "-2 / (root + 1)",
+        "-2 / (root + 1) - 0.5",
+        "conjugate gradients inside: too few steps (eq. 26)",
+        (
+            FORWARD,
+            "-k",
+            "inverses_and_the_spectrum",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/base.py",
+        "DataTerm.select",
+        "value.shape[0] > 1",
+        "value.shape[0] > 9",
+        "weights of other samples once some have finished",
+        (
+            COPIES,
+            "-k",
+            "differ_between_samples",
+        ),
     ),
 )
