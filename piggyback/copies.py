@@ -189,6 +189,7 @@ def twin(module: Module, change: Change) -> Module:
         module: left alone.
         change: from a tensor to what replaces it.
     """
+    # a module that occurs twice is copied once, and so are its tensors;
     # a deep copy cannot take weights with a graph, and ``functional_call``
     # writes into the module, which others may be using
     return _twin(module, change, {}, {})
@@ -211,6 +212,7 @@ def _twin(
             tensors[id(v)] = change(v)
         return tensors[id(v)]
 
+    # without its constructor, of which nothing is known
     copied = module.__class__.__new__(module.__class__)
     modules[id(module)] = copied
     copied.__dict__ = dict(module.__dict__)

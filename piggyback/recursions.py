@@ -135,6 +135,7 @@ def limited_memory_product(
     Returns:
         The product, of the shape of ``v``.
     """
+    # from the latest pair to the oldest, and back again
     shares = []
     for pair in reversed(pairs):
         share = pair.share_of_step(v)

@@ -110,6 +110,7 @@ def warn_unless_converged(
         what: what was solved, the beginning of the message.
         stacklevel: as in ``warnings.warn``.
     """
+    # read back at once: one wait for the whole batch
     left = [
         Status(code)
         for code in status.flatten().tolist()

@@ -287,6 +287,7 @@ class SmoothEnergy(ABC):
         """
         unknown = torch.full_like(radius, torch.inf)
         _, gradient = self.value_and_gradient(x)
+        # D^2 R x: what a relative change of x does to the gradient
         perturbed = self.product(self.curvature(x), x)
         return EnergyBounds(
             hessian=unknown,
@@ -391,6 +392,7 @@ class ModuleEnergy(SmoothEnergy):
         )
 
     def detached(self) -> ModuleEnergy:
+        # copies of the weights: the optimiser moves them in place
         return ModuleEnergy(twin(self.module, snapshot), self.source)
 
     def double(self) -> ModuleEnergy:
@@ -407,6 +409,8 @@ class ModuleEnergy(SmoothEnergy):
         for name, buffer in self.module.named_buffers():
             if not bool(torch.isfinite(buffer).all()):
                 raise ValueError(f"buffer {name} of the energy is not finite")
+        # only layers that behave otherwise then: a plain module is in training
+        # mode for no reason all the time
         for name, part in self.module.named_modules():
             if part.training and isinstance(part, _IN_TRAINING):
                 raise ValueError(
@@ -479,6 +483,7 @@ def _require_values(energy: SmoothEnergy, images: Primal, name: str) -> None:
         raise ValueError(
             f"the energy {name} is NaN or infinite on ordinary images"
         )
+    # kernels of other batch sizes round differently
     slack = _SLACK * torch.finfo(value.dtype).eps * value.abs().amax()
     if bool((value - again).abs().amax() > slack):
         raise ValueError(

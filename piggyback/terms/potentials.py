@@ -112,6 +112,7 @@ class Emphasis(Detachable):
         """
         if self.jacobian is not None:
             return self.jacobian.norm(field)
+        # ||sum of n errors|| <= sqrt(n) ||errors||, by Cauchy and Schwarz
         entries_per_factor = field[0].numel() / self.factors[0].numel()
         return field.flatten(1).amax(1) * entries_per_factor**0.5
 
@@ -248,6 +249,7 @@ class Potential(Detachable):
             step: positive; a number or ``(coefficients,)``.
         """
         stiffness = step * self.local_curvature
+        # in units of the smoothing the curvature at zero is 1
         t = self.penalty.proximal(self._unit(v), stiffness)
         return self.shift + self.smoothing * t
 
