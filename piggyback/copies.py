@@ -185,9 +185,13 @@ def twin(module: Module, change: Change) -> Module:
     be leaves. Results of ``change`` may keep their graph, so that gradients
     reach the originals. Weights and submodules that are shared stay shared.
 
-    A deep copy cannot take weights with a graph, and ``functional_call`` writes
-    into the module, which others may be using.
+    Args:
+        module: left alone.
+        change: from a tensor to what replaces it.
     """
+    # a module that occurs twice is copied once, and so are its tensors;
+    # a deep copy cannot take weights with a graph, and ``functional_call``
+    # writes into the module, which others may be using
     return _twin(module, change, {}, {})
 
 
@@ -208,6 +212,7 @@ def _twin(
             tensors[id(v)] = change(v)
         return tensors[id(v)]
 
+    # without its constructor, of which nothing is known
     copied = module.__class__.__new__(module.__class__)
     modules[id(module)] = copied
     copied.__dict__ = dict(module.__dict__)
@@ -225,23 +230,35 @@ def _twin(
 
 
 def doubled(v: Tensor) -> Tensor:
-    """``v`` in double precision, with its graph; integers and masks as they
-    are."""
+    """A tensor in double precision, with its graph; integers and masks as they
+    are.
+
+    Args:
+        v: any shape and dtype.
+    """
     if v.is_complex():
         return v.to(torch.complex128)
     return v.double() if v.is_floating_point() else v
 
 
 def singled(v: Tensor) -> Tensor:
-    """``v`` in single precision, with its graph; integers and masks as they
-    are."""
+    """A tensor in single precision, with its graph; integers and masks as they
+    are.
+
+    Args:
+        v: any shape and dtype.
+    """
     if v.is_complex():
         return v.to(torch.complex64)
     return v.float() if v.is_floating_point() else v
 
 
 def snapshot(v: Tensor) -> Tensor:
-    """A copy of ``v`` without a graph, which nothing done to ``v`` later can
-    reach; fit for autograd in every mode."""
+    """A copy without a graph, which nothing done to the original later can
+    reach; fit for autograd in every mode.
+
+    Args:
+        v: any shape and dtype.
+    """
     with torch.inference_mode(False), torch.no_grad():
         return v.detach().clone()

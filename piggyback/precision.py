@@ -19,7 +19,9 @@ def require_full_precision() -> None:
     Convolutions on CUDA devices use TF32 by default: 11 bits, errors of 3e-4 in
     ``K`` and ``K^T``. The switch is global, since reverse mode runs in threads
     of its own; other networks of the process lose that speed, and nothing else.
-    Raises ``ValueError`` under autocast, which would hand over half precision.
+
+    Raises:
+        ValueError: under autocast, which would hand over half precision.
     """
     for device in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device):
@@ -32,12 +34,15 @@ def require_full_precision() -> None:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Computations inside keep the dtype of their arguments, whatever
-    ``torch.autocast`` says around them."""
-    return (
-        nullcontext()
-        if device.type == "meta"
-        else torch.autocast(device.type, enabled=False)
-    )
+    ``torch.autocast`` says around them.
+
+    Args:
+        device: where they take place.
+    """
+    # tensors without memory are not cast either
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class _Switch(Protocol):
@@ -78,13 +83,12 @@ def _is_reduced() -> bool:
 
 def _switch_off() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-            # some releases advise against the older settings, which others still
-            # read
-        )
+        # some releases advise against the older settings, which others still
+        # read
+        warnings.simplefilter("ignore")
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-    for switch in _SWITCHES:  # what was set by the newer names alone
+    # what was set by the newer names alone
+    for switch in _SWITCHES:
         if switch.fp32_precision in _REDUCED:
             switch.fp32_precision = "ieee"

@@ -85,19 +85,37 @@ class SecantPair(Protocol):
     """
 
     def share_of_step(self, v: Tensor, /) -> Tensor:
-        """``<s, v> / <s, y>``."""
+        """``<s, v> / <s, y>``.
+
+        Args:
+            v: of the shape of a gradient.
+        """
         ...
 
     def share_of_change(self, v: Tensor, /) -> Tensor:
-        """``<y, v> / <s, y>``."""
+        """``<y, v> / <s, y>``.
+
+        Args:
+            v: of the shape of a gradient.
+        """
         ...
 
     def without_change(self, v: Tensor, share: Tensor, /) -> Tensor:
-        """``v - share y``."""
+        """``v - share y``.
+
+        Args:
+            v: of the shape of a gradient.
+            share: what ``share_of_step`` returned.
+        """
         ...
 
     def with_step(self, v: Tensor, share: Tensor, /) -> Tensor:
-        """``v + share s``."""
+        """``v + share s``.
+
+        Args:
+            v: of the shape of a gradient.
+            share: a difference of two shares.
+        """
         ...
 
 
@@ -117,6 +135,7 @@ def limited_memory_product(
     Returns:
         The product, of the shape of ``v``.
     """
+    # from the latest pair to the oldest, and back again
     shares = []
     for pair in reversed(pairs):
         share = pair.share_of_step(v)

@@ -128,15 +128,18 @@ def adapted(
         ValueError: if the operator fails in every precision, changes its
             argument, or is real where the observation is complex or vice versa.
     """
+    # never an adapter around an adapter: each would convert once more
     operator = source_of(operator)
     dtype = observed.dtype
     if isinstance(operator, OWN):
         return operator
+    # zeros: their shape and dtype tell, and nothing of the user's is given away
     probe = torch.zeros_like(observed[:1].detach())
     candidate = Adapted(operator, operator, pairs)
     failure = _failure(candidate, probe)
     if failure is None:
         return candidate
+    # before casting around it: a converted copy is exact in that precision
     changed = converted(operator, dtype)
     if changed is not None:
         candidate = Adapted(changed, operator, pairs)
@@ -171,6 +174,7 @@ def _failure(operator: Adapted, probe: Tensor) -> str | None:
         raise ValueError(
             f"A_adjoint of {name} changes its argument in place: work on a copy"
         )
+    # no other precision mends that: say it instead of trying on
     if image.is_complex() != operator.pairs:
         kinds = ("real", "complex")
         raise ValueError(

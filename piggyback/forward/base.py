@@ -61,6 +61,7 @@ def stated_norm(operator: ForwardOperator) -> Any:
     Args:
         operator: that of the user, not an adapter around it.
     """
+    # a property of our own operators, a method of some other libraries'
     stated: Any = getattr(operator, "norm_bound", None)
     return stated() if callable(stated) else stated
 
@@ -99,6 +100,7 @@ def operator_tensors(operator: ForwardOperator) -> dict[str, Tensor]:
     found = {
         name: value for name, value in held.items() if isinstance(value, Tensor)
     }
+    # a module keeps its tensors, and those of its parts, in places of its own
     if isinstance(operator, nn.Module):
         found |= dict(operator.named_parameters())
         found |= dict(operator.named_buffers())
@@ -134,6 +136,7 @@ def numbers(name: str, values: Tensor) -> Tensor:
     """
     if values.is_complex():
         raise ValueError(f"{name} is {values.dtype}: real numbers are needed")
+    # 0 and 1 in bytes are truth values; anything else was meant to be scaled
     is_bytes = values.dtype == torch.uint8 and values.numel() > 0
     if is_bytes and int(values.max()) > 1:
         raise ValueError(

@@ -52,6 +52,7 @@ def examine(operator: ForwardOperator, like: Primal) -> Examined:
     Raises:
         ValueError: as ``check_adjoint``.
     """
+    # of the user's object: adapters around it are made anew for every solve
     source = source_of(operator)
     through = operator.through if isinstance(operator, Adapted) else None
     key = (id(source), through, tuple(like.shape[1:]), like.dtype, like.device)
@@ -63,6 +64,7 @@ def examine(operator: ForwardOperator, like: Primal) -> Examined:
     report = probe_adjoint(
         type(source).__name__, operator.A, operator.A_adjoint, like, generator
     )
+    # after the adjoint test: Lanczos' method rests on the adjoint
     norm = norm_estimate(operator.A, operator.A_adjoint, like)
     found = Examined(report.dtype == torch.float64, norm)
     _known.put(key, source, mark, found)
@@ -80,6 +82,7 @@ def require_norm(name: str, norm: float, found: Examined) -> None:
     Raises:
         ValueError: if the operator is larger.
     """
+    # an estimate from below refutes a bound, and can prove none
     if found.norm > norm * _EXCESS:
         raise ValueError(
             f"norm = {norm:.6g} is too small: {name} amplifies an image by "
@@ -128,6 +131,7 @@ def measured_symbol(operator: ForwardOperator, like: Primal) -> Tensor:
         spectra = torch.fft.rfft2(torch.stack(moved)).real
         mean = spectra.mean(dim=0)
         spread = spectra.std(dim=0)
+        # a response that is not symmetric has no positive transform
         symbol = mean.clamp(min=0) + spread
         return symbol.nan_to_num(nan=1.0, posinf=1.0)
 

@@ -78,11 +78,13 @@ def fingerprint(thing: object) -> Fingerprint:
     """
     tensors = [t for t in tensors_of(thing) if not t.is_meta]
     sums = [part for tensor in tensors for part in _sums(tensor)]
+    # numbers of the object itself only: those of its parts are too many
     numbers = tuple(
         entry
         for entry in _entries(thing)
         if isinstance(entry, (int, float, complex))
     )
+    # eval() and train() change what a module computes, and no tensor
     modes: tuple[bool, ...] = ()
     if isinstance(thing, nn.Module):
         modes = tuple(module.training for module in thing.modules())
@@ -151,5 +153,6 @@ class Remembered(Generic[Found]):
         try:
             watched = weakref.ref(source, lambda _: self._held.pop(key, None))
         except TypeError:
+            # no weak references: nobody would tell when the object is gone
             return
         self._held[key] = (watched, mark, found)

@@ -45,6 +45,8 @@ class LinearOperator(Detachable, ABC):
         Raises:
             ValueError: for entries that are NaN or infinite.
         """
+        # one number is read back instead of all entries: it is NaN or infinite
+        # as soon as one of them is
         if not math.isfinite(float(self.norm_bound())):
             raise ValueError(
                 f"the operator {type(self).__name__} has NaN or infinite "

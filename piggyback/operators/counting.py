@@ -52,6 +52,7 @@ class CountingOperator(LinearOperator):
         return self._counted(y, self.operator.adjoint(y))
 
     def _counted(self, argument: Tensor, result: Tensor) -> Tensor:
+        # one of the two maps: half an application per image
         self.counter.halves += argument.shape[0]
         # without a graph to the argument reverse mode never applies K^T
         if argument.requires_grad and result.requires_grad:
@@ -60,6 +61,9 @@ class CountingOperator(LinearOperator):
 
     def _reversed(self, cotangent: Tensor) -> None:
         self.counter.halves += cotangent.shape[0]
+
+    # what follows is not counted: it depends on the operator, not on the
+    # number of steps
 
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
         return self.operator.norm_bound(weights)
@@ -112,4 +116,5 @@ def is_trusted(operator: LinearOperator) -> bool:
     Args:
         operator: any operator; counters around it are looked through.
     """
+    # vars, not getattr: attributes are inherited
     return bool(vars(type(uncounted(operator))).get("trusted", False))

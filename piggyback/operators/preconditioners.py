@@ -60,4 +60,5 @@ class DenseInverse(Preconditioner):
         self.inverse = inverse
 
     def apply(self, v: Primal) -> Primal:
+        # a column per sample: one batched product
         return (self.inverse @ v.unsqueeze(-1)).squeeze(-1)

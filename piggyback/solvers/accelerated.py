@@ -52,6 +52,7 @@ class AcceleratedIteration(Iteration[AcceleratedState]):
     ) -> None:
         self.task = task
         self.smoothness = smoothness
+        # q of Nesterov's rule, by the root of the condition number
         ratio = (task.problem.data.strong_convexity / smoothness).sqrt()
         self.momentum = (1 - ratio) / (1 + ratio)
 

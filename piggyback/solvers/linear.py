@@ -48,7 +48,11 @@ class LinearSystem(Copyable):
     start: Primal | None = None
 
     def apply(self, v: Primal) -> Primal:
-        """``A v``, for ``v`` ``(batch, ...)``."""
+        """``A v``.
+
+        Args:
+            v: ``(batch, ...)``.
+        """
         return self.problem.hessian(self.curvature, v)
 
     def begin(self) -> tuple[Primal, Primal]:
@@ -77,6 +81,7 @@ class LinearSystem(Copyable):
         """
         unit = unit_of(self.right)
         factor = per_sample(unit.reciprocal(), self.right)
+        # the matrix is not scaled: its preconditioner stays the same
         scaled = LinearSystem(
             problem=self.problem,
             curvature=self.curvature,
@@ -141,6 +146,7 @@ def unit_of(right: Primal) -> PerSample:
         ``(batch,)``.
     """
     peak = right.abs().flatten(1).amax(1)
+    # powers of two change no digit of what they multiply
     exponent = torch.frexp(peak).exponent
     exponent = exponent.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
     usable = torch.isfinite(peak) & (peak > 0)
@@ -186,6 +192,7 @@ class ConjugateGradient(Iteration[ConjugateGradientState]):
         point = ConjugatePoint(
             state.x, state.residual, state.direction, state.energy
         )
+        # the one application of a step
         image = self.system.apply(state.direction)
         found = conjugate_step(point, image, state.preconditioner.apply)
         return ConjugateGradientState(*found, state.preconditioner)
@@ -240,6 +247,7 @@ class ConjugateResidual(Iteration[ConjugateResidualState]):
             residual=residual,
             preconditioned=z,
             image=image,
+            # the first direction is the preconditioned residual itself
             direction=z,
             direction_image=image,
             energy=inner(z, image),

@@ -143,6 +143,7 @@ def solve_lower(
     require_kind("the solver", solver, LowerSolver)
     problem = problem.detached()
     problem.check()
+    # each refusal names its culprit: the loop would fail far from it
     begin = checked_start(problem, start)
     require_samples(begin)
     require_same_device("start", begin, "the data are", problem.data.start)
@@ -190,6 +191,7 @@ def _check_radius(radius: PerSample, like: Primal) -> None:
             "the radius needs one number per sample, shape "
             f"({like.shape[0]},), got {tuple(radius.shape)}"
         )
+    # NaN fails the comparison
     good = (radius > 0) & torch.isfinite(radius)
     if not (radius.is_meta or bool(good.all())):
         worst = float(radius[~good][0])
@@ -222,6 +224,7 @@ def certified_energy(problem: LowerProblem, x: Primal) -> PerSample:
     data = problem.data
     with torch.no_grad():
         x = x.double()
+        # the size of what was added up, which rounding is proportional to
         gradient, size = problem.gradient_and_rounding(x)
         lost = ROUNDING_TERMS * data.unit_roundoff(x.dtype) * size
         measured = data.dual_norm(gradient)

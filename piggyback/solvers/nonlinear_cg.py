@@ -160,6 +160,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         age = state.age + 1
         renew = _is_renewal(age)
         accurate = renew and age >= _FIRST_ACCURATE
+        # else by linearity, from the image that the step has computed already
         if accurate:
             t = h.arguments(x)
         else:
@@ -169,6 +170,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         slope, secant, curvature = h.penalty.slope_secant_curvature(t)
         gradient = h.gradient(x, slope)
         predicted = alpha * line.curvature
+        # the new slope is known anyway: the check costs one inner product
         missed = inner(gradient, p) - line.slope - predicted
         agreements = torch.where(
             missed.abs() <= _AGREEMENT * line.slope.abs(),
@@ -200,6 +202,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
         """The energy along the direction, whose image is ``K p``."""
         p = state.direction
         square = (image * image).mul_(self.energy.weight)
+        # both models share the data term, which is quadratic
         base = inner(p, self.energy.data.hessian(p))
         return _Line(
             slope=inner(state.gradient, p),
@@ -210,6 +213,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
     def _renewed(
         self, x: Primal, secant: Dual, curvature: Dual, agreements: Tensor
     ) -> Preconditioner:
+        # later than trust itself: a preconditioner outlives sixteen steps
         settled = per_sample(agreements >= _SETTLED, secant)
         chosen = torch.where(settled, curvature, secant)
         return self.energy.preconditioner(chosen, x)
@@ -224,6 +228,7 @@ class NonlinearCGIteration(Iteration[NonlinearCGState]):
 def _trusts_the_model(state: NonlinearCGState) -> Tensor:
     """Which samples take Newton's step along the line, ``(batch,)``."""
     agreed = state.agreements >= _TRUSTED_FROM
+    # steps of Newton's do not decrease h for sure: the residual keeps watch
     bounded = state.energy <= _TRUSTED_GROWTH * state.record
     return agreed & bounded
 

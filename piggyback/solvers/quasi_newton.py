@@ -235,7 +235,8 @@ class QuasiNewtonIteration(Iteration[QuasiNewtonState]):
             metric.base, ScalarPreconditioner
         ):
             metric = self._renewed(metric, x)
-        # a sample that tries again keeps its direction
+        # a sample that tries again keeps its direction, which its slope and
+        # the factor of its next trial belong to
         direction = torch.where(mask, -metric.apply(gradient), state.direction)
         shorter = state.trial * _shortening(state.slope, slope)
         return QuasiNewtonState(
@@ -272,6 +273,7 @@ def _is_taken(
         energy: ``h`` at the trial point.
         slope: the slope there, along the direction.
     """
+    # the slope is negative: so is the promised change
     promised = _ARMIJO * state.trial * state.slope
     return (slope <= 0) | (energy <= state.energy + promised)
 

@@ -110,6 +110,7 @@ def warn_unless_converged(
         what: what was solved, the beginning of the message.
         stacklevel: as in ``warnings.warn``.
     """
+    # read back at once: one wait for the whole batch
     left = [
         Status(code)
         for code in status.flatten().tolist()
@@ -146,19 +147,32 @@ class Watch(Copyable):
 
     @staticmethod
     def begun(error: PerSample) -> Watch:
-        """At the first look, with the ``error`` ``(batch,)`` of the start."""
+        """At the first look.
+
+        Args:
+            error: that of the start, ``(batch,)``.
+        """
         idle = torch.zeros_like(error, dtype=torch.long)
         return Watch(error, idle, error)
 
     def updated(self, error: PerSample) -> Watch:
-        """After one more look, which found ``error`` ``(batch,)``."""
+        """After one more look.
+
+        Args:
+            error: what it found, ``(batch,)``.
+        """
         progress = error < _PROGRESS * self.reference
         reference = torch.where(progress, error, self.reference)
         idle = torch.where(progress, 0, self.idle + 1)
         return Watch(reference, idle, self.first)
 
     def stalled(self, schedule: Schedule, looks: int) -> Tensor:
-        """Which samples have stalled after so many ``looks``, ``(batch,)``."""
+        """Which samples have stalled, ``(batch,)``.
+
+        Args:
+            schedule: whose patience counts.
+            looks: so many were taken.
+        """
         # rounding ends close to the tolerance, or far below the start; where
         # neither is the case, waiting may pay
         above_tolerance = self.reference > _FAR

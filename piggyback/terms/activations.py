@@ -11,46 +11,80 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+_ROUNDED_UP = 1 + 1e-15
+"""What keeps a computed constant a bound."""
+_LINEAR = 40
+"""Arguments, over the smoothing, from which softplus is the identity."""
+
 
 class Activation(ABC):
-    """``phi`` with its derivatives; ``max_curvature`` and ``max_third`` bound
-    ``phi''`` and ``|phi'''|`` (infinite at kinks)."""
+    """``phi`` with its derivatives and their bounds, entry by entry.
+
+    A subclass states three constants, infinite at kinks.
+    """
 
     max_curvature: float
+    """At least ``phi''`` everywhere."""
     max_third: float
+    """At least ``|phi'''|`` everywhere."""
     relative: float
     """A number with ``|phi'''| <= relative phi''`` and ``phi'' <= relative
-    phi'`` (infinite at kinks)."""
+    phi'`` (docs/theory.md, section N.2, the relative constant)."""
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
-        """``phi(z)``."""
+        """``phi(z)``.
+
+        Args:
+            z: any shape.
+        """
 
     @abstractmethod
     def slope(self, z: Tensor) -> Tensor:
-        """``phi'(z)``."""
+        """``phi'(z)``.
+
+        Args:
+            z: any shape.
+        """
 
     @abstractmethod
     def slope_and_curvature(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``phi'(z)`` and ``phi''(z)`` (0 at kinks and off them for piecewise
-        linear activations)."""
+        linear activations).
+
+        Args:
+            z: any shape.
+        """
 
     @abstractmethod
     def slopes_around(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the largest ``phi'`` between ``z - reach`` and ``z +
-        reach``."""
+        """The least and the largest ``phi'`` on an interval.
+
+        Args:
+            z: its centre, any shape.
+            reach: half its length; broadcasts against ``z``.
+        """
 
     @abstractmethod
     def curvatures_around(
         self, z: Tensor, reach: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """At most the least and at least the largest ``phi''`` between ``z -
-        reach`` and ``z + reach``."""
+        """At most the least and at least the largest ``phi''`` on an interval.
+
+        Args:
+            z: its centre, any shape.
+            reach: half its length; broadcasts against ``z``.
+        """
 
     @abstractmethod
     def turning(self, lowest: Tensor, highest: Tensor) -> Tensor:
-        """At least ``|D phi''| / phi''`` where the slope lies between
-        ``lowest`` and ``highest``."""
+        """At least ``|D phi''| / phi''`` where the slope lies between two
+        numbers.
+
+        Args:
+            lowest: least slope, any shape.
+            highest: largest slope, of the same shape.
+        """
 
 
 @dataclass(frozen=True)
@@ -58,7 +92,11 @@ class Softplus(Activation):
     """``smoothing log((1 + exp(z / smoothing)) / 2)``; centred, since ``log 2``
     per layer and channel would add up.
 
-    Raises ``ValueError`` for a smoothing that is not positive.
+    Args:
+        smoothing: positive; 0 would be ReLU.
+
+    Raises:
+        ValueError: for another smoothing.
     """
 
     smoothing: float
@@ -68,16 +106,22 @@ class Softplus(Activation):
             raise ValueError(
                 f"softplus needs a positive smoothing, got {self.smoothing}"
             )
-        object.__setattr__(self, "max_curvature", 1 / (4 * self.smoothing))
-        object.__setattr__(self, "relative", 1 / self.smoothing * (1 + 1e-15))
-        object.__setattr__(
-            self, "max_third", 3**0.5 / (18 * self.smoothing**2) * (1 + 1e-15)
-        )
+        # with s the logistic function: phi'' = s (1 - s)/smoothing, and phi'''
+        # is largest where s = 1/2 +- sqrt(3)/6
+        curvature = 1 / (4 * self.smoothing)
+        third = 3**0.5 / (18 * self.smoothing**2)
+        relative = 1 / self.smoothing
+        self._state("max_curvature", curvature)
+        self._state("max_third", third * _ROUNDED_UP)
+        self._state("relative", relative * _ROUNDED_UP)
+
+    def _state(self, name: str, constant: float) -> None:
+        # of a frozen dataclass
+        object.__setattr__(self, name, constant)
 
     def value(self, z: Tensor) -> Tensor:
-        return self.smoothing * (
-            nnf.softplus(z / self.smoothing, threshold=40) - math.log(2)
-        )
+        soft = nnf.softplus(z / self.smoothing, threshold=_LINEAR)
+        return self.smoothing * (soft - math.log(2))
 
     def slope(self, z: Tensor) -> Tensor:
         return torch.sigmoid(z / self.smoothing)
@@ -87,34 +131,40 @@ class Softplus(Activation):
         return slope, slope * (1 - slope) / self.smoothing
 
     def slopes_around(self, z: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+        # the slope rises
         return self.slope(z - reach), self.slope(z + reach)
 
     def curvatures_around(
         self, z: Tensor, reach: Tensor
     ) -> tuple[Tensor, Tensor]:
-        # even in z, and falling in |z|; written so that it does not cancel
-        # where the slope is nearly 1
-        def curvature(distance: Tensor) -> Tensor:
-            small = self.slope(-distance)
-            return small * (1 - small) / self.smoothing
+        # even in z, and falling in |z|
+        far = z.abs() + reach
+        near = (z.abs() - reach).clamp(min=0)
+        return self._curvature_at(far), self._curvature_at(near)
 
-        return curvature(z.abs() + reach), curvature(
-            (z.abs() - reach).clamp(min=0)
-        )
+    def _curvature_at(self, distance: Tensor) -> Tensor:
+        # written so that it does not cancel where the slope is nearly 1
+        small = self.slope(-distance)
+        return small * (1 - small) / self.smoothing
 
     def turning(self, lowest: Tensor, highest: Tensor) -> Tensor:
         # D phi'' = phi'' (1 - 2 phi') / smoothing, and |1 - 2 s| is convex in
-        # the slope s
-        return (
-            torch.maximum((1 - 2 * lowest).abs(), (1 - 2 * highest).abs())
-            * self.relative
-        )
+        # the slope s: largest at an end
+        low = (1 - 2 * lowest).abs()
+        high = (1 - 2 * highest).abs()
+        return torch.maximum(low, high) * self.relative
 
 
 @dataclass(frozen=True)
 class LeakyReLU(Activation):
-    """``max(z, leak z)`` with ``0 <= leak < 1`` (0: ReLU). Raises
-    ``ValueError`` for another leak."""
+    """``max(z, leak z)``.
+
+    Args:
+        leak: slope for negative arguments, in [0, 1); 0: ReLU.
+
+    Raises:
+        ValueError: for another leak.
+    """
 
     leak: float = 0.0
     max_curvature = math.inf
@@ -140,6 +190,7 @@ class LeakyReLU(Activation):
     def curvatures_around(
         self, z: Tensor, reach: Tensor
     ) -> tuple[Tensor, Tensor]:
+        # a kink may lie in the interval, however short it is
         return torch.zeros_like(z), torch.full_like(z, self.max_curvature)
 
     def turning(self, lowest: Tensor, highest: Tensor) -> Tensor:

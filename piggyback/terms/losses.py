@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-
-from torch import Tensor
+from typing import TypeVar
 
 from piggyback.batched import inner, require_same_device
+from piggyback.copies import Copyable, doubled
 from piggyback.types import PerSample, Primal
 from piggyback.values import require_finite, require_images, warn_of_scale
 
+L = TypeVar("L", bound="Loss")
 
-class Loss(ABC):
-    """A smooth function of the reconstruction, one value per sample."""
+
+class Loss(Copyable, ABC):
+    """A smooth function of the reconstruction, one value per sample.
+
+    ``select`` and ``double`` are inherited by a class that keeps the arguments
+    of its constructor under their names (``piggyback.copies``).
+    """
 
     @property
     @abstractmethod
@@ -27,42 +32,54 @@ class Loss(ABC):
         return self.smoothness if self.smoothness > 0 else 1.0
 
     def check(self) -> None:
-        """Raise ``ValueError`` for numbers that are not finite (reads values:
-        synchronises)."""
+        """Look at the numbers once per solve (reads values: synchronises).
+
+        Raises:
+            ValueError: for numbers that are not finite.
+        """
         return None
 
     @abstractmethod
     def value(self, x: Primal) -> PerSample:
-        """``l(x)``."""
+        """``l(x)``, ``(batch,)``.
+
+        Args:
+            x: reconstructions ``(batch, ...)``.
+        """
 
     @abstractmethod
     def gradient(self, x: Primal) -> Primal:
-        """``grad l(x)``."""
+        """``grad l(x)``.
 
-    @abstractmethod
-    def select(self, index: Tensor) -> Loss:
-        """The loss of the chosen samples."""
+        Args:
+            x: reconstructions ``(batch, ...)``.
+        """
 
-    @abstractmethod
-    def double(self) -> Loss:
-        """The same loss in float64."""
+    def double(self: L) -> L:
+        """The same loss in float64, connected to what it is made of."""
+        return self.mapped(doubled)
 
 
 class SquaredError(Loss):
-    """``l(x) = 1/2 ||x - truth||^2`` with ``truth`` of the shape of ``x``,
-    converted to its precision.
+    """``l(x) = 1/2 ||x - truth||^2``.
 
-    Raises ``ValueError`` for another shape, for a truth that is not of float32
-    or float64, and in ``check`` if it is not finite.
+    Args:
+        truth: of the shape of the reconstructions, grey values in [0, 1];
+            converted to their precision.
+
+    Raises:
+        ValueError: for a truth that is not of float32 or float64; ``value`` and
+            ``gradient``: for one of another shape or on another device;
+            ``check``: if it is not finite.
     """
-
-    @property
-    def smoothness(self) -> float:
-        return 1.0
 
     def __init__(self, truth: Primal) -> None:
         require_images("the truth", truth)
         self.truth = truth
+
+    @property
+    def smoothness(self) -> float:
+        return 1.0
 
     def check(self) -> None:
         require_finite("the truth", self.truth)
@@ -82,37 +99,25 @@ class SquaredError(Loss):
         require_same_device("truth", self.truth, "the reconstructions are", x)
         return x - self.truth.to(x.dtype)
 
-    def select(self, index: Tensor) -> SquaredError:
-        return self._with(self.truth[index])
-
-    def double(self) -> SquaredError:
-        return self._with(self.truth.double())
-
-    def _with(self, truth: Primal) -> SquaredError:
-        changed = copy.copy(self)
-        changed.truth = truth
-        return changed
-
 
 class LinearFunctional(Loss):
     """``l(x) = <slope, x>``: turns a given cotangent into a loss, which is how
-    ``backward`` of a layer sees it."""
+    ``backward`` of a layer sees it.
 
-    @property
-    def smoothness(self) -> float:
-        return 0.0
+    Args:
+        slope: of the shape of the reconstructions.
+    """
 
     def __init__(self, slope: Primal) -> None:
         self.slope = slope
 
+    @property
+    def smoothness(self) -> float:
+        # no error bound may gain from a curvature that is not there
+        return 0.0
+
     def value(self, x: Primal) -> PerSample:
-        return inner(self.slope.to(x.dtype), x)
+        return inner(self.gradient(x), x)
 
     def gradient(self, x: Primal) -> Primal:
         return self.slope.to(x.dtype)
-
-    def select(self, index: Tensor) -> LinearFunctional:
-        return LinearFunctional(self.slope[index])
-
-    def double(self) -> LinearFunctional:
-        return LinearFunctional(self.slope.double())

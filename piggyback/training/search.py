@@ -179,6 +179,7 @@ class QuasiNewtonSearch:
         if not slope < 0:
             return Step(None, factor, 0.0, work)
         for _ in range(self.max_trials):
+            # by values alone, whatever their errors: estimates have none
             trial = evaluate(start.parameters + factor * direction)
             work += trial.work
             wanted = self.armijo * factor * slope

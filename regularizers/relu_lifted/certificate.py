@@ -20,8 +20,8 @@ from piggyback.terms.epigraph import (
     cone,
     depth,
     normals,
-    projections,
     reachable,
+    residual_projections,
 )
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
@@ -232,7 +232,9 @@ def _unit(
         torch.zeros_like(z),
         torch.zeros_like(z),
     )
-    for there, allowed in zip(projections(energy.leak), reached, strict=True):
+    for there, allowed in zip(
+        residual_projections(energy.leak), reached, strict=True
+    ):
         uu, ut, tt = ((there[k] - here[..., k]) / smoothing for k in range(3))
         first, second = uu * u + ut * t, ut * u + tt * t
         # (Theta + D*)^{-1} = (D*'s projection)/(Theta + 1/smoothing) + (the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutations.planting import Mutation
 
 SOLVERS = "tests/solvers/test_solvers.py"
+COPIES = "tests/operators/test_copies.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -22,5 +23,41 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pass",
         "TF32 in convolutions of a card",
         ("tests/operators/test_precision.py",),
+    ),
+    Mutation(
+        "piggyback/recursions.py",
+        "limited_memory_product",
+        "share - pair.share_of_change(v)",
+        "share",
+        "second loop of BFGS",
+        (
+            "tests/regularizers/test_icnn.py",
+            "-k",
+            "secant_equation",
+        ),
+    ),
+    Mutation(
+        "piggyback/copies.py",
+        "Copyable._rebuilt",
+        "if name not in kept:",
+        "if True:",
+        "what all samples share is selected from",
+        (COPIES,),
+    ),
+    Mutation(
+        "piggyback/copies.py",
+        "Detachable._without_graph",
+        "change(v.detach())",
+        "change(v)",
+        "copies for solvers keep their graph",
+        (COPIES,),
+    ),
+    Mutation(
+        "piggyback/copies.py",
+        "_changed",
+        "if isinstance(part, tuple):",
+        "if False:",
+        "parts in a tuple are not copied",
+        (COPIES,),
     ),
 )

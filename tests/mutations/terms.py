@@ -15,6 +15,9 @@ OPERATORS_THAT_LEARN = "tests/layer/test_learned_operators.py"
 NETWORK_PAIR = "tests/regularizers/test_network_pair.py"
 VALUES = "tests/problems/test_values.py"
 RELU_LIFTED_CERTIFICATE = "tests/regularizers/test_relu_lifted_certificate.py"
+FORWARD = "tests/forward/test_forward_operators.py"
+DEBLURRING = "tests/forward/test_deblurring.py"
+COPIES = "tests/operators/test_copies.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -36,8 +39,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/terms/potentials.py",
         "Potential.prox",
-        "return self.shift + self.smoothing * self.penalty.proximal(self._unit(v), stiffness)",
-        "return self.smoothing * self.penalty.proximal(self._unit(v), stiffness)",
+        "return self.shift + self.smoothing * t",
+        "return self.smoothing * t",
         "prox: the shift is forgotten",
         (PENALTIES, "-k", "stationary"),
     ),
@@ -52,7 +55,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/terms/potentials.py",
         "Potential.bounds",
-        "steepness=unit.steepness * (scale / self.smoothing)",
+        "steepness=unit.steepness * slopes",
         "steepness=unit.steepness * scale",
         "steepness (eq. 11): a power of the smoothing",
         (PENALTIES, "-k", "bounds_scale"),
@@ -112,7 +115,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/terms/potentials.py",
         "Emphasis.pull_back",
-        "return field.flatten(1).amax(1) * shared",
+        "return field.flatten(1).amax(1) * entries_per_factor**0.5",
         "return field.flatten(1).amax(1)",
         "factors (eq. 15b): one that serves several entries",
         (ADAPTIVE, "-k", "adjoint_is_attained"),
@@ -134,10 +137,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         (SOLVERS, "-k", "rate_of_theory and emphasis"),
     ),
     Mutation(
-        "piggyback/terms/potentials.py",
-        "Emphasis.select",
-        "return Emphasis(self.factors[index],",
-        "return Emphasis(self.factors[: index.numel()],",
+        "piggyback/copies.py",
+        "Copyable.select",
+        "return v[index] if v.dim() > 0 else v",
+        "return v[: index.numel()] if v.dim() > 0 else v",
         "factors of other samples once some have finished",
         (ADAPTIVE, "-k", "own_factors or selecting"),
     ),
@@ -172,16 +175,16 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/terms/activations.py",
         "Softplus.curvatures_around",
-        "curvature((z.abs() - reach).clamp(min=0))",
-        "curvature(z.abs())",
+        "near = (z.abs() - reach).clamp(min=0)",
+        "near = z.abs()",
         "networks (eq. N22): curvatures rise on the ball",
         (NETWORK_PAIR, "-k", "hold"),
     ),
     Mutation(
         "piggyback/terms/epigraph.py",
-        "projections",
-        "(0.5, -0.5, 0.5)",
-        "(1.0, -1.0, 1.0)",
+        "residual_projections",
+        "right = (0.5, -0.5, 0.5)",
+        "right = (1.0, -1.0, 1.0)",
         "lifted form (eq. N14): the curvature of the right ray",
         (RELU_LIFTED_CERTIFICATE, "-k", "curvature_of_every_cone"),
     ),
@@ -229,7 +232,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "piggyback/terms/epigraph.py",
         "normals",
         "return _table(leak, like.dtype, like.device)",
-        "return torch.tensor(projections(leak), dtype=like.dtype, device=like.device)",
+        "return torch.tensor(residual_projections(leak), dtype=like.dtype, device=like.device)",
         "steps of lifted networks send a table to the device",
         (GPU, "-k", "steps_do_not_wait and lifted"),
     ),
@@ -264,5 +267,169 @@ MUTATIONS: tuple[Mutation, ...] = (
         "inner(q, v)",
         "dense dual norm without the rounding of the solve",
         (VALUES, "-k", "rounding_of_the_solve"),
+    ),
+    Mutation(
+        "piggyback/terms/data/structure.py",
+        "RidgedResidual.value",
+        "fit + 0.5 * self.ridge",
+        "fit + self.ridge",
+        "value of least squares: twice the ridge",
+        (
+            FORWARD,
+            "-k",
+            "belong_together",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/structure.py",
+        "RidgedResidual.gradient",
+        "self.ridge * (x - self.centre)",
+        "self.ridge * x",
+        "gradient of least squares: the centre is forgotten",
+        (
+            FORWARD,
+            "-k",
+            "belong_together",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/structure.py",
+        "LinearPartTerm.prox",
+        "v + step * self.linear",
+        "v + self.linear",
+        "prox of a quadratic: the step",
+        (
+            DEBLURRING,
+            "-k",
+            "invert",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/structure.py",
+        "DiagonalTerm.resolvent",
+        "1 + step * self.diagonal",
+        "1 + self.diagonal",
+        "resolvent of denoising: the step",
+        (
+            UNROLLED,
+            "-k",
+            "data_term",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/deblurring.py",
+        "_transfer_function",
+        "(-(rows // 2), -(columns // 2))",
+        "(-(rows // 2), 0)",
+        "periodic blur: the image is moved sideways",
+        (
+            DEBLURRING,
+            "-k",
+            "centred_kernel",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/deblurring.py",
+        "Deblurring.pull_back",
+        "self._transfer.conj()",
+        "self._transfer",
+        "adjoint of a periodic blur: its kernel is not turned round",
+        (
+            DEBLURRING,
+            "-k",
+            "belong_together",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/deblurring.py",
+        "Deblurring._prepare_spectrum",
+        "lowest - slack, highest + slack",
+        "lowest + 1e-3, highest + slack",
+        "modulus of deblurring: from above",
+        (
+            DEBLURRING,
+            "-k",
+            "enclose_the_spectrum",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/dense.py",
+        "_spectrum_bounds",
+        "lowest - slack",
+        "lowest + 1e-3 * abs(lowest)",
+        "modulus of a dense quadratic: from above",
+        (CERTIFICATES,),
+    ),
+    Mutation(
+        "piggyback/terms/data/least_squares.py",
+        "LeastSquares.smoothness",
+        "self.norm**2 + self._modulus",
+        "self.norm + self._modulus",
+        "largest eigenvalue of least squares: a power of the norm",
+        (
+            FORWARD,
+            "-k",
+            "inverses_and_the_spectrum",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/least_squares.py",
+        "LeastSquares._lost",
+        "2 * reach * d",
+        "0 * reach * d",
+        "dual norm (eq. 25): the rounding of its residual",
+        (
+            VALUES,
+            "-k",
+            "dual_norms",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/least_squares.py",
+        "LeastSquares.unit_roundoff",
+        "return math.inf",
+        "return super().unit_roundoff(dtype)",
+        "an estimated norm certifies",
+        (
+            VALUES,
+            "-k",
+            "missing_norm",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/least_squares.py",
+        "LeastSquares._inverse",
+        "shift * p, self.hessian(p), alpha=step",
+        "p, self.hessian(p), alpha=step",
+        "inverse of least squares: of the resolvent",
+        (
+            FORWARD,
+            "-k",
+            "inverses_and_the_spectrum",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/inner_solves.py",
+        "steps_to",
+        "-2 / (root + 1)",
+        "-2 / (root + 1) - 0.5",
+        "conjugate gradients inside: too few steps (eq. 26)",
+        (
+            FORWARD,
+            "-k",
+            "inverses_and_the_spectrum",
+        ),
+    ),
+    Mutation(
+        "piggyback/terms/data/base.py",
+        "DataTerm.select",
+        "value.shape[0] > 1",
+        "value.shape[0] > 9",
+        "weights of other samples once some have finished",
+        (
+            COPIES,
+            "-k",
+            "differ_between_samples",
+        ),
     ),
 )

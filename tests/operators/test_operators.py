@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from piggyback.operators.base import LinearOperator
-from piggyback.operators.counting import ApplicationCounter, CountingOperator
+from piggyback.operators.counting import (
+    ApplicationCounter,
+    CountingOperator,
+    is_trusted,
+    uncounted,
+)
 from piggyback.operators.dense import DenseOperator
 from regularizers.constraints import positive, zero_mean_basis
 from regularizers.filter_bank.boundaries import BOUNDARIES
@@ -235,6 +240,22 @@ def test_applications_are_counted_in_pairs() -> None:
     operator.double().forward(randn(2, 4))
     operator.detached().forward(randn(2, 4))
     assert counter.applications == 3 + 2
+
+
+def test_trust_is_not_inherited_and_seen_through_counters() -> None:
+    """A subclass may have changed what its parent promised."""
+
+    class Changed(DenseOperator):
+        pass
+
+    def twice_counted(operator: LinearOperator) -> LinearOperator:
+        once = CountingOperator(operator, ApplicationCounter())
+        return CountingOperator(once, ApplicationCounter())
+
+    plain = DenseOperator(randn(5, 4))
+    assert uncounted(twice_counted(plain)) is plain
+    assert is_trusted(twice_counted(plain))
+    assert not is_trusted(twice_counted(Changed(randn(5, 4))))
 
 
 # --- norms --------------------------------------------------------------------

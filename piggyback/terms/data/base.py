@@ -140,12 +140,15 @@ class DataTerm(ABC):
                 f"{type(self).__name__} must name the tensors that belong to "
                 "samples in per_sample, or define select"
             )
+        # attributes, not the constructor: it reads values back, and samples
+        # leave in the middle of a solve
         chosen = copy.copy(self)
         for name in self.per_sample:
             setattr(chosen, name, getattr(self, name)[index])
         axes = getattr(self, self.per_sample[0]).dim()
         for name in self.broadcast:
             value = getattr(self, name)
+            # fewer axes, or one sample: the same for all
             differs = (
                 isinstance(value, Tensor)
                 and value.dim() == axes
@@ -184,6 +187,7 @@ class DataTerm(ABC):
         Raises:
             ValueError: naming the first sample whose data are not finite.
         """
+        # the start is made of all that the term is made of
         bad = first_bad_sample(self.start)
         if bad is not None:
             raise ValueError(
@@ -230,4 +234,5 @@ class DataTerm(ABC):
         Returns:
             ``(batch,)``.
         """
+        # rounding can make the square of a tiny norm negative
         return inner(v, self.solve(v)).clamp(min=0).sqrt()

@@ -80,6 +80,7 @@ class Deblurring(LinearPartTerm, RidgedResidual):
     def _prepare_spectrum(self) -> None:
         """Transfer function of ``B``, eigenvalues of ``H``, and their bounds."""
         observed = self.observed
+        # in float64 whatever the images are: the modulus has to be a bound
         transfer = _transfer_function(self.kernel.double(), self.size)
         power = transfer.real.square() + transfer.imag.square() + self.ridge
         lowest, highest = value_range(power)
@@ -132,6 +133,7 @@ class Deblurring(LinearPartTerm, RidgedResidual):
         return multiplied_spectrum(v, (1 + step * self._power).reciprocal())
 
     def dual_norm(self, v: Primal) -> PerSample:
+        # by the lower bounds of the eigenvalues: at least the norm
         largest = multiplied_spectrum(v, self._least_power.reciprocal())
         return inner(v, largest).clamp(min=0).sqrt()
 

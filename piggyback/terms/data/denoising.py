@@ -45,6 +45,7 @@ class Denoising(DiagonalTerm):
             _require_levels(level, observed)
         if isinstance(weight, Tensor):
             weight = _broadcasting(weight, observed)
+        # NaN fails both comparisons
         lowest, highest = value_range(weight)
         if not (lowest > 0 and highest < math.inf):
             culprit = highest if lowest > 0 else lowest
@@ -90,6 +91,7 @@ class Denoising(DiagonalTerm):
         return (v + pull * self.observed) / (1 + pull)
 
     def symbol(self, like: Primal) -> Tensor:
+        # between the least and the largest eigenvalue: it only steers solvers
         if isinstance(self.weight, Tensor):
             return self.weight.mean()
         return super().symbol(like)
@@ -129,6 +131,8 @@ def _broadcasting(weight: Tensor, observed: Primal) -> Tensor:
     is not learned is copied."""
     if weight.numel() == 1:
         return kept(weight).reshape(())
+    # as many axes: (height, width) for (batch, height, width) could mean one
+    # weight per sample as well
     fits = weight.dim() == observed.dim() and all(
         w in (1, n) for w, n in zip(weight.shape, observed.shape, strict=True)
     )

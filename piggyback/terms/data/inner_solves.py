@@ -79,12 +79,20 @@ def unwatched(right: Primal, apply: Map, steps: int) -> Primal:
 
 
 def plain(v: Primal) -> Primal:
-    """No preconditioner."""
+    """No preconditioner.
+
+    Args:
+        v: returned as it is.
+    """
     return v
 
 
 def multiplier(symbol: Tensor) -> Map:
-    """Division by ``symbol`` ``(height, width/2 + 1)`` on the frequencies."""
+    """Division on the frequencies, as a preconditioner.
+
+    Args:
+        symbol: positive, ``(height, width/2 + 1)``.
+    """
     return partial(multiplied_spectrum, multiplier=symbol.reciprocal())
 
 

@@ -47,6 +47,7 @@ def value_range(values: float | Tensor) -> tuple[float, float]:
     """
     if not isinstance(values, Tensor):
         return values, values
+    # of no samples: a modulus is asked for all the same
     if values.numel() == 0:
         return 1.0, 1.0
     low, high = values.detach().aminmax()

@@ -41,6 +41,7 @@ class MaskedDenoising(DiagonalTerm):
     ) -> None:
         require_images("the observation", observed)
         require_tensor("the mask", mask)
+        # a gradient that is zero everywhere would pass for an answer
         if mask.requires_grad:
             raise ValueError(
                 "a mask of zeros and ones has no gradient: LeastSquares "
@@ -58,6 +59,7 @@ class MaskedDenoising(DiagonalTerm):
             raise ValueError(
                 f"MaskedDenoising needs a non-negative ridge, got {modulus}"
             )
+        # a copy: a change in place would make another H of the same bounds
         self.mask = mask.to(observed).clone()
         self.observed = observed * self.mask
         self.ridge = ridge

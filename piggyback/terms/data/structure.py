@@ -88,6 +88,7 @@ class RidgedResidual(DataTerm):
         """
 
     def value(self, x: Primal) -> PerSample:
+        # from the residual, not from <x, H x>: no cancellation near a fit
         residual = self.observe(x) - self.observed
         away = x - self.centre
         fit = 0.5 * inner(residual, residual)
