@@ -1,6 +1,8 @@
 """Certified bilevel learning of convex regularizers: saddle problems,
 hypergradients, certificates, descent."""
 
+__version__ = "0.1.0"
+
 from piggyback.certificates.bounds import GradientBound, local_bound
 from piggyback.certificates.certify import Certification, CertifiedGradient
 from piggyback.certificates.loss import LossInterval, corrected_loss, plain_loss

@@ -1,7 +1,7 @@
 """Degrade a folder of clean images as a run was trained to undo, restore them
 with the run, and measure the result.
 
-python -m experiments.evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE
+piggyback evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE
 --save DIR
 
 Nothing that exists is overwritten, but for FILE if an earlier evaluation wrote
@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from piggyback.app.console.command import command
+from piggyback.app.console.program import program
 from piggyback.app.console.runtime import (
     available_cores,
     choose_device,
@@ -290,8 +291,10 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        "python -m experiments.evaluate",
-        "Degrade images and restore them with a trained run.",
+        program("evaluate"),
+        "Degrade clean images as a run was trained to undo, restore them with "
+        "the run, and measure the result. Photographs that are noisy or "
+        "blurred already are for the command restore.",
     )
     parser.add_argument("run", type=path, help="run folder")
     parser.add_argument(
