@@ -58,7 +58,12 @@ from piggyback.app.options.parser import (
     whole,
 )
 from piggyback.app.report.metrics import SSIM_WINDOW, psnr, ssim
-from piggyback.app.restoration import TOLERANCE, Restored, restore
+from piggyback.app.restoration import (
+    TOLERANCE,
+    Restored,
+    restore,
+    unconverged_is_reported,
+)
 from piggyback.app.runs.folder import RunFolder
 from piggyback.app.runs.model_file import Learned, load_regularizer
 
@@ -206,7 +211,8 @@ def evaluate_images(
             save_image(example.estimate, places[index])
         return example.figures()
 
-    return side_by_side(one, images, workers)
+    with unconverged_is_reported():
+        return side_by_side(one, images, workers)
 
 
 def mean_of(results: Sequence[ImageResult]) -> dict[str, float]:
