@@ -289,7 +289,7 @@ def _photograph(path: Path, colour: bool) -> Photograph:
     if values.min() < -1e-6 or values.max() > 1 + 1e-6:
         raise UserError(
             f"{path}: pixels from {values.min():g} to {values.max():g}, "
-            f"expected 0 to 1{_advice(values)}"
+            f"expected 0 to 1{advice(values)}"
         )
     pixels = torch.from_numpy(np.clip(values, 0, 1).astype(np.float32))
     pixels = (
@@ -302,7 +302,7 @@ def _photograph(path: Path, colour: bool) -> Photograph:
     return Photograph(printable(path.name), pixels, path, notes)
 
 
-def _advice(values: np.ndarray) -> str:
+def advice(values: np.ndarray) -> str:
     """What values beyond 1 probably are."""
     for largest in (255, 65535):
         if values.min() >= 0 and values.max() <= largest:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+import regularizers
 from piggyback.app.errors import UserError
+from piggyback.app.files.sealed import model_content
+from piggyback.app.images.pictures import regular_content
 from piggyback.app.runs.folder import Json, RunFolder
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
@@ -48,9 +54,51 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
     fit the architecture or are not finite.
     """
     tensors, config = run.load_model()
+    return _checked(tensors, config, run.model), config
+
+
+def find_model(text: str) -> tuple[Learned, dict[str, Json]]:
+    """A model by the name it is shipped under, its file, or its run folder.
+
+    Args:
+        text: What the user wrote. A folder or file of that name comes first.
+
+    Returns:
+        The regularizer and its whole configuration.
+
+    Raises:
+        UserError: If there is none, or it cannot be used.
+    """
+    place = Path(text)
+    if place.is_dir():
+        return load_regularizer(RunFolder.open(place))
+    if not place.is_file():
+        known = shipped_models()
+        if text not in known:
+            names = f"one of {', '.join(known)}, " if known else ""
+            raise UserError(
+                f"--model {text}: no such model; give {names}a run folder, "
+                "or a model.safetensors"
+            )
+        place = known[text]
+    tensors, config = model_content(regular_content(place), str(place))
+    return _checked(tensors, config, place), config
+
+
+def shipped_models() -> dict[str, Path]:
+    """Files of the models that the package regularizers brings along, by
+    name."""
+    folder = Path(regularizers.__file__).parent / "pretrained"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _checked(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Json], where: Path
+) -> Learned:
+    """The regularizer of a model file; see ``load_regularizer``."""
     if config.get("regularizer") not in ("linear", "adaptive", "icnn"):
         raise UserError(
-            f"{run.model}: unknown regularizer {config.get('regularizer')!r}"
+            f"{where}: unknown regularizer {config.get('regularizer')!r}"
         )
     try:
         _check_counts(
@@ -69,19 +117,17 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
         # torch names the tensors on lines of their own
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{run.model}: weights and architecture do not fit ({reason})"
+            f"{where}: weights and architecture do not fit ({reason})"
         ) from error
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise UserError(
-                f"{run.model}: {name} contains NaN or infinite values"
-            )
+            raise UserError(f"{where}: {name} contains NaN or infinite values")
     if isinstance(regularizer, NetworkRegularizer):
         try:
             regularizer.network().detached().check_signs()
         except ValueError as error:
-            raise UserError(f"{run.model}: {error}") from error
-    return regularizer, config
+            raise UserError(f"{where}: {error}") from error
+    return regularizer
 
 
 def _check_counts(config: Mapping[str, Any], numbers: int) -> None:
