@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from piggyback.app import restore
-from piggyback.app.degradations.base import Blur
+from piggyback.app.degradations.base import Blur, Noise
 from piggyback.app.degradations.blur_kernels import gaussian_kernel
 from piggyback.app.images.decoders import Picture
-from piggyback.app.images.encoders import Depth, encoded
+from piggyback.app.images.encoders import Depth, Kind, encoded
 from piggyback.app.images.pictures import read_picture
 from piggyback.app.photographs.channels import (
     joined,
@@ -103,7 +103,7 @@ class Done:
 
 def call(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """Run the command; what it printed."""
-    restore.main([str(word) for word in words])
+    restore.main([*(str(word) for word in words), "--threads", "1"])
     return capsys.readouterr().out
 
 
@@ -245,18 +245,16 @@ def test_photographs_are_turned_upright(run, tmp_path, capsys) -> None:
 
 def test_the_colour_profile_stays(run, tmp_path, capsys) -> None:
     profile = b"not read by anybody here, only carried" * 4
-    for index, (kind, depth) in enumerate(
-        [("png", EIGHT), ("png", SIXTEEN), ("tiff", SIXTEEN)]
-    ):
+    kinds: list[tuple[Kind, Depth]] = [
+        ("png", EIGHT),
+        ("png", SIXTEEN),
+        ("tiff", SIXTEEN),
+    ]
+    for index, (kind, depth) in enumerate(kinds):
         folder = tmp_path / str(index)
         folder.mkdir()
-        content = encoded(
-            noisy(scene(48, 56, True)),
-            None,
-            kind,
-            depth,
-            profile,  # pyright: ignore[reportArgumentType]
-        )
+        values = noisy(scene(48, 56, True))
+        content = encoded(values, None, kind, depth, profile)
         name = "a.png" if kind == "png" else "a.tif"
         done = one(capsys, folder, name, content, "--model", run)
         assert done.picture.profile == profile
@@ -297,9 +295,7 @@ def test_a_grey_model_restores_colours_and_says_how(
     assert quality(done.picture.values(), clean) > each
 
 
-def _noise():
-    from piggyback.app.degradations.base import Noise
-
+def _noise() -> Noise:
     return Noise(SIGMA / 255)
 
 
@@ -362,6 +358,9 @@ def test_grey_in_three_channels_stays_so(run, tmp_path, capsys) -> None:
 def test_unknown_noise_is_within_015_dB_of_known(
     sigma, colour, run, tmp_path, capsys
 ) -> None:
+    # a model that fits these pictures, as one trained on them would: of one
+    # that smooths too little, any larger level is better
+    fitting = ("--strength", 3.0)
     clean = scene(128, 160, colour)
     content = encoded(noisy(clean, sigma), None, "png", SIXTEEN)
     truth = tmp_path / "clean.png"
@@ -381,6 +380,7 @@ def test_unknown_noise_is_within_015_dB_of_known(
             level,
             "--compare",
             truth,
+            *fitting,
         )
         found[level] = done
     auto, known = found["auto"].row, found[sigma].row
@@ -388,7 +388,8 @@ def test_unknown_noise_is_within_015_dB_of_known(
     assert auto["sigma"] == pytest.approx(
         [sigma] * len(auto["sigma"]), rel=0.06
     )
-    assert "(estimated)" in found["auto"].said
+    assert "~: estimated" in found["auto"].said
+    assert "~" not in found[sigma].said
     assert auto["psnr"] > known["psnr"] - 0.15
     assert known["psnr"] > known["psnr_before"] + 4
     assert known["psnr"] == pytest.approx(
@@ -435,7 +436,7 @@ def test_a_level_is_a_change_of_units(kind: str) -> None:
     larger = restorer.restore(3 * pixels, [0.3])
     assert float((larger.pixels - 3 * plain.pixels).abs().max()) < 3e-4
     assert larger.distance == pytest.approx(3 * plain.distance, rel=2.0)
-    fitting = prepared(one_level, 0.3, direct=True)
+    fitting = prepared(one_level, 0.3, direct=True, mixed=False)
     assert fitting.factor == pytest.approx(1 / 3)
 
 
@@ -443,11 +444,12 @@ def test_strength_multiplies_the_regularizer() -> None:
     model = regularizer().double()
     x = torch.from_numpy(scene(16, 20))[None, None]
     data = Denoising(x)
-    plain = model.problem(data).energy(x)
-    tripled = strengthened(model, 3.0).problem(data).energy(x)
+    with torch.no_grad():
+        plain = model.problem(data).energy(x)
+        tripled = strengthened(model, 3.0).problem(data).energy(x)
+        again = model.problem(data).energy(x)
     torch.testing.assert_close(tripled, 3 * plain)
-    assert float(plain) > 0
-    torch.testing.assert_close(model.problem(data).energy(x), plain)
+    assert float(plain) > 0 and torch.equal(again, plain)
 
 
 def test_more_strength_is_smoother(run, tmp_path, capsys) -> None:
@@ -520,24 +522,20 @@ def test_a_mask_fills_in(run, tmp_path, capsys) -> None:
     clean = scene()
     seen = np.random.default_rng(2).random(clean.shape) < 0.6
     Image.fromarray(seen).save(tmp_path / "mask.png")
-    content = encoded(clean * seen, None, "png", EIGHT)
+    observed = np.clip(noisy(clean, 10), 0, 1) * seen
     done = one(
         capsys,
         tmp_path,
         "a.png",
-        content,
-        "--model",
-        run,
-        "--sigma",
-        2,
-        "--mask",
-        tmp_path / "mask.png",
+        encoded(observed, None, "png", EIGHT),
+        *("--model", run, "--sigma", 10, "--mask", tmp_path / "mask.png"),
     )
     smooth = filled(
-        torch.from_numpy(clean * seen)[None, None],
+        torch.from_numpy(observed)[None, None],
         torch.from_numpy(seen).double()[None, None],
     )[0, 0].numpy()
-    assert quality(done.picture.values(), clean) > quality(smooth, clean) + 2
+    assert quality(done.picture.values(), clean) > quality(smooth, clean) + 4
+    assert done.row["converged"] and done.row["distance"] < 0.52
 
 
 def test_filling_leaves_what_was_seen() -> None:
@@ -600,13 +598,13 @@ def test_a_model_that_deblurs_undoes_its_own_kernel(tmp_path, capsys) -> None:
 
 def test_certified_distances_hold() -> None:
     """Against a solve that is a thousand times as exact, of every way."""
-    pixels = torch.from_numpy(np.moveaxis(noisy(scene(32, 40, True)), 2, 0))
+    pixels = torch.from_numpy(np.moveaxis(noisy(scene(20, 24, True)), 2, 0))
     pixels = pixels.float()
-    mask = torch.rand(32, 40, generator=torch.Generator().manual_seed(3)) < 0.7
+    mask = torch.rand(20, 24, generator=torch.Generator().manual_seed(3)) < 0.7
     for undoing in (_noise(), Missing(mask.float())):
         for channels in (1, 3):
             model = Model("m", regularizer(channels), SIGMA / 255)
-            exact = Restorer(model, undoing, 1e-6)
+            exact = Restorer(model, undoing, 1e-5)
             rough = Restorer(model, undoing, 1e-2)
             levels = [0.1, 0.08, 0.12]
             truth = exact.restore(pixels, levels)
@@ -624,14 +622,14 @@ def test_a_folder_keeps_names_and_compares(run, tmp_path, capsys) -> None:
     photos, clean = tmp_path / "photos", tmp_path / "clean"
     photos.mkdir()
     clean.mkdir()
-    for name, kind, depth in (
+    files: list[tuple[str, Kind, Depth]] = [
         ("a.png", "png", EIGHT),
         ("a.tif", "tiff", SIXTEEN),
         ("b.jpg", "jpeg", EIGHT),
-    ):
-        (photos / name).write_bytes(
-            encoded(noisy(scene()), None, kind, depth)  # pyright: ignore[reportArgumentType]
-        )
+    ]
+    for name, kind, depth in files:
+        content = encoded(noisy(scene()), None, kind, depth)
+        (photos / name).write_bytes(content)
     for name in ("a.png", "b.png"):
         (clean / name).write_bytes(encoded(scene(), None, "png", EIGHT))
     out = tmp_path / "out"
@@ -684,7 +682,7 @@ def _refused(
     capsys: pytest.CaptureFixture[str], expected: str, *words: object
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        restore.main([str(word) for word in words])
+        restore.main([*(str(word) for word in words), "--threads", "1"])
     assert stop.value.code == 2
     (line,) = [
         line
@@ -729,13 +727,13 @@ def test_refusals_name_the_culprit(run, tmp_path, capsys) -> None:
             (photo, *model, "--mask", small, "--sigma", 5, "-o", out),
         ),
         ("is black", (photo, *model, "--mask", black, "--sigma", 5, "-o", out)),
-        ("--sigma: must be positive", (photo, *model, "--sigma", 0, "-o", out)),
+        ("--sigma must be positive", (photo, *model, "--sigma", 0, "-o", out)),
         (
-            "--sigma: must be a number",
+            "--sigma must be a number",
             (photo, *model, "--sigma", "much", "-o", out),
         ),
         (
-            "--strength: must be positive",
+            "--strength must be positive",
             (photo, *model, "--strength", 0, "-o", out),
         ),
         (
@@ -799,6 +797,7 @@ def test_a_kernel_that_does_not_add_up_to_one_is_divided_by_its_sum(
             str(run),
             "--kernel",
             str(tmp_path / "kernel.txt"),
+            *("--sigma", "2", "--threads", "1"),
             "-o",
             str(tmp_path / "out"),
         ]

@@ -46,6 +46,11 @@ class Degradation(ABC):
         return False
 
     @property
+    def mixed(self) -> bool:
+        """Whether what is observed are means of pixels."""
+        return not self.direct
+
+    @property
     def border(self) -> tuple[int, int]:
         """How many rows and columns at each border of an image were not
         observed; figures leave them out."""

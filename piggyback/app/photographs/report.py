@@ -48,17 +48,12 @@ def show(rows: Sequence[Row], model: str) -> None:
     compared = any(row.psnr is not None for row in rows)
     table = Table(
         "photograph",
-        "size",
         "noise",
-        *(("before dB", "PSNR dB", "SSIM") if compared else ()),
+        *(("before", "after", "SSIM") if compared else ()),
         "distance",
-        "converged",
         "pairs",
         "seconds",
-        caption=(
-            f"model {model}; noise and certified RMS distance to the "
-            "minimiser in grey levels of 255"
-        ),
+        caption=_caption(rows, model, compared),
     )
     for row in rows:
         measured = (
@@ -68,11 +63,9 @@ def show(rows: Sequence[Row], model: str) -> None:
         )
         table.add_row(
             row.name,
-            f"{row.width}x{row.height}",
             _noise(row),
             *(measured if compared else ()),
-            "not certified" if row.distance is None else f"{row.distance:.2g}",
-            "yes" if row.converged else "no",
+            _distance(row),
             f"{row.operator_pairs:.0f}",
             f"{row.seconds:.2f}",
         )
@@ -82,18 +75,38 @@ def show(rows: Sequence[Row], model: str) -> None:
         names = [row.name for row in rows if text in row.notes]
         which = "" if len(names) == len(rows) else f" ({', '.join(names[:5])})"
         console.print(f"{text}{which}", highlight=False)
-    if not all(row.converged for row in rows):
+    missed = [row.name for row in rows if not row.converged]
+    if missed:
         console.print(
-            "not converged to the tolerance: the distances say how far off",
+            "not converged to the tolerance (the distances say how far off): "
+            f"{', '.join(missed)}",
             style="bold",
         )
 
 
+def _caption(rows: Sequence[Row], model: str, compared: bool) -> str:
+    """What the columns are."""
+    said = [f"model {model}", "noise"]
+    if any(row.estimated for row in rows):
+        said[-1] += " (~: estimated)"
+    said[-1] += " and certified RMS distance to the minimiser in levels of 255"
+    if compared:
+        said.append("before and after: PSNR in dB")
+    return "; ".join(said)
+
+
 def _noise(row: Row) -> str:
-    """Of each channel, unless they are one."""
-    told = [f"{level:.3g}" for level in row.sigma]
-    text = told[0] if len(set(told)) == 1 else " ".join(told)
-    return f"{text} (estimated)" if row.estimated else text
+    """The root mean square over the channels."""
+    squares = [level**2 for level in row.sigma]
+    level = (sum(squares) / len(squares)) ** 0.5
+    return f"{'~' if row.estimated else ''}{level:.3g}"
+
+
+def _distance(row: Row) -> str:
+    if row.distance is None:
+        return "not certified"
+    told = f"{row.distance:.2g}"
+    return told if row.converged else f"{told} (not converged)"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -100,10 +100,11 @@ class Restorer:
 
     def _solved(self, observed: Tensor, sigma: float) -> Restored:
         """One part, its errors in its own grey values."""
-        fitting = prepared(self.model, sigma, self.undoing.direct)
+        undoing = self.undoing
+        fitting = prepared(self.model, sigma, undoing.direct, undoing.mixed)
         factor = fitting.factor
         device = next(fitting.regularizer.parameters()).device
-        data = self.undoing.data_term(factor * observed.to(device))
+        data = undoing.data_term(factor * observed.to(device))
         with unconverged_is_reported(), warnings.catch_warnings():
             # the factor makes little noise look like grey values beyond 1
             warnings.simplefilter("ignore", UserWarning)

@@ -31,6 +31,11 @@ class Undoing(Protocol):
         """Whether what was observed are pixels, with noise and nothing else."""
         ...
 
+    @property
+    def mixed(self) -> bool:
+        """Whether what was observed are means of pixels."""
+        ...
+
     def data_term(self, observed: Tensor) -> DataTerm:
         """What the observations ``(1, channels, height, width)`` say."""
         ...
@@ -46,7 +51,8 @@ class Missing:
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
-        self.direct = True
+        self.direct = False
+        self.mixed = False
 
     def data_term(self, observed: Tensor) -> DataTerm:
         """Least squares at the pixels that were seen; the ridge pulls to the
@@ -68,6 +74,7 @@ class Reduced:
     def __init__(self, factor: int) -> None:
         self.factor = factor
         self.direct = False
+        self.mixed = True
 
     def data_term(self, observed: Tensor) -> DataTerm:
         """Least squares of the means; the ridge pulls to the bicubic
