@@ -257,8 +257,18 @@ def check_sizes(images: Sequence[Photograph], degradation: Degradation) -> None:
             )
 
 
-def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
-    """A table on the terminal."""
+def show(
+    results: Sequence[ImageResult],
+    mean: Mapping[str, float],
+    degradation: Degradation,
+) -> None:
+    """A table on the terminal, which says first that images were degraded.
+
+    Args:
+        results: One for each image.
+        mean: Of every column.
+        degradation: What the clean images went through.
+    """
     table = Table(
         "image",
         "degraded dB",
@@ -268,6 +278,10 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
         "in the data",
         "operator pairs",
         "seconds",
+        title=(
+            f"clean images, degraded first ({degradation.task}, noise of "
+            f"{255 * degradation.sigma:g} grey levels), then restored"
+        ),
     )
     for name, row in [
         *((r.name, asdict(r)) for r in results),
@@ -382,7 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
             "model": config,
         }
     )
-    show(results, mean)
+    show(results, mean, degradation)
 
 
 def keeps_colour(regularizer: Learned, run: Path) -> bool:

@@ -105,6 +105,8 @@ def summed_kernel(path: Path) -> tuple[Tensor, float]:
     Returns:
         The kernel, of sum 1, and the sum that it was divided by.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
     values = torch.from_numpy(_values(path))
     check_kernel(values, str(path))
     return _normalised(values), float(values.sum())
