@@ -5,6 +5,8 @@ What is not exported here is imported from its room, as
 ``piggyback.solvers.nonlinear_cg`` or ``piggyback.hypergradients.literature``.
 """
 
+__version__ = "0.1.0"
+
 from piggyback.certificates.certify import Hypergradient
 from piggyback.forward.adjointness import check_adjoint
 from piggyback.forward.base import ForwardOperator

@@ -1,7 +1,7 @@
 """Degrade a folder of clean images as a run was trained to undo, restore them
 with the run, and measure the result.
 
-python -m experiments.evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE
+piggyback evaluate RUN --images DIR --sigma 25 --seed 1 --json FILE
 --save DIR
 
 Nothing that exists is overwritten, but for FILE if an earlier evaluation wrote
@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from piggyback.app.console.command import command
+from piggyback.app.console.program import program
 from piggyback.app.console.runtime import (
     available_cores,
     choose_device,
@@ -57,7 +58,12 @@ from piggyback.app.options.parser import (
     whole,
 )
 from piggyback.app.report.metrics import SSIM_WINDOW, psnr, ssim
-from piggyback.app.restoration import TOLERANCE, Restored, restore
+from piggyback.app.restoration import (
+    TOLERANCE,
+    Restored,
+    restore,
+    unconverged_is_reported,
+)
 from piggyback.app.runs.folder import RunFolder
 from piggyback.app.runs.model_file import at_level, load_regularizer
 from regularizers.construction import Learned
@@ -206,7 +212,8 @@ def evaluate_images(
             save_image(example.estimate, places[index])
         return example.figures()
 
-    return side_by_side(one, images, workers)
+    with unconverged_is_reported():
+        return side_by_side(one, images, workers)
 
 
 def mean_of(results: Sequence[ImageResult]) -> dict[str, float]:
@@ -251,8 +258,18 @@ def check_sizes(images: Sequence[Photograph], degradation: Degradation) -> None:
             )
 
 
-def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
-    """A table on the terminal."""
+def show(
+    results: Sequence[ImageResult],
+    mean: Mapping[str, float],
+    degradation: Degradation,
+) -> None:
+    """A table on the terminal, which says first that images were degraded.
+
+    Args:
+        results: One for each image.
+        mean: Of every column.
+        degradation: What the clean images went through.
+    """
     table = Table(
         "image",
         "degraded dB",
@@ -262,6 +279,10 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
         "in the data",
         "operator pairs",
         "seconds",
+        title=(
+            f"clean images, degraded first ({degradation.task}, noise of "
+            f"{255 * degradation.sigma:g} grey levels), then restored"
+        ),
     )
     for name, row in [
         *((r.name, asdict(r)) for r in results),
@@ -291,8 +312,10 @@ def show(results: Sequence[ImageResult], mean: Mapping[str, float]) -> None:
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        "python -m experiments.evaluate",
-        "Degrade images and restore them with a trained run.",
+        program("evaluate"),
+        "Degrade clean images as a run was trained to undo, restore them with "
+        "the run, and measure the result. Photographs that are noisy or "
+        "blurred already are for the command restore.",
     )
     parser.add_argument("run", type=path, help="run folder")
     parser.add_argument(
@@ -377,7 +400,7 @@ def main(arguments: list[str] | None = None) -> None:
             "model": config,
         }
     )
-    show(results, mean)
+    show(results, mean, degradation)
 
 
 def keeps_colour(regularizer: Learned, run: Path) -> bool:

@@ -4,20 +4,17 @@ be from the exact minimiser."""
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from piggyback.operators.counting import ApplicationCounter
+from piggyback.layer.reconstruction import Reconstruction
 from piggyback.problems.regularizer import Regularizer
-from piggyback.solvers.lower import (
-    certified_energy,
-    radius_per_element,
-    solve_lower,
-)
-from piggyback.solvers.stopping import Schedule
-from piggyback.solvers.suited import SuitedSolver
+from piggyback.solvers.stopping import NotConverged
 from piggyback.terms.data.base import DataTerm
 
 TOLERANCE = 2e-3
@@ -47,21 +44,45 @@ class Restored:
 def restore(
     regularizer: Regularizer, data: DataTerm, tolerance: float
 ) -> Restored:
-    """The image that belongs to ``data`` (one sample), to a root-mean-square
-    error of ``tolerance`` grey values."""
-    counter, begin = ApplicationCounter(), time.perf_counter()
-    problem = regularizer.problem(data).detached().counted(counter)
-    radius = radius_per_element(problem, tolerance)
-    outcome = solve_lower(
-        problem, SuitedSolver(), radius, schedule=Schedule(check_every=2)
-    )
-    (x,) = outcome.result
-    energy = float(certified_energy(problem, x))
+    """The image that belongs to ``data`` (one sample).
+
+    The solve and its certificate are those of ``Reconstruction``.
+
+    Args:
+        regularizer: The model, in the precision and on the device of ``data``.
+        data: The data term of one observation.
+        tolerance: Root-mean-square error of a pixel, in grey values.
+
+    Returns:
+        The image, on the device of ``data``, and what is known of its error.
+
+    Raises:
+        ValueError: For data that the regularizer cannot be used on.
+    """
+    begin = time.perf_counter()
+    layer = Reconstruction(regularizer, tolerance)
+    with torch.no_grad():
+        x, report = layer.with_report(data)
+    distance = float(report.distance)
     return Restored(
-        pixels=problem.image(x)[0].to(torch.float32),
-        error_bound=energy / data.strong_convexity**0.5,
-        data_bound=energy,
-        converged=outcome.converged,
-        operator_applications=counter.applications,
+        pixels=x[0].to(torch.float32),
+        error_bound=distance,
+        # eq. 10: the certified distance is this over sqrt(mu)
+        data_bound=distance * data.strong_convexity**0.5,
+        converged=bool(report.converged.all()),
+        operator_applications=report.applications,
         seconds=time.perf_counter() - begin,
     )
+
+
+@contextmanager
+def unconverged_is_reported() -> Iterator[None]:
+    """Within this, solves that end early do not warn: whoever enters it reports
+    ``converged`` for every image.
+
+    To be entered by the thread that starts the others, since filters of
+    warnings are those of the process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConverged)
+        yield

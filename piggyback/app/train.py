@@ -1,9 +1,10 @@
 """Train a convex regularizer for denoising or deblurring by bilevel learning
 with certified hypergradients.
 
-python -m experiments.train denoise --train DIR --test DIR --sigma 25 --out RUN
-python -m experiments.train deblur --blur gaussian --sigma 2.55 --train DIR
---test DIR --out RUN python -m experiments.train --resume --out RUN
+piggyback train denoise --train DIR --test DIR --sigma 25 --out RUN
+piggyback train deblur --blur gaussian --sigma 2.55 --train DIR --test DIR --out
+RUN
+piggyback train --resume --out RUN
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from piggyback.app.console.interruption import interruptible
+from piggyback.app.console.program import program
 from piggyback.app.console.runtime import choose_device, prepare
 from piggyback.app.errors import Interrupted, UserError, one_line_errors
 from piggyback.app.images.sources import (
@@ -204,7 +206,9 @@ def carry_out(run: RunFolder, job: Job, state: RunState | None) -> None:
 def what_is_kept(folder: Path, command: CommandLine) -> str:
     """For the user who stopped a run: where it stands and how it goes on."""
     run = RunFolder(folder)
-    again = f"python -m experiments.train --resume --out {shlex.quote(str(folder))} goes on"
+    again = (
+        f"{program('train')} --resume --out {shlex.quote(str(folder))} goes on"
+    )
     if run.checkpoint.exists():
         return f"{folder} keeps the model and the checkpoint of its last report; {again}"
     if run.was_begun():

@@ -491,7 +491,8 @@ def test_signals_end_in_one_line(
         text=True,
         cwd=ROOT,
     )
-    wait_for(lambda: out.is_dir() or running.poll() is not None)
+    # the folder is there before its first image
+    wait_for(lambda: len(list(out.glob("*"))) > 1 or running.poll() is not None)
     running.send_signal(number)
     one_line(running, number)
     saved = list(out.iterdir())

@@ -386,7 +386,7 @@ def test_signals_end_in_one_line(
     if moment == "the images":
         assert "nothing was written" in last and not out.exists()
         return
-    assert f"python -m experiments.train --resume --out {out} goes on" in last
+    assert f"piggyback train --resume --out {out} goes on" in last
     run_command(train.main, "--resume", "--out", out)
     TinyRun(base).train(tmp_path / "whole", "--threads", "2")
     assert results(out) == results(tmp_path / "whole")

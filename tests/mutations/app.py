@@ -6,6 +6,7 @@ from tests.mutations.planting import Mutation
 
 FILES = "tests/app/test_files.py"
 PICTURES = "tests/app/test_pictures.py"
+RESTORE = "tests/app/test_restore.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -86,7 +87,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/app/files/outputs.py",
-        "Outputs.images",
+        "Outputs.new_files",
         "if os.path.lexists(place):",
         "if False:",
         "a saved image replaces a file of the user",
@@ -175,5 +176,53 @@ MUTATIONS: tuple[Mutation, ...] = (
             "-k",
             "sound and (limit or budget)",
         ),
+    ),
+    Mutation(
+        "piggyback/app/photographs/levels.py",
+        "prepared",
+        "return Prepared(model.regularizer, model.sigma / sigma)",
+        "return Prepared(model.regularizer, sigma / model.sigma)",
+        "a model is brought to the inverse of a noise level",
+        (RESTORE, "-k", "change_of_units"),
+    ),
+    Mutation(
+        "piggyback/app/photographs/restoring.py",
+        "Restorer._solved",
+        "error_bound=found.error_bound / factor",
+        "error_bound=found.error_bound",
+        "a certified distance stays in the units of the model",
+        (RESTORE, "-k", "change_of_units or distances_hold"),
+    ),
+    Mutation(
+        "piggyback/app/photographs/channels.py",
+        "parts_of",
+        "sigmas = (matrix.square() @ variances).sqrt().tolist()",
+        "sigmas = (matrix.abs() @ variances).sqrt().tolist()",
+        "colour differences are taken for noisier than they are",
+        (RESTORE, "-k", "opponent"),
+    ),
+    Mutation(
+        "piggyback/app/photographs/levels.py",
+        "_estimated",
+        "float(np.quantile(found, _CALM)) * _CHANCE",
+        "float(np.quantile(found, 0.5)) * _CHANCE",
+        "texture passes for noise",
+        (RESTORE, "-k", "texture or unknown"),
+    ),
+    Mutation(
+        "piggyback/app/images/encoders.py",
+        "_deep_png",
+        "above = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])",
+        "above = np.concatenate([rows[:1], rows[:-1]])",
+        "the first row of a 16-bit PNG is lost",
+        (RESTORE, "-k", "alpha_is_carried"),
+    ),
+    Mutation(
+        "piggyback/app/files/outputs.py",
+        "Outputs.new_file",
+        "if os.path.lexists(path):",
+        "if False:",
+        "a restored photograph replaces another file",
+        (RESTORE, "-k", "refusals"),
     ),
 )

@@ -44,6 +44,16 @@ class Degradation(ABC):
         """The name of the task on the command line."""
 
     @property
+    def direct(self) -> bool:
+        """Whether what is observed are pixels, with noise and nothing else."""
+        return False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether what is observed are means of pixels."""
+        return not self.direct
+
+    @property
     def border(self) -> tuple[int, int]:
         """How many rows and columns at each border of an image were not
         observed; figures leave them out."""
@@ -95,6 +105,10 @@ class Noise(Degradation):
     @property
     def task(self) -> str:
         return "denoise"
+
+    @property
+    def direct(self) -> bool:
+        return True
 
     def observe(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         return add_noise(clean, self.sigma, generator)

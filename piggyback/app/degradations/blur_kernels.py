@@ -93,13 +93,23 @@ def read_kernel(path: Path) -> Tensor:
     unreadable, and for values that are no kernel: not two-dimensional, an even
     side, negative, not finite, or all zero.
     """
+    return summed_kernel(path)[0]
+
+
+def summed_kernel(path: Path) -> tuple[Tensor, float]:
+    """``read_kernel``, and what the values of the file add up to.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The kernel, of sum 1, and the sum that it was divided by.
+    """
     if not path.exists():
-        raise UserError(
-            f"--blur {path}: no such file, and not one of {', '.join(NAMES)}"
-        )
+        raise UserError(f"{path}: no such file")
     values = torch.from_numpy(_values(path))
     check_kernel(values, str(path))
-    return _normalised(values)
+    return _normalised(values), float(values.sum())
 
 
 def check_kernel(values: Tensor, where: str) -> None:
@@ -134,7 +144,12 @@ def blur_kernel(blur: str, std: float = 1.5, seed: int = 0) -> Tensor:
         return uniform_kernel()
     if blur == "motion":
         return motion_kernel(seed)
-    return read_kernel(Path(blur))
+    path = Path(blur)
+    if not path.exists():
+        raise UserError(
+            f"--blur {path}: no such file, and not one of {', '.join(NAMES)}"
+        )
+    return read_kernel(path)
 
 
 def _values(path: Path) -> np.ndarray:

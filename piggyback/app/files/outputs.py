@@ -125,18 +125,52 @@ class Outputs:
             raise UserError(
                 f"--save {folder}: is the folder of the originals, choose another one"
             )
-        places = [folder / name for name in distinct_names(names)]
+        return self.new_files("--save", folder, distinct_names(names))
+
+    def new_files(
+        self, option: str, folder: Path, names: Sequence[str]
+    ) -> list[Path]:
+        """Files that do not exist yet, one for each name.
+
+        Args:
+            option: How the folder was given, for messages.
+            folder: Where they will lie; it need not exist.
+            names: Their names.
+
+        Returns:
+            The files, in the order of the names.
+        """
+        check_folder(option, folder)
+        places = [folder / name for name in names]
         for place in places:
             if len(os.fsencode(place.name)) > LONGEST_NAME:
                 raise UserError(
-                    f"--save {shown(folder)}: the name {shown(Path(place.name))} is too long"
+                    f"{option} {shown(folder)}: the name {shown(Path(place.name))} is too long"
                 )
             if os.path.lexists(place):
                 raise UserError(
-                    f"--save {folder}: {place.name} exists, choose another folder"
+                    f"{option} {folder}: {place.name} exists, choose another folder"
                 )
-            self._take("--save", place)
+            self._take(option, place)
         return places
+
+    def new_file(self, option: str, path: Path) -> Path:
+        """One file that does not exist yet, in a folder that does.
+
+        Args:
+            option: How it was given, for messages.
+            path: The file.
+
+        Returns:
+            The same.
+        """
+        if os.path.lexists(path):
+            raise UserError(
+                f"{option} {shown(path)}: exists, choose another name"
+            )
+        check_file(option, path, nobody)
+        self._take(option, path)
+        return path
 
     def _file(self, option: str, path: Path, ours: Ours) -> None:
         check_file(option, path, ours)
@@ -204,23 +238,37 @@ def beside(path: Path) -> Path:
     return free
 
 
-def distinct_names(names: Sequence[str]) -> list[str]:
-    """A PNG name for each image, no two equal even where case does not count.
+def nobody(_: bytes) -> bool:
+    """Recognises no file as one that may be replaced."""
+    return False
 
+
+def distinct_names(
+    names: Sequence[str], suffixes: Sequence[str] | None = None
+) -> list[str]:
+    """A name for each image, no two equal even where case does not count.
+
+    Ends in the one of ``suffixes`` that belongs to it, ``.png`` by default.
     The stem, unless several images share it: then their whole names, so that
     none takes the name of another; numbered where that is taken as well.
     """
     stems = [_folded(Path(name).stem) for name in names]
+    ends = [".png"] * len(names) if suffixes is None else suffixes
     taken: set[str] = set()
     chosen = []
-    for name, stem in zip(names, stems, strict=True):
+    for name, stem, end in zip(names, stems, ends, strict=True):
         place = (
-            f"{name}.png" if stems.count(stem) > 1 else f"{Path(name).stem}.png"
+            f"{name}{end}"
+            if stems.count(stem) > 1
+            else f"{Path(name).stem}{end}"
         )
+        # told apart by its own end already
+        if suffixes is not None and name.endswith(end):
+            place = name
         number = 1
         while _folded(place) in taken:
             number += 1
-            place = f"{name}-{number}.png"
+            place = f"{name}-{number}{end}"
         taken.add(_folded(place))
         chosen.append(place)
     return chosen

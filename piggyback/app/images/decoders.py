@@ -21,11 +21,17 @@ _ORIENTATION = 0x0112
 @dataclass(frozen=True, eq=False)
 class Picture:
     """``levels`` ``(height, width)`` or ``(height, width, 3)``; ``scale`` is
-    white. ``notes``: what was left out or assumed."""
+    white. ``notes``: what was left out or assumed.
+
+    ``alpha`` ``(height, width)``: opacity on the same scale, None if the file
+    has none; ``profile``: its ICC colour profile, empty if it has none.
+    """
 
     levels: np.ndarray
     scale: int
     notes: tuple[str, ...] = ()
+    alpha: np.ndarray | None = None
+    profile: bytes = b""
 
     @property
     def coloured(self) -> bool:
@@ -53,6 +59,10 @@ class Picture:
         return self.values() @ np.array([0.299, 0.587, 0.114])
 
 
+TRANSPARENT = "transparency ignored"
+"""What reading says of alpha, for those who use the colours alone."""
+
+
 class Unsupported(Exception):
     """An image of a kind whose right grey values are not known here."""
 
@@ -66,18 +76,27 @@ def by_pillow(content: bytes) -> Picture:
         orientation = _orientation(image)
         notes = pages(getattr(image, "n_frames", 1))
         image.load()
+        profile = _profile(image)
         if image.mode == "1":
             return Picture(upright(np.asarray(image), orientation), 1, notes)
         if image.mode.startswith("I") and image.format in ("PNG", "PPM"):
             return Picture(
-                upright(np.asarray(image), orientation), 65535, notes
+                upright(np.asarray(image), orientation),
+                65535,
+                notes,
+                profile=profile,
             )
         if _see_through(image):
-            notes += ("transparency ignored",)
+            notes += (TRANSPARENT,)
         if image.mode == "CMYK":
             notes += ("CMYK converted to RGB without a colour profile",)
+        alpha = _alpha(image)
         return Picture(
-            upright(np.asarray(_plain(image)), orientation), 255, notes
+            upright(np.asarray(_plain(image)), orientation),
+            255,
+            notes,
+            alpha=None if alpha is None else upright(alpha, orientation),
+            profile=profile,
         )
 
 
@@ -99,6 +118,26 @@ def _see_through(image: Image.Image) -> bool:
     if image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
         return image.getchannel(image.getbands()[-1]).getextrema() != (255, 255)
     return "transparency" in image.info
+
+
+def _alpha(image: Image.Image) -> np.ndarray | None:
+    """The opacity of an image of 8 bits; None if it has none."""
+    if image.mode in ("La", "RGBa"):
+        return np.asarray(image)[..., -1]
+    if image.mode in ("LA", "RGBA", "PA"):
+        return np.asarray(image.getchannel("A"))
+    if "transparency" in image.info and image.mode in ("P", "L", "RGB"):
+        return np.asarray(image.convert("RGBA").getchannel("A"))
+    return None
+
+
+def _profile(image: Image.Image) -> bytes:
+    """The colour profile, where the samples stay what it speaks of."""
+    kept = image.mode in ("L", "LA", "RGB", "RGBA", "P") or (
+        image.mode.startswith("I")
+    )
+    found = image.info.get("icc_profile") if kept else None
+    return found if isinstance(found, bytes) else b""
 
 
 def _orientation(image: Image.Image) -> int:
@@ -138,6 +177,7 @@ def deep_png(content: bytes, mode: str) -> Picture:
         orientation = _orientation(image)
         notes = pages(getattr(image, "n_frames", 1))
         keyed = "transparency" in image.info
+        profile = _profile(image)
     if mode == "LA":
         pairs = unpacked(_as_four_bytes(content), "RGBA").astype(np.uint16)
         samples = pairs[..., 0::2] << 8 | pairs[..., 1::2]
@@ -146,9 +186,15 @@ def deep_png(content: bytes, mode: str) -> Picture:
             np.uint16
         ) << 8 | unpacked(content, f"{mode};16L")
     if keyed or (mode != "RGB" and bool((samples[..., -1] != 65535).any())):
-        notes += ("transparency ignored",)
+        notes += (TRANSPARENT,)
     levels = samples[..., 0] if mode == "LA" else samples[..., :3]
-    return Picture(upright(levels, orientation), 65535, notes)
+    return Picture(
+        upright(levels, orientation),
+        65535,
+        notes,
+        alpha=None if mode == "RGB" else upright(samples[..., -1], orientation),
+        profile=profile,
+    )
 
 
 def unpacked(content: bytes, raw: str) -> np.ndarray:

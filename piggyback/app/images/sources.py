@@ -11,12 +11,11 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import skimage
-import sklearn
 import torch
 from torch import Tensor
 
@@ -54,8 +53,9 @@ MINIMUM_SIDE = 16
 TEST_SIDE = 256
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
-SCIKIT_IMAGE = Path(skimage.__file__).parent / "data"
-SCIKIT_LEARN = Path(sklearn.__file__).parent / "datasets" / "images"
+SCIKIT_IMAGE = ("skimage", "data")
+SCIKIT_LEARN = ("sklearn", "datasets/images")
+"""Packages that ship photographs, and the folder within."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +83,24 @@ class Embedded:
     """A file of an installed package; ``halve`` averages 2x2 pixels, which
     removes sensor noise and JPEG blocks."""
 
-    path: Path
+    source: tuple[str, str]
+    name: str
     colour: bool
     halve: bool
+
+    def path(self) -> Path:
+        """Where the file lies. Raises ``UserError`` if the package is missing."""
+        package, folder = self.source
+        # the package is found, not imported: scikit-learn alone takes longer
+        # to import than a command takes to print its help
+        found = find_spec(package)
+        places = None if found is None else found.submodule_search_locations
+        if not places:
+            raise UserError(
+                f"the embedded photographs need the package {package}, which "
+                "is not installed: give folders of your own"
+            )
+        return Path(places[0]) / folder / self.name
 
 
 # The split is by photograph and fixed. Test: the scenes a reader knows. Train:
@@ -94,18 +109,18 @@ class Embedded:
 # gravel: fine texture edge to edge, which pulls the tuned TV weight from 0.07
 # to 0.06 and weakens the baseline by 0.3 dB.
 TEST = (
-    Embedded(SCIKIT_IMAGE / "camera.png", colour=False, halve=True),
-    Embedded(SCIKIT_IMAGE / "coffee.png", colour=True, halve=False),
-    Embedded(SCIKIT_IMAGE / "chelsea.png", colour=True, halve=False),
-    Embedded(SCIKIT_LEARN / "flower.jpg", colour=True, halve=True),
+    Embedded(SCIKIT_IMAGE, "camera.png", colour=False, halve=True),
+    Embedded(SCIKIT_IMAGE, "coffee.png", colour=True, halve=False),
+    Embedded(SCIKIT_IMAGE, "chelsea.png", colour=True, halve=False),
+    Embedded(SCIKIT_LEARN, "flower.jpg", colour=True, halve=True),
 )
 TRAIN = (
-    Embedded(SCIKIT_IMAGE / "astronaut.png", colour=True, halve=True),
-    Embedded(SCIKIT_IMAGE / "brick.png", colour=False, halve=True),
-    Embedded(SCIKIT_IMAGE / "coins.png", colour=False, halve=False),
-    Embedded(SCIKIT_IMAGE / "motorcycle_left.png", colour=True, halve=True),
-    Embedded(SCIKIT_IMAGE / "rocket.jpg", colour=True, halve=True),
-    Embedded(SCIKIT_LEARN / "china.jpg", colour=True, halve=True),
+    Embedded(SCIKIT_IMAGE, "astronaut.png", colour=True, halve=True),
+    Embedded(SCIKIT_IMAGE, "brick.png", colour=False, halve=True),
+    Embedded(SCIKIT_IMAGE, "coins.png", colour=False, halve=False),
+    Embedded(SCIKIT_IMAGE, "motorcycle_left.png", colour=True, halve=True),
+    Embedded(SCIKIT_IMAGE, "rocket.jpg", colour=True, halve=True),
+    Embedded(SCIKIT_LEARN, "china.jpg", colour=True, halve=True),
 )
 
 
@@ -164,12 +179,12 @@ def embedded_photographs(
     for item in chosen:
         if colour and not item.colour:
             continue
-        pixels = read_image(item.path, colour)
+        pixels = read_image(item.path(), colour)
         if item.halve:
             pixels = torch.nn.functional.avg_pool2d(pixels, 2)
         photographs.append(
             Photograph(
-                item.path.stem,
+                Path(item.name).stem,
                 pixels if split == "train" else central_crop(pixels, TEST_SIDE),
             )
         )
@@ -274,7 +289,7 @@ def _photograph(path: Path, colour: bool) -> Photograph:
     if values.min() < -1e-6 or values.max() > 1 + 1e-6:
         raise UserError(
             f"{path}: pixels from {values.min():g} to {values.max():g}, "
-            f"expected 0 to 1{_advice(values)}"
+            f"expected 0 to 1{advice(values)}"
         )
     pixels = torch.from_numpy(np.clip(values, 0, 1).astype(np.float32))
     pixels = (
@@ -287,7 +302,7 @@ def _photograph(path: Path, colour: bool) -> Photograph:
     return Photograph(printable(path.name), pixels, path, notes)
 
 
-def _advice(values: np.ndarray) -> str:
+def advice(values: np.ndarray) -> str:
     """What values beyond 1 probably are."""
     for largest in (255, 65535):
         if values.min() >= 0 and values.max() <= largest:

@@ -19,6 +19,7 @@ import tifffile
 from PIL import Image
 
 from piggyback.app.images.decoders import (
+    TRANSPARENT,
     Picture,
     Unsupported,
     by_pillow,
@@ -38,6 +39,8 @@ to about half of that."""
 _ORIENTATION = 274
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATED, _YCBCR = 0, 1, 2, 5, 6
 _OLD_JPEG = 6
+# what is stored otherwise is converted, and its profile no longer fits
+_PROFILED = (_BLACK_IS_ZERO, _RGB)
 _SAMPLES = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _SEPARATED: 4}
 # what it says of damaged files is said in one line here
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -58,6 +61,7 @@ class _Layout:
     orientation: int
     size: tuple[int, int]
     notes: tuple[str, ...]
+    profile: bytes = b""
 
     @property
     def scale(self) -> int:
@@ -138,8 +142,16 @@ def _layout(page: Any, count: int) -> _Layout:
     )
     bits = page.bitspersample
     size = (int(page.imagelength), int(page.imagewidth))
+    profile = page.iccprofile if photometric in _PROFILED else None
     return _Layout(
-        photometric, int(bits), kind, extra, orientation, size, pages(count)
+        photometric,
+        int(bits),
+        kind,
+        extra,
+        orientation,
+        size,
+        pages(count),
+        profile if isinstance(profile, bytes) else b"",
     )
 
 
@@ -222,10 +234,11 @@ def _interpreted(samples: np.ndarray, layout: _Layout) -> Picture:
         )
     scale, notes = layout.scale, layout.notes
     colours = samples[..., : _SAMPLES[layout.photometric]]
+    alpha = None
     if layout.extra and layout.extra[0] in (1, 2):
         alpha = samples[..., colours.shape[-1]]
         if bool((alpha != scale).any()):
-            notes += ("transparency ignored",)
+            notes += (TRANSPARENT,)
         if layout.extra[0] == 1:
             opaque = np.where(alpha > 0, alpha, scale).astype(np.float64)[
                 ..., np.newaxis
@@ -245,4 +258,10 @@ def _interpreted(samples: np.ndarray, layout: _Layout) -> Picture:
         colours = (1 - inks[..., :3]) * (1 - inks[..., 3:]) * scale
         notes += ("CMYK converted to RGB without a colour profile",)
     levels = colours[..., 0] if colours.shape[-1] == 1 else colours
-    return Picture(upright(levels, layout.orientation), scale, notes)
+    return Picture(
+        upright(levels, layout.orientation),
+        scale,
+        notes,
+        alpha=None if alpha is None else upright(alpha, layout.orientation),
+        profile=layout.profile,
+    )

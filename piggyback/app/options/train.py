@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor
 
+from piggyback.app.console.program import program
 from piggyback.app.console.runtime import Device, available_cores
 from piggyback.app.degradations.base import (
     EDGES,
@@ -103,7 +104,7 @@ def whole(text: str) -> int:
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(
-        prog="python -m experiments.train",
+        prog=program("train"),
         description="Train a learned convex regularizer.",
         exit_on_error=False,
         allow_abbrev=True,

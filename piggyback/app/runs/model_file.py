@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from piggyback.app.errors import UserError
+from piggyback.app.images.pictures import regular_content
 from piggyback.app.runs.folder import Json, RunFolder
 from regularizers.adaptive import AdaptiveRegularizer
 from regularizers.conditional import ConditionalRegularizer
 from regularizers.construction import Learned, rebuilt
 from regularizers.icnn.regularizer import NetworkRegularizer
+from regularizers.loading import SHIPPED, available
 from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
+from regularizers.stored import model_content
 
 
 def save_regularizer(
@@ -49,6 +53,36 @@ def load_regularizer(run: RunFolder) -> tuple[Learned, dict[str, Json]]:
     tensors, config = run.load_model()
     try:
         return rebuilt(tensors, config, str(run.model)), config
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def find_model(text: str) -> tuple[Learned, dict[str, Json]]:
+    """A model by the name it is shipped under, its file, or its run folder.
+
+    Args:
+        text: What the user wrote. A folder or file of that name comes first.
+
+    Returns:
+        The regularizer and its whole configuration.
+
+    Raises:
+        UserError: If there is none, or it cannot be used.
+    """
+    place = Path(text)
+    if place.is_dir():
+        return load_regularizer(RunFolder.open(place))
+    if not place.is_file():
+        known = available()
+        if text not in known:
+            raise UserError(
+                f"--model {text}: no such model; give one of "
+                f"{', '.join(known)}, a run folder, or a model.safetensors"
+            )
+        place = SHIPPED / f"{text}.safetensors"
+    try:
+        tensors, config = model_content(regular_content(place), str(place))
+        return rebuilt(tensors, config, str(place)), config
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -1,0 +1,1 @@
+"""Photographs as they are to restored ones: nothing is degraded here."""
