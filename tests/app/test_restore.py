@@ -16,9 +16,11 @@ from PIL import Image
 from piggyback.app import restore
 from piggyback.app.degradations.base import Blur, Noise
 from piggyback.app.degradations.blur_kernels import gaussian_kernel
+from piggyback.app.errors import UserError
 from piggyback.app.images.decoders import Picture
 from piggyback.app.images.encoders import Depth, Kind, encoded
 from piggyback.app.images.pictures import read_picture
+from piggyback.app.photographs import restoring
 from piggyback.app.photographs.channels import (
     joined,
     joined_error,
@@ -830,3 +832,16 @@ def test_help_reads_well(argument, capsys) -> None:
         "--format",
     ):
         assert option in told
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_photograph_beyond_memory_is_refused_before_the_work(
+    masked, monkeypatch
+) -> None:
+    side = 1024
+    pixels = torch.zeros(1, side, side)
+    undoing = Missing(torch.ones(side, side)) if masked else _noise()
+    restorer = Restorer(Model("m", regularizer(), 0.1), undoing, 2e-3)
+    monkeypatch.setattr(restoring, "available_memory", lambda _: 1e7)
+    with pytest.raises(UserError, match="1024x1024 pixels need about 0"):
+        restorer.restore(pixels, [0.1])
