@@ -192,13 +192,15 @@ def test_evaluate_names_images_that_did_not_converge(
         "good.png", 20.0, 25.0, 0.8, 1e-3, 1e-3, True, 30.0, 0.1
     )
     missed = replace(solved, name="bad.png", error_bound=2e9, converged=False)
-    noise = Noise(25 / 255)
-    evaluate.show([solved, missed], evaluate.mean_of([solved, missed]), noise)
+    evaluate.show(
+        [solved, missed], evaluate.mean_of([solved, missed]), Noise(0.1)
+    )
     shown = capsys.readouterr().out
     # the table may cut names short
+    assert "degraded first" in shown.splitlines()[0]
     note = shown[shown.index("not converged") :]
     assert "bad.png" in note and "good.png" not in note
-    evaluate.show([solved], evaluate.mean_of([solved]), noise)
+    evaluate.show([solved], evaluate.mean_of([solved]), Noise(0.1))
     assert "not converged" not in capsys.readouterr().out
 
 
