@@ -15,6 +15,7 @@ from piggyback.certificates.evidence import gather_evidence
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand
+from piggyback.layer.reconstruction import Reconstruction
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import Accuracy
 from piggyback.problems.posed import double_copy
@@ -596,3 +597,29 @@ def test_colour_starts_with_filters_of_three_colours() -> None:
     torch.testing.assert_close(weight[6:9], 2 * expected[:3])
     torch.testing.assert_close(weight[9:], 2 * expected[:3])
     assert model.filters().shape == (12, 3, 3, 3)
+
+
+# --- the layer ----------------------------------------------------------------
+
+
+def test_a_layer_at_a_level_trains_the_shared_parameters() -> None:
+    """Backward through two layers of different levels adds up in the one
+    model."""
+    model, samples = regularizer(), images(2)
+    total = torch.zeros(())
+    for sigma in (0.03, 0.2):
+        layer = Reconstruction(model.at(sigma), 1e-9)
+        x = layer(Denoising(samples.degraded))
+        total = total + 0.5 * (x - samples.clean).square().sum()
+    total.backward()
+    data = Denoising(samples.degraded)
+    exact = torch.stack(
+        [
+            exact_level(model.at(sigma), data, samples.clean)[1]
+            for sigma in (0.03, 0.2)
+        ]
+    ).sum(0)
+    parts = [parameter.grad for parameter in model.parameters()]
+    computed = torch.cat([part.flatten() for part in parts if part is not None])
+    # exact_level is of the mean over two images
+    assert float((computed - 2 * exact).norm() / (2 * exact).norm()) <= 1e-6
