@@ -40,7 +40,8 @@ class Copyable:
                 self.gain = gain                # (channels,)
 
     Tensors, other ``Copyable`` objects and tuples of both are followed (by
-    ``select`` also what has a method of that name); any other part (numbers, functions, counters) is handed on as it is.
+    ``select`` also what has a method of that name); any other part (numbers,
+    functions, counters) is handed on as it is.
     """
 
     shared: ClassVar[tuple[str, ...]] = ()
@@ -172,7 +173,10 @@ def _changed(part: object, change: Change, follow: Follow) -> object:
     if isinstance(part, Tensor):
         return change(part)
     if isinstance(part, tuple):
-        return tuple(_changed(entry, change, follow) for entry in part)
+        entries = [_changed(entry, change, follow) for entry in part]
+        # a named tuple is built from its entries by a method of its own
+        build = getattr(type(part), "_make", tuple)
+        return build(entries)
     return follow(part)
 
 

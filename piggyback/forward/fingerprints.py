@@ -1,5 +1,4 @@
-"""What an object of a user holds, and whether it has changed since it was looked
-at."""
+"""What an object of a user holds, and whether it has changed since then."""
 
 from __future__ import annotations
 
