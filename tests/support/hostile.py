@@ -14,6 +14,7 @@ from experiments.studies.compare_relu_lifted import run as compare_relu_lifted
 from experiments.studies.compare_tolerances import run as compare_tolerances
 from experiments.studies.deblurring import run as deblurring
 from experiments.studies.few_shot import run as few_shot
+from experiments.studies.front_page import run as front_page
 from experiments.studies.learned_solver import run as learned_solver
 from experiments.studies.ridge import run as ridge_study
 from experiments.studies.shared.instances import PRETRAINED
@@ -30,6 +31,7 @@ COMMANDS: dict[str, ModuleType] = {
     "deblurring": deblurring,
     "evaluate": evaluate,
     "few_shot": few_shot,
+    "front_page": front_page,
     "learned_solver": learned_solver,
     "ridge": ridge_study,
     "truth_test": truth_test,

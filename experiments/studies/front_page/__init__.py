@@ -1,0 +1,1 @@
+"""The photograph on the front page."""

@@ -1,0 +1,3 @@
+from experiments.studies.front_page.run import main
+
+main()
