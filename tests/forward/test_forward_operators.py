@@ -11,6 +11,7 @@ import torch
 from scipy import signal
 from torch import Tensor
 
+from piggyback.batched import ROUNDING_TERMS
 from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.evidence import gather_evidence
 from piggyback.forward.adapters import converted
@@ -495,3 +496,22 @@ def test_norms_are_measured_as_norms_not_as_their_squares() -> None:
         LeastSquares(images, Gain(), norm=2.9).check()
     estimated = LeastSquares(images, Gain())
     assert estimated.estimated and 3.0 <= estimated.norm <= 3.3
+
+
+def test_dual_norms_contain_the_rounding_of_the_residual() -> None:
+    """Eq. 25 with a residual that is off by ``d``: ``H = 10 I``, so that ``q =
+    v/10`` and nothing else is left of the residual."""
+
+    class Rough(LeastSquares):
+        def unit_roundoff(self, dtype: torch.dtype) -> float:
+            return 1e-6
+
+    images = torch.rand(
+        2, 1, *SHAPE, generator=generator(8), dtype=torch.float64
+    )
+    data = Rough(images, Gain(), ridge=1.0, norm=3.0)
+    size = images.flatten(1).norm(dim=1)
+    reach = size / 10
+    d = ROUNDING_TERMS * 1e-6 * 10 * reach
+    expected = (size.square() / 10 + 2 * reach * d + d.square()).sqrt()
+    assert torch.allclose(data.dual_norm(images), expected, rtol=1e-9)
