@@ -11,8 +11,10 @@ import torch
 from scipy import signal
 from torch import Tensor
 
+from piggyback.batched import ROUNDING_TERMS
 from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.evidence import gather_evidence
+from piggyback.forward.adapters import converted
 from piggyback.forward.base import ForwardOperator
 from piggyback.forward.blur import ValidBlur
 from piggyback.forward.sampling import Inpainting, SuperResolution
@@ -431,3 +433,85 @@ def test_what_adaptive_weights_look_at() -> None:
     assert data.pilot.shape == image.shape
     assert torch.equal(data.pilot[..., 1:-1, 2:-2], data.observed)
     assert torch.equal(data.pilot[..., 0, 2:-2], data.observed[..., 0, :])
+
+
+@pytest.mark.parametrize("kind", [ValidBlur, Inpainting])
+def test_what_solvers_see_stays_as_it_was(kind: type) -> None:
+    """A copy for a solve has no graph, and does not move with what is learned
+    in place meanwhile."""
+    side = 3 if kind is ValidBlur else 8
+    learned = torch.rand(
+        side, side, generator=generator(5), dtype=torch.float64
+    ).requires_grad_()
+    image = torch.rand(1, 1, 8, 8, generator=generator(6), dtype=torch.float64)
+    live = kind(learned)
+    fixed = live.detached()
+    before = live.A(image).detach()
+    with torch.no_grad():
+        learned.mul_(2)
+    assert torch.equal(fixed.A(image), before)
+    assert not fixed.A(image).requires_grad and live.A(image).requires_grad
+    assert torch.allclose(live.A(image).detach(), 2 * before)
+
+
+def test_complex_tensors_are_converted_with_the_real_ones() -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.filters = [torch.ones(2, dtype=torch.complex64)]
+            self.gain = torch.ones((), dtype=torch.float32)
+
+        def A(self, x: Tensor, /) -> Tensor:
+            return self.gain * x
+
+        def A_adjoint(self, y: Tensor, /) -> Tensor:
+            return self.gain * y
+
+    for dtype, paired in (
+        (torch.float64, torch.complex128),
+        (torch.float32, torch.complex64),
+    ):
+        found = converted(Holder(), dtype)
+        assert isinstance(found, Holder)
+        assert found.filters[0].dtype == paired and found.gain.dtype == dtype
+
+
+class Gain:
+    """Three times the image."""
+
+    def A(self, x: Tensor, /) -> Tensor:
+        return 3 * x
+
+    def A_adjoint(self, y: Tensor, /) -> Tensor:
+        return 3 * y
+
+
+def test_norms_are_measured_as_norms_not_as_their_squares() -> None:
+    """A stated norm may be right to rounding, and not a few per cent too
+    small; one that is not stated is estimated close above."""
+    images = torch.rand(
+        2, 1, *SHAPE, generator=generator(7), dtype=torch.float64
+    )
+    LeastSquares(images, Gain(), norm=3.0).check()
+    with pytest.raises(ValueError, match="too small"):
+        LeastSquares(images, Gain(), norm=2.9).check()
+    estimated = LeastSquares(images, Gain())
+    assert estimated.estimated and 3.0 <= estimated.norm <= 3.3
+
+
+def test_dual_norms_contain_the_rounding_of_the_residual() -> None:
+    """Eq. 25 with a residual that is off by ``d``: ``H = 10 I``, so that ``q =
+    v/10`` and nothing else is left of the residual."""
+
+    class Rough(LeastSquares):
+        def unit_roundoff(self, dtype: torch.dtype) -> float:
+            return 1e-6
+
+    images = torch.rand(
+        2, 1, *SHAPE, generator=generator(8), dtype=torch.float64
+    )
+    data = Rough(images, Gain(), ridge=1.0, norm=3.0)
+    size = images.flatten(1).norm(dim=1)
+    reach = size / 10
+    d = ROUNDING_TERMS * 1e-6 * 10 * reach
+    expected = (size.square() / 10 + 2 * reach * d + d.square()).sqrt()
+    assert torch.allclose(data.dual_norm(images), expected, rtol=1e-9)

@@ -87,7 +87,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "snapshot(self.kernel)",
         "self.kernel",
         "solvers see a learned kernel move, and its graph",
-        (OPERATORS_THAT_LEARN, "-k", "learned_kernels_are_live"),
+        (FORWARD, "-k", "stays_as_it_was"),
     ),
     Mutation(
         "piggyback/forward/blur.py",
@@ -163,7 +163,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "double = dtype == torch.float64",
         "double = False",
         "complex tensors of an operator are rounded in its exact copy",
-        (VALUES, "-k", "complex or behind_any"),
+        (FORWARD, "-k", "complex_tensors"),
     ),
     Mutation(
         "piggyback/forward/adapters.py",
@@ -179,11 +179,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if found.norm > norm * _EXCESS:",
         "if found.norm > 2 * norm:",
         "a stated norm that is too small",
-        (
-            VALUES,
-            "-k",
-            "norms_from_below",
-        ),
+        (FORWARD, "-k", "not_as_their_squares"),
     ),
     Mutation(
         "piggyback/forward/examination.py",
@@ -203,10 +199,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "max(largest, 0.0) ** 0.5",
         "max(largest, 0.0)",
         "estimated norm: its square",
-        (
-            VALUES,
-            "-k",
-            "missing_norm",
-        ),
+        (FORWARD, "-k", "not_as_their_squares"),
     ),
 )

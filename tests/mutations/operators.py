@@ -48,11 +48,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "trace = gram.diagonal(dim1=1, dim2=2).sum(1)\n",
         "trace = gram.diagonal(dim1=1, dim2=2).sum(1)\n        computed = computed / 2\n",
         "norm of a Gram matrix: from below",
-        (
-            OPERATORS,
-            "-k",
-            "norms_are_bounds or gram",
-        ),
+        (OPERATORS, "-k", "dense_gram"),
     ),
     Mutation(
         "piggyback/operators/dense.py",
@@ -124,7 +120,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "v * self.scale",
         "v - v * self.scale",
         "the scale of a plain preconditioner",
-        (SOLVERS, "-k", "preconditioners_are_symmetric"),
+        (OPERATORS, "-k", "plain_preconditioner"),
     ),
     Mutation(
         "piggyback/operators/base.py",

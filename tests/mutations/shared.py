@@ -30,11 +30,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "share - pair.share_of_change(v)",
         "share",
         "second loop of BFGS",
-        (
-            "tests/regularizers/test_icnn.py",
-            "-k",
-            "secant_equation",
-        ),
+        ("tests/solvers/test_recursions.py",),
     ),
     Mutation(
         "piggyback/copies.py",

@@ -378,11 +378,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "2 * reach * d",
         "0 * reach * d",
         "dual norm (eq. 25): the rounding of its residual",
-        (
-            VALUES,
-            "-k",
-            "dual_norms",
-        ),
+        (FORWARD, "-k", "rounding_of_the_residual"),
     ),
     Mutation(
         "piggyback/terms/data/least_squares.py",

@@ -18,6 +18,7 @@ from piggyback.operators.counting import (
     uncounted,
 )
 from piggyback.operators.dense import DenseOperator
+from piggyback.operators.preconditioners import ScalarPreconditioner
 from regularizers.constraints import positive, zero_mean_basis
 from regularizers.filter_bank.boundaries import BOUNDARIES
 from regularizers.filter_bank.convolution import (
@@ -240,6 +241,25 @@ def test_applications_are_counted_in_pairs() -> None:
     operator.double().forward(randn(2, 4))
     operator.detached().forward(randn(2, 4))
     assert counter.applications == 3 + 2
+
+
+def test_dense_gram_norms_are_bounds_and_close() -> None:
+    operator = DenseOperator(randn(5, 4))
+    weights = randn(3, 5).square()
+    found = operator.gram_norm(weights)
+    for sample in range(3):
+        matrix = operator.matrix
+        gram = matrix.T @ torch.diag(weights[sample]) @ matrix
+        exact = float(torch.linalg.eigvalsh(gram)[-1])
+        assert exact <= float(found[sample]) <= exact * (1 + 1e-12)
+
+
+def test_a_plain_preconditioner_multiplies_by_its_scale() -> None:
+    scale = torch.tensor(0.25, dtype=torch.float64)
+    v = randn(3, 4)
+    plain = ScalarPreconditioner(scale)
+    assert torch.equal(plain.apply(v), v / 4)
+    assert torch.equal(plain.select(torch.tensor([1])).apply(v), v / 4)
 
 
 def test_trust_is_not_inherited_and_seen_through_counters() -> None:

@@ -66,6 +66,26 @@ class UnrolledPotential(Potential):
             emphasis=potential.emphasis,
         )
 
+    def plain(self) -> Potential:
+        """The same potential with the prox that solvers use."""
+        return Potential(
+            self.penalty,
+            self.weight,
+            self.smoothing,
+            self.shift,
+            emphasis=self.emphasis,
+        )
+
+    def detached(self) -> Potential:
+        # outside a graph there is nothing to carry
+        return self.plain().detached()
+
+    def double(self) -> Potential:
+        return self.plain().double()
+
+    def single(self) -> Potential:
+        return self.plain().single()
+
     def prox(self, v: Dual, step: float | Tensor) -> Dual:
         fixed = self.detached()
         with torch.no_grad():
