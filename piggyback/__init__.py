@@ -21,6 +21,7 @@ from piggyback.hypergradients.implicit import (
 from piggyback.hypergradients.on_demand import Assessment
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
+from piggyback.layer import proximal as _proximal  # what makes prox known
 from piggyback.layer.call import Report
 from piggyback.layer.reconstruction import Reconstruction, reconstruct
 from piggyback.problems.pair import Accuracy, WarmStart

@@ -18,6 +18,12 @@ from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.inputs import Moved, input_errors
 from piggyback.copies import doubled, twin
 from piggyback.hypergradients.base import HypergradientMethod
+from piggyback.layer.failures import (
+    OnFailure,
+    failed,
+    handed_back,
+    unmoved_from,
+)
 from piggyback.layer.inputs import as_declared
 from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.base import LowerProblem
@@ -30,7 +36,7 @@ from piggyback.solvers.lower import (
     radius_per_element,
     solve_lower,
 )
-from piggyback.solvers.stopping import Status, warn_unless_converged
+from piggyback.solvers.stopping import Status
 from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import LinearFunctional
 from piggyback.types import PerSample, Primal
@@ -43,7 +49,9 @@ class Report:
 
     ``distance`` ``(batch,)``: certified ``||x - x*||``. ``converged``
     ``(batch,)``: whether the tolerance was reached (the certificate holds
-    either way); ``adjoint_converged``: the same of the adjoint.
+    either way); ``adjoint_converged``: the same of the adjoint. ``unmoved``
+    ``(batch,)``: whether the result is what the solve started from, since that
+    was good enough, or nothing better was found.
     ``gradient_error``: certified bound of the error of the whole gradient that
     the last ``backward`` through this call sent to the regularizer's parameters
     (Euclidean norm; None before); ``groups``: the same per sample and parameter
@@ -54,6 +62,7 @@ class Report:
 
     distance: PerSample
     converged: Tensor
+    unmoved: Tensor
     applications: float
     gradient_error: float | None = None
     groups: GradientBound | None = None
@@ -64,12 +73,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a layer solves: RMS ``tolerance`` per pixel in grey values, and by
-    what."""
+    """How a layer solves: RMS ``tolerance`` per pixel in grey values, by what,
+    and what it does where it fails."""
 
     tolerance: float
     method: HypergradientMethod
     solver: LowerSolver
+    on_failure: OnFailure = "warn"
 
 
 @dataclass
@@ -143,43 +153,42 @@ class Call:
         """Solve. Weights, observation and the rest are those of this moment;
         nothing is read again by ``backward``."""
         counter = ApplicationCounter()
-        twinned, exact_data = (
-            twin(regularizer, rounding.watching),
-            data.double(),
-        )
+        twinned = twin(regularizer, rounding.watching)
+        exact_data = data.double()
         exact = twinned.problem(exact_data)
         with torch.no_grad():
             problem = regularizer.problem(data).detached()
-            x, status = _solution(problem.counted(counter), settings)
+            found = _solution(problem.counted(counter), settings)
             fixed = exact.detached().counted(counter)
-            residual, distance = x.double(), x.new_zeros(0, dtype=torch.float64)
+            x = found.x
+            residual = x.double()
+            distance = x.new_zeros(0, dtype=torch.float64)
             if x.shape[0] > 0:
                 residual, _ = fixed.gradient_and_rounding(x.double())
                 distance = certified_distance(fixed, x)
-        warn_unless_converged(
-            status,
-            f"the reconstruction at tolerance {settings.tolerance:g}",
-            stacklevel=5,
-        )
+        unmoved = unmoved_from(x, problem.data.start)
+        found.tell(settings, unmoved, distance)
         report = Report(
-            distance, status == Status.CONVERGED, counter.applications
+            distance=distance,
+            converged=found.status == Status.CONVERGED,
+            unmoved=unmoved,
+            applications=counter.applications,
         )
         rounding.report = report
-        pair = Sensitivity(
-            x.double(), torch.zeros_like(x, dtype=torch.float64), status, status
-        )
+        # the adjoint is not known before ``backward``
+        nothing = torch.zeros_like(x, dtype=torch.float64)
         return Call(
-            settings,
-            twinned,
-            exact_data,
-            exact,
-            problem,
-            x,
-            residual,
-            pair,
-            report,
-            rounding,
-            counter,
+            settings=settings,
+            regularizer=twinned,
+            data=exact_data,
+            exact=exact,
+            problem=problem,
+            x=x,
+            residual=residual,
+            pair=Sensitivity(x.double(), nothing, found.status, found.status),
+            report=report,
+            rounding=rounding,
+            counter=counter,
         )
 
     @property
@@ -228,9 +237,12 @@ class Call:
         evidence, _ = evidence_at(fixed, loss.double(), pair)
         self._certify(pair, evidence, scale, broken)
         ended = pair.adjoint_status.masked_fill(broken, Status.CONVERGED)
-        warn_unless_converged(
+        failed(
             ended,
             f"the adjoint of the reconstruction at relative tolerance {accuracy.adjoint:g}",
+            self.settings.on_failure,
+            # it starts from nothing, which nobody takes for a result
+            torch.zeros_like(broken),
         )
         # not a number in, not a number out, as everywhere in torch
         adjoint = (pair.adjoint * per_sample(scale, pair.adjoint)).masked_fill(
@@ -331,23 +343,37 @@ class Call:
         return found
 
 
-def _solution(
-    problem: LowerProblem, settings: Settings
-) -> tuple[Primal, Tensor]:
-    """``x`` and, per sample, how its solve ended."""
-    radius = (
-        radius_per_element(problem, settings.tolerance)
-        if problem.data.start.shape[0] > 0
-        else None
-    )
-    if radius is None:  # no samples
+@dataclass(frozen=True)
+class Solution:
+    """``x``, how the solve of each sample ended, and the ``radius`` ``(batch,)``
+    that was asked for."""
+
+    x: Primal
+    status: Tensor
+    radius: PerSample
+
+    def tell(
+        self, settings: Settings, unmoved: Tensor, distance: PerSample
+    ) -> None:
+        """Say what is not as it was asked for, in the way of the settings."""
+        tolerance = settings.tolerance
+        what = f"the reconstruction at tolerance {tolerance:g}"
+        failed(self.status, what, settings.on_failure, unmoved)
+        if settings.on_failure != "ignore":
+            done = unmoved & (self.status == Status.CONVERGED)
+            handed_back(done, distance, tolerance, self.radius)
+
+
+def _solution(problem: LowerProblem, settings: Settings) -> Solution:
+    start = problem.data.start
+    if start.shape[0] == 0:
+        # solvers want samples; what can be refused still is
         problem.check()
-        start = problem.data.start
-        return start.clone(), torch.zeros(
-            0, dtype=torch.long, device=start.device
-        )
+        nothing = torch.zeros(0, dtype=torch.long, device=start.device)
+        return Solution(start.clone(), nothing, start.new_zeros(0))
+    radius = radius_per_element(problem, settings.tolerance)
     outcome = solve_lower(problem, settings.solver, radius)
-    return outcome.result[0], outcome.status
+    return Solution(outcome.result[0], outcome.status, radius)
 
 
 def _normalised(cotangent: Primal) -> tuple[PerSample, Primal, Tensor]:

@@ -266,8 +266,8 @@ REFUSALS: list[Refusal] = [
     ),
     Refusal("a layer with a solver that is none", _solve(solver="cg"), "str"),
     Refusal(
-        "a layer called with an image",
-        lambda _: Reconstruction(linear())(image()),  # pyright: ignore[reportArgumentType]
+        "a layer called with an array",
+        lambda _: Reconstruction(linear())(image().numpy()),
         "Denoising(noisy)",
     ),
     Refusal(
