@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import torch
@@ -160,18 +159,22 @@ def levels_of(image: Image, sigma: Sigma | None) -> tuple[float, ...]:
     """
     if sigma is None:
         return estimated_levels(image.values)
-    single = isinstance(sigma, Real) or np.ndim(sigma) == 0
-    given = [sigma] * image.channels if single else list(sigma)  # type: ignore[arg-type]
-    if len(given) != image.channels:
+    given = np.asarray(sigma)
+    if given.dtype.kind not in "iuf":
+        raise ValueError(f"sigma must be a number, got {sigma!r}")
+    levels = given.flatten().tolist()
+    if given.ndim == 0:
+        levels = levels * image.channels
+    if len(levels) != image.channels:
         raise ValueError(
-            f"sigma: {len(given)} levels for {image.channels} channels"
+            f"sigma: {len(levels)} levels for {image.channels} channels"
         )
-    for level in given:
+    for level in levels:
         # NaN fails the comparison
-        if not isinstance(level, Real) or not 0 < level <= 1:
+        if not 0 < level <= 1:
             raise ValueError(
-                f"sigma must be above 0 and at most 1, got {level!r}: noise is "
+                f"sigma must be above 0 and at most 1, got {level:g}: noise is "
                 "measured in the grey values of the float image, 25 levels of "
                 "255 being 25 / 255"
             )
-    return tuple(float(level) for level in given)
+    return tuple(levels)

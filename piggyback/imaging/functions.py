@@ -113,7 +113,7 @@ def deconvolve_learned(
     return_error: Literal[True],
 ) -> tuple[np.ndarray, float]: ...
 # the signature of the functions beside it in scikit-image, one argument more
-def deconvolve_learned(  # noqa: PLR0913
+def deconvolve_learned(
     image: np.ndarray,
     kernel: np.ndarray,
     sigma: Sigma | None = None,
@@ -125,8 +125,8 @@ def deconvolve_learned(  # noqa: PLR0913
 ) -> np.ndarray | tuple[np.ndarray, float]:
     """Undo a known blur with a learned convex regularizer.
 
-    Nothing is assumed of the world beyond the border but that it continues
-    smoothly. Warns as ``denoise_learned``.
+    Nothing is assumed of the world beyond the border. Warns as
+    ``denoise_learned``.
 
     Args:
         image: As ``denoise_learned``.
@@ -149,8 +149,7 @@ def deconvolve_learned(  # noqa: PLR0913
     """
     observed = as_image(image, channel_axis)
     levels = levels_of(observed, sigma)
-    # what the ends of the image lack is continued, as the command does
-    undoing = Blur(_kernel(kernel), max(levels), edges="taper")
+    undoing = Blur(_kernel(kernel), max(levels), edges="valid")
     found = _restored(observed, levels, undoing, model, tolerance)
     return _answer(observed, found, return_error)
 

@@ -8,7 +8,6 @@ does, tells them.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from piggyback.layer.reconstruction import Reconstruction

@@ -3,6 +3,8 @@ signatures of other libraries."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -178,7 +180,7 @@ def test_proximal_gradient_descent() -> None:
         x = descended(prior, observed, steps)
         fit = 0.5 * (mask * (x - observed)).square().flatten(1).sum(1)
         costs.append(fit + 0.5 * prior(x, None))
-    for earlier, later in zip(costs, costs[1:], strict=False):
+    for earlier, later in itertools.pairwise(costs):
         assert bool((later <= earlier + 1e-7).all())
     slope = mask * (x - observed) + 0.5 * prior.grad(x, None)
     assert float(sizes(slope).max()) <= 1e-5
