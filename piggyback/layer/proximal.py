@@ -2,8 +2,7 @@
 
 ``argmin_z 1/2 ||z - x||^2 + gamma R(z)`` is the reconstruction of ``x`` as an
 observation of noise weight ``1 / gamma``. Regularizers live below solvers and
-cannot know how they are solved for; importing this module, which the package
-does, tells them.
+cannot import what solves for them; ``piggyback/__init__.py`` hands it to them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from piggyback.layer.reconstruction import Reconstruction
-from piggyback.problems.regularizer import Regularizer, know_prox
+from piggyback.problems.regularizer import Regularizer
 from piggyback.terms.data.denoising import Denoising
 from piggyback.types import Primal
 from piggyback.values import (
@@ -122,6 +121,3 @@ def _check_observation(observation: Primal, x: Primal) -> None:
             f"{tuple(observation.shape)}, x {x.dtype} {tuple(x.shape)}: "
             "weights that adapt look at an image like x"
         )
-
-
-know_prox(prox)

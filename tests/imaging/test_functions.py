@@ -57,7 +57,14 @@ def rms(difference: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a model of four filters: quick, and good enough."""
-    config = LinearConfig.for_noise(LEVEL, filters=4, size=3)
+    config = LinearConfig.for_noise(
+        LEVEL,
+        filters=4,
+        size=3,
+        channels=1,
+        penalty="logcosh",
+        boundary="reflect",
+    )
     regularizer = LinearRegularizer(config, torch.Generator().manual_seed(0))
     run = RunFolder.create(tmp_path_factory.mktemp("model") / "run")
     training = {"task": "denoise", "sigma": 255 * LEVEL}
