@@ -38,6 +38,7 @@ class Shifted(Denoising):
         self, observed: Primal, weight: float | Tensor, seen: Primal
     ) -> None:
         super().__init__(observed, weight)
+        # selected from, detached and differentiated as the observation is
         self.seen = seen
 
     @property
@@ -108,16 +109,21 @@ def _gamma(gamma: float | Tensor, x: Primal) -> float | Tensor:
             f"gamma must be a number or one per sample, shape ({x.shape[0]},), "
             f"got shape {tuple(gamma.shape)}"
         )
-    return exact.reshape(-1, *[1] * (x.dim() - 1))
+    # one number per sample, as many axes as images have
+    axes = [1] * (x.dim() - 1)
+    return exact.reshape(-1, *axes)
 
 
 def _check_observation(observation: Primal, x: Primal) -> None:
     """Raises ``ValueError``."""
     require_images("the observation", observation)
     require_finite("the observation", observation)
-    if observation.shape != x.shape or observation.dtype != x.dtype:
-        raise ValueError(
-            f"the observation is {observation.dtype} "
-            f"{tuple(observation.shape)}, x {x.dtype} {tuple(x.shape)}: "
-            "weights that adapt look at an image like x"
-        )
+    same_kind = observation.dtype == x.dtype
+    # broadcasting would show every sample the first observation
+    if observation.shape == x.shape and same_kind:
+        return
+    raise ValueError(
+        f"the observation is {observation.dtype} {tuple(observation.shape)}, "
+        f"x {x.dtype} {tuple(x.shape)}: weights that adapt look at an image "
+        "like x"
+    )

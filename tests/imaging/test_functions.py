@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +53,10 @@ def rms(difference: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(difference))))
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(folder: Path, level: float) -> Path:
     """The run folder of a model of four filters: quick, and good enough."""
     config = LinearConfig.for_noise(
-        LEVEL,
+        level,
         filters=4,
         size=3,
         channels=1,
@@ -66,11 +64,21 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         boundary="reflect",
     )
     regularizer = LinearRegularizer(config, torch.Generator().manual_seed(0))
-    run = RunFolder.create(tmp_path_factory.mktemp("model") / "run")
-    training = {"task": "denoise", "sigma": 255 * LEVEL}
+    run = RunFolder.create(folder / "run")
+    training = {"task": "denoise", "sigma": 255 * level}
     save_regularizer(run, regularizer, training)
-    assert asdict(regularizer.config)["filters"] == 4
     return run.path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("small"), LEVEL)
+
+
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the little noise of blurred images."""
+    return saved(tmp_path_factory.mktemp("clear"), 2 / 255)
 
 
 def test_denoises() -> None:
@@ -167,14 +175,14 @@ def test_certified_distance(small: Path, tolerance: float) -> None:
         assert rms(found - exact) <= error <= 1.01 * tolerance
 
 
-def test_deconvolution(small: Path) -> None:
+def test_deconvolution(clear: Path) -> None:
     """Better than the blurred image and than Richardson and Lucy; the sum of
     the kernel does not matter, its orientation does."""
     truth = clean(48)
     kernel = np.outer([1, 2, 3, 2, 0], [0, 1, 2, 3, 4]) / 80.0
     observed = noisy(convolve2d(truth, kernel, "same", "symm"), 2 / 255)
     found, error = deconvolve_learned(
-        observed, kernel, 2 / 255, model=small, return_error=True
+        observed, kernel, 2 / 255, model=clear, return_error=True
     )
     inside = (slice(6, -6), slice(6, -6))
 
@@ -188,17 +196,17 @@ def test_deconvolution(small: Path) -> None:
         for count in (5, 10, 20)
     )
     assert off(found) < best
-    scaled = deconvolve_learned(observed, 3 * kernel, 2 / 255, model=small)
+    scaled = deconvolve_learned(observed, 3 * kernel, 2 / 255, model=clear)
     assert np.allclose(scaled, found, rtol=0, atol=1e-9)
     turned = deconvolve_learned(
-        observed, kernel[::-1, ::-1], 2 / 255, model=small
+        observed, kernel[::-1, ::-1], 2 / 255, model=clear
     )
     assert off(found) < 0.8 * off(turned)
-    unknown = deconvolve_learned(observed, kernel, model=small)
+    unknown = deconvolve_learned(observed, kernel, model=clear)
     assert off(unknown) < 1.3 * off(found)
 
 
-def test_deconvolution_of_colours(small: Path) -> None:
+def test_deconvolution_of_colours(clear: Path) -> None:
     truth = colour(32)
     kernel = np.full((3, 3), 1 / 9)
     blurred = np.stack(
@@ -209,7 +217,7 @@ def test_deconvolution_of_colours(small: Path) -> None:
         axis=-1,
     )
     found = deconvolve_learned(
-        noisy(blurred, 1 / 255), kernel, 1 / 255, model=small, channel_axis=-1
+        noisy(blurred, 1 / 255), kernel, 1 / 255, model=clear, channel_axis=-1
     )
     inside = (slice(4, -4), slice(4, -4))
     error = rms((found - truth)[inside])
@@ -221,7 +229,7 @@ def test_calibration_of_scikit_image(small: Path) -> None:
     returns denoises."""
     truth = clean(32)
     observed = noisy(truth)
-    grid = {"sigma": [LEVEL / 4, LEVEL, 4 * LEVEL], "model": [small]}
+    grid = {"sigma": [LEVEL / 2.5, LEVEL, 2.5 * LEVEL], "model": [small]}
     denoiser, (tried, losses) = calibrate_denoiser(
         observed, denoise_learned, grid, extra_output=True
     )
