@@ -22,9 +22,11 @@ from piggyback.hypergradients.on_demand import Assessment
 from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
 from piggyback.layer.call import Report
+from piggyback.layer.proximal import prox as _prox
 from piggyback.layer.reconstruction import Reconstruction, reconstruct
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.regularizer import Regularizer
+from piggyback.problems.regularizer import know_prox as _know_prox
 from piggyback.solvers.stopping import NotConverged, Schedule, Status
 from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.deblurring import Deblurring
@@ -38,6 +40,10 @@ from piggyback.terms.potentials import Potential
 from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
 from piggyback.training.descent import AdaptiveDescent, DescentSettings
 from piggyback.training.stochastic import StochasticDescent, StochasticSettings
+
+# regularizers cannot import the layer, which solves for their proximal map:
+# the package brings the two together, whichever of its rooms is imported
+_know_prox(_prox)
 
 __all__ = [
     "Accuracy",

@@ -24,7 +24,8 @@ grey level of 255, which costs 0.005 dB at most in practice."""
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """``pixels`` ``(channels, height, width)``, not clipped.
+    """``pixels`` ``(channels, height, width)``, not clipped, in the precision
+    of the data.
 
     ``error_bound``: certified ``||x - x*||`` (Euclidean); ``data_bound``:
     certified ``||B (x - x*)||``, the same where ``B`` is the identity.
@@ -65,7 +66,7 @@ def restore(
         x, report = layer.with_report(data)
     distance = float(report.distance)
     return Restored(
-        pixels=x[0].to(torch.float32),
+        pixels=x[0],
         error_bound=distance,
         # eq. 10: the certified distance is this over sqrt(mu)
         data_bound=distance * data.strong_convexity**0.5,

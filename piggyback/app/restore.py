@@ -11,7 +11,7 @@ No file that exists is overwritten, but for the report of an earlier run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -63,6 +63,7 @@ from piggyback.app.photographs.levels import (
     estimated_levels,
     strengthened,
 )
+from piggyback.app.photographs.models import described
 from piggyback.app.photographs.observed import (
     Observed,
     as_values,
@@ -241,21 +242,7 @@ def chosen_model(text: str) -> tuple[Model, dict[str, Any]]:
             if it does not say which noise it was trained for.
     """
     regularizer, config = find_model(text)
-    channels = regularizer.config.channels
-    if channels not in (1, 3):
-        raise UserError(
-            f"--model {text}: a model of {channels} channels; images have 1 or 3"
-        )
-    training = config.get("training")
-    if not isinstance(training, Mapping):
-        training = {}
-    sigma = training.get("sigma")
-    if not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
-        raise UserError(
-            f"--model {text}: does not say for which noise it was trained"
-        )
-    denoises = training.get("task", "denoise") == "denoise"
-    return Model(text, regularizer, sigma / 255, denoises), config
+    return described(text, regularizer, config, f"--model {text}"), config
 
 
 def what_to_undo(options: Any, config: dict[str, Any], count: int) -> Undoing:

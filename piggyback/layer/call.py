@@ -18,6 +18,12 @@ from piggyback.certificates.evidence import PairEvidence
 from piggyback.certificates.inputs import Moved, input_errors
 from piggyback.copies import doubled, twin
 from piggyback.hypergradients.base import HypergradientMethod
+from piggyback.layer.failures import (
+    OnFailure,
+    failed,
+    handed_back,
+    unmoved_from,
+)
 from piggyback.layer.inputs import as_declared
 from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.base import LowerProblem
@@ -30,7 +36,7 @@ from piggyback.solvers.lower import (
     radius_per_element,
     solve_lower,
 )
-from piggyback.solvers.stopping import Status, warn_unless_converged
+from piggyback.solvers.stopping import Status
 from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import LinearFunctional
 from piggyback.types import PerSample, Primal
@@ -43,7 +49,9 @@ class Report:
 
     ``distance`` ``(batch,)``: certified ``||x - x*||``. ``converged``
     ``(batch,)``: whether the tolerance was reached (the certificate holds
-    either way); ``adjoint_converged``: the same of the adjoint.
+    either way); ``adjoint_converged``: the same of the adjoint. ``unmoved``
+    ``(batch,)``: whether the result is what the solve started from, since that
+    was good enough, or nothing better was found.
     ``gradient_error``: certified bound of the error of the whole gradient that
     the last ``backward`` through this call sent to the regularizer's parameters
     (Euclidean norm; None before); ``groups``: the same per sample and parameter
@@ -54,6 +62,7 @@ class Report:
 
     distance: PerSample
     converged: Tensor
+    unmoved: Tensor
     applications: float
     gradient_error: float | None = None
     groups: GradientBound | None = None
@@ -64,12 +73,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a layer solves: RMS ``tolerance`` per pixel in grey values, and by
-    what."""
+    """How a layer solves: RMS ``tolerance`` per pixel in grey values, by what,
+    and what it does where it fails."""
 
     tolerance: float
     method: HypergradientMethod
     solver: LowerSolver
+    on_failure: OnFailure = "warn"
 
 
 @dataclass
@@ -90,23 +100,24 @@ class Rounding:
         return exact
 
     def _note(self, dtype: torch.dtype, gradient: Tensor) -> None:
+        # called once per parameter and pass: their errors are orthogonal
         gradient = gradient.detach()
-        self.square += float(
-            (gradient.to(dtype).double() - gradient).square().sum()
-        )
+        kept = gradient.to(dtype).double()
+        self.square += float((kept - gradient).square().sum())
         self._tell()
 
     def begin(self, certified: float) -> None:
         """A backward pass starts, with a gradient known up to ``certified``."""
-        self.certified, self.square = certified, 0.0
+        self.certified = certified
+        self.square = 0.0
         self._tell()
 
     def _tell(self) -> None:
         if self.report is not None:
             error = self.certified + self.square**0.5
-            self.report.gradient_error = (
-                math.inf if math.isnan(error) else error
-            )
+            # infinity is an honest bound, NaN is none
+            known = not math.isnan(error)
+            self.report.gradient_error = error if known else math.inf
 
 
 @dataclass
@@ -143,52 +154,56 @@ class Call:
         """Solve. Weights, observation and the rest are those of this moment;
         nothing is read again by ``backward``."""
         counter = ApplicationCounter()
-        twinned, exact_data = (
-            twin(regularizer, rounding.watching),
-            data.double(),
-        )
+        # the twin has the weights of this moment in float64, with their graph
+        twinned = twin(regularizer, rounding.watching)
+        exact_data = data.double()
         exact = twinned.problem(exact_data)
         with torch.no_grad():
+            # solvers work in the precision of the data; certificates do not
             problem = regularizer.problem(data).detached()
-            x, status = _solution(problem.counted(counter), settings)
+            found = _solution(problem.counted(counter), settings)
             fixed = exact.detached().counted(counter)
-            residual, distance = x.double(), x.new_zeros(0, dtype=torch.float64)
+            x = found.x
+            residual = x.double()
+            distance = x.new_zeros(0, dtype=torch.float64)
             if x.shape[0] > 0:
                 residual, _ = fixed.gradient_and_rounding(x.double())
                 distance = certified_distance(fixed, x)
-        warn_unless_converged(
-            status,
-            f"the reconstruction at tolerance {settings.tolerance:g}",
-            stacklevel=5,
-        )
+        # of the images, which the caller knows; hidden variables may move
+        start = problem.image(problem.data.start)
+        unmoved = unmoved_from(problem.image(x), start)
+        found.tell(settings, unmoved, distance)
         report = Report(
-            distance, status == Status.CONVERGED, counter.applications
+            distance=distance,
+            converged=found.status == Status.CONVERGED,
+            unmoved=unmoved,
+            applications=counter.applications,
         )
         rounding.report = report
-        pair = Sensitivity(
-            x.double(), torch.zeros_like(x, dtype=torch.float64), status, status
-        )
+        # the adjoint is not known before ``backward``
+        nothing = torch.zeros_like(x, dtype=torch.float64)
+        pair = Sensitivity(x.double(), nothing, found.status, found.status)
         return Call(
-            settings,
-            twinned,
-            exact_data,
-            exact,
-            problem,
-            x,
-            residual,
-            pair,
-            report,
-            rounding,
-            counter,
+            settings=settings,
+            regularizer=twinned,
+            data=exact_data,
+            exact=exact,
+            problem=problem,
+            x=x,
+            residual=residual,
+            pair=pair,
+            report=report,
+            rounding=rounding,
+            counter=counter,
         )
 
     @property
     def result(self) -> Primal:
         """A copy of the image: what is done to it in place does not reach the
         pair."""
-        return self.problem.image(self.x).clone(
-            memory_format=torch.contiguous_format
-        )
+        image = self.problem.image(self.x)
+        # parts of hidden variables have their strides
+        return image.clone(memory_format=torch.contiguous_format)
 
     def carrier(self) -> Tensor:
         """The surrogate ``(batch,)`` in the autograd graph, which is evaluated
@@ -219,25 +234,34 @@ class Call:
         self._compare(fixed)
         problem = self.problem.with_exact(fixed).counted(self.counter)
         loss = problem.of_image(LinearFunctional(unit))
-        accuracy = Accuracy(self.settings.tolerance, self.settings.tolerance)
+        tolerance = self.settings.tolerance
+        # the method may move x as well: the pair is what counts from here on
         pair = self.settings.method.differentiate(
-            problem, loss, accuracy, WarmStart.at(self.x)
+            problem,
+            loss,
+            Accuracy(tolerance, tolerance),
+            WarmStart.at(self.x),
         )
-        self.report.adjoint_converged = pair.adjoint_status == Status.CONVERGED
+        status = pair.adjoint_status
+        self.report.adjoint_converged = status == Status.CONVERGED
         pair = pair.double()
         evidence, _ = evidence_at(fixed, loss.double(), pair)
         self._certify(pair, evidence, scale, broken)
-        ended = pair.adjoint_status.masked_fill(broken, Status.CONVERGED)
-        warn_unless_converged(
-            ended,
-            f"the adjoint of the reconstruction at relative tolerance {accuracy.adjoint:g}",
+        failed(
+            # what is asked with NaN gets NaN, however well it is solved for
+            status.masked_fill(broken, Status.CONVERGED),
+            f"the adjoint of the reconstruction at relative tolerance {tolerance:g}",
+            self.settings.on_failure,
+            # it starts from nothing, which nobody takes for a result
+            torch.zeros_like(broken),
         )
+        adjoint = pair.adjoint * per_sample(scale, pair.adjoint)
         # not a number in, not a number out, as everywhere in torch
-        adjoint = (pair.adjoint * per_sample(scale, pair.adjoint)).masked_fill(
-            per_sample(broken, pair.adjoint), math.nan
-        )
+        lost = per_sample(broken, adjoint)
+        adjoint = adjoint.masked_fill(lost, math.nan)
         self.pair = replace(pair, adjoint=adjoint)
         self.report.applications = self.counter.applications
+        # one surrogate per sample, each with cotangent 1
         return torch.ones_like(scale)
 
     def _compare(self, fixed: LowerProblem) -> None:
@@ -249,12 +273,11 @@ class Call:
         """
         now, size = fixed.gradient_and_rounding(self.x.double())
         unit = fixed.data.unit_roundoff(now.dtype)
-        lost = (
-            2
-            * ROUNDING_TERMS
-            * (unit if math.isfinite(unit) else torch.finfo(now.dtype).eps)
-            * size
-        )
+        if not math.isfinite(unit):
+            # nothing is known of the operator: that of the arithmetic
+            unit = torch.finfo(now.dtype).eps
+        # both evaluations round
+        lost = 2 * ROUNDING_TERMS * unit * size
         if bool((norm(now - self.residual) > lost).any()):
             raise RuntimeError(
                 "a value that a reconstruction depends on has been modified "
@@ -269,37 +292,45 @@ class Call:
         broken: Tensor,
     ) -> None:
         """Bounds for the pair of the normalised cotangent, scaled back."""
-        bound, largest = gradient_bound(evidence), scale.max()
+        bound = gradient_bound(evidence)
+        largest = scale.max()
+        # sums are taken over numbers up to 1, and multiplied at the end
         share = scale / torch.where(largest > 0, largest, 1)
-        live = any(p.requires_grad for p in self.regularizer.parameters())
-        whole = 0.0
-        if live:
-            whole = _product(
-                float(self.regularizer.pull_back(_scaled(bound, share))),
-                float(largest),
-            )
-        if live and not as_declared(self.regularizer):
-            whole = math.inf
         lost = bool(broken.any())
+        shared = _scaled(bound, share)
+        whole = self._parameter_error(shared, float(largest))
         self.report.groups = _scaled(bound, scale)
-        self.rounding.begin(math.inf if lost or math.isnan(whole) else whole)
-        errors = (
-            {}
-            if self.regularizer.sees_data
-            else self._input_errors(pair, evidence, share, float(largest))
-        )
-        self.report.input_errors = (
-            dict.fromkeys(errors, math.inf) if lost else errors
-        )
-        unknown = (
-            [] if math.isfinite(self.rounding.certified) else ["parameters"]
-        )
-        unknown += [
-            name
-            for name in self.names
-            if not math.isfinite(self.report.input_errors.get(name, math.inf))
-        ]
+        if lost or math.isnan(whole):
+            whole = math.inf
+        self.rounding.begin(whole)
+        errors: dict[str, float] = {}
+        # where R depends on the data, their gradients do not stem from g alone
+        if not self.regularizer.sees_data:
+            errors = self._input_errors(pair, evidence, share, float(largest))
+        if lost:
+            errors = dict.fromkeys(errors, math.inf)
+        self.report.input_errors = errors
+        # by name: nobody looks for an infinity in a report
+        unknown = []
+        if not math.isfinite(self.rounding.certified):
+            unknown.append("parameters")
+        for name in self.names:
+            if not math.isfinite(errors.get(name, math.inf)):
+                unknown.append(name)
         self.report.not_certified = tuple(unknown)
+
+    def _parameter_error(self, bound: GradientBound, largest: float) -> float:
+        """Of the whole gradient in the parameters, ``bound`` being in units of
+        ``largest``."""
+        live = any(p.requires_grad for p in self.regularizer.parameters())
+        # frozen ones get no gradient, which has no error
+        if not live:
+            return 0.0
+        # bounds are those of the class: its parameters must be what it made
+        if not as_declared(self.regularizer):
+            return math.inf
+        error = float(self.regularizer.pull_back(bound))
+        return _product(error, largest)
 
     def _input_errors(
         self,
@@ -318,36 +349,53 @@ class Call:
             dtype,
         )
         found = {}
+        # what the smallest numbers of the dtype cannot hold
+        lost = torch.finfo(dtype).tiny * moved.x.numel()
         for name, bound in input_errors(self.data.detached(), moved).items():
-            if name in self.names:
-                each = torch.where(share > 0, bound * share, 0.0)
-                whole = (
-                    each.square().sum().sqrt()
-                    if name == "observation"
-                    else each.sum()
-                )
-                lost = torch.finfo(dtype).tiny * moved.x.numel()
-                found[name] = _product(float(whole), largest) + lost
+            if name not in self.names:
+                continue
+            # no cotangent, no error, whatever the bound
+            each = torch.where(share > 0, bound * share, 0.0)
+            whole = each.sum()
+            if name == "observation":
+                whole = each.square().sum().sqrt()
+            error = _product(float(whole), largest)
+            found[name] = error + lost
         return found
 
 
-def _solution(
-    problem: LowerProblem, settings: Settings
-) -> tuple[Primal, Tensor]:
-    """``x`` and, per sample, how its solve ended."""
-    radius = (
-        radius_per_element(problem, settings.tolerance)
-        if problem.data.start.shape[0] > 0
-        else None
-    )
-    if radius is None:  # no samples
+@dataclass(frozen=True)
+class Solution:
+    """``x``, how the solve of each sample ended, and the ``radius`` ``(batch,)``
+    that was asked for."""
+
+    x: Primal
+    status: Tensor
+    radius: PerSample
+
+    def tell(
+        self, settings: Settings, unmoved: Tensor, distance: PerSample
+    ) -> None:
+        """Say what is not as it was asked for, in the way of the settings."""
+        tolerance = settings.tolerance
+        what = f"the reconstruction at tolerance {tolerance:g}"
+        failed(self.status, what, settings.on_failure, unmoved)
+        if settings.on_failure != "ignore":
+            done = unmoved & (self.status == Status.CONVERGED)
+            handed_back(done, distance, tolerance, self.radius)
+
+
+def _solution(problem: LowerProblem, settings: Settings) -> Solution:
+    start = problem.data.start
+    if start.shape[0] == 0:
+        # solvers want samples; what can be refused still is
         problem.check()
-        start = problem.data.start
-        return start.clone(), torch.zeros(
-            0, dtype=torch.long, device=start.device
-        )
+        nothing = torch.zeros(0, dtype=torch.long, device=start.device)
+        return Solution(start.clone(), nothing, start.new_zeros(0))
+    radius = radius_per_element(problem, settings.tolerance)
     outcome = solve_lower(problem, settings.solver, radius)
-    return outcome.result[0], outcome.status
+    x = outcome.result[0]
+    return Solution(x, outcome.status, radius)
 
 
 def _normalised(cotangent: Primal) -> tuple[PerSample, Primal, Tensor]:
@@ -356,11 +404,9 @@ def _normalised(cotangent: Primal) -> tuple[PerSample, Primal, Tensor]:
     broken = ~torch.isfinite(cotangent).flatten(1).all(dim=1)
     clean = cotangent.masked_fill(per_sample(broken, cotangent), 0.0)
     scale = clean.abs().flatten(1).amax(dim=1)
-    return (
-        scale.double(),
-        clean / per_sample(torch.where(scale > 0, scale, 1.0), clean),
-        broken,
-    )
+    # a cotangent of zeros is left as it is
+    divisor = per_sample(torch.where(scale > 0, scale, 1.0), clean)
+    return scale.double(), clean / divisor, broken
 
 
 def _scaled(bound: GradientBound, factor: PerSample) -> GradientBound:
@@ -377,8 +423,6 @@ def _scaled(bound: GradientBound, factor: PerSample) -> GradientBound:
 def _product(error: float, size: float) -> float:
     """Of two non-negative numbers; not 0 unless one of them is."""
     product = error * size
-    return (
-        sys.float_info.min
-        if product == 0 and error > 0 and size > 0
-        else product
-    )
+    # underflow would make a bound of an error
+    vanished = product == 0 and error > 0 and size > 0
+    return sys.float_info.min if vanished else product

@@ -17,21 +17,33 @@ from piggyback.types import Primal
 from piggyback.values import require_images
 
 
-def check_call(data: DataTerm) -> None:
-    """Raise ``RuntimeError`` in transforms of ``torch.func``, and
-    ``ValueError`` for what is no data term or has no values."""
+def check_call(data: DataTerm | Tensor) -> None:
+    """Refuse what nothing can be solved with, before it is looked at.
+
+    Args:
+        data: what the layer was called with.
+
+    Raises:
+        RuntimeError: in transforms of ``torch.func``.
+        ValueError: for what is neither a data term nor a tensor, or has no
+            values.
+    """
     if peek_interpreter_stack() is not None:
         raise RuntimeError(
             "a Reconstruction cannot be transformed by torch.func (grad, "
             "vmap, jvp): use backward() or torch.autograd.grad, and "
             "a batch in the place of vmap"
         )
-    if not isinstance(data, DataTerm):
+    if isinstance(data, Tensor):
+        inputs = {"the observation": data}
+    elif isinstance(data, DataTerm):
+        inputs = data.inputs()
+    else:
         raise ValueError(
-            "a Reconstruction takes a data term such as Denoising(noisy), "
-            f"got {type(data).__name__}"
+            "a Reconstruction takes a data term such as Denoising(noisy), or "
+            f"the tensor of a noisy batch, got {type(data).__name__}"
         )
-    for name, value in data.inputs().items():
+    for name, value in inputs.items():
         if value.device.type == "meta":
             raise ValueError(
                 f"{name} is on the meta device and has no values: a "

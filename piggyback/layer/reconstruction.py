@@ -23,16 +23,16 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import is_legacy_batchedtensor
 
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.layer.call import Call, Report, Rounding, Settings
+from piggyback.layer.failures import OnFailure, check_on_failure
 from piggyback.layer.inputs import (
     check_call,
     check_inputs,
@@ -48,23 +48,48 @@ from piggyback.types import Primal
 from piggyback.values import require_positive
 
 
-@dataclass
-class Reconstruction:
+class Reconstruction(nn.Module):
     """A differentiable minimiser: calling it solves ``min_x g(x) + R(x)`` and
-    records the derivative for autograd.
+    records the derivative for autograd (docs/theory.md, eq. 9).
 
-    ``tolerance``: root-mean-square error of ``x`` per pixel, in grey values,
-    for the solve and (relative) for the adjoint. One object may serve many
-    threads. Raises ``ValueError`` for a tolerance that is not positive and
-    finite, and for a regularizer or method of another kind.
+    A module: its parameters are those of the regularizer, and ``.to``,
+    ``state_dict``, copies, pickles and ``nn.Sequential`` work as for any other.
+    One object may serve many threads.
+
+    Args:
+        regularizer: ``R``.
+        tolerance: root-mean-square error of ``x`` per pixel, in grey values of
+            [0, 1], for the solve, and relative for the adjoint.
+        method: what ``backward`` computes the adjoint by; None: implicit
+            conjugate gradients.
+        solver: what solves for ``x``; None: what suits the regularizer.
+        on_failure: what happens where a tolerance is not reached, in a call or
+            in its ``backward``: ``"raise"`` a ``NotConverged``, ``"warn"`` with
+            it, or ``"ignore"`` it; the report tells in any case, and its
+            certified distance holds. A start that is within the tolerance, so
+            that it is handed back as it is, is a ``UserWarning`` unless
+            failures are ignored.
+
+    Raises:
+        ValueError: for a tolerance that is not positive and finite, for a
+            regularizer, method or solver of another kind, and for another word
+            than the three.
     """
 
-    regularizer: Regularizer
-    tolerance: float = 1e-4
-    method: HypergradientMethod = field(default_factory=ImplicitCG)
-    solver: LowerSolver = field(default_factory=SuitedSolver)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        tolerance: float = 1e-4,
+        method: HypergradientMethod | None = None,
+        solver: LowerSolver | None = None,
+        on_failure: OnFailure = "warn",
+    ) -> None:
+        super().__init__()
+        self.regularizer = regularizer
+        self.tolerance = tolerance
+        self.method = ImplicitCG() if method is None else method
+        self.solver = SuitedSolver() if solver is None else solver
+        self.on_failure: OnFailure = on_failure
         self._check()
         self._latest = threading.local()
 
@@ -73,15 +98,25 @@ class Reconstruction:
         """Of the latest call in this thread."""
         return getattr(self._latest, "report", None)
 
-    def __call__(self, data: DataTerm) -> Primal:
-        """The reconstruction ``(batch, channels, height, width)``,
-        differentiable in all that requires gradients.
+    def forward(self, data: DataTerm | Tensor) -> Primal:
+        """The reconstruction, differentiable in all that requires gradients.
 
         The pair and its gradient are computed in the precision of the data and
-        in float64, whatever ``torch.autocast`` says. Warns with
-        ``NotConverged``. Raises ``ValueError`` for inadmissible data, and
-        ``RuntimeError`` inside transforms of ``torch.func`` and for second
-        derivatives.
+        in float64, whatever ``torch.autocast`` says.
+
+        Args:
+            data: ``g``. A tensor ``(batch, channels, height, width)``, grey
+                values in [0, 1], is an observation to be denoised: it stands
+                for ``Denoising(tensor)``, noise weight 1.
+
+        Returns:
+            ``(batch, channels, height, width)``.
+
+        Raises:
+            ValueError: for inadmissible data.
+            RuntimeError: inside transforms of ``torch.func``, and for second
+                derivatives.
+            NotConverged: with ``on_failure="raise"``.
         """
         if "torch._dynamo" not in sys.modules:
             return self.with_report(data)[0]
@@ -92,11 +127,25 @@ class Reconstruction:
             )
         return _UNCOMPILED["run"](self, data)[0]
 
-    def with_report(self, data: DataTerm) -> tuple[Primal, Report]:
-        """The reconstruction, and the report of this call, which its
-        ``backward`` completes."""
+    def with_report(self, data: DataTerm | Tensor) -> tuple[Primal, Report]:
+        """A call and what is known of it.
+
+        Args:
+            data: as ``forward``.
+
+        Returns:
+            The reconstruction, and the report of this call, which its
+            ``backward`` completes.
+
+        Raises:
+            ValueError: as ``forward``.
+            RuntimeError: as ``forward``.
+            NotConverged: as ``forward``.
+        """
         self._check()
         check_call(data)
+        if isinstance(data, Tensor):
+            data = Denoising(data)
         with torch.autocast(data.start.device.type, enabled=False):
             # it may have been made under autocast, or of values that have
             # moved since
@@ -105,25 +154,40 @@ class Reconstruction:
             if torch.is_grad_enabled():
                 x, report = self._differentiable(data)
             else:
-                call = Call.solved(
-                    self.regularizer, data, self._settings(), Rounding()
-                )
-                x, report = call.result, call.report
+                call = self._solved(data)
+                x = call.result
+                report = call.report
         self._latest.report = report
         return x, report
 
+    def extra_repr(self) -> str:
+        """How it solves; the line of the regularizer follows."""
+        return (
+            f"tolerance={self.tolerance:g}, "
+            f"method={type(self.method).__name__}, "
+            f"solver={type(self.solver).__name__}, "
+            f"on_failure={self.on_failure!r}"
+        )
+
     def _differentiable(self, data: DataTerm) -> tuple[Primal, Report]:
-        call = Call.solved(self.regularizer, data, self._settings(), Rounding())
+        call = self._solved(data)
         carrier = call.carrier()
-        if not carrier.requires_grad:  # nothing that could get a gradient
+        # nothing that could get a gradient
+        if not carrier.requires_grad:
             return call.result, call.report
         call.names = live_inputs(call.data, call.exact.image(call.pair.x))
-        return _Implicit.apply(
-            call, carrier, watched(self.regularizer, data)
-        ), call.report  # type: ignore[no-any-return]
+        kept = watched(self.regularizer, data)
+        x = cast(Primal, _Implicit.apply(call, carrier, kept))
+        return x, call.report
 
-    def _settings(self) -> Settings:
-        return Settings(float(self.tolerance), self.method, self.solver)
+    def _solved(self, data: DataTerm) -> Call:
+        settings = Settings(
+            tolerance=float(self.tolerance),
+            method=self.method,
+            solver=self.solver,
+            on_failure=self.on_failure,
+        )
+        return Call.solved(self.regularizer, data, settings, Rounding())
 
     def _check(self) -> None:
         if not isinstance(self.regularizer, Regularizer):
@@ -144,16 +208,16 @@ class Reconstruction:
                 "the solver of a Reconstruction must be a LowerSolver, got "
                 f"{type(self.solver).__name__}"
             )
+        check_on_failure(self.on_failure)
 
     def __getstate__(self) -> dict[str, object]:
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name != "_latest"
-        }
+        # reports belong to the threads that called
+        state = dict(vars(self))
+        del state["_latest"]
+        return state
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
+        super().__setstate__(state)
         self._latest = threading.local()
 
 
@@ -166,16 +230,24 @@ def reconstruct(
     """Denoise: ``argmin_x 1/2 ||x - noisy||^2 + R(x)``, differentiable in
     ``noisy`` and the regularizer's parameters.
 
-    ``noisy`` ``(batch, channels, height, width)``, grey values in [0, 1].
-    ``backward`` runs ``method`` (default: implicit conjugate gradients). For
-    the certified bounds use a ``Reconstruction`` and read its ``report``.
+    For the certified bounds use a ``Reconstruction`` and read its ``report``.
+
+    Args:
+        noisy: ``(batch, channels, height, width)``, grey values in [0, 1].
+        regularizer: ``R``.
+        tolerance: root-mean-square error per pixel, in grey values.
+        method: what ``backward`` runs; None: implicit conjugate gradients.
+
+    Returns:
+        The images, of the shape of ``noisy``.
+
+    Raises:
+        ValueError: for inadmissible data, and as ``Reconstruction``.
     """
-    return Reconstruction(
-        regularizer, tolerance, method if method is not None else ImplicitCG()
-    )(Denoising(noisy))
+    return Reconstruction(regularizer, tolerance, method)(Denoising(noisy))
 
 
-_Run = Callable[[Reconstruction, DataTerm], tuple[Primal, Report]]
+_Run = Callable[[Reconstruction, DataTerm | Tensor], tuple[Primal, Report]]
 
 _UNCOMPILED: dict[str, _Run] = {}
 """``Reconstruction.with_report`` as compilers must leave it, once it is needed:

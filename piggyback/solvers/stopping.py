@@ -99,6 +99,35 @@ class Outcome:
         return bool((self.status == Status.CONVERGED).all())
 
 
+def shortfall(status: Tensor, what: str) -> str:
+    """What is to be said of samples that did not reach their tolerance: their
+    number and reasons (synchronises).
+
+    Args:
+        status: codes of ``Status``, any shape.
+        what: what was solved, the beginning of the message.
+
+    Returns:
+        The message, empty if there is nothing to say.
+    """
+    # read back at once: one wait for the whole batch
+    left = [
+        Status(code)
+        for code in status.flatten().tolist()
+        if code != Status.CONVERGED
+    ]
+    if not left:
+        return ""
+    reasons = ", ".join(
+        f"{left.count(kind)} {kind.name.lower().replace('_', ' ')}"
+        for kind in sorted(set(left))
+    )
+    return (
+        f"{what}: {len(left)} of {status.numel()} samples did not reach the "
+        f"tolerance ({reasons}); allow more steps, or ask for less"
+    )
+
+
 def warn_unless_converged(
     status: Tensor, what: str, stacklevel: int = 3
 ) -> None:
@@ -110,24 +139,9 @@ def warn_unless_converged(
         what: what was solved, the beginning of the message.
         stacklevel: as in ``warnings.warn``.
     """
-    # read back at once: one wait for the whole batch
-    left = [
-        Status(code)
-        for code in status.flatten().tolist()
-        if code != Status.CONVERGED
-    ]
-    if not left:
-        return
-    reasons = ", ".join(
-        f"{left.count(kind)} {kind.name.lower().replace('_', ' ')}"
-        for kind in sorted(set(left))
-    )
-    warnings.warn(
-        f"{what}: {len(left)} of {status.numel()} samples did not reach the tolerance ({reasons}); "
-        "allow more steps, or ask for less",
-        NotConverged,
-        stacklevel=stacklevel,
-    )
+    message = shortfall(status, what)
+    if message:
+        warnings.warn(message, NotConverged, stacklevel=stacklevel)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/layer/call.py",
         "Call._certify",
-        "[] if math.isfinite(self.rounding.certified) else",
-        "[] if True else",
+        "if not math.isfinite(self.rounding.certified):",
+        "if False:",
         "parameters without a bound are not named",
         ("tests/layer/test_layer_inputs.py", "-k", "names_what"),
     ),

@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.reliability import devices, files, layer, runs, values
+from tests.reliability import devices, files, imaging, layer, runs, values
 from tests.reliability.base import Refusal, message_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 AREAS: dict[str, tuple[list[Refusal], Callable[[], str] | None]] = {
     "The layer": (layer.REFUSALS, layer.section),
+    "Functions for users of scikit-image": (imaging.REFUSALS, None),
     "Values and operators": (values.REFUSALS, values.section),
     "Devices": (devices.REFUSALS, None),
     "Files and commands": (files.REFUSALS, files.section),

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from piggyback.hypergradients.literature.unrolled import Unrolled
 from piggyback.layer.reconstruction import Reconstruction
 from piggyback.problems.regularizer import Regularizer
+from piggyback.solvers.stopping import NotConverged
 from piggyback.terms.data.deblurring import Deblurring
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
@@ -30,6 +31,7 @@ from tests.support.layer_cases import (
     Closed,
     LearnedBlur,
     image,
+    lifted,
     linear,
     seeded,
 )
@@ -233,6 +235,17 @@ def _masked(_: Path) -> object:
     )
 
 
+def _without_gradients(_: Path) -> object:
+    """A solve in single precision cannot come so near."""
+    layer = Reconstruction(linear().float(), 1e-12, on_failure="raise")
+    with torch.no_grad():
+        return layer(image().float())
+
+
+def _steps(*parameters: object, **options: object) -> Callable[[Path], object]:
+    return lambda _: linear().prox(image(), *parameters, **options)  # type: ignore[arg-type]
+
+
 CHANGED = "modified by an inplace operation"
 
 REFUSALS: list[Refusal] = [
@@ -266,8 +279,8 @@ REFUSALS: list[Refusal] = [
     ),
     Refusal("a layer with a solver that is none", _solve(solver="cg"), "str"),
     Refusal(
-        "a layer called with an image",
-        lambda _: Reconstruction(linear())(image()),  # pyright: ignore[reportArgumentType]
+        "a layer called with an array",
+        lambda _: Reconstruction(linear())(image().numpy()),
         "Denoising(noisy)",
     ),
     Refusal(
@@ -378,5 +391,50 @@ REFUSALS: list[Refusal] = [
         "a forward operator with weights that its A does not reach",
         _cut,
         "taps",
+    ),
+    Refusal(
+        "another word for on_failure", _solve(on_failure="stop"), "on_failure"
+    ),
+    Refusal(
+        "a tolerance out of reach with on_failure='raise'",
+        _without_gradients,
+        "2 of 2 samples",
+        NotConverged,
+    ),
+    Refusal("a proximal map with a step of 0", _steps(0.0), "gamma"),
+    Refusal(
+        "a proximal map with a negative step for one sample",
+        _steps(gamma=torch.tensor([1.0, -1.0])),
+        "-1",
+    ),
+    Refusal(
+        "a proximal map with steps for another batch",
+        _steps(gamma=torch.ones(3)),
+        "(3,)",
+    ),
+    Refusal(
+        "a proximal map with a step and the parameter of another prior",
+        _steps(0.05, gamma=1.0),
+        "0.05",
+    ),
+    Refusal(
+        "a proximal map with an observation of another shape",
+        _steps(observation=image()[:1]),
+        "(1, 1, 6, 8)",
+    ),
+    Refusal(
+        "the value of a regularizer at an image in another precision",
+        lambda _: linear().value(image().float()),
+        "torch.float32",
+    ),
+    Refusal(
+        "the gradient of a regularizer with the parameter of another prior",
+        lambda _: linear().grad(image(), 0.05),  # pyright: ignore[reportArgumentType]
+        "0.05",
+    ),
+    Refusal(
+        "the value of a network that is solved with hidden variables",
+        lambda _: lifted().value(image()),
+        "hidden variables",
     ),
 ]
