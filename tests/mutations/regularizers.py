@@ -12,6 +12,7 @@ CONDITIONAL = "tests/regularizers/test_conditional.py"
 LOADING = "tests/regularizers/test_loading.py"
 LAPPED = "tests/regularizers/test_lapped.py"
 RELU_LIFTED = "tests/regularizers/test_relu_lifted.py"
+ICNN = "tests/regularizers/test_icnn.py"
 NETWORK_PAIR = "tests/regularizers/test_network_pair.py"
 RELU_LIFTED_CERTIFICATE = "tests/regularizers/test_relu_lifted_certificate.py"
 
@@ -157,6 +158,70 @@ MUTATIONS: tuple[Mutation, ...] = (
         (ADAPTIVE, "-k", "made_with"),
     ),
     Mutation(
+        "regularizers/icnn/energy.py",
+        "NetworkEnergy.curvature",
+        "found.append((q * second).flatten(1))",
+        "found.append(second.flatten(1))",
+        "networks: the curvature without what later layers make of it",
+        (ICNN, "-k", "by_hand"),
+    ),
+    Mutation(
+        "regularizers/icnn/energy.py",
+        "NetworkEnergy.slope_along",
+        "tangent = slope * moved",
+        "tangent = moved",
+        "networks: the slope along a direction, without the activation",
+        (ICNN, "-k", "by_hand"),
+    ),
+    Mutation(
+        "regularizers/icnn/bounds.py",
+        "_backward",
+        "layer.sums.T @ (of_slopes + largest_change)",
+        "layer.sums.T @ largest_change",
+        "networks (eq. N4): slopes change the gradient of the hidden layers",
+        (ICNN, "-k", "never_below"),
+    ),
+    Mutation(
+        "regularizers/icnn/bounds.py",
+        "MixedBounds._response",
+        "hidden = self.point.hidden[index - 1] + norm * self.radius",
+        "hidden = 0 * norm * self.radius",
+        "networks (eq. N6): what the kernels multiply",
+        (ICNN, "-k", "never_below"),
+    ),
+    Mutation(
+        "regularizers/filter_bank/norms.py",
+        "squared_modulus",
+        "return real + imaginary",
+        "return real",
+        "operator norm (eq. 18): the phase of the symbol",
+        (OPERATORS, "-k", "norms_are"),
+    ),
+    Mutation(
+        "regularizers/filter_bank/norms.py",
+        "FilterSpectrum.weighted",
+        "weights.to(self.symbol)",
+        "0.5 * weights.to(self.symbol)",
+        "operator norm (eq. 18): colour filters together",
+        (OPERATORS, "-k", "norms_are"),
+    ),
+    Mutation(
+        "regularizers/constraints.py",
+        "zero_mean_basis",
+        "table[0] /= math.sqrt(2)",
+        "table[0] /= 1.0",
+        "the basis of the filters is not orthonormal",
+        (OPERATORS, "-k", "basis"),
+    ),
+    Mutation(
+        "regularizers/constraints.py",
+        "positive",
+        "return raw.exp() + floor",
+        "return raw.exp()",
+        "smoothings fall below their floor",
+        (OPERATORS, "-k", "positive_for_any"),
+    ),
+    Mutation(
         "regularizers/icnn/point.py",
         "NetworkPoint.backward_gain",
         "found.insert(0, self.weight[index].upper + passed)",
@@ -166,23 +231,23 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/icnn/point.py",
-        "NetworkPoint.along",
-        "layer.through(slope.upper * drift[-1] + slope.change * tangent[-1].abs())",
-        "layer.through(slope.upper * drift[-1])",
+        "NetworkPoint._tangents",
+        "slope.upper * before.drift + slope.change * before.here.abs()",
+        "slope.upper * before.drift",
         "networks (eq. N24): slopes change on the ball",
         (NETWORK_PAIR, "-k", "in_its_range"),
     ),
     Mutation(
         "regularizers/icnn/point.py",
-        "Direction.own_turn",
-        "return rate * self.size[index] + twist",
+        "Direction.weight_change",
+        "return rate * self.size[index] + of_gradient",
         "return rate * self.size[index]",
-        "networks (eq. N25): the pull of later layers turns too",
+        "networks (eq. N25): the gradient of later layers changes too",
         (NETWORK_PAIR, "-k", "turn_at_most"),
     ),
     Mutation(
         "regularizers/icnn/point.py",
-        "Direction.turn",
+        "Direction.turn_weights",
         "ahead[index] * factor + early[index] / factor",
         "ahead[index] * factor",
         "networks (eq. N25): the other half of the change of J",
@@ -199,8 +264,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "regularizers/icnn/point.py",
         "Direction.tangent_gain",
-        "own if index == 0 else own + gather(layer, point.slope[index].upper, found[-1])",
-        "own",
+        "weight = weight + gather(layer, slope, found[-1])",
+        "weight = weight + 0 * gather(layer, slope, found[-1])",
         "networks (eq. N27): tangents change through earlier layers",
         (NETWORK_PAIR, "-k", "hold"),
     ),
