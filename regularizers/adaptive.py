@@ -9,7 +9,7 @@ proved for fixed weights changes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,17 @@ from regularizers.linear import LinearConfig, LinearRegularizer
 class WeightConfig:
     """Architecture of the weight network.
 
-    ``features`` zero-mean filters of ``size`` x ``size`` see the observation;
-    responses far above ``contrast`` (grey values) count by their size, those
-    far below by their square; they are averaged over ``windows`` (odd numbers
-    of pixels, applied twice; the unsmoothed responses are used too). Factors
-    lie in ``[exp(-reach), exp(reach)]``. Raises ``ValueError`` for impossible
-    values.
+    Args:
+        features: zero-mean filters that see the observation.
+        size: their side, in pixels; odd, at least 3.
+        windows: sides of the local means of their responses, in pixels; odd,
+            each applied twice. The responses themselves are used too.
+        contrast: in grey values: responses far above count by their size, those
+            far below by their square.
+        reach: factors lie in ``[exp(-reach), exp(reach)]``; in (0, 10].
+
+    Raises:
+        ValueError: for impossible values.
     """
 
     features: int = 24
@@ -75,6 +80,12 @@ class WeightNetwork(nn.Module):
     k^2 - 1)`` of ``U`` in an orthonormal zero-mean basis, ``offset`` ``c``,
     ``mixing`` ``V`` ``(windows + 1, features, filters)`` and ``level`` ``b``.
     It starts at ``m = 1``.
+
+    Args:
+        config: the architecture.
+        filters: of the regularizer, one factor each.
+        channels: of the observations.
+        generator: of the starting filters; None: torch's.
     """
 
     def __init__(
@@ -88,24 +99,32 @@ class WeightNetwork(nn.Module):
         self.config = config
         shape = (config.features, channels, config.size**2 - 1)
         start = torch.randn(shape, generator=generator)
-        self.coefficients = nn.Parameter(
-            start / start.flatten(1).norm(dim=1).reshape(-1, 1, 1)
-        )
+        norms = start.flatten(1).norm(dim=1)
+        self.coefficients = nn.Parameter(start / norms.reshape(-1, 1, 1))
         self.offset = nn.Parameter(torch.zeros(config.features))
-        self.mixing = nn.Parameter(
-            torch.zeros(1 + len(config.windows), config.features, filters)
+        # zero: the first gradient is that of the regularizer without factors
+        mixing = torch.zeros(
+            1 + len(config.windows),
+            config.features,
+            filters,
         )
+        self.mixing = nn.Parameter(mixing)
         self.level = nn.Parameter(torch.zeros(filters))
 
     def forward(self, observed: Primal) -> Emphasis:
-        """Factors ``(batch, height, width, filters)`` of the weights for
-        observations ``(batch, channels, height, width)``."""
+        """The factors of the weights, and their Jacobian (eq. 15c).
+
+        Args:
+            observed: ``(batch, channels, height, width)``, in grey values.
+
+        Returns:
+            Factors ``(batch, height, width, filters)``.
+        """
         bank = self._bank()
         features = self._features(bank, observed)
         reach = self.config.reach
-        logarithm = reach * torch.tanh(
-            (self._mixed(features) + self.level) / reach
-        )
+        mixed = self._mixed(features) + self.level
+        logarithm = reach * torch.tanh(mixed / reach)
         # the rounding of the exponential must not lift a factor over the
         # ceiling
         ceiling = math.exp(reach) * (1 + 1e-5)
@@ -113,7 +132,7 @@ class WeightNetwork(nn.Module):
             config=self.config,
             bank=bank.detached(),
             observed=observed.detach(),
-            features=[part.detach() for part in features],
+            features=tuple(part.detach() for part in features),
             logarithm=logarithm.detach(),
             # the parameters may move before a certificate asks
             mixing=self.mixing.detach().clone(),
@@ -122,7 +141,9 @@ class WeightNetwork(nn.Module):
 
     def _bank(self) -> ConvolutionBank:
         return ConvolutionBank(
-            zero_mean_filters(self.coefficients), Reflect(), zero_mean=True
+            zero_mean_filters(self.coefficients),
+            Reflect(),
+            zero_mean=True,
         )
 
     def _features(self, bank: ConvolutionBank, observed: Primal) -> list[Dual]:
@@ -132,12 +153,11 @@ class WeightNetwork(nn.Module):
     def _sizes(self, response: Dual, offset: Tensor) -> list[Dual]:
         response = response / self.config.contrast + offset
         size = (1 + response.square()).sqrt() - 1
-        return [
-            size,
-            *(local_mean(size, window) for window in self.config.windows),
-        ]
+        means = [local_mean(size, window) for window in self.config.windows]
+        return [size, *means]
 
     def _mixed(self, features: list[Dual]) -> Dual:
+        # not concatenated: the features are the largest arrays here
         mixed = features[0] @ self.mixing[0]
         for part, matrix in zip(features[1:], self.mixing[1:], strict=True):
             mixed = mixed + part @ matrix
@@ -149,14 +169,22 @@ class NetworkPullBack(PullBack):
     """The Jacobian ``J`` of ``log m`` in the parameters of a ``WeightNetwork``
     at one batch of observations (eq. 15c).
 
-    ``features``: ``a`` and its local means; ``logarithm``: ``log m``;
-    ``mixing``: ``V``; all as in ``WeightNetwork``.
+    Args:
+        config: of the network.
+        bank: its filters ``U``, detached.
+        observed: the observations, ``(batch, channels, height, width)``.
+        features: ``a`` and its local means, ``(batch, height, width,
+            features)`` each.
+        logarithm: ``log m``, ``(batch, height, width, filters)``.
+        mixing: ``V``, as it was.
     """
+
+    shared = ("mixing",)
 
     config: WeightConfig
     bank: ConvolutionBank
     observed: Primal
-    features: list[Dual]
+    features: tuple[Dual, ...]
     logarithm: Dual
     mixing: Tensor
 
@@ -164,11 +192,8 @@ class NetworkPullBack(PullBack):
     def norm(self, field: Dual) -> PerSample:
         # sums of non-negative terms throughout: single precision is enough.
         # tanh' = 1 - tanh^2 <= 1
-        slope = (
-            1
-            - (self.logarithm / self.config.reach).float().square()
-            + _DERIVATIVE_ROUNDING
-        )
+        tanh = (self.logarithm / self.config.reach).float()
+        slope = 1 - tanh.square() + _DERIVATIVE_ROUNDING
         squares = (field.float() * slope.clamp(max=1)).square()
         features = [part.float() for part in self.features]
         bound = torch.hypot(
@@ -178,14 +203,6 @@ class NetworkPullBack(PullBack):
         # features that overflow: no bound
         return defined(bound * (1 + 5e-4)).to(field.dtype)
 
-    def select(self, index: Tensor) -> NetworkPullBack:
-        return replace(
-            self,
-            observed=self.observed[index],
-            features=[part[index] for part in self.features],
-            logarithm=self.logarithm[index],
-        )
-
     def _through_mixing(self, squares: Dual, features: list[Dual]) -> PerSample:
         """The rows of ``J`` for ``V`` and the level: filter by filter ``||Phi^T
         diag(g)||``, one filter after the other."""
@@ -194,18 +211,18 @@ class NetworkPullBack(PullBack):
         # where all filters share one field the Gram matrix knows better than
         # its trace
         seen = torch.cat([part.flatten(1, 2) for part in features], dim=-1)
+        # the level sees a constant
         seen = torch.cat([seen, torch.ones_like(seen[..., :1])], dim=-1)
         weighted = seen * squares.amax(-1).flatten(1).unsqueeze(-1)
         gram = (weighted.mT @ seen).double()
-        return torch.minimum(
-            trace, largest_eigenvalue_bound(gram).to(trace)
-        ).sqrt()
+        largest = largest_eigenvalue_bound(gram).to(trace)
+        return torch.minimum(trace, largest).sqrt()
 
     def _steepness(self, features: list[Dual]) -> Dual:
         """``rho'^2``, for ``a``."""
-        return (
-            1 - (1 + features[0]).square().reciprocal() + _DERIVATIVE_ROUNDING
-        )
+        # rho' = t / sqrt(1 + t^2), and a = sqrt(1 + t^2) - 1
+        cosine = (1 + features[0]).square().reciprocal()
+        return 1 - cosine + _DERIVATIVE_ROUNDING
 
     def _unmixed(self, squares: Dual, features: list[Dual]) -> list[Dual]:
         """What errors of these ``squares`` are in ``a`` and its means, squared:
@@ -217,48 +234,75 @@ class NetworkPullBack(PullBack):
     ) -> PerSample:
         """The rows of ``J`` for ``U`` and the offset: the smaller of a weighted
         Gram matrix and of a product of norms."""
-        windows, steep = self.config.windows, self._steepness(features)
-        energy = (
-            1 + self.bank.window_energy(self.observed) / self.config.contrast**2
-        ).float()
+        steep = self._steepness(features)
+        # of the window, in units of the contrast, and of the offset's constant
+        energy = 1 + self._window_energy()
+        energy = energy.float()
+        return torch.minimum(
+            self._weighted_gram(squares, features, steep, energy),
+            self._product_of_norms(squares, steep, energy),
+        )
+
+    def _window_energy(self) -> Tensor:
+        """What the filters see, squared, in units of the contrast."""
+        return self.bank.window_energy(self.observed) / self.config.contrast**2
+
+    def _weighted_gram(
+        self,
+        squares: Dual,
+        features: list[Dual],
+        steep: Dual,
+        energy: Tensor,
+    ) -> PerSample:
+        """The errors site by site, through the local means and the slope of
+        ``rho``, against the windows there."""
         direct, *averaged = self._unmixed(squares, features)
-        spread = [
-            direct,
-            *(
-                local_mean(part, window, transposed=True)
-                for part, window in zip(averaged, windows, strict=True)
-            ),
-        ]
+        spread = [direct]
+        for part, window in zip(averaged, self.config.windows, strict=True):
+            # an error of a mean comes from all pixels that it was taken over
+            spread.append(local_mean(part, window, transposed=True))
         weights = [(part * steep).sum(-1) for part in spread]
-        # a sum of operators: M M^T <= sum_j M_j M_j^T / c_j with sum_j c_j = 1;
-        # the best c_j go with ||M_j||
-        parts = torch.stack(
-            [(weight * energy).sum((1, 2)).sqrt() for weight in weights]
+        together = _joined_weight(weights, energy)
+        return self.bank.window_gram(
+            self.observed / self.config.contrast,
+            together,
         )
-        shares = parts / parts.sum(0).clamp(min=torch.finfo(parts.dtype).tiny)
-        shares = (
-            shares.clamp(min=torch.finfo(parts.dtype).eps)
-            .unsqueeze(-1)
-            .unsqueeze(-1)
-        )
-        together = torch.stack(
-            [
-                weight / share
-                for weight, share in zip(weights, shares, strict=True)
-            ]
-        ).sum(0)
-        gram = self.bank.window_gram(
-            self.observed / self.config.contrast, together
-        )
+
+    def _product_of_norms(
+        self, squares: Dual, steep: Dual, energy: Tensor
+    ) -> PerSample:
+        """``||g||_inf ||V|| ||S|| ||Phi_U||``: better where the errors are
+        alike everywhere."""
         height, width = self.observed.shape[-2:]
-        onward = torch.linalg.matrix_norm(self.mixing.double(), ord=2)
-        onward = onward[0] + sum(
-            size * mean_norm(height, window) * mean_norm(width, window)
-            for size, window in zip(onward[1:], windows, strict=True)
-        )
+        norms = torch.linalg.matrix_norm(self.mixing.double(), ord=2)
+        onward = norms[0]
+        averaged = 0
+        for norm, window in zip(norms[1:], self.config.windows, strict=True):
+            mean = norm * mean_norm(height, window) * mean_norm(width, window)
+            averaged = averaged + mean
+        onward = onward + averaged
         largest = squares.flatten(1).amax(1).sqrt()
         moved = (steep * energy.unsqueeze(-1)).sum((1, 2)).amax(1).sqrt()
-        return torch.minimum(gram, largest * onward.to(largest) * moved)
+        return largest * onward.to(largest) * moved
+
+
+def _joined_weight(weights: list[Tensor], energy: Tensor) -> Tensor:
+    """One weight ``(batch, height, width)`` for a sum of operators.
+
+    ``M M^T <= sum_j M_j M_j^T / c_j`` with ``sum_j c_j = 1``; the best ``c_j``
+    go with ``||M_j||``.
+    """
+    sizes = torch.stack(
+        [(weight * energy).sum((1, 2)).sqrt() for weight in weights]
+    )
+    numbers = torch.finfo(sizes.dtype)
+    # no errors at all: any shares will do
+    shares = sizes / sizes.sum(0).clamp(min=numbers.tiny)
+    # and none may be zero: its weight is divided by it
+    shares = shares.clamp(min=numbers.eps).unsqueeze(-1).unsqueeze(-1)
+    return torch.stack(
+        [weight / share for weight, share in zip(weights, shares, strict=True)]
+    ).sum(0)
 
 
 _DERIVATIVE_ROUNDING = 1e-6
@@ -267,37 +311,60 @@ _DERIVATIVE_ROUNDING = 1e-6
 
 
 def local_mean(values: Dual, window: int, transposed: bool = False) -> Dual:
-    """Mean over ``window`` x ``window`` pixels (those inside the image), twice;
-    ``(batch, height, width, features)``.
+    """Mean over ``window`` x ``window`` pixels (those inside the image), twice.
 
-    ``transposed``: every value spread over the pixels in whose mean it has a
-    part, which is not the same at borders.
+    Args:
+        values: ``(batch, height, width, features)``.
+        window: side, in pixels; odd.
+        transposed: every value spread over the pixels in whose mean it has a
+            part, which is not the same at borders.
+
+    Returns:
+        Of the shape of ``values``.
     """
-    rows, columns = (
-        twofold_mean(extent, window, values) for extent in values.shape[1:3]
-    )
+    height, width = values.shape[1:3]
+    down = twofold_mean(height, window, values)
+    across = twofold_mean(width, window, values)
     if transposed:
-        rows, columns = rows.mT, columns.mT
-    return separable(rows, columns, values)  # far faster than pooling
+        return separable(down.mT, across.mT, values)
+    # two products with small matrices: far faster than pooling
+    return separable(down, across, values)
 
 
 def twofold_mean(extent: int, window: int, like: Tensor) -> Tensor:
-    """The matrix ``(extent, extent)`` that takes the mean over ``window``
-    pixels of an axis, twice; computed in float64."""
+    """The matrix that takes the mean over a window of an axis, twice; computed
+    in float64.
+
+    Args:
+        extent: pixels of the axis.
+        window: pixels of the window; odd.
+        like: dtype and device of the result.
+
+    Returns:
+        ``(extent, extent)``.
+    """
     position = torch.arange(extent, device=like.device)
     inside = ((position.unsqueeze(1) - position).abs() <= window // 2).double()
+    # over the pixels that there are: rows sum to 1 at borders, too
     mean = inside / inside.sum(1, keepdim=True)
     return (mean @ mean).to(like)
 
 
 def mean_norm(extent: int, window: int) -> float:
     """At least the norm of the twofold mean along one axis: by Schur's test,
-    rows sum to 1, columns to at most this."""
+    rows sum to 1, columns to at most this.
+
+    Args:
+        extent: pixels of the axis.
+        window: pixels of the window; odd.
+    """
     half = window // 2
-    share = [
-        1 / (min(i + half, extent - 1) - max(i - half, 0) + 1)
-        for i in range(extent)
-    ]
+    share = []
+    for i in range(extent):
+        first = max(i - half, 0)
+        last = min(i + half, extent - 1)
+        share.append(1 / (last - first + 1))
+    # one application has at most the root of this: two have this
     return max(
         sum(share[max(j - half, 0) : j + half + 1]) for j in range(extent)
     )
@@ -305,11 +372,20 @@ def mean_norm(extent: int, window: int) -> float:
 
 class AdaptiveRegularizer(LinearRegularizer):
     """A ``LinearRegularizer`` whose weights are multiplied, at every pixel, by
-    factors learned as a function of the observation.
+    factors learned as a function of the observation (docs/theory.md, eqs. 3 and
+    15b).
 
     Convex in ``x`` for every parameter value and every observation: the factors
-    are exponentials, and ``x`` does not enter them. Raises ``ValueError`` for
-    the boundary "valid" (it has no coefficient for every pixel).
+    are exponentials, and ``x`` does not enter them.
+
+    Args:
+        config: filters, weights and smoothings; None: the default ones.
+        weights: the network of the factors; None: the default one.
+        generator: of all starting values; None: torch's.
+
+    Raises:
+        ValueError: for the boundary "valid" (it has no coefficient for every
+            pixel).
     """
 
     sees_data = True
@@ -326,9 +402,11 @@ class AdaptiveRegularizer(LinearRegularizer):
                 "adaptive weights need one coefficient per pixel: choose "
                 "another boundary than 'valid'"
             )
-        weights = weights if weights is not None else WeightConfig()
         self.network = WeightNetwork(
-            weights, self.config.filters, self.config.channels, generator
+            WeightConfig() if weights is None else weights,
+            self.config.filters,
+            self.config.channels,
+            generator,
         )
 
     def problem(self, data: DataTerm) -> SaddleProblem:
@@ -345,10 +423,11 @@ class AdaptiveRegularizer(LinearRegularizer):
         return super().relative_rates() | {"network": 0.5}
 
     def metric(self) -> Tensor:
-        network = torch.cat(
-            [torch.ones_like(p).flatten() for p in self.network.parameters()]
-        )
-        return torch.cat([super().metric(), network])
+        # nothing is known of the network
+        units = [
+            torch.ones_like(p).flatten() for p in self.network.parameters()
+        ]
+        return torch.cat([super().metric(), *units])
 
     def pull_back(self, bound: GradientBound) -> Scalar:
         return torch.hypot(super().pull_back(bound), bound["emphasis"].sum())

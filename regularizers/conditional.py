@@ -119,7 +119,7 @@ class ConditionalNetwork(WeightNetwork):
             config=self.config,
             bank=bank.detached(),
             observed=observed.detach(),
-            features=[part.detach() for part in features],
+            features=tuple(part.detach() for part in features),
             logarithm=logarithm.detach(),
             # the parameters may move before a certificate asks
             mixing=self.mixing.detach().clone(),

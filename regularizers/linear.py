@@ -38,10 +38,23 @@ PENALTIES: dict[str, Penalty] = {
 class LinearConfig:
     """Everything that defines the architecture; the rest are parameters.
 
-    ``gradient_weight`` (two first differences), ``weight`` (the other filters)
-    and ``smoothing`` are starting values: they make total variation with a
-    little of everything else. ``smoothing_floor`` (grey values) bounds the
-    conditioning. Raises ``ValueError`` for unknown names and impossible sizes.
+    The starting values make total variation with a little of everything else.
+
+    Args:
+        filters: how many.
+        size: their side, in pixels; odd, at least 3.
+        channels: of the images.
+        penalty: ``psi``, one of ``PENALTIES``.
+        boundary: one of ``BOUNDARIES``.
+        gradient_weight: starting weight of the two first differences, in grey
+            values.
+        weight: starting weight of the other filters, in grey values.
+        smoothing: starting smoothing of the penalty, in grey values.
+        smoothing_floor: what no smoothing falls below, in grey values; it
+            bounds the conditioning.
+
+    Raises:
+        ValueError: for unknown names and impossible sizes.
     """
 
     filters: int = 48
@@ -63,8 +76,17 @@ class LinearConfig:
         penalty: str,
         boundary: str,
     ) -> LinearConfig:
-        """Starting values in proportion to the noise ``sigma`` (grey values):
-        at least the quality of total variation."""
+        """Starting values in proportion to the noise: at least the quality of
+        total variation.
+
+        Args:
+            sigma: standard deviation of the noise, in grey values.
+            filters: as in ``LinearConfig``, like the rest.
+            size: side of the filters, in pixels.
+            channels: of the images.
+            penalty: one of ``PENALTIES``.
+            boundary: one of ``BOUNDARIES``.
+        """
         return LinearConfig(
             filters=filters,
             size=size,
@@ -89,6 +111,7 @@ class LinearConfig:
         require_count("filters", self.filters)
         require_count("size", self.size)
         require_count("channels", self.channels)
+        # only odd windows have a middle
         if self.size < 3 or self.size % 2 == 0:
             raise ValueError(
                 f"filters need an odd size of at least 3 and positive counts, got {self}"
@@ -110,6 +133,10 @@ class LinearRegularizer(Regularizer):
     smoothings are exponentials, filters are free. Parameters: ``coefficients``
     ``(filters, channels, k^2 - 1)`` in an orthonormal zero-mean basis;
     ``log_weight`` and ``log_smoothing`` ``(filters,)``.
+
+    Args:
+        config: the architecture; None: the default one.
+        generator: of the noise in the starting filters; None: torch's.
     """
 
     sees_data = False
@@ -120,20 +147,23 @@ class LinearRegularizer(Regularizer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.config = config = config if config is not None else LinearConfig()
+        config = LinearConfig() if config is None else config
+        self.config = config
         start = starting_coefficients(
-            config.filters, config.channels, config.size
+            config.filters,
+            config.channels,
+            config.size,
         )
-        self.coefficients = nn.Parameter(
-            start + 0.02 * torch.randn(start.shape, generator=generator)
-        )
+        # filters beyond the basis would be copies of others for ever
+        noise = 0.02 * torch.randn(start.shape, generator=generator)
+        self.coefficients = nn.Parameter(start + noise)
         weight = torch.full((config.filters,), config.weight)
         weight[:2] = config.gradient_weight
         self.log_weight = nn.Parameter(weight.log())
-        spread = config.smoothing - config.smoothing_floor
-        self.log_smoothing = nn.Parameter(
-            torch.full((config.filters,), spread).log()
-        )
+        above_floor = config.smoothing - config.smoothing_floor
+        smoothing = torch.full((config.filters,), above_floor)
+        self.log_smoothing = nn.Parameter(smoothing.log())
+        # measured by whoever trains; not part of the model
         self.plan: KernelPlan | None = None
 
     def filters(self) -> Tensor:
@@ -141,8 +171,10 @@ class LinearRegularizer(Regularizer):
         return zero_mean_filters(self.coefficients)
 
     def operator(self) -> ConvolutionBank:
-        """The filter bank."""
-        plan = self.plan if self.coefficients.dtype == torch.float32 else None
+        """The filter bank ``K``, differentiable in the coefficients."""
+        # measured in float32: says nothing of other precisions
+        measured = self.coefficients.dtype == torch.float32
+        plan = self.plan if measured else None
         return ConvolutionBank(
             self.filters(),
             BOUNDARIES[self.config.boundary],
@@ -151,10 +183,12 @@ class LinearRegularizer(Regularizer):
         )
 
     def potential(self) -> Potential:
-        """The potentials."""
+        """The potential ``f``, differentiable in weights and smoothings."""
         smoothing = positive(self.log_smoothing, self.config.smoothing_floor)
         return Potential(
-            PENALTIES[self.config.penalty], self.log_weight.exp(), smoothing
+            penalty=PENALTIES[self.config.penalty],
+            weight=self.log_weight.exp(),
+            smoothing=smoothing,
         )
 
     def problem(self, data: DataTerm) -> SaddleProblem:
@@ -173,9 +207,8 @@ class LinearRegularizer(Regularizer):
         weight = self.log_weight.detach().exp()
         scale = weight.max() / weight
         whitening = basis_frequencies(self.config.size).to(weight).square()
-        coefficients = (scale.reshape(-1, 1, 1) * whitening).expand_as(
-            self.coefficients
-        )
+        products = scale.reshape(-1, 1, 1) * whitening
+        coefficients = products.expand_as(self.coefficients)
         return torch.cat([coefficients.flatten(), scale, scale])
 
     def pull_back(self, bound: GradientBound) -> Scalar:

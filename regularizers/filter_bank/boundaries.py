@@ -11,36 +11,63 @@ from torch import Tensor
 
 
 class Boundary(ABC):
-    """A linear extension of images ``(batch, channels, height, width)`` by
-    ``margin`` pixels on each side."""
+    """A linear extension ``E`` of images ``(batch, channels, height, width)``
+    by ``margin`` pixels on each side (docs/theory.md, section 5.6)."""
 
     name: str
+    """What a configuration file calls it."""
     norm: float
     """``||K||`` is at most this times the norm of convolution on the whole
-    plane."""
+    plane (eq. 18)."""
     overlaps: bool = False
     """Whether two taps of a filter can fall on one pixel (at most two per
     axis)."""
 
     @abstractmethod
     def extend(self, image: Tensor, margin: int) -> Tensor:
-        """The extended image."""
+        """The extended image ``E x``.
+
+        Args:
+            image: ``(batch, channels, height, width)``.
+            margin: pixels to add per side.
+
+        Returns:
+            ``(batch, channels, height + 2 margin, width + 2 margin)``, unless
+            the boundary says otherwise.
+        """
 
     @abstractmethod
     def fold(self, extended: Tensor, margin: int) -> Tensor:
-        """The adjoint of ``extend``."""
+        """The adjoint of ``extend``, ``E^T``.
+
+        Args:
+            extended: of the shape that ``extend`` returns.
+            margin: as in ``extend``.
+
+        Returns:
+            ``(batch, channels, height, width)``.
+        """
 
     def smallest(self, size: int) -> int:
-        """Fewest pixels per side of an image for filters of ``size``."""
+        """Fewest pixels per side of an image.
+
+        Args:
+            size: side of the filters, in pixels.
+        """
         return size
 
     def folds(self, size: int) -> Tensor:
-        """How one axis of a filter of ``size`` taps lies on the image,
-        ``(kinds, size, size)``: rows are pixels, columns taps.
+        """How one axis of a filter lies on the image (eq. 19b).
 
         One kind, the identity, unless the filter is mirrored near the border;
         then the first ``size // 2`` positions, all others, and the last ``size
-        // 2``, in this order (eq. 19b).
+        // 2``, in this order.
+
+        Args:
+            size: taps of the filter along the axis.
+
+        Returns:
+            ``(kinds, size, size)`` in float64: rows are pixels, columns taps.
         """
         return torch.eye(size, dtype=torch.float64).unsqueeze(0)
 
@@ -63,15 +90,18 @@ class Circular(Boundary):
     """Periodic extension."""
 
     name = "circular"
-    norm = 1.0  # the circular symbol samples the same polynomial
+    # the circular symbol samples the polynomial that bounds the whole plane
+    norm = 1.0
 
     def extend(self, image: Tensor, margin: int) -> Tensor:
-        return nnf.pad(image, (margin, margin, margin, margin), mode="circular")
+        return nnf.pad(image, (margin,) * 4, mode="circular")
 
     def fold(self, extended: Tensor, margin: int) -> Tensor:
         for axis in (-2, -1):
             core, before, after = _cut(extended, axis, margin)
-            core.narrow(axis, core.shape[axis] - margin, margin).add_(before)
+            # what lies before the image repeats its end, and conversely
+            last = core.shape[axis] - margin
+            core.narrow(axis, last, margin).add_(before)
             core.narrow(axis, 0, margin).add_(after)
             extended = core
         return extended
@@ -83,33 +113,36 @@ class Reflect(Boundary):
 
     name = "reflect"
     overlaps = True
-    norm = 2.0  # at most two copies of a pixel per axis: ||extend||^2 <= 4
+    # at most two copies of a pixel per axis: ||E||^2 <= 4
+    norm = 2.0
 
     def smallest(self, size: int) -> int:
-        return size + 1  # then no pixel lies in both mirrored margins
+        # then no pixel lies in both mirrored margins, and two copies are all
+        return size + 1
 
     def folds(self, size: int) -> Tensor:
         margin = size // 2
-        tap, pixel = torch.arange(size), torch.arange(size).unsqueeze(-1)
-        first = [
-            (pixel == (position + tap - margin).abs()).double()
-            for position in range(margin)
-        ]
+        tap = torch.arange(size)
+        pixel = torch.arange(size).unsqueeze(-1)
+        first = []
+        for position in range(margin):
+            # the taps before the border are mirrored about pixel 0
+            landing = (position + tap - margin).abs()
+            first.append((pixel == landing).double())
+        inside = torch.eye(size, dtype=torch.float64)
         last = [fold.flip(0, 1) for fold in reversed(first)]
-        return torch.stack(
-            [*first, torch.eye(size, dtype=torch.float64), *last]
-        )
+        return torch.stack([*first, inside, *last])
 
     def extend(self, image: Tensor, margin: int) -> Tensor:
-        return nnf.pad(image, (margin, margin, margin, margin), mode="reflect")
+        return nnf.pad(image, (margin,) * 4, mode="reflect")
 
     def fold(self, extended: Tensor, margin: int) -> Tensor:
         for axis in (-2, -1):
             core, before, after = _cut(extended, axis, margin)
+            # the mirror leaves the border pixel out: one further in
             core.narrow(axis, 1, margin).add_(before.flip(axis))
-            core.narrow(axis, core.shape[axis] - 1 - margin, margin).add_(
-                after.flip(axis)
-            )
+            last = core.shape[axis] - 1 - margin
+            core.narrow(axis, last, margin).add_(after.flip(axis))
             extended = core
         return extended
 
@@ -125,9 +158,8 @@ def _cut(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A copy of what lies inside the margins of one axis, and the two margins."""
     size = extended.shape[axis] - 2 * margin
+    # a copy: the caller adds to it, and ``extended`` is somebody else's
     core = extended.narrow(axis, margin, size).clone()
-    return (
-        core,
-        extended.narrow(axis, 0, margin),
-        extended.narrow(axis, margin + size, margin),
-    )
+    before = extended.narrow(axis, 0, margin)
+    after = extended.narrow(axis, margin + size, margin)
+    return core, before, after

@@ -25,13 +25,24 @@ class ConvolutionBank(LinearOperator):
     """``(K x)[b, p, i] = sum_{c, q} filter[i, c, q] extend(x)[b, c, p + q]``
     (correlation, as in deep learning).
 
-    ``filters`` ``(filters, channels, k, k)`` with odd ``k``; images ``(batch,
-    channels, height, width)``; coefficients ``(batch, height', width',
-    filters)``. ``zero_mean`` states that each filter's channels sum to zero
-    *and stay so* under the parametrisation: the certificates then take suprema
-    over zero-mean directions only (eq. 13). Raises ``ValueError`` for even or
-    non-square filters, and for images smaller than a filter or of other
-    channels.
+    Images are ``(batch, channels, height, width)`` in grey values,
+    coefficients ``(batch, height', width', filters)``. Certified norms:
+    docs/theory.md, eqs. 18 to 19b.
+
+    Args:
+        filters: ``(filters, channels, k, k)`` with odd ``k``.
+        boundary: how images are extended; None: mirrored.
+        zero_mean: states that each filter's channels sum to zero *and stay so*
+            under the parametrisation: the certificates then take suprema over
+            zero-mean directions only (eq. 13).
+        plan: the kernels that compute it; None: the default of the device and
+            dtype.
+        spectrum: the norms, where they are known already; None: of
+            ``filters``.
+
+    Raises:
+        ValueError: for even or non-square filters; ``forward``: for images
+            smaller than a filter or of other channels; under autocast.
     """
 
     trusted = True
@@ -44,25 +55,17 @@ class ConvolutionBank(LinearOperator):
         plan: KernelPlan | None = None,
         spectrum: FilterSpectrum | None = None,
     ) -> None:
-        require_tensor("the filters", filters)
-        if (
-            filters.dim() != 4
-            or filters.shape[-1] != filters.shape[-2]
-            or filters.shape[-1] % 2 == 0
-        ):
-            raise ValueError(
-                "filters need shape (filters, channels, k, k) with odd k, "
-                f"got {tuple(filters.shape)}"
-            )
+        _require_filters(filters)
         require_full_precision()
         self.filters = filters
         self.boundary = boundary if boundary is not None else Reflect()
         self.zero_mean = zero_mean
-        self.plan = plan if plan is not None else default_plan(filters)
+        self.plan = default_plan(filters) if plan is None else plan
         self._forward = self.plan.forward(filters)
         self._adjoint = self.plan.adjoint(filters)
+        # lazy: solvers that need no norm do not pay for one
         self.spectrum = (
-            spectrum if spectrum is not None else FilterSpectrum(filters)
+            FilterSpectrum(filters) if spectrum is None else spectrum
         )
         self.size = filters.shape[-1]
         self.margin = self.size // 2
@@ -71,18 +74,19 @@ class ConvolutionBank(LinearOperator):
     def check(self) -> None:
         finite = torch.isfinite(self.filters).flatten(1).all(dim=1)
         if not bool(finite.all()):
+            first = int((~finite).nonzero()[0])
             raise ValueError(
-                f"filter {int((~finite).nonzero()[0])} of the operator has NaN or infinite entries"
+                f"filter {first} of the operator has NaN or infinite entries"
             )
 
     def forward(self, x: Primal) -> Dual:
-        self._check(x)
+        self._check_image(x)
         return self._forward(self.boundary.extend(x, self.margin))
 
     def adjoint(self, y: Dual) -> Primal:
         return self.boundary.fold(self._adjoint(y), self.margin)
 
-    def _check(self, x: Primal) -> None:
+    def _check_image(self, x: Primal) -> None:
         channels = self.filters.shape[1]
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(
@@ -93,113 +97,120 @@ class ConvolutionBank(LinearOperator):
                 f"image is {x.dtype} on {x.device}, the filters are "
                 f"{self.filters.dtype} on {self.filters.device}"
             )
-        if min(x.shape[-2:]) < self.boundary.smallest(self.size):
+        smallest = self.boundary.smallest(self.size)
+        if min(x.shape[-2:]) < smallest:
             raise ValueError(
                 f"images of {tuple(x.shape[-2:])} pixels are too small for "
                 f"{self.size}x{self.size} filters with "
                 f"{self.boundary.name} boundary: at least "
-                f"{self.boundary.smallest(self.size)} pixels per side"
+                f"{smallest} pixels per side"
             )
 
     # --- certified norms (docs/theory.md, eq. 18-19) --------------------------
 
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
-        whole = (
-            self.spectrum.total
-            if weights is None
-            else self.spectrum.weighted(weights)
-        )
-        return self._rounded_up(whole * self.boundary.norm)
+        if weights is None:
+            whole_plane = self.spectrum.total
+        else:
+            whole_plane = self.spectrum.weighted(weights)
+        return self._rounded_up(whole_plane * self.boundary.norm)
 
     def coefficient_norms(self) -> PerFilter:
         return self._rounded_up(self.spectrum.per_filter * self.boundary.norm)
 
     def _rounded_up(self, bound: Tensor) -> Tensor:
-        return (bound * (1 + 2 * torch.finfo(self.filters.dtype).eps)).to(
-            self.filters.dtype
-        )
+        """In the dtype of the filters: the conversion may round down by half a
+        unit, and so may the product before it."""
+        units = 2 * torch.finfo(self.filters.dtype).eps
+        return (bound * (1 + units)).to(self.filters.dtype)
 
     def row_norms(self, like: Dual) -> Tensor:
-        taps = self._rounded_up(
-            torch.linalg.vector_norm(
-                self.filters.detach().double().flatten(1), dim=1
-            )
-        )
+        taps = self.filters.detach().double().flatten(1)
+        norms = self._rounded_up(torch.linalg.vector_norm(taps, dim=1))
         if not self.boundary.overlaps:
-            return taps
+            return norms
         height, width = like.shape[1:3]
-        return (
-            self._folded(height, like).unsqueeze(1).unsqueeze(-1)
-            * self._folded(width, like).unsqueeze(-1)
-            * taps
-        )
+        down = self._overlap_factors(height, like)
+        across = self._overlap_factors(width, like)
+        return down.unsqueeze(1).unsqueeze(-1) * across.unsqueeze(-1) * norms
 
-    def _folded(self, extent: int, like: Tensor) -> Tensor:
-        """Near a mirror two taps can fall on one pixel: at most a factor
-        ``sqrt(2)`` per axis, and none inside."""
+    def _overlap_factors(self, extent: int, like: Tensor) -> Tensor:
+        """``sqrt(o)`` of eq. 19 along one axis, ``(extent,)``: near a mirror
+        two taps can fall on one pixel, inside none."""
         position = torch.arange(extent, device=like.device)
         near = (position < self.margin) | (position >= extent - self.margin)
-        return torch.where(
-            near, math.sqrt(2.0) * (1 + torch.finfo(like.dtype).eps), 1.0
-        ).to(like.dtype)
+        # the root itself is rounded
+        twice = math.sqrt(2.0) * (1 + torch.finfo(like.dtype).eps)
+        return torch.where(near, twice, 1.0).to(like.dtype)
 
     def dual_row_norms(self, like: Dual, inverse: Tensor) -> Tensor:
         # a row is a filter, folded near a mirror; v^T H^{-1} v = sum_lag
         # autocorrelation(v) inverse (eq. 19b)
-        filters, k = self.filters.detach().double(), self.size
-        folds = self.boundary.folds(k).to(filters.device)
-        rows = torch.einsum("apt,fctu,bqu->abfcpq", folds, filters, folds)
-        lags = torch.arange(1 - k, k, device=filters.device)
-        spread = squared_modulus(torch.fft.rfft2(rows, s=(2 * k, 2 * k)))
-        correlation = torch.fft.irfft2(spread, s=(2 * k, 2 * k))[
-            ..., (lags % (2 * k)).unsqueeze(1), lags % (2 * k)
-        ]
+        rows = self._folded_filters()
+        lags = torch.arange(1 - self.size, self.size, device=rows.device)
+        correlation = self._autocorrelations(rows, lags)
         height, width = inverse.shape
         weight = inverse[(lags % height).unsqueeze(1), lags % width]
         squares = (correlation.sum(3) * weight).sum(dim=(-2, -1))
         # rounding of the sums, and of filters that are copies in single
         # precision: both against ||H^{-1}|| <= ||inverse||_1
-        size = (rows.square().sum(dim=(3, 4, 5)) * inverse.abs().sum()).sqrt()
-        squares = (
-            squares.clamp(min=0)
-            + ROUNDING_TERMS * torch.finfo(torch.float64).eps * size.square()
-        )
-        norms = self._rounded_up(
-            squares.sqrt() + 2 * torch.finfo(self.filters.dtype).eps * size
-        ).to(like.dtype)
-        kinds = [
-            self._kind(extent, folds.shape[0], like)
-            for extent in like.shape[1:3]
-        ]
-        return norms[kinds[0].unsqueeze(1), kinds[1]]
+        energy = rows.square().sum(dim=(3, 4, 5))
+        size = (energy * inverse.abs().sum()).sqrt()
+        of_sums = ROUNDING_TERMS * torch.finfo(torch.float64).eps
+        squares = squares.clamp(min=0) + of_sums * size.square()
+        of_copies = 2 * torch.finfo(self.filters.dtype).eps
+        norms = squares.sqrt() + of_copies * size
+        norms = self._rounded_up(norms).to(like.dtype)
+        # every site gets the norm of its kind of row
+        kinds = rows.shape[0]
+        height, width = like.shape[1:3]
+        down = self._kind_of_row(height, kinds, like)
+        across = self._kind_of_row(width, kinds, like)
+        return norms[down.unsqueeze(1), across]
 
-    def _kind(self, extent: int, kinds: int, like: Dual) -> Tensor:
+    def _folded_filters(self) -> Tensor:
+        """Every kind of row of ``K``, ``(kinds, kinds, filters, channels, k,
+        k)``, in float64: ``M_a F M_b^T`` of eq. 19b."""
+        filters = self.filters.detach().double()
+        folds = self.boundary.folds(self.size).to(filters.device)
+        return torch.einsum("apt,fctu,bqu->abfcpq", folds, filters, folds)
+
+    def _autocorrelations(self, rows: Tensor, lags: Tensor) -> Tensor:
+        """``a_v`` of eq. 19b at the ``lags`` of both axes, channel by
+        channel."""
+        # twice the size: no lag wraps round
+        period = (2 * self.size, 2 * self.size)
+        power = squared_modulus(torch.fft.rfft2(rows, s=period))
+        whole = torch.fft.irfft2(power, s=period)
+        wrapped = lags % (2 * self.size)
+        return whole[..., wrapped.unsqueeze(1), wrapped]
+
+    def _kind_of_row(self, extent: int, kinds: int, like: Dual) -> Tensor:
         """Which of ``Boundary.folds`` belongs to each position of an axis."""
         position = torch.arange(extent, device=like.device)
         if kinds == 1:
             return torch.zeros_like(position)
-        return torch.minimum(
-            position, torch.full_like(position, self.margin)
-        ).maximum(position - extent + kinds)
+        # the first ones count from the one end, the last from the other
+        inside = torch.full_like(position, self.margin)
+        from_the_end = position - extent + kinds
+        return torch.minimum(position, inside).maximum(from_the_end)
 
     def gram_norm(self, weights: Dual) -> PerSample:
         # a coefficient is at most the norm of its filter times the energy of
         # its window (eq. 19a)
-        sums = self._over_windows(
-            weights @ self.filters.detach().square().flatten(1).sum(1)
-        )
-        return self._rounded_up(sums.flatten(1).amax(1)) * (
-            1 + 64 * torch.finfo(weights.dtype).eps
-        )
+        energies = self.filters.detach().square().flatten(1).sum(1)
+        sums = self._over_windows(weights @ energies)
+        # the box filter adds floats of mixed sizes
+        slack = 1 + 64 * torch.finfo(weights.dtype).eps
+        return self._rounded_up(sums.flatten(1).amax(1)) * slack
 
     def _over_windows(self, sites: Tensor) -> Tensor:
         """Sum, for each pixel, of ``(batch, height', width')`` over the sites
         whose window holds it (folded like ``adjoint``)."""
         padded = nnf.pad(sites.unsqueeze(1), (2 * self.margin,) * 4)
-        return self.boundary.fold(
-            self.size**2 * nnf.avg_pool2d(padded, self.size, stride=1),
-            self.margin,
-        )
+        # sums, from means over the windows
+        extended = self.size**2 * nnf.avg_pool2d(padded, self.size, stride=1)
+        return self.boundary.fold(extended, self.margin)
 
     # --- geometry of the parameters -------------------------------------------
 
@@ -213,32 +224,32 @@ class ConvolutionBank(LinearOperator):
         # autocorrelations, of which only the part on admissible directions
         # counts
         # k^2 x k^2: float64 costs nothing
-        gram = self._toeplitz(self._autocorrelation(v).double())
+        gram = self._toeplitz(self._summed_autocorrelation(v).double())
         if self.zero_mean:
-            center = (
-                torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-                - 1 / gram.shape[-1]
-            )
+            taps = gram.shape[-1]
+            identity = torch.eye(taps, dtype=gram.dtype, device=gram.device)
+            center = identity - 1 / taps
             gram = center @ gram @ center
-        largest = (
-            largest_eigenvalue_bound(gram)
-            + _slack(norm(v).square()) * self.size**2
-        )
+        # what the transforms of v may have lost, in each of k^2 entries of a
+        # row
+        lost = _slack(norm(v).square()) * self.size**2
+        largest = largest_eigenvalue_bound(gram) + lost
         return self._rounded_up(largest.sqrt() * self.boundary.norm)
 
-    def _autocorrelation(self, v: Dual) -> Tensor:
+    def _summed_autocorrelation(self, v: Dual) -> Tensor:
         """``sum_i <v_i, shifted v_i>`` for all shifts within the filter's
         support, ``(batch, 2k - 1, 2k - 1)``."""
-        reach = 0 if self.boundary.name == "circular" else self.size - 1
-        size = (v.shape[1] + reach, v.shape[2] + reach)
-        power = squared_modulus(
-            torch.fft.rfft2(v.permute(0, 3, 1, 2), s=size)
-        ).sum(1)
+        # only periodic coefficients may wrap round
+        padding = 0 if self.boundary.name == "circular" else self.size - 1
+        height = v.shape[1] + padding
+        width = v.shape[2] + padding
+        spectrum = torch.fft.rfft2(v.permute(0, 3, 1, 2), s=(height, width))
+        power = squared_modulus(spectrum).sum(1)
+        full = torch.fft.irfft2(power, s=(height, width))
         lags = torch.arange(-(self.size - 1), self.size, device=v.device)
-        full = torch.fft.irfft2(power, s=size)
-        return full[
-            :, (lags % size[0]).unsqueeze(1), (lags % size[1]).unsqueeze(0)
-        ]
+        down = (lags % height).unsqueeze(1)
+        across = (lags % width).unsqueeze(0)
+        return full[:, down, across]
 
     def _toeplitz(self, correlation: Tensor) -> Tensor:
         """``(batch, k^2, k^2)``: entry ``(a, b)`` is the autocorrelation at
@@ -246,57 +257,74 @@ class ConvolutionBank(LinearOperator):
         k = self.size
         tap = torch.arange(k, device=correlation.device)
         shift = tap.unsqueeze(1) - tap.unsqueeze(0) + k - 1
-        rows, columns = shift.reshape(k, 1, k, 1), shift.reshape(1, k, 1, k)
+        rows = shift.reshape(k, 1, k, 1)
+        columns = shift.reshape(1, k, 1, k)
         return correlation[:, rows, columns].reshape(-1, k * k, k * k)
 
     def forward_gain(self, v: Primal, curvature: Dual) -> PerSample:
-        """Trace bound: largest, over the filters, of the curvature-weighted
-        local energy of ``v``."""
+        # trace bound: largest, over the filters, of the curvature-weighted
+        # local energy of v
         energy = self.window_energy(v).to(curvature)
         # axis by axis: short sums, small rounding
         weighted = (curvature * energy.unsqueeze(-1)).sum(2).sum(1)
         return weighted.amax(1).sqrt()
 
     def window_energy(self, v: Primal) -> Tensor:
-        """At least the energy of ``v`` in the window of each site, all
-        channels, ``(batch, height', width')``.
+        """At least the energy of an image in the window of each site, all
+        channels; about the window's mean if all filters have zero mean.
 
-        About the window's mean if all filters have zero mean. In the dtype of
-        ``v``: the grey value is taken out before digits are, so ask with all
-        the digits that there are.
+        In the dtype of ``v``: the grey value is taken out before digits are, so
+        ask with all the digits that there are.
+
+        Args:
+            v: ``(batch, channels, height, width)``, in grey values.
+
+        Returns:
+            ``(batch, height', width')``, in squared grey values.
         """
         k = self.size
         if self.zero_mean:
+            # the offset of the whole image would cost digits below
             v = v - v.mean(dim=(2, 3), keepdim=True)
         extended = self.boundary.extend(v, self.margin)
         energy = k * k * nnf.avg_pool2d(extended.square(), k, stride=1).sum(1)
         if not self.zero_mean:
             return energy
         mean = nnf.avg_pool2d(extended, k, stride=1)
-        return (energy - k * k * mean.square().sum(1)).clamp(min=0) + _slack(
-            energy
-        )
+        of_mean = k * k * mean.square().sum(1)
+        return (energy - of_mean).clamp(min=0) + _slack(energy)
 
     def window_gram(self, v: Primal, weights: Tensor) -> PerSample:
         """At least the norm of ``h -> sum_p sqrt(weights_p) (window_p, 1) h_p``
-        over ``||h|| <= 1``, per sample.
+        over ``||h|| <= 1``, per sample (in eq. 15c).
 
-        ``window_p``: what the filters see of ``v`` at site ``p``, about its
-        mean if they all have zero mean; ``weights`` ``(batch, height',
-        width')``, not negative.
+        Args:
+            v: image ``(batch, channels, height, width)``; ``window_p`` is what
+                the filters see of it at site ``p``, about its mean if they all
+                have zero mean.
+            weights: ``(batch, height', width')``, not negative.
+
+        Returns:
+            ``(batch,)``, in the dtype of ``weights``.
         """
-        k = self.size
+        seen = self._windows(v).to(weights)
+        if self.zero_mean:
+            parts = seen.unflatten(1, (v.shape[1], self.size**2))
+            seen = (parts - parts.mean(2, keepdim=True)).flatten(1, 2)
+        # the constant beside the window: what an offset multiplies
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+        roots = weights.flatten(1).sqrt().unsqueeze(1)
+        scaled = (seen * roots).double()
+        gram = scaled @ scaled.mT
+        bound = self._rounded_up(largest_eigenvalue_bound(gram).sqrt())
+        return bound.to(weights)
+
+    def _windows(self, v: Primal) -> Tensor:
+        """The window of every site, ``(batch, channels k^2, sites)``; the
+        offset of the whole image is left out where no filter sees it."""
         if self.zero_mean:
             v = v - v.mean(dim=(2, 3), keepdim=True)
-        seen = nnf.unfold(self.boundary.extend(v, self.margin), k).to(weights)
-        if self.zero_mean:
-            parts = seen.unflatten(1, (v.shape[1], k * k))
-            seen = (parts - parts.mean(2, keepdim=True)).flatten(1, 2)
-        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-        scaled = (seen * weights.flatten(1).sqrt().unsqueeze(1)).double()
-        return self._rounded_up(
-            largest_eigenvalue_bound(scaled @ scaled.mT).sqrt()
-        ).to(weights)
+        return nnf.unfold(self.boundary.extend(v, self.margin), self.size)
 
     # --- solver support -------------------------------------------------------
 
@@ -310,14 +338,12 @@ class ConvolutionBank(LinearOperator):
             return self._lapped(size).inverse(curvature, symbol, diagonal)
         # H is a multiplier of the whole image: the average over the sites,
         # times how much stiffer than it a pixel is
-        power = squared_modulus(torch.fft.rfft2(self.filters.detach(), s=size))
+        spectrum = torch.fft.rfft2(self.filters.detach(), s=size)
+        power = squared_modulus(spectrum)
         total = torch.einsum("bf,fchw->bchw", average, power) + symbol
         stiffness = diagonal.pow(2 * SCALING)
-        return FourierInverse(
-            stiffness.mean(dim=(2, 3), keepdim=True) / total,
-            stiffness.rsqrt(),
-            size,
-        )
+        typical = stiffness.mean(dim=(2, 3), keepdim=True)
+        return FourierInverse(typical / total, stiffness.rsqrt(), size)
 
     def _diagonal(self, curvature: Dual, average: Tensor) -> Primal:
         """Nearly the diagonal of ``K^T diag(curvature) K``, the mean over the
@@ -330,15 +356,14 @@ class ConvolutionBank(LinearOperator):
         squares = self.filters.detach().square().mean(dim=1)
         energies = squares.flatten(1).sum(1)
         shapes = torch.einsum("bf,fpq->bpq", average, squares)
-        shapes = (
-            shapes
-            / shapes.sum(dim=(1, 2), keepdim=True).clamp(
-                min=torch.finfo(shapes.dtype).tiny
-            )
-        ).flip(1, 2)
-        planes = nnf.pad(
-            (curvature @ energies).unsqueeze(0), (self.size - 1,) * 4
-        )
+        total = shapes.sum(dim=(1, 2), keepdim=True)
+        # curvature may vanish everywhere
+        total = total.clamp(min=torch.finfo(shapes.dtype).tiny)
+        # the adjoint of a correlation: taps turned round
+        shapes = (shapes / total).flip(1, 2)
+        planes = (curvature @ energies).unsqueeze(0)
+        planes = nnf.pad(planes, (self.size - 1,) * 4)
+        # one group per sample: each has its own shape
         spread = nnf.conv2d(planes, shapes.unsqueeze(1), groups=shapes.shape[0])
         return self.boundary.fold(spread.transpose(0, 1), self.margin)
 
@@ -349,41 +374,58 @@ class ConvolutionBank(LinearOperator):
             self._spectra = LappedSpectra(self.filters.detach(), size)
         return self._spectra
 
-    def detached(self) -> ConvolutionBank:
-        return self._copy(self.filters.detach(), self.plan)
+    # --- copies ---------------------------------------------------------------
 
     def double(self) -> ConvolutionBank:
-        return self._copy(self.filters.detach().double(), None)
+        return self._in_precision(self.filters.detach().double())
 
     def single(self) -> ConvolutionBank:
-        return self._copy(self.filters.detach().float(), None)
+        return self._in_precision(self.filters.detach().float())
+
+    def _in_precision(self, filters: Tensor) -> ConvolutionBank:
+        """With the default kernels of another dtype.
+
+        Norms stay those of this bank: a certificate evaluated in single
+        precision is about the exact operator.
+        """
+        return ConvolutionBank(
+            filters, self.boundary, self.zero_mean, spectrum=self.spectrum
+        )
 
     def scaled(self, factors: PerFilter) -> ConvolutionBank:
         filters = self.filters.detach() * factors.reshape(-1, 1, 1, 1)
+        # other filters have other norms: the spectrum is not handed on
         return ConvolutionBank(
             filters, self.boundary, self.zero_mean, self.plan
         )
 
-    def _copy(
-        self, filters: Tensor, plan: KernelPlan | None
-    ) -> ConvolutionBank:
-        # norms stay those of this bank: a certificate evaluated in single
-        # precision is about the exact operator
-        return ConvolutionBank(
-            filters, self.boundary, self.zero_mean, plan, self.spectrum
+
+def _require_filters(filters: Tensor) -> None:
+    require_tensor("the filters", filters)
+    square = filters.dim() == 4 and filters.shape[-1] == filters.shape[-2]
+    if not square or filters.shape[-1] % 2 == 0:
+        raise ValueError(
+            "filters need shape (filters, channels, k, k) with odd k, "
+            f"got {tuple(filters.shape)}"
         )
 
 
 def largest_eigenvalue_bound(gram: Tensor) -> PerSample:
-    """At least the largest eigenvalue of a symmetric PSD ``(batch, n, n)`` in
-    float64, at most ``n^{1/8}`` times it.
+    """At least the largest eigenvalue, at most ``n^{1/8}`` times it.
 
     ``lambda_max <= ||G^4||_F^{1/4}``, by two squarings of the matrix scaled to
     norm 1: no iteration, no estimate.
+
+    Args:
+        gram: symmetric positive semidefinite, ``(batch, n, n)``, in float64.
+
+    Returns:
+        ``(batch,)``.
     """
-    size = torch.linalg.matrix_norm(gram).clamp(
-        min=torch.finfo(gram.dtype).tiny
-    )
+    norms = torch.linalg.matrix_norm(gram)
+    # a zero matrix stays one
+    size = norms.clamp(min=torch.finfo(gram.dtype).tiny)
+    # fourth powers of what is not scaled would overflow
     scaled = gram / size.reshape(-1, 1, 1)
     for _ in range(2):
         scaled = scaled @ scaled
@@ -398,11 +440,16 @@ def _slack(energy: Tensor) -> Tensor:
 
 class FourierInverse(Preconditioner):
     """A positive multiplier in the Fourier domain of the (periodically
-    continued) image between two scalings of the pixels.
+    continued) image between two scalings of the pixels (docs/theory.md, section
+    3).
 
-    ``multiplier`` ``(batch, channels, height, width/2 + 1)``, ``scale``
-    ``(batch, 1, height, width)``: circulant times diagonal needs a third fewer
-    steps than the circulant part alone where curvature varies over the image.
+    Circulant times diagonal needs a third fewer steps than the circulant part
+    alone where curvature varies over the image.
+
+    Args:
+        multiplier: ``(batch, channels, height, width/2 + 1)``, positive.
+        scale: ``(batch, 1, height, width)``, positive.
+        size: height and width of the images, in pixels.
     """
 
     def __init__(
@@ -413,11 +460,7 @@ class FourierInverse(Preconditioner):
         self.size = size
 
     def apply(self, v: Primal) -> Primal:
-        return self.scale * torch.fft.irfft2(
-            torch.fft.rfft2(self.scale * v) * self.multiplier, s=self.size
-        )
-
-    def select(self, index: Tensor) -> FourierInverse:
-        return FourierInverse(
-            self.multiplier[index], self.scale[index], self.size
-        )
+        spectrum = torch.fft.rfft2(self.scale * v)
+        # the size: an odd width cannot be told from half a spectrum
+        filtered = torch.fft.irfft2(spectrum * self.multiplier, s=self.size)
+        return self.scale * filtered

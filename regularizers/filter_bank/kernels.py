@@ -9,12 +9,8 @@ layout it needs, so nothing is rearranged inside a solver loop.
 
 from __future__ import annotations
 
-import statistics
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as nnf
@@ -22,24 +18,44 @@ from torch import Tensor
 
 
 class ForwardKernel(ABC):
-    """``K`` on an extended image; differentiable in the filters ``(filters,
-    channels, k, k)``."""
+    """``K`` on an extended image; differentiable in the filters.
+
+    Args:
+        filters: ``(filters, channels, k, k)``.
+    """
 
     @abstractmethod
     def __init__(self, filters: Tensor) -> None: ...
 
     @abstractmethod
-    def __call__(self, image: Tensor) -> Tensor: ...
+    def __call__(self, image: Tensor) -> Tensor:
+        """The coefficients.
+
+        Args:
+            image: extended, ``(batch, channels, h, w)``.
+
+        Returns:
+            ``(batch, h - k + 1, w - k + 1, filters)``, contiguous.
+        """
 
 
 class AdjointKernel(ABC):
-    """``K^T`` to an extended image; differentiable in the filters."""
+    """``K^T`` to an extended image; differentiable in the filters.
+
+    Args:
+        filters: ``(filters, channels, k, k)``.
+    """
 
     @abstractmethod
     def __init__(self, filters: Tensor) -> None: ...
 
     @abstractmethod
-    def __call__(self, coefficients: Tensor) -> Tensor: ...
+    def __call__(self, coefficients: Tensor) -> Tensor:
+        """The extended image, ``(batch, channels, h, w)``.
+
+        Args:
+            coefficients: ``(batch, h - k + 1, w - k + 1, filters)``.
+        """
 
 
 class ChannelsLastConvolution(ForwardKernel):
@@ -50,11 +66,14 @@ class ChannelsLastConvolution(ForwardKernel):
         self.filters = filters.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, image: Tensor) -> Tensor:
-        return (
-            nnf.conv2d(_channels_last(image), self.filters)
-            .permute(0, 2, 3, 1)
-            .contiguous()
-        )
+        planes = nnf.conv2d(_channels_last(image), self.filters)
+        return _filters_last(planes)
+
+
+def _filters_last(planes: Tensor) -> Tensor:
+    """``(batch, filters, h, w)`` as ``(batch, h, w, filters)``, contiguous:
+    nothing is moved if the layout is that already."""
+    return planes.permute(0, 2, 3, 1).contiguous()
 
 
 def _channels_last(image: Tensor) -> Tensor:
@@ -67,9 +86,8 @@ def _channels_last(image: Tensor) -> Tensor:
     _, channels, height, width = image.shape
     if channels > 1:
         return image.contiguous(memory_format=torch.channels_last)
-    return image.contiguous().as_strided(
-        image.shape, (height * width, 1, width, 1)
-    )
+    strides = (height * width, 1, width, 1)
+    return image.contiguous().as_strided(image.shape, strides)
 
 
 class PlainConvolution(ForwardKernel):
@@ -80,11 +98,7 @@ class PlainConvolution(ForwardKernel):
         self.filters = filters.contiguous()
 
     def __call__(self, image: Tensor) -> Tensor:
-        return (
-            nnf.conv2d(image.contiguous(), self.filters)
-            .permute(0, 2, 3, 1)
-            .contiguous()
-        )
+        return _filters_last(nnf.conv2d(image.contiguous(), self.filters))
 
 
 class PatchProduct(ForwardKernel):
@@ -95,14 +109,13 @@ class PatchProduct(ForwardKernel):
         self.matrix = filters.flatten(1).T.contiguous()
 
     def __call__(self, image: Tensor) -> Tensor:
-        k = self.size
-        patches = (
-            image.unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5)
-        )
+        down = image.unfold(2, self.size, 1)
+        windows = down.unfold(3, self.size, 1)
+        patches = windows.permute(0, 2, 3, 1, 4, 5)
         batch, height, width = patches.shape[:3]
-        return (patches.reshape(batch * height * width, -1) @ self.matrix).view(
-            batch, height, width, -1
-        )
+        # a copy: k^2 times the image
+        rows = patches.reshape(batch * height * width, -1)
+        return (rows @ self.matrix).view(batch, height, width, -1)
 
 
 class FourierConvolution(ForwardKernel):
@@ -112,17 +125,19 @@ class FourierConvolution(ForwardKernel):
         self.filters = filters
 
     def __call__(self, image: Tensor) -> Tensor:
-        size, k = image.shape[-2:], self.filters.shape[-1]
-        spectrum = torch.fft.rfft2(self.filters, s=size).conj()
+        height, width = image.shape[-2:]
+        lost = self.filters.shape[-1] - 1
+        spectrum = torch.fft.rfft2(self.filters, s=(height, width))
+        # conjugate: a correlation
         product = torch.einsum(
-            "bchw,fchw->bfhw", torch.fft.rfft2(image), spectrum
+            "bchw,fchw->bfhw",
+            torch.fft.rfft2(image),
+            spectrum.conj(),
         )
-        full = torch.fft.irfft2(product, s=size)
-        return (
-            full[..., : size[0] - k + 1, : size[1] - k + 1]
-            .permute(0, 2, 3, 1)
-            .contiguous()
-        )
+        full = torch.fft.irfft2(product, s=(height, width))
+        # beyond these sites the filter has wrapped round
+        whole_windows = full[..., : height - lost, : width - lost]
+        return _filters_last(whole_windows)
 
 
 class DepthwiseSum(AdjointKernel):
@@ -134,31 +149,31 @@ class DepthwiseSum(AdjointKernel):
     """
 
     def __init__(self, filters: Tensor) -> None:
-        self.count, self.channels, self.size = (
-            filters.shape[0],
-            filters.shape[1],
-            filters.shape[-1],
-        )
+        self.count = filters.shape[0]
+        self.channels = filters.shape[1]
+        self.size = filters.shape[-1]
         flipped = filters.flip(2, 3).reshape(
-            self.count * self.channels, 1, self.size, self.size
+            self.count * self.channels,
+            1,
+            self.size,
+            self.size,
         )
         self.filters = flipped.contiguous(memory_format=torch.channels_last)
         self.ones = filters.new_ones(self.count)
 
     def __call__(self, coefficients: Tensor) -> Tensor:
-        planes = coefficients.permute(0, 3, 1, 2)
-        full = nnf.conv2d(
-            planes, self.filters, groups=self.count, padding=self.size - 1
-        ).permute(0, 2, 3, 1)
+        planes = nnf.conv2d(
+            coefficients.permute(0, 3, 1, 2),
+            self.filters,
+            groups=self.count,
+            padding=self.size - 1,
+        )
+        full = planes.permute(0, 2, 3, 1)
         if self.channels == 1:
             # faster than a sum over the last axis
             return (full @ self.ones).unsqueeze(1)
-        return (
-            full.unflatten(-1, (self.count, self.channels))
-            .sum(-2)
-            .permute(0, 3, 1, 2)
-            .contiguous()
-        )
+        summed = full.unflatten(-1, (self.count, self.channels)).sum(-2)
+        return summed.permute(0, 3, 1, 2).contiguous()
 
 
 class TransposedConvolution(AdjointKernel):
@@ -168,9 +183,8 @@ class TransposedConvolution(AdjointKernel):
         self.filters = filters.contiguous()
 
     def __call__(self, coefficients: Tensor) -> Tensor:
-        return nnf.conv_transpose2d(
-            coefficients.permute(0, 3, 1, 2), self.filters
-        )
+        planes = coefficients.permute(0, 3, 1, 2)
+        return nnf.conv_transpose2d(planes, self.filters)
 
 
 class ProductFold(AdjointKernel):
@@ -182,10 +196,10 @@ class ProductFold(AdjointKernel):
 
     def __call__(self, coefficients: Tensor) -> Tensor:
         batch, height, width, _ = coefficients.shape
-        patches = self.matrix @ coefficients.reshape(
-            batch, height * width, -1
-        ).transpose(1, 2)
-        size = (height + self.size - 1, width + self.size - 1)
+        sites = coefficients.reshape(batch, height * width, -1)
+        patches = self.matrix @ sites.transpose(1, 2)
+        gained = self.size - 1
+        size = (height + gained, width + gained)
         return nnf.fold(patches, size, self.size)
 
 
@@ -196,30 +210,35 @@ class ShuffledConvolution(AdjointKernel):
     block = 4
 
     def __init__(self, filters: Tensor) -> None:
-        count, channels, k = (
-            filters.shape[0],
-            filters.shape[1],
-            filters.shape[-1],
-        )
-        self.size, self.channels = k, channels
-        flipped, reach = filters.flip(2, 3).transpose(0, 1), k + self.block - 1
+        self.size = filters.shape[-1]
+        self.channels = filters.shape[1]
+        # what a block sees: the windows of all its pixels
+        reach = self.size + self.block - 1
+        flipped = filters.flip(2, 3).transpose(0, 1)
         stacked = filters.new_zeros(
-            channels, self.block, self.block, count, reach, reach
+            self.channels,
+            self.block,
+            self.block,
+            filters.shape[0],
+            reach,
+            reach,
         )
         for row in range(self.block):
             for column in range(self.block):
-                stacked[
-                    :, row, column, :, row : row + k, column : column + k
-                ] = flipped
-        stacked = stacked.reshape(channels * self.block**2, count, reach, reach)
+                # the filter, where it lies for this pixel of the block
+                down = slice(row, row + self.size)
+                across = slice(column, column + self.size)
+                stacked[:, row, column, :, down, across] = flipped
+        stacked = stacked.flatten(0, 2)
         self.filters = stacked.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, coefficients: Tensor) -> Tensor:
-        height, width = (
-            extent + self.size - 1 for extent in coefficients.shape[1:3]
-        )
         margin = self.size - 1
-        below, right = -height % self.block, -width % self.block
+        height = coefficients.shape[1] + margin
+        width = coefficients.shape[2] + margin
+        # whole blocks: what is computed beyond the image is cut off
+        below = -height % self.block
+        right = -width % self.block
         planes = nnf.pad(
             coefficients.permute(0, 3, 1, 2),
             (margin, margin + right, margin, margin + below),
@@ -235,20 +254,25 @@ class FourierAdjoint(AdjointKernel):
         self.filters = filters
 
     def __call__(self, coefficients: Tensor) -> Tensor:
-        size = tuple(
-            extent + self.filters.shape[-1] - 1
-            for extent in coefficients.shape[1:3]
-        )
+        margin = self.filters.shape[-1] - 1
+        height = coefficients.shape[1] + margin
+        width = coefficients.shape[2] + margin
+        # as large as the result: nothing wraps round
+        size = (height, width)
         spectrum = torch.fft.rfft2(self.filters, s=size)
         planes = torch.fft.rfft2(coefficients.permute(0, 3, 1, 2), s=size)
-        return torch.fft.irfft2(
-            torch.einsum("bfhw,fchw->bchw", planes, spectrum), s=size
-        )
+        product = torch.einsum("bfhw,fchw->bchw", planes, spectrum)
+        return torch.fft.irfft2(product, s=size)
 
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """Which kernels a filter bank uses."""
+    """Which kernels a filter bank uses.
+
+    Args:
+        forward: computes ``K``.
+        adjoint: computes ``K^T``; any pair agrees to rounding.
+    """
 
     forward: type[ForwardKernel]
     adjoint: type[AdjointKernel]
@@ -271,7 +295,11 @@ ADJOINT_KERNELS: tuple[type[AdjointKernel], ...] = (
 
 def default_plan(filters: Tensor) -> KernelPlan:
     """The plan that won the measurements of
-    ``experiments.studies.benchmark`` for this device type and dtype."""
+    ``experiments.studies.benchmark`` for this device type and dtype.
+
+    Args:
+        filters: device and dtype matter.
+    """
     if filters.device.type != "cpu":
         return KernelPlan(ChannelsLastConvolution, TransposedConvolution)
     if filters.dtype == torch.float32:
@@ -279,58 +307,16 @@ def default_plan(filters: Tensor) -> KernelPlan:
     return KernelPlan(PlainConvolution, ProductFold)
 
 
-Job = Callable[[], Tensor]
-
-
-def kernel_jobs(
-    filters: Tensor, image: Tensor
-) -> tuple[dict[str, Job], dict[str, Job]]:
-    """Every forward and every adjoint kernel as a job on this (extended) image,
-    by class name."""
-    filters = filters.detach()
-    coefficients = ChannelsLastConvolution(filters)(image)
-    forward: dict[str, Job] = {
-        kernel.__name__: partial(kernel(filters), image)
-        for kernel in FORWARD_KERNELS
-    }
-    adjoint: dict[str, Job] = {
-        kernel.__name__: partial(kernel(filters), coefficients)
-        for kernel in ADJOINT_KERNELS
-    }
-    return forward, adjoint
-
-
-def median_seconds(
-    jobs: Mapping[str, Job], repeats: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each job over rounds that run every job once, so that a
-    slow moment hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for attempt in range(repeats + 2):  # two rounds to warm up
-        for name, job in jobs.items():
-            _wait(device)
-            begin = time.perf_counter()
-            job()
-            _wait(device)
-            if attempt >= 2:
-                times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def measured_plan(
-    filters: Tensor, image: Tensor, repeats: int = 10
-) -> KernelPlan:
-    """The fastest pair on this device for filters and images of this size."""
-    forward, adjoint = kernel_jobs(filters, image)
-    seconds = median_seconds(forward | adjoint, repeats, image.device)
-    return plan_named(
-        min(forward, key=seconds.__getitem__),
-        min(adjoint, key=seconds.__getitem__),
-    )
-
-
 def plan_named(forward: str, adjoint: str) -> KernelPlan:
-    """The plan with these class names (as stored in a run's configuration)."""
+    """The plan with these class names (as stored in a run's configuration).
+
+    Args:
+        forward: name of one of ``FORWARD_KERNELS``.
+        adjoint: name of one of ``ADJOINT_KERNELS``.
+
+    Raises:
+        ValueError: for unknown names.
+    """
     forwards = {kernel.__name__: kernel for kernel in FORWARD_KERNELS}
     adjoints = {kernel.__name__: kernel for kernel in ADJOINT_KERNELS}
     if forward not in forwards or adjoint not in adjoints:
@@ -338,8 +324,3 @@ def plan_named(forward: str, adjoint: str) -> KernelPlan:
             f"unknown convolution kernels {forward!r}, {adjoint!r}"
         )
     return KernelPlan(forwards[forward], adjoints[adjoint])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

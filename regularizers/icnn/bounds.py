@@ -19,7 +19,11 @@ _ROUNDING = 1 + 1e-9
 
 def extension_norm(boundary: Boundary) -> float:
     """``||E||``: at most two copies of a pixel per axis, for images of more
-    than twice the margin."""
+    than twice the margin.
+
+    Args:
+        boundary: how the image is extended, by the margin of all layers.
+    """
     return 1.0 if isinstance(boundary, Valid) else 2.0
 
 
@@ -27,29 +31,40 @@ def folded_rows(filters: Tensor, boundary: Boundary) -> Tensor:
     """The largest norm of a row of ``V E`` for each filter: near a mirror two
     taps fall on one pixel, along each axis (eq. 19b).
 
-    Wherever a border crosses the window, up to a reflection of filter and
-    pixels it is one of ``Boundary.folds``.
+    Args:
+        filters: ``V``, ``(filters, channels, k, k)``.
+        boundary: how the image is extended.
+
+    Returns:
+        ``(filters,)``, in float64.
     """
     filters = filters.detach().double()
+    # wherever a border crosses the window, up to a reflection of filter and
+    # pixels it is one of these
     folds = boundary.folds(filters.shape[-1]).to(filters)
     rows = torch.einsum("apt,fctu,bqu->abfcpq", folds, filters, folds)
-    return (
-        torch.linalg.vector_norm(rows.flatten(3), dim=3).amax((0, 1))
-        * _ROUNDING
-    )
+    norms = torch.linalg.vector_norm(rows.flatten(3), dim=3)
+    return norms.amax((0, 1)) * _ROUNDING
 
 
 @dataclass(frozen=True)
 class LayerConstants:
-    """One layer ``z = W s + V x + b``, in float64.
+    """Norms of one layer ``z = W s + V x + b``, in float64.
 
-    ``sums`` ``(outputs, inputs)``: taps of ``W`` summed; as ``W >= 0``, its
-    spectral norm is ``inner = ||W||`` and its row and column sums are the norms
-    of ``W`` and ``W^T`` in the maximum norm, channel by channel. ``skip >= ||V
-    E||``; ``rows`` and ``inner_rows`` ``(outputs,)`` bound the rows of ``V E``
-    and of ``W``; ``gain`` and ``inner_gain`` bound ``||V'|| / ||v'||`` and
-    ``||W'|| / ||w'||`` for directions ``v'``, ``w'`` of the kernels; ``offset =
-    ||b||``.
+    As ``W >= 0``, its spectral norm is that of its taps summed, and its row and
+    column sums are the norms of ``W`` and ``W^T`` in the maximum norm, channel
+    by channel.
+
+    Args:
+        sums: taps of ``W`` summed, ``(outputs, inputs)``; None in the first
+            layer.
+        inner: ``||W||``.
+        skip: at least ``||V E||``.
+        rows: at least the norms of the rows of ``V E``, ``(outputs,)``.
+        inner_rows: at least those of the rows of ``W``, ``(outputs,)``.
+        gain: at least ``||V'|| / ||v'||`` for directions ``v'`` of the filters.
+        inner_gain: at least ``||W'|| / ||w'||`` for directions of the kernels.
+        offset: ``||b||``.
     """
 
     sums: Tensor | None
@@ -68,35 +83,56 @@ class LayerConstants:
         offset: Tensor,
         boundary: Boundary,
     ) -> LayerConstants:
-        extension, rows = (
-            extension_norm(boundary),
-            folded_rows(bank.filters, boundary),
-        )
+        """The norms.
+
+        Args:
+            bank: the filters ``V`` on whole windows.
+            inner: kernels ``W``, ``(outputs, inputs, k, k)``, or None.
+            offset: ``b``, ``(outputs,)``.
+            boundary: how the image is extended.
+        """
+        extension = extension_norm(boundary)
+        rows = folded_rows(bank.filters, boundary)
         skip = bank.double().norm_bound() * extension * _ROUNDING
-        sums = (
-            None if inner is None else inner.detach().double().sum(dim=(2, 3))
-        )
-        norm = (
-            torch.zeros_like(skip)
-            if sums is None
-            else torch.linalg.matrix_norm(sums, ord=2) * _ROUNDING
-        )
-        reach = 1.0 if inner is None else float(inner.shape[-1])
-        taps = (
-            torch.zeros_like(rows)
-            if inner is None
-            else inner.detach().double().flatten(1).norm(dim=1) * _ROUNDING
-        )
         size = offset.detach().double().norm()
+        if inner is None:
+            return LayerConstants(
+                sums=None,
+                inner=torch.zeros_like(skip),
+                skip=skip,
+                rows=rows,
+                inner_rows=torch.zeros_like(rows),
+                gain=bank.size * extension,
+                inner_gain=1.0,
+                offset=size,
+            )
+        kernels = inner.detach().double()
+        # entry by entry the symbol is largest at frequency zero
+        sums = kernels.sum(dim=(2, 3))
         return LayerConstants(
-            sums, norm, skip, rows, taps, bank.size * extension, reach, size
+            sums=sums,
+            inner=torch.linalg.matrix_norm(sums, ord=2) * _ROUNDING,
+            skip=skip,
+            rows=rows,
+            inner_rows=kernels.flatten(1).norm(dim=1) * _ROUNDING,
+            gain=bank.size * extension,
+            # ||W'|| <= ||w'||_1 <= k ||w'||
+            inner_gain=float(inner.shape[-1]),
+            offset=size,
         )
 
 
 @dataclass(frozen=True)
 class PointNorms:
-    """Euclidean norms at a point, ``(batch,)``: the image, the image about its
-    mean, ``s_l``, ``p_l``; ``sites`` per layer."""
+    """Euclidean norms at a point.
+
+    Args:
+        image: ``||x||``, ``(batch,)``, in grey values.
+        contrast: that of the image about its mean, ``(batch,)``.
+        hidden: ``||s_l||``, ``(batch,)`` each.
+        force: ``||p_l||``, ``(batch,)`` each.
+        sites: of every layer.
+    """
 
     image: PerSample
     contrast: PerSample
@@ -107,70 +143,90 @@ class PointNorms:
 
 @dataclass(frozen=True)
 class NetworkConstants:
-    """Per layer: ``reach >= ||J_l||`` and ``peak >= ||J_l||_{2->inf}``, ``J_l =
-    dz_l/dx`` (``rows``: channel by channel); ``ceiling >= |q_l|``
-    (``channel_ceilings``: channel by channel); along unit directions, ``turn >=
-    ||dq_l||_inf``, ``turn_norm >= ||dq_l||`` and ``twist >= ||dJ_l||``.
-    ``hessian >= ||D^2 R||``, ``third`` the Lipschitz constant of ``D^2 R`` and
-    ``concordance`` its relative one (eq. N5).
+    """Constants that hold everywhere, layer by layer, with ``J_l = dz_l/dx``
+    and ``q_l = dR/ds_l`` (eqs. N4 and N5).
+
+    "Change" is the size of the derivative along unit directions of ``x``.
+
+    Args:
+        layers: norms of the layers.
+        activation: ``phi``.
+        jacobian: ``N_l >= ||J_l||``.
+        jacobian_rows: channel by channel, at least the norms of the rows of
+            ``J_l``.
+        jacobian_row: ``m_l``, the largest of them.
+        jacobian_change: ``j_l >= ||dJ_l||``.
+        gradient_maxima: channel by channel, at least ``|q_l|``.
+        gradient_maximum: the largest of them.
+        gradient_change_maximum: ``d_l >= ||dq_l||_inf``.
+        gradient_change: ``eta_l >= ||dq_l||``.
+        hessian: at least ``||D^2 R||``.
+        third: a Lipschitz constant of ``D^2 R``.
+        concordance: its relative one (eq. N5).
     """
 
     layers: list[LayerConstants]
     activation: Activation
-    reach: list[Scalar]
-    rows: list[Tensor]
-    peak: list[Scalar]
-    ceiling: list[Scalar]
-    turn: list[Scalar]
-    turn_norm: list[Scalar]
-    twist: list[Scalar]
+    jacobian: list[Scalar]
+    jacobian_rows: list[Tensor]
+    jacobian_row: list[Scalar]
+    jacobian_change: list[Scalar]
+    gradient_maxima: list[Tensor]
+    gradient_maximum: list[Scalar]
+    gradient_change_maximum: list[Scalar]
+    gradient_change: list[Scalar]
     hessian: Scalar
     third: Scalar
     concordance: Scalar
-    channel_ceilings: list[Tensor]
 
     @staticmethod
     def of(
         layers: list[LayerConstants], output: Tensor, activation: Activation
     ) -> NetworkConstants:
-        k2, k3 = activation.max_curvature, activation.max_third
-        reach, peaks, twist = _forward(layers, k2)
-        peak = [rows.amax() for rows in peaks]
-        ceilings, turn, turn_norm = _backward(
-            layers, output.detach().double(), k2, reach, peaks
-        )
-        ceiling = [q.amax() for q in ceilings]
-        hessian = torch.stack(
-            [q * k2 * n.square() for q, n in zip(ceiling, reach, strict=True)]
-        ).sum()
-        third = torch.stack(
-            [
-                q * k3 * n.square() * m
-                + d * k2 * n.square()
-                + 2 * q * k2 * n * j
-                for q, n, m, d, j in zip(
-                    ceiling, reach, peak, turn, twist, strict=True
-                )
-            ]
-        ).sum()
-        concordance = _concordance(layers, activation, peak)
-        local = (
+        """The constants of a network.
+
+        Args:
+            layers: norms of its layers, first to last.
+            output: ``c``, ``(channels,)``, not negative.
+            activation: ``phi``, smooth.
+        """
+        forward = _forward(layers, activation.max_curvature)
+        row = [rows.amax() for rows in forward.rows]
+        backward = _backward(
             layers,
-            activation,
-            reach,
-            peaks,
-            peak,
-            ceiling,
-            turn,
-            turn_norm,
-            twist,
+            output.detach().double(),
+            activation.max_curvature,
+            forward,
         )
+        maximum = [maxima.amax() for maxima in backward.maxima]
+        hessian = []
+        third = []
+        for index in range(len(layers)):
+            norm = forward.norm[index]
+            of_hessian, of_third = _layer_terms(
+                activation,
+                norm=norm,
+                row=row[index],
+                change=forward.change[index],
+                maximum=maximum[index],
+                change_maximum=backward.change_maximum[index],
+            )
+            hessian.append(of_hessian)
+            third.append(of_third)
         return NetworkConstants(
-            *local,
-            hessian * _ROUNDING,
-            third * _ROUNDING,
-            concordance * _ROUNDING,
-            ceilings,
+            layers=layers,
+            activation=activation,
+            jacobian=forward.norm,
+            jacobian_rows=forward.rows,
+            jacobian_row=row,
+            jacobian_change=forward.change,
+            gradient_maxima=backward.maxima,
+            gradient_maximum=maximum,
+            gradient_change_maximum=backward.change_maximum,
+            gradient_change=backward.change,
+            hessian=torch.stack(hessian).sum() * _ROUNDING,
+            third=torch.stack(third).sum() * _ROUNDING,
+            concordance=_concordance(layers, activation, row) * _ROUNDING,
         )
 
     def at(
@@ -180,170 +236,301 @@ class NetworkConstants:
         inner_gain: Scalar,
         output_gain: Scalar,
     ) -> EnergyBounds:
-        """The constants on the ball of ``radius`` around ``point``, for the
-        parameters behind ``W`` and ``c`` (eqs. N6-N8)."""
-        here = self._mixed(
-            point, torch.zeros_like(radius), inner_gain, output_gain
-        )[0]
-        lipschitz = self._mixed(point, radius, inner_gain, output_gain)[1]
+        """The constants on a ball around a point (eqs. N6-N8).
+
+        Args:
+            point: norms there.
+            radius: of the ball, ``(batch,)``, in grey values.
+            inner_gain: largest derivative of an entry of a ``W`` in its
+                parameter.
+            output_gain: the same for ``c``.
+        """
+        # eq. N6 is asked for at the centre, eq. N7 on the ball
+        centre = MixedBounds(
+            self, point, torch.zeros_like(radius), inner_gain, output_gain
+        )
+        ball = MixedBounds(self, point, radius, inner_gain, output_gain)
+        mixed, _ = centre.total()
+        _, lipschitz = ball.total()
         whole = torch.ones_like(radius)
         return EnergyBounds(
             hessian=self.hessian * whole,
             third=self.third * whole,
             concordance=self.concordance * whole,
-            mixed=here * _ROUNDING,
+            mixed=mixed * _ROUNDING,
             mixed_lipschitz=lipschitz * _ROUNDING,
             rounding=self._rounding(point),
         )
 
-    def _mixed(
-        self,
-        point: PointNorms,
-        radius: PerSample,
-        inner_gain: Scalar,
-        output_gain: Scalar,
-    ) -> tuple[PerSample, PerSample]:
-        """Bounds of ``||B||`` and of the Lipschitz constant of ``B`` on the
-        ball (eqs. N6 and N7)."""
-        k2, k3 = self.activation.max_curvature, self.activation.max_third
-        root = float(point.sites[-1]) ** 0.5
-        size = output_gain * root * self.reach[-1]
-        slope = output_gain * (
-            k2 * self.reach[-1].square() + root * self.twist[-1]
-        )
-        bounds, lipschitz = (
-            size * torch.ones_like(radius),
-            slope * torch.ones_like(radius),
-        )
-        # ||dz_l/dtheta|| and its Lipschitz constant
-        moved = moved_slope = torch.zeros_like(radius)
-        for index, layer in enumerate(self.layers):
-            n, m, q = self.reach[index], self.peak[index], self.ceiling[index]
-            d, e, j = self.turn[index], self.turn_norm[index], self.twist[index]
-            gain = torch.full_like(radius, layer.gain)
-            sites = float(point.sites[index]) ** 0.5
-            if index == 0:
-                explicit = layer.gain * (point.contrast + radius) + sites
-                explicit_slope, seen, seen_slope = (
-                    gain,
-                    gain,
-                    torch.zeros_like(radius),
-                )
-            else:
-                last, kernel = index - 1, layer.inner_gain * inner_gain
-                before, peak = self.reach[last], self.peak[last]
-                explicit = (
-                    layer.gain * (point.contrast + radius)
-                    + sites
-                    + kernel * (point.hidden[last] + before * radius)
-                )
-                explicit_slope = gain + kernel * before
-                seen = gain + kernel * before
-                seen_slope = (
-                    kernel
-                    * (k2 * peak * before + self.twist[last])
-                    * torch.ones_like(radius)
-                )
-                moved_slope = layer.inner * (k2 * peak * moved + moved_slope)
-                moved = layer.inner * moved
-            moved, moved_slope = moved + explicit, moved_slope + explicit_slope
-            force_slope = k2 * q * n + e
-            force = torch.minimum(
-                point.force[index] + force_slope * radius,
-                q * sites * self._channels(index),
-            )
-            bounds = bounds + q * k2 * moved * n + force * seen
-            lipschitz = (
-                lipschitz
-                + (q * k3 * m * n + d * k2 * n + q * k2 * j) * moved
-                + q * k2 * n * moved_slope
-                + force_slope * seen
-                + force * seen_slope
-            )
-        return bounds, lipschitz
-
-    def _channels(self, index: int) -> float:
-        return float(self.layers[index].rows.shape[0]) ** 0.5
-
     def _rounding(self, point: PointNorms) -> PerSample:
         """What the pre-activations can lose, through the rest of the gradient,
-        and what the sums of the gradient lose."""
-        lost, total = (
-            torch.zeros_like(point.image),
-            torch.zeros_like(point.image),
-        )
+        and what the sums of the gradient lose (eq. N8)."""
+        lost = torch.zeros_like(point.image)
+        total = torch.zeros_like(point.image)
         for index, layer in enumerate(self.layers):
-            known = (
-                layer.skip * point.image
-                + layer.offset * float(point.sites[index]) ** 0.5
-            )
+            root_of_sites = float(point.sites[index]) ** 0.5
+            summed = layer.skip * point.image + layer.offset * root_of_sites
             if index > 0:
-                known = known + layer.inner * (point.hidden[index - 1] + lost)
-            lost = known
-            bend = self.ceiling[index] * self.activation.max_curvature
-            total = total + self.reach[index] * (
-                point.force[index] + bend * lost
+                # the layer before hands on what it has lost itself
+                hidden = point.hidden[index - 1] + lost
+                summed = summed + layer.inner * hidden
+            lost = summed
+            # |w_l| <= q_l phi''
+            curvature = (
+                self.gradient_maximum[index] * self.activation.max_curvature
             )
+            force = point.force[index] + curvature * lost
+            total = total + self.jacobian[index] * force
         return total
 
 
-def _forward(
-    layers: list[LayerConstants], k2: float
-) -> tuple[list[Scalar], list[Tensor], list[Scalar]]:
-    """``reach``, the rows of ``peak``, and ``twist``, layer by layer (eq. N4)."""
-    reach, peaks, twist = (
-        [layers[0].skip],
-        [layers[0].rows],
-        [torch.zeros_like(layers[0].skip)],
-    )
+def _layer_terms(
+    activation: Activation,
+    *,
+    norm: Scalar,
+    row: Scalar,
+    change: Scalar,
+    maximum: Scalar,
+    change_maximum: Scalar,
+) -> tuple[Scalar, Scalar]:
+    """What one layer adds to ``M`` and to ``M_3`` (below eq. N4)."""
+    k2 = activation.max_curvature
+    k3 = activation.max_third
+    square = norm.square()
+    hessian = maximum * k2 * square
+    # in turn phi'', q and each of the two J's change
+    of_curvature = maximum * k3 * square * row
+    of_gradient = change_maximum * k2 * square
+    of_jacobians = 2 * maximum * k2 * norm * change
+    return hessian, of_curvature + of_gradient + of_jacobians
+
+
+@dataclass(frozen=True)
+class MixedBounds:
+    """Bounds of ``B(x)``, the derivative of ``grad R(x)`` in the parameters,
+    and of its Lipschitz constant, on a ball (eqs. N6 and N7).
+
+    Args:
+        constants: of the network.
+        point: norms at the centre.
+        radius: of the ball, ``(batch,)``.
+        inner_gain: largest derivative of an entry of a ``W`` in its parameter.
+        output_gain: the same for ``c``.
+    """
+
+    constants: NetworkConstants
+    point: PointNorms
+    radius: PerSample
+    inner_gain: Scalar
+    output_gain: Scalar
+
+    def total(self) -> tuple[PerSample, PerSample]:
+        """``beta`` and ``beta'``, ``(batch,)`` each."""
+        bound, lipschitz = self._output_layer()
+        response = torch.zeros_like(self.radius)
+        response_change = torch.zeros_like(self.radius)
+        for index in range(len(self.constants.layers)):
+            response, response_change = self._response(
+                index, response, response_change
+            )
+            of_layer, of_change = self._layer(index, response, response_change)
+            bound = bound + of_layer[0] + of_layer[1]
+            lipschitz = (
+                lipschitz
+                + of_change[0]
+                + of_change[1]
+                + of_change[2]
+                + of_change[3]
+            )
+        return bound, lipschitz
+
+    def _output_layer(self) -> tuple[PerSample, PerSample]:
+        """The terms of ``c``."""
+        constants = self.constants
+        k2 = constants.activation.max_curvature
+        norm = constants.jacobian[-1]
+        change = constants.jacobian_change[-1]
+        root_of_sites = float(self.point.sites[-1]) ** 0.5
+        bound = self.output_gain * root_of_sites * norm
+        lipschitz = self.output_gain * (
+            k2 * norm.square() + root_of_sites * change
+        )
+        whole = torch.ones_like(self.radius)
+        return bound * whole, lipschitz * whole
+
+    def _response(
+        self, index: int, before: PerSample, change_before: PerSample
+    ) -> tuple[PerSample, PerSample]:
+        """``Z_l >= ||dz_l/dtheta||`` and ``Y_l``, its Lipschitz constant, from
+        those of the layer before."""
+        constants = self.constants
+        layer = constants.layers[index]
+        contrast = self.point.contrast + self.radius
+        root_of_sites = float(self.point.sites[index]) ** 0.5
+        own = layer.gain * contrast + root_of_sites
+        if index == 0:
+            # nothing was passed on, and V' x alone moves with x
+            return before + own, change_before + self._seen(index)
+        k2 = constants.activation.max_curvature
+        norm = constants.jacobian[index - 1]
+        row = constants.jacobian_row[index - 1]
+        hidden = self.point.hidden[index - 1] + norm * self.radius
+        own = own + self._kernel_gain(index) * hidden
+        passed_change = layer.inner * (k2 * row * before + change_before)
+        passed = layer.inner * before
+        return passed + own, passed_change + self._seen(index)
+
+    def _layer(
+        self, index: int, response: PerSample, response_change: PerSample
+    ) -> tuple[tuple[PerSample, PerSample], tuple[PerSample, ...]]:
+        """The terms of one layer in eq. N6, and those in eq. N7."""
+        constants = self.constants
+        k2 = constants.activation.max_curvature
+        k3 = constants.activation.max_third
+        norm = constants.jacobian[index]
+        row = constants.jacobian_row[index]
+        change = constants.jacobian_change[index]
+        maximum = constants.gradient_maximum[index]
+        change_maximum = constants.gradient_change_maximum[index]
+        force_change = k2 * maximum * norm + constants.gradient_change[index]
+        force = self._force(index, force_change)
+        seen = self._seen(index)
+        bounds = (maximum * k2 * response * norm, force * seen)
+        # <w_l z', J a>: of w and of J together, then of z'
+        of_weight = maximum * k3 * row * norm + change_maximum * k2 * norm
+        of_jacobian = maximum * k2 * change
+        changes = (
+            (of_weight + of_jacobian) * response,
+            maximum * k2 * norm * response_change,
+            force_change * seen,
+            force * self._seen_change(index),
+        )
+        return bounds, changes
+
+    def _force(self, index: int, change: Scalar) -> PerSample:
+        """``F_l >= ||p_l||`` on the ball: grown from the centre, or what no
+        point exceeds."""
+        grown = self.point.force[index] + change * self.radius
+        root_of_sites = float(self.point.sites[index]) ** 0.5
+        channels = float(self.constants.layers[index].rows.shape[0])
+        maximum = self.constants.gradient_maximum[index]
+        return torch.minimum(grown, maximum * root_of_sites * channels**0.5)
+
+    def _kernel_gain(self, index: int) -> Scalar:
+        """``g_W``."""
+        return self.constants.layers[index].inner_gain * self.inner_gain
+
+    def _seen(self, index: int) -> PerSample:
+        """``g_V + g_W N_{l-1}``: what a unit direction of the filters and
+        kernels makes of a unit direction of ``x``."""
+        layer = self.constants.layers[index]
+        gain = torch.full_like(self.radius, layer.gain)
+        if index == 0:
+            return gain
+        norm = self.constants.jacobian[index - 1]
+        return gain + self._kernel_gain(index) * norm
+
+    def _seen_change(self, index: int) -> PerSample:
+        """The Lipschitz constant of that: slopes and ``J`` before the kernels
+        change."""
+        if index == 0:
+            return torch.zeros_like(self.radius)
+        constants = self.constants
+        k2 = constants.activation.max_curvature
+        norm = constants.jacobian[index - 1]
+        row = constants.jacobian_row[index - 1]
+        change = constants.jacobian_change[index - 1]
+        through_slope = k2 * row * norm
+        return (
+            self._kernel_gain(index)
+            * (through_slope + change)
+            * torch.ones_like(self.radius)
+        )
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """``N_l``, ``m_l`` channel by channel, and ``j_l`` of eq. N4."""
+
+    norm: list[Scalar]
+    rows: list[Tensor]
+    change: list[Scalar]
+
+
+def _forward(layers: list[LayerConstants], k2: float) -> _Forward:
+    """From the first layer to the last; ``phi' <= 1`` throughout."""
+    norm = [layers[0].skip]
+    rows = [layers[0].rows]
+    change = [torch.zeros_like(layers[0].skip)]
     for layer in layers[1:]:
         assert layer.sums is not None
-        bent = k2 * peaks[-1].amax() * reach[-1] + twist[-1]
-        reach.append(layer.inner * reach[-1] + layer.skip)
-        peaks.append(layer.sums @ peaks[-1] + layer.rows)
-        twist.append(layer.inner * bent)
-    return reach, peaks, twist
+        # one factor J in the maximum norm, the other in the Euclidean one
+        of_slope = k2 * rows[-1].amax() * norm[-1]
+        change.append(layer.inner * (of_slope + change[-1]))
+        norm.append(layer.inner * norm[-1] + layer.skip)
+        rows.append(layer.sums @ rows[-1] + layer.rows)
+    return _Forward(norm, rows, change)
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """``q_l`` channel by channel, ``d_l`` and ``eta_l`` of eq. N4."""
+
+    maxima: list[Tensor]
+    change_maximum: list[Scalar]
+    change: list[Scalar]
 
 
 def _backward(
     layers: list[LayerConstants],
     output: Tensor,
     k2: float,
-    reach: list[Scalar],
-    peaks: list[Tensor],
-) -> tuple[list[Tensor], list[Scalar], list[Scalar]]:
-    """``ceiling`` of each channel, ``turn`` and ``turn_norm``, from the last
-    layer to the first (eq. N4)."""
-    q, d, e = output, torch.zeros_like(output), torch.zeros_like(layers[0].skip)
-    ceiling, turn, turn_norm = [q], [d.amax()], [e]
+    forward: _Forward,
+) -> _Backward:
+    """From the last layer to the first."""
+    gradient = output
+    # the gradient in s_L is c, whatever x is
+    largest_change = torch.zeros_like(output)
+    change = torch.zeros_like(layers[0].skip)
+    maxima = [gradient]
+    change_maximum = [largest_change.amax()]
+    changes = [change]
     for index in range(len(layers) - 1, 0, -1):
         layer = layers[index]
         assert layer.sums is not None
-        e = layer.inner * (k2 * q.amax() * reach[index] + e)
-        d = layer.sums.T @ (k2 * q * peaks[index] + d)
-        q = layer.sums.T @ q
-        ceiling.append(q)
-        turn.append(d.amax())
-        turn_norm.append(e)
-    return ceiling[::-1], turn[::-1], turn_norm[::-1]
+        of_slope = k2 * gradient.amax() * forward.norm[index]
+        change = layer.inner * (of_slope + change)
+        of_slopes = k2 * gradient * forward.rows[index]
+        largest_change = layer.sums.T @ (of_slopes + largest_change)
+        gradient = layer.sums.T @ gradient
+        maxima.append(gradient)
+        change_maximum.append(largest_change.amax())
+        changes.append(change)
+    return _Backward(maxima[::-1], change_maximum[::-1], changes[::-1])
 
 
 def _concordance(
-    layers: list[LayerConstants], activation: Activation, peak: list[Scalar]
+    layers: list[LayerConstants],
+    activation: Activation,
+    jacobian_row: list[Scalar],
 ) -> Scalar:
     """The largest absolute row sum of the matrix of eq. N5, which is at least
     its largest eigenvalue."""
-    count, relative = len(layers), activation.relative
-    rows = [torch.zeros_like(peak[0]) for _ in range(count)]
-    for late in range(count):
-        rows[late] = rows[late] + relative * torch.stack(peak[late:]).sum()
-        through = torch.ones_like(peak[0])
+    relative = activation.relative
+    rows = [torch.zeros_like(jacobian_row[0]) for _ in layers]
+    for late in range(len(layers)):
+        # w_l and the q behind it change with all later pre-activations
+        later = torch.stack(jacobian_row[late:]).sum()
+        rows[late] = rows[late] + relative * later
+        # the largest row sum of all kernels on the way
+        through = torch.ones_like(jacobian_row[0])
         for early in range(late - 1, -1, -1):
             sums = layers[early + 1].sums
             assert sums is not None
             through = through * sums.sum(1).amax()
-            entry = (
-                relative * activation.max_curvature * through
-            ).sqrt() * peak[early]
-            rows[late], rows[early] = rows[late] + entry, rows[early] + entry
+            scale = (relative * activation.max_curvature * through).sqrt()
+            entry = scale * jacobian_row[early]
+            # symmetric: the entry counts in both rows
+            rows[late] = rows[late] + entry
+            rows[early] = rows[early] + entry
     return torch.stack(rows).amax()

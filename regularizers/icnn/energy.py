@@ -25,6 +25,10 @@ from regularizers.icnn.layer import Layer
 from regularizers.icnn.pair import Neighbourhood, shared_turn
 from regularizers.icnn.point import NetworkPoint, highest
 
+_ENTRIES = 2**20
+"""Entries of all the fields of ``z`` that ``pair_bounds`` looks at together
+(one sample at least)."""
+
 
 class NetworkEnergy(SmoothEnergy):
     """``R(x) = sum_p <c, s_L(p)>``, ``s_1 = phi(V_1 x + b_1)``, ``s_l = phi(W_l
@@ -32,9 +36,15 @@ class NetworkEnergy(SmoothEnergy):
 
     The image is extended once, by the sum of the layers' margins, and all
     layers see whole windows only: layer ``l`` lives on the sites that all later
-    ones need. ``logarithmic``: the parameters are the logarithms of ``W`` and
-    ``c``, which only the bounds of derivatives ask about. ``phi`` must be
-    smooth for everything but ``value``.
+    ones need. Derivatives and constants: docs/theory.md, section N.2.
+
+    Args:
+        layers: first to last; the first has no inner kernels.
+        output: ``c``, ``(channels,)``, not negative.
+        activation: ``phi``; must be smooth for everything but ``value``.
+        boundary: how the image is extended.
+        logarithmic: the parameters are the logarithms of ``W`` and ``c``, which
+            only the bounds of derivatives ask about.
     """
 
     structural = True
@@ -52,9 +62,9 @@ class NetworkEnergy(SmoothEnergy):
         self.activation = activation
         self.boundary = boundary
         self.logarithmic = logarithmic
-        self.margin = layers[0].skip.margin + sum(
-            layer.margin for layer in layers
-        )
+        inner_margins = sum(layer.margin for layer in layers)
+        self.margin = layers[0].skip.margin + inner_margins
+        # filled in when first asked for
         self._constants: NetworkConstants | None = None
         self._bank: ConvolutionBank | None = None
 
@@ -65,8 +75,14 @@ class NetworkEnergy(SmoothEnergy):
         return self.output.device
 
     def extended(self, x: Primal) -> Tensor:
-        """The image with the margin that all layers together need; raises
-        ``ValueError`` for images that are too small."""
+        """The image with the margin that all layers together need.
+
+        Args:
+            x: ``(batch, channels, height, width)``, in grey values.
+
+        Raises:
+            ValueError: for images that are too small.
+        """
         smallest = 2 * self.margin + 2
         if x.dim() != 4 or min(x.shape[-2:]) < smallest:
             raise ValueError(
@@ -77,32 +93,60 @@ class NetworkEnergy(SmoothEnergy):
         return self.boundary.extend(x, self.margin)
 
     def linear(self, index: int, image: Tensor, s: Tensor | None) -> Tensor:
-        """``W_l s + V_l image`` without the offset, on the sites of layer
-        ``index``."""
+        """``W_l s + V_l image`` without the offset.
+
+        Args:
+            index: of the layer, from 0.
+            image: extended.
+            s: the layer before; None for the first.
+
+        Returns:
+            ``(batch, height_l, width_l, channels_l)``.
+        """
         layer = self.layers[index]
         seen = layer.skip.forward(self.window(index, image))
         return seen if s is None else seen + layer.through(s)
 
     def window(self, index: int, image: Tensor) -> Tensor:
-        """The part of the extended image that layer ``index`` sees."""
-        eaten = sum(inner.margin for inner in self.layers[1 : index + 1])
-        return (
-            image
-            if eaten == 0
-            else image[..., eaten:-eaten, eaten:-eaten].contiguous()
-        )
+        """The part of the extended image that a layer sees.
+
+        Args:
+            index: of the layer, from 0.
+            image: extended.
+        """
+        lost = self._margin_before(index)
+        if lost == 0:
+            # a slice to -0 would be empty
+            return image
+        return image[..., lost:-lost, lost:-lost].contiguous()
 
     def linear_adjoint(self, index: int, p: Tensor, image: Tensor) -> Tensor:
-        """``V_l^T p`` added to ``image`` (which is changed)."""
-        eaten = sum(inner.margin for inner in self.layers[1 : index + 1])
+        """``V_l^T p`` added to an image.
+
+        Args:
+            index: of the layer, from 0.
+            p: on its sites, ``(batch, height_l, width_l, channels_l)``.
+            image: extended; changed.
+        """
+        lost = self._margin_before(index)
         height, width = image.shape[-2:]
-        window = image[..., eaten : height - eaten, eaten : width - eaten]
+        window = image[..., lost : height - lost, lost : width - lost]
         window += self.layers[index].skip.adjoint(p.contiguous())
         return image
 
+    def _margin_before(self, index: int) -> int:
+        """Pixels per side that the inner kernels up to a layer have used up."""
+        return sum(layer.margin for layer in self.layers[1 : index + 1])
+
     def pre_activations(self, x: Primal) -> list[Tensor]:
-        """``z_l``, each ``(batch, height_l, width_l, channels_l)``."""
-        image, s, found = self.extended(x), None, []
+        """``z_l``, each ``(batch, height_l, width_l, channels_l)``.
+
+        Args:
+            x: ``(batch, channels, height, width)``, in grey values.
+        """
+        image = self.extended(x)
+        s = None
+        found = []
         for index, layer in enumerate(self.layers):
             z = self.linear(index, image, s) + layer.offset
             found.append(z)
@@ -110,28 +154,27 @@ class NetworkEnergy(SmoothEnergy):
         return found
 
     def value(self, x: Primal) -> PerSample:
-        return (
-            (self.activation.value(self.pre_activations(x)[-1]) @ self.output)
-            .flatten(1)
-            .sum(1)
-        )
+        return self._summed(self.activation.value(self.pre_activations(x)[-1]))
+
+    def _summed(self, last: Tensor) -> PerSample:
+        """``sum_p <c, s_L(p)>``."""
+        return (last @ self.output).flatten(1).sum(1)
 
     def value_and_gradient(self, x: Primal) -> tuple[PerSample, Primal]:
         with torch.no_grad():
             z = self.pre_activations(x)
-            value = (
-                (self.activation.value(z[-1]) @ self.output).flatten(1).sum(1)
-            )
-            return value, self._pulled(
-                [self.activation.slope(part) for part in z], x
-            )[0]
+            value = self._summed(self.activation.value(z[-1]))
+            slopes = [self.activation.slope(part) for part in z]
+            gradient, _ = self._gradient_and_forces(slopes, x)
+            return value, gradient
 
-    def _pulled(
+    def _gradient_and_forces(
         self, slopes: list[Tensor], x: Primal
     ) -> tuple[Primal, list[Tensor]]:
         """``grad R`` and ``p_l = phi'(z_l) q_l``."""
         image = torch.zeros_like(self.extended(x))
-        q, forces = self.output.expand_as(slopes[-1]), []
+        q = self.output.expand_as(slopes[-1])
+        forces = []
         for index in reversed(range(len(self.layers))):
             p = slopes[index] * q
             forces.append(p)
@@ -141,16 +184,19 @@ class NetworkEnergy(SmoothEnergy):
         return self.boundary.fold(image, self.margin), forces[::-1]
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
-        x, direction = x.detach(), direction.detach()
-        image, tangent_image = self.extended(x), self.extended(direction)
-        s = tangent = slope = None
+        # forward mode: one pass, and differentiable in the parameters
+        image = self.extended(x.detach())
+        along = self.extended(direction.detach())
+        s = None
+        tangent = None
         for index, layer in enumerate(self.layers):
             z = self.linear(index, image, s) + layer.offset
-            moved = self.linear(index, tangent_image, tangent)
+            moved = self.linear(index, along, tangent)
             slope = self.activation.slope(z)
-            s, tangent = self.activation.value(z), slope * moved
+            s = self.activation.value(z)
+            tangent = slope * moved
         assert tangent is not None
-        return (tangent @ self.output).flatten(1).sum(1)
+        return self._summed(tangent)
 
     # --- Hessian products -----------------------------------------------------
 
@@ -162,10 +208,13 @@ class NetworkEnergy(SmoothEnergy):
                 self.activation.slope_and_curvature(z)
                 for z in self.pre_activations(x)
             ]
-            q, found = self.output.expand_as(parts[-1][0]), []
+            last, _ = parts[-1]
+            q = self.output.expand_as(last)
+            found = []
             for index in reversed(range(len(self.layers))):
-                slope, bend = parts[index]
-                found += [slope.flatten(1), (q * bend).flatten(1)]
+                slope, second = parts[index]
+                found.append(slope.flatten(1))
+                found.append((q * second).flatten(1))
                 if index > 0:
                     q = self.layers[index].back(slope * q)
             return torch.cat(found, dim=1)
@@ -176,19 +225,16 @@ class NetworkEnergy(SmoothEnergy):
             parts = self.unpacked(curvature, image)
             slopes = [slope for slope, _ in parts]
             tangents = self._tangents(slopes, image)
-            return self._gathered(
-                [
-                    weight * a
-                    for (_, weight), a in zip(parts, tangents, strict=True)
-                ],
-                slopes,
-                image,
-            )
+            forces = []
+            for (_, weight), tangent in zip(parts, tangents, strict=True):
+                forces.append(weight * tangent)
+            return self._gathered(forces, slopes, image)
 
     def _tangents(self, slopes: list[Tensor], image: Tensor) -> list[Tensor]:
         """``J_l v`` for the slopes ``phi'(z_l)`` and the extended image of
         ``v``."""
-        found, tangent = [], None
+        found = []
+        tangent = None
         for index, slope in enumerate(slopes):
             found.append(self.linear(index, image, tangent))
             tangent = slope * found[-1]
@@ -199,16 +245,16 @@ class NetworkEnergy(SmoothEnergy):
     ) -> Primal:
         """``sum_l J_l^T f_l`` for the forces ``f_l``; the extended ``image``
         says how large."""
-        pulled, passed = torch.zeros_like(image), None
+        gathered = torch.zeros_like(image)
+        passed = None
         for index in reversed(range(len(self.layers))):
             force = forces[index]
             if passed is not None:
-                force = force + slopes[index] * self.layers[index + 1].back(
-                    passed
-                )
+                returned = self.layers[index + 1].back(passed)
+                force = force + slopes[index] * returned
             passed = force
-            self.linear_adjoint(index, force, pulled)
-        return self.boundary.fold(pulled, self.margin)
+            self.linear_adjoint(index, force, gathered)
+        return self.boundary.fold(gathered, self.margin)
 
     def bank(self) -> ConvolutionBank:
         """The filters of all layers, which must be of one size, as one bank
@@ -223,32 +269,41 @@ class NetworkEnergy(SmoothEnergy):
     def unpacked(
         self, curvature: Tensor, image: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """The pairs of ``curvature``, layer by layer."""
+        """The two parts of ``curvature``, layer by layer.
+
+        Args:
+            curvature: as ``curvature`` returns it, ``(batch, n)``.
+            image: extended; its shape matters.
+
+        Returns:
+            ``phi'(z_l)`` and ``q_l phi''(z_l)`` of every layer.
+        """
         shapes = self.shapes(image)
-        sizes = [shape.numel() for shape in reversed(shapes) for _ in range(2)]
-        flat = list(curvature.split(sizes, dim=1))
-        pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
         batch = curvature.shape[0]
-        return [
-            (a.view(batch, *s), b.view(batch, *s))
-            for (a, b), s in zip(pairs, shapes, strict=True)
-        ]
+        # the last layer comes first, and every layer twice
+        sizes = [shape.numel() for shape in reversed(shapes) for _ in range(2)]
+        flat = curvature.split(sizes, dim=1)
+        slopes = flat[0::2][::-1]
+        weights = flat[1::2][::-1]
+        found = []
+        for slope, weight, shape in zip(slopes, weights, shapes, strict=True):
+            pair = (slope.view(batch, *shape), weight.view(batch, *shape))
+            found.append(pair)
+        return found
 
     def shapes(self, image: Tensor) -> list[torch.Size]:
-        """``(height_l, width_l, channels_l)`` of the layers for an extended
-        image."""
-        lost, found = 2 * self.layers[0].skip.margin, []
+        """``(height_l, width_l, channels_l)`` of the layers.
+
+        Args:
+            image: extended; its shape matters.
+        """
+        height, width = image.shape[-2:]
+        lost = 2 * self.layers[0].skip.margin
+        found = []
         for layer in self.layers:
             lost += 2 * layer.margin
-            found.append(
-                torch.Size(
-                    (
-                        image.shape[-2] - lost,
-                        image.shape[-1] - lost,
-                        layer.offset.shape[0],
-                    )
-                )
-            )
+            channels = layer.offset.shape[0]
+            found.append(torch.Size((height - lost, width - lost, channels)))
         return found
 
     # --- constants ------------------------------------------------------------
@@ -258,7 +313,10 @@ class NetworkEnergy(SmoothEnergy):
         if self._constants is None:
             layers = [
                 LayerConstants.of(
-                    layer.skip, layer.inner, layer.offset, self.boundary
+                    bank=layer.skip,
+                    inner=layer.inner,
+                    offset=layer.offset,
+                    boundary=self.boundary,
                 )
                 for layer in self.layers
             ]
@@ -275,10 +333,10 @@ class NetworkEnergy(SmoothEnergy):
             for layer in self.layers
             if layer.inner is not None
         ]
-        one = torch.ones_like(self.output[0].detach())
-        return (
-            torch.stack(kernels).amax() if self.logarithmic and kernels else one
-        )
+        if not self.logarithmic or not kernels:
+            return torch.ones_like(self.output[0].detach())
+        # dW/d(log W) = W
+        return torch.stack(kernels).amax()
 
     @property
     def output_gain(self) -> Scalar:
@@ -293,10 +351,9 @@ class NetworkEnergy(SmoothEnergy):
         self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float
     ) -> PairBounds:
         # some forty fields are alive at once: a few samples at a time
-        fields = sum(
-            shape.numel() for shape in self.shapes(self.extended(x[:1]))
-        )
-        count = max(1, _ENTRIES // fields)
+        shapes = self.shapes(self.extended(x[:1]))
+        entries = sum(shape.numel() for shape in shapes)
+        count = max(1, _ENTRIES // entries)
         parts = zip(
             x.split(count),
             adjoint.split(count),
@@ -311,76 +368,92 @@ class NetworkEnergy(SmoothEnergy):
         self, x: Primal, adjoint: Primal, radius: PerSample, modulus: float
     ) -> PairBounds:
         with torch.no_grad():
-            z, constants, layers = (
-                self.pre_activations(x),
-                self.constants(),
-                range(len(self.layers)),
-            )
-            moved = [
-                per_sample(radius, part) * rows.to(part)
-                for part, rows in zip(z, constants.rows, strict=True)
-            ]
-            point = NetworkPoint.of(
-                self.layers, self.output, self.activation, z, moved
-            )
-            norm_bound = self._absolute()._norm_bound(point, self.extended(x))
-            seen = [
-                [self.window(index, image) for index in layers]
-                for image in (self.extended(x), self.extended(adjoint))
-            ]
-            near = Neighbourhood(
-                point=point,
-                constants=constants,
-                radius=radius,
-                modulus=modulus,
-                images=seen[0],
-                hidden=[self.activation.value(part) for part in z],
-                gains=[layer.gains(self.logarithmic) for layer in self.layers],
-                output_gain=self._output_gains(),
-                extension=extension_norm(self.boundary),
-                norm_bound=norm_bound,
-            )
+            near = self._neighbourhood(x, radius, modulus)
+            point = near.point
+            images = self._windows(self.extended(adjoint))
+            seen = []
+            for layer, image in zip(self.layers, images, strict=True):
+                seen.append(layer.skip.forward(image))
             backward = point.backward_gain()
-            direction = point.along(
-                [
-                    self.layers[index].skip.forward(seen[1][index])
-                    for index in layers
-                ]
-            )
-            own = [direction.own_turn(point, index) for index in layers]
-            turn = direction.turn(point, own)
+            direction = point.along(seen)
+            change = [
+                direction.weight_change(point, index)
+                for index in range(len(self.layers))
+            ]
+            turn = direction.turn_weights(point, change)
             return PairBounds(
                 turn=highest(turn),
-                shared_turn=shared_turn(turn, point, modulus, norm_bound),
+                shared_turn=shared_turn(turn, point, modulus, near.norm_bound),
                 mixed=near.answer(backward),
-                mixed_turn=near.answer_along(backward, own, direction, seen[1]),
+                mixed_turn=near.answer_along(
+                    backward,
+                    change,
+                    direction,
+                    images,
+                ),
                 rounding=near.rounding(x, backward),
             )
 
+    def _neighbourhood(
+        self, x: Primal, radius: PerSample, modulus: float
+    ) -> Neighbourhood:
+        """The ball around ``x``, and what the parameters multiply there."""
+        z = self.pre_activations(x)
+        constants = self.constants()
+        moved = []
+        for part, rows in zip(z, constants.jacobian_rows, strict=True):
+            moved.append(per_sample(radius, part) * rows.to(part))
+        point = NetworkPoint.of(
+            layers=self.layers,
+            output=self.output,
+            activation=self.activation,
+            z=z,
+            moved=moved,
+        )
+        image = self.extended(x)
+        return Neighbourhood(
+            point=point,
+            constants=constants,
+            radius=radius,
+            modulus=modulus,
+            images=self._windows(image),
+            hidden=[self.activation.value(part) for part in z],
+            gains=[layer.gains(self.logarithmic) for layer in self.layers],
+            output_gain=self._output_gains(),
+            extension=extension_norm(self.boundary),
+            norm_bound=self._absolute()._norm_bound(point, image),
+        )
+
+    def _windows(self, image: Tensor) -> list[Tensor]:
+        """What each layer sees of an extended image."""
+        return [self.window(index, image) for index in range(len(self.layers))]
+
     def _absolute(self) -> NetworkEnergy:
         """The network of the absolute values of the filters."""
-        layers = [
-            replace(
-                layer,
-                skip=ConvolutionBank(
-                    layer.skip.filters.abs(), layer.skip.boundary
-                ),
+        layers = []
+        for layer in self.layers:
+            bank = ConvolutionBank(
+                layer.skip.filters.abs(),
+                layer.skip.boundary,
             )
-            for layer in self.layers
-        ]
+            layers.append(replace(layer, skip=bank))
+        return self._with(tuple(layers), self.output)
+
+    def _with(self, layers: tuple[Layer, ...], output: Tensor) -> NetworkEnergy:
+        """The same kind of network with other weights."""
         return NetworkEnergy(
-            tuple(layers),
-            self.output,
-            self.activation,
-            self.boundary,
-            self.logarithmic,
+            layers=layers,
+            output=output,
+            activation=self.activation,
+            boundary=self.boundary,
+            logarithmic=self.logarithmic,
         )
 
     def _norm_bound(
         self, point: NetworkPoint, image: Tensor
     ) -> Callable[[list[Tensor]], PerSample]:
         """``f -> max |J|^T (f |J| 1)``, at least ``||sum_l J_l^T diag(f_l)
-        J_l||`` for ``f >= 0``, if no filter is negative."""
+        J_l||`` for ``f >= 0``, if no filter is negative (eq. N26)."""
         slopes = [slope.upper for slope in point.slope]
         rows = self._tangents(slopes, torch.ones_like(image))
 
@@ -395,54 +468,43 @@ class NetworkEnergy(SmoothEnergy):
     def bounds(self, x: Primal, radius: PerSample) -> EnergyBounds:
         with torch.no_grad():
             z = self.pre_activations(x)
-            _, forces = self._pulled(
-                [self.activation.slope(part) for part in z], x
-            )
-            # the filters have zero mean
-            centred = x - x.mean(dim=(2, 3), keepdim=True)
+            slopes = [self.activation.slope(part) for part in z]
+            _, forces = self._gradient_and_forces(slopes, x)
+            contrast = norm(x)
+            if all(layer.skip.zero_mean for layer in self.layers):
+                # no direction of the filters sees the grey value either
+                contrast = norm(x - x.mean(dim=(2, 3), keepdim=True))
             point = PointNorms(
                 image=norm(x),
-                contrast=norm(centred)
-                if all(layer.skip.zero_mean for layer in self.layers)
-                else norm(x),
+                contrast=contrast,
                 hidden=[norm(self.activation.value(part)) for part in z],
                 force=[norm(part) for part in forces],
                 sites=[part.shape[1] * part.shape[2] for part in z],
             )
             return self.constants().at(
-                point, radius, self.inner_gain, self.output_gain
+                point,
+                radius,
+                inner_gain=self.inner_gain,
+                output_gain=self.output_gain,
             )
 
     def stiffness(self, like: Primal) -> Scalar:
         return self.constants().hessian.to(like)
 
     def check_signs(self) -> None:
-        """Raise ``ValueError`` for an inner or output weight that is negative,
-        infinite or not a number."""
-        named = [
-            (f"layer {index + 1}: inner", layer.inner)
-            for index, layer in enumerate(self.layers)
-        ]
-        for name, weights in [*named, ("output", self.output)]:
-            if weights is None:
-                continue
-            if not bool((weights >= 0).all()):
-                raise ValueError(
-                    f"{name} weights must be non-negative, got {float(weights.min()):.3g}"
-                )
-            if not bool(weights.isfinite().all()):
-                raise ValueError(
-                    f"{name} weights must be finite, got {float(weights.max()):.3g}"
-                )
+        """Look at the weights once per solve (synchronises).
+
+        Raises:
+            ValueError: for an inner or output weight that is negative, infinite
+                or not a number, and for other weights that are not finite.
+        """
         for index, layer in enumerate(self.layers):
-            for name, values in (
-                ("filters", layer.skip.filters),
-                ("offset", layer.offset),
-            ):
-                if not bool(values.isfinite().all()):
-                    raise ValueError(
-                        f"layer {index + 1}: {name} must be finite"
-                    )
+            if layer.inner is not None:
+                _require_signs(f"layer {index + 1}: inner", layer.inner)
+        _require_signs("output", self.output)
+        for index, layer in enumerate(self.layers):
+            _require_finite(f"layer {index + 1}: filters", layer.skip.filters)
+            _require_finite(f"layer {index + 1}: offset", layer.offset)
 
     def check(self) -> None:
         self.check_signs()
@@ -456,7 +518,9 @@ class NetworkEnergy(SmoothEnergy):
 
     def detached(self) -> NetworkEnergy:
         copy = self._converted(lambda v: v)
-        copy._constants, copy._bank = self._constants, self._bank
+        # the same numbers: what was computed from them still holds
+        copy._constants = self._constants
+        copy._bank = self._bank
         return copy
 
     def double(self) -> NetworkEnergy:
@@ -464,15 +528,22 @@ class NetworkEnergy(SmoothEnergy):
 
     def _converted(self, change: Callable[[Tensor], Tensor]) -> NetworkEnergy:
         layers = tuple(layer.converted(change) for layer in self.layers)
-        return NetworkEnergy(
-            layers,
-            change(self.output.detach()),
-            self.activation,
-            self.boundary,
-            self.logarithmic,
+        return self._with(layers, change(self.output.detach()))
+
+
+def _require_signs(name: str, weights: Tensor) -> None:
+    # written so that what is no number is refused, too
+    if not bool((weights >= 0).all()):
+        raise ValueError(
+            f"{name} weights must be non-negative, "
+            f"got {float(weights.min()):.3g}"
+        )
+    if not bool(weights.isfinite().all()):
+        raise ValueError(
+            f"{name} weights must be finite, got {float(weights.max()):.3g}"
         )
 
 
-_ENTRIES = 2**20
-"""Entries of all the fields of ``z`` that ``pair_bounds`` looks at together
-(one sample at least)."""
+def _require_finite(name: str, values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} must be finite")

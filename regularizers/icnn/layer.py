@@ -14,11 +14,13 @@ from regularizers.filter_bank.convolution import ConvolutionBank
 
 @dataclass(frozen=True)
 class Layer:
-    """``z = W s + V x + b``: ``filters`` of the image, non-negative ``inner``
-    kernels of the layer before (None in the first).
+    """``z = W s + V x + b`` (docs/theory.md, section N.2).
 
-    ``skip``: the bank of ``filters`` (channels last); ``inner`` ``(outputs,
-    inputs, k, k)``; ``offset`` ``(outputs,)``.
+    Args:
+        skip: the bank of the filters ``V`` that see the image (channels last).
+        inner: kernels ``W`` of the layer before, ``(outputs, inputs, k, k)``,
+            not negative; None in the first layer.
+        offset: ``b``, ``(outputs,)``.
     """
 
     skip: ConvolutionBank
@@ -31,14 +33,23 @@ class Layer:
         return 0 if self.inner is None else self.inner.shape[-1] // 2
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> Layer:
-        """Detached and in another form."""
+        """Detached and in another form.
+
+        Args:
+            change: from a tensor to what replaces it.
+        """
+        # a new bank: its norms are those of the converted filters
         bank = ConvolutionBank(
             change(self.skip.filters.detach()),
             self.skip.boundary,
             self.skip.zero_mean,
         )
         inner = None if self.inner is None else change(self.inner.detach())
-        return Layer(bank, inner, change(self.offset.detach()))
+        return Layer(
+            skip=bank,
+            inner=inner,
+            offset=change(self.offset.detach()),
+        )
 
     def squared(self) -> Layer:
         """With the squares of the kernels."""
@@ -46,25 +57,47 @@ class Layer:
         return replace(self, inner=self.inner.square())
 
     def gains(self, logarithmic: bool) -> Layer:
-        """With the squares of the derivatives of ``W`` in its parameters,
-        itself or its logarithms, for kernels; detached."""
-        inner = None if self.inner is None else self.inner.detach()
-        if inner is not None:
-            inner = inner.square() if logarithmic else torch.ones_like(inner)
-        return Layer(self.skip, inner, self.offset.detach())
+        """With the squares of the derivatives of ``W`` in its parameters for
+        kernels (``g_l^2`` of eq. N28); detached.
+
+        Args:
+            logarithmic: whether the parameters are the logarithms of ``W``.
+        """
+        squares = None
+        if self.inner is not None:
+            inner = self.inner.detach()
+            # dW/d(log W) = W
+            squares = inner.square() if logarithmic else torch.ones_like(inner)
+        return Layer(
+            skip=self.skip,
+            inner=squares,
+            offset=self.offset.detach(),
+        )
 
     def through(self, s: Tensor) -> Tensor:
-        """``W s`` for ``s`` ``(batch, height, width, inputs)``."""
+        """``W s``.
+
+        Args:
+            s: ``(batch, height, width, inputs)``.
+
+        Returns:
+            ``(batch, height', width', outputs)``, smaller by ``margin``.
+        """
         assert self.inner is not None
         if self.inner.shape[-1] == 1:
+            # one product with a matrix, and no layout to change
             return s @ self.inner[..., 0, 0].T
-        return nnf.conv2d(s.permute(0, 3, 1, 2), self.inner).permute(0, 2, 3, 1)
+        planes = nnf.conv2d(s.permute(0, 3, 1, 2), self.inner)
+        return planes.permute(0, 2, 3, 1)
 
     def back(self, p: Tensor) -> Tensor:
-        """``W^T p``."""
+        """``W^T p``, the adjoint of ``through``.
+
+        Args:
+            p: ``(batch, height', width', outputs)``.
+        """
         assert self.inner is not None
         if self.inner.shape[-1] == 1:
             return p @ self.inner[..., 0, 0]
-        return nnf.conv_transpose2d(p.permute(0, 3, 1, 2), self.inner).permute(
-            0, 2, 3, 1
-        )
+        planes = nnf.conv_transpose2d(p.permute(0, 3, 1, 2), self.inner)
+        return planes.permute(0, 2, 3, 1)

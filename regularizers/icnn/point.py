@@ -16,12 +16,20 @@ from regularizers.icnn.layer import Layer
 Field = Tensor
 """One number per site and channel of a layer, ``(batch, height_l, width_l,
 channels_l)``."""
+_ROUNDING = 64
+"""Units in the last place that a slope or a curvature may have lost."""
 
 
 @dataclass(frozen=True)
 class Range:
     """``lower <= f(x') <= upper`` on the ball, and ``here = f(x)``; fields that
-    are not negative."""
+    are not negative.
+
+    Args:
+        lower: at most ``f(x')``.
+        here: ``f(x)``.
+        upper: at least ``f(x')``.
+    """
 
     lower: Field
     here: Field
@@ -30,10 +38,16 @@ class Range:
     @property
     def change(self) -> Field:
         """At least ``|f(x') - f(x)|``."""
-        return torch.maximum(self.upper - self.here, self.here - self.lower)
+        above = self.upper - self.here
+        below = self.here - self.lower
+        return torch.maximum(above, below)
 
     def times(self, other: Range) -> Range:
-        """The product of two fields."""
+        """The product of two fields.
+
+        Args:
+            other: of the same layer.
+        """
         return Range(
             self.lower * other.lower,
             self.here * other.here,
@@ -41,7 +55,11 @@ class Range:
         )
 
     def pulled(self, layer: Layer) -> Range:
-        """``W^T f``: monotone, as ``W >= 0``."""
+        """``W^T f``: monotone, as ``W >= 0``.
+
+        Args:
+            layer: whose kernels ``W`` are meant.
+        """
         return Range(
             layer.back(self.lower),
             layer.back(self.here),
@@ -53,15 +71,21 @@ class Range:
 class NetworkPoint:
     """Ranges on a ball around a point, layer by layer (eq. N22).
 
-    ``slope = phi'(z_l)``, ``bend = phi''(z_l)``, ``pull = q_l``, ``force = p_l
-    = phi' q_l``, ``weight = w_l = phi'' q_l``.
+    Args:
+        layers: of the network.
+        activation: ``phi``.
+        slope: ``phi'(z_l)``.
+        curvature: ``phi''(z_l)``.
+        hidden_gradient: ``q_l = dR/ds_l``.
+        force: ``p_l = dR/dz_l = phi' q_l``.
+        weight: ``w_l = phi'' q_l``.
     """
 
     layers: Sequence[Layer]
     activation: Activation
     slope: list[Range]
-    bend: list[Range]
-    pull: list[Range]
+    curvature: list[Range]
+    hidden_gradient: list[Range]
     force: list[Range]
     weight: list[Range]
 
@@ -73,26 +97,40 @@ class NetworkPoint:
         z: list[Field],
         moved: list[Tensor],
     ) -> NetworkPoint:
-        """At the pre-activations ``z``, of which those of layer ``l`` change by
-        at most ``moved[l]`` on the ball."""
-        slope, bend = [], []
-        for field, reach in zip(z, moved, strict=True):
+        """The ranges on a ball.
+
+        Args:
+            layers: of the network.
+            output: ``c``, ``(channels,)``, not negative.
+            activation: ``phi``, smooth.
+            z: pre-activations at its centre.
+            moved: for every layer what they change by at most, broadcasting
+                against ``z``.
+        """
+        slope = []
+        curvature = []
+        for field, radius in zip(z, moved, strict=True):
             slopes, curvatures = activation.slope_and_curvature(field)
-            reach = (
-                reach + _ROUNDING * torch.finfo(field.dtype).eps * field.abs()
-            )
+            # z itself is known up to rounding only
+            lost = _ROUNDING * torch.finfo(field.dtype).eps * field.abs()
+            reach = radius + lost
             slope.append(_range(slopes, activation.slopes_around(field, reach)))
-            bend.append(
+            curvature.append(
                 _range(curvatures, activation.curvatures_around(field, reach))
             )
-        q = output.expand_as(z[-1])
-        pull = [Range(q, q, q)]
+        last = output.expand_as(z[-1])
+        gradient = [Range(last, last, last)]
         for index in range(len(layers) - 1, 0, -1):
-            pull.insert(0, slope[index].times(pull[0]).pulled(layers[index]))
-        force = [a.times(b) for a, b in zip(slope, pull, strict=True)]
-        weight = [a.times(b) for a, b in zip(bend, pull, strict=True)]
+            force = slope[index].times(gradient[0])
+            gradient.insert(0, force.pulled(layers[index]))
         return NetworkPoint(
-            layers, activation, slope, bend, pull, force, weight
+            layers=layers,
+            activation=activation,
+            slope=slope,
+            curvature=curvature,
+            hidden_gradient=gradient,
+            force=_products(slope, gradient),
+            weight=_products(curvature, gradient),
         )
 
     def backward_gain(self) -> list[Field]:
@@ -101,209 +139,301 @@ class NetworkPoint:
         found = [self.weight[-1].upper]
         for index in range(len(self.layers) - 2, -1, -1):
             passed = spread(
-                self.layers[index + 1], self.slope[index].upper, found[0]
+                self.layers[index + 1],
+                self.slope[index].upper,
+                found[0],
             )
+            # the parts answer to different terms of ||a||_R: no factor
             found.insert(0, self.weight[index].upper + passed)
         return found
 
     def along(self, seen: list[Field]) -> Direction:
         """What a fixed direction ``P`` of the image does, on the ball (eq.
-        N24); ``seen[l] = V_l P``."""
-        tangent, drift = [seen[0]], [torch.zeros_like(seen[0])]
-        for index in range(1, len(self.layers)):
-            layer, slope = self.layers[index], self.slope[index - 1]
-            drift.append(
-                layer.through(
-                    slope.upper * drift[-1] + slope.change * tangent[-1].abs()
-                )
-            )
-            tangent.append(
-                seen[index] + layer.through(slope.here * tangent[-1])
-            )
-        last = self.weight[-1]
-        turned, turned_drift = (
-            [torch.zeros_like(tangent[-1])],
-            [torch.zeros_like(tangent[-1])],
+        N24).
+
+        Args:
+            seen: ``V_l P`` of every layer.
+        """
+        tangent = self._tangents(seen)
+        force, gradient = self._forces(tangent)
+        return Direction(
+            size=[part.size for part in tangent],
+            gradient_size=[part.size for part in gradient],
+            force=[part.here for part in force],
+            drift=[part.drift for part in force],
         )
-        force = [last.here * tangent[-1]]
-        force_drift = [last.upper * drift[-1] + last.change * tangent[-1].abs()]
+
+    def _tangents(self, seen: list[Field]) -> list[_Moving]:
+        """``P_l = J_l P``, from the first layer to the last."""
+        found = [_Moving(seen[0], torch.zeros_like(seen[0]))]
+        for index in range(1, len(self.layers)):
+            layer = self.layers[index]
+            slope = self.slope[index - 1]
+            before = found[-1]
+            # f'g' - fg = f'(g' - g) + (f' - f)g
+            drift = layer.through(
+                slope.upper * before.drift + slope.change * before.here.abs()
+            )
+            here = seen[index] + layer.through(slope.here * before.here)
+            found.append(_Moving(here, drift))
+        return found
+
+    def _forces(
+        self, tangent: list[_Moving]
+    ) -> tuple[list[_Moving], list[_Moving]]:
+        """``t_l = D p_l[P]`` and ``D q_l[P]``, from the last layer to the
+        first."""
+        zero = torch.zeros_like(tangent[-1].here)
+        # q_L = c does not depend on x
+        gradient = [_Moving(zero, zero)]
+        force = [_moved_by(self.weight[-1], tangent[-1])]
         for index in range(len(self.layers) - 2, -1, -1):
-            layer, slope, weight = (
-                self.layers[index + 1],
-                self.slope[index],
-                self.weight[index],
+            layer = self.layers[index + 1]
+            slope = self.slope[index]
+            after = force[0]
+            returned = _Moving(layer.back(after.here), layer.back(after.drift))
+            own = _moved_by(self.weight[index], tangent[index])
+            here = own.here + slope.here * returned.here
+            drift = (
+                own.drift
+                + slope.upper * returned.drift
+                + slope.change * returned.here.abs()
             )
-            turned.insert(0, layer.back(force[0]))
-            turned_drift.insert(0, layer.back(force_drift[0]))
-            force.insert(
-                0, weight.here * tangent[index] + slope.here * turned[0]
-            )
-            own = (
-                weight.upper * drift[index]
-                + weight.change * tangent[index].abs()
-            )
-            force_drift.insert(
-                0,
-                own
-                + slope.upper * turned_drift[0]
-                + slope.change * turned[0].abs(),
-            )
-        size = [a.abs() + b for a, b in zip(tangent, drift, strict=True)]
-        twist = [a.abs() + b for a, b in zip(turned, turned_drift, strict=True)]
-        return Direction(size, twist, force, force_drift)
+            gradient.insert(0, returned)
+            force.insert(0, _Moving(here, drift))
+        return force, gradient
+
+
+@dataclass(frozen=True)
+class _Moving:
+    """A field of any sign at the point, and at least what it changes by on the
+    ball."""
+
+    here: Field
+    drift: Field
+
+    @property
+    def size(self) -> Field:
+        """Its absolute value on the ball (a hat in the theory)."""
+        return self.here.abs() + self.drift
+
+
+def _moved_by(weight: Range, tangent: _Moving) -> _Moving:
+    """Their product."""
+    here = weight.here * tangent.here
+    drift = weight.upper * tangent.drift + weight.change * tangent.here.abs()
+    return _Moving(here, drift)
+
+
+def _products(first: list[Range], second: list[Range]) -> list[Range]:
+    return [a.times(b) for a, b in zip(first, second, strict=True)]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """``size >= |J_l P|``, ``twist >= |D q_l[P]|`` on the ball; ``force = D
-    p_l[P]`` at the point, off by at most ``drift``."""
+    """What a direction ``P`` of the image does to the layers (eq. N24).
+
+    Args:
+        size: at least ``|J_l P|``, on the ball.
+        gradient_size: at least ``|D q_l[P]|``, on the ball.
+        force: ``D p_l[P]`` at the point.
+        drift: at least what that changes by on the ball.
+    """
 
     size: list[Field]
-    twist: list[Field]
+    gradient_size: list[Field]
     force: list[Field]
     drift: list[Field]
 
     @property
     def force_size(self) -> list[Field]:
         """``|D p_l[P]|`` on the ball."""
-        return [
-            a.abs() + b for a, b in zip(self.force, self.drift, strict=True)
-        ]
+        pairs = zip(self.force, self.drift, strict=True)
+        return [here.abs() + drift for here, drift in pairs]
 
-    def own_turn(self, point: NetworkPoint, index: int) -> Field:
-        """At least ``|D w_l[P]| / w_l``: how fast a curvature changes along
-        ``P``."""
-        slope, relative = point.slope[index], point.activation.relative
+    def weight_change(self, point: NetworkPoint, index: int) -> Field:
+        """``omega_l``, at least ``|D w_l[P]| / w_l``: how fast a curvature
+        changes along ``P`` (eq. N25).
+
+        Args:
+            point: the ranges on the ball.
+            index: of the layer, from 0.
+        """
+        slope = point.slope[index]
+        relative = point.activation.relative
         rate = point.activation.turning(slope.lower, slope.upper)
         # D log q_l averages D log p_{l+1}, which the size of the ball cannot
         # blow up
-        average = relative * sum(
+        later = sum(
             (largest(part) for part in self.size[index + 1 :]),
             torch.zeros_like(largest(rate)),
         )
-        twist = torch.fmin(
-            self.twist[index] / point.pull[index].lower,
-            per_sample(average, rate),
+        average = per_sample(relative * later, rate)
+        quotient = (
+            self.gradient_size[index] / point.hidden_gradient[index].lower
         )
-        return rate * self.size[index] + twist
+        # fmin: where q and its change are both 0 the quotient is not a number
+        of_gradient = torch.fmin(quotient, average)
+        return rate * self.size[index] + of_gradient
 
-    def turn(self, point: NetworkPoint, own: list[Field]) -> list[Field]:
+    def turn_weights(
+        self, point: NetworkPoint, own: list[Field]
+    ) -> list[Field]:
         """``f_l`` with ``|D^3 R[P, v, w]|^2 <= F(v) F(w)``, ``F(v) = sum_l <f_l
         w_l, (J_l v)^2>``, on the ball (eq. N25).
 
-        ``own``: those of ``own_turn``, layer by layer.
+        Args:
+            point: the ranges on the ball.
+            own: those of ``weight_change``, layer by layer.
         """
-        layers, last = point.layers, len(point.layers) - 1
-        ahead, behind = (
-            [torch.zeros_like(self.size[0])],
-            [torch.zeros_like(self.size[-1])],
-        )
-        for index in range(last):
-            inside = (
-                point.bend[index].upper * self.size[index]
-                + point.slope[index].upper * ahead[-1]
-            )
-            ahead.append(layers[index + 1].through(inside))
-        for index in range(last, 0, -1):
-            behind.insert(
-                0,
-                layers[index].back(
-                    point.weight[index].upper
-                    + point.slope[index].upper * behind[0]
-                ),
-            )
-        early = []
-        for index in range(
-            last + 1
-            # w <= relative p, layer by layer, bounds the quotient by q in any
-            # ball
-        ):
-            ceiling = torch.full_like(
-                behind[index], (last - index) * point.activation.relative
-            )
-            quotient = torch.fmin(
-                behind[index] / point.pull[index].lower, ceiling
-            )
-            early.append(quotient * self.size[index])
+        ahead = self._ahead(point)
+        early = self._early(point)
         # any positive factor between the two will do; this one makes their
         # maxima equal
         balance = _ratio(highest(early), highest(ahead)).sqrt()
         found = []
-        for index in range(last + 1):
+        for index in range(len(point.layers)):
             factor = per_sample(balance, ahead[index])
             found.append(
                 own[index] + ahead[index] * factor + early[index] / factor
             )
         return found
 
+    def _ahead(self, point: NetworkPoint) -> list[Field]:
+        """``v_l``: the change of ``J_l`` through the layers before."""
+        found = [torch.zeros_like(self.size[0])]
+        for index in range(len(point.layers) - 1):
+            of_slope = point.curvature[index].upper * self.size[index]
+            inside = of_slope + point.slope[index].upper * found[-1]
+            found.append(point.layers[index + 1].through(inside))
+        return found
+
+    def _early(self, point: NetworkPoint) -> list[Field]:
+        """What multiplies ``1/kappa``: the changes of later ``J``, as this
+        layer sees them."""
+        last = len(point.layers) - 1
+        # eta
+        behind = [torch.zeros_like(self.size[-1])]
+        for index in range(last, 0, -1):
+            inside = (
+                point.weight[index].upper + point.slope[index].upper * behind[0]
+            )
+            behind.insert(0, point.layers[index].back(inside))
+        found = []
+        for index in range(last + 1):
+            # w <= relative p, layer by layer, bounds the quotient by q in any
+            # ball
+            ceiling = torch.full_like(
+                behind[index],
+                (last - index) * point.activation.relative,
+            )
+            quotient = behind[index] / point.hidden_gradient[index].lower
+            found.append(torch.fmin(quotient, ceiling) * self.size[index])
+        return found
+
     def tangent_gain(self, point: NetworkPoint) -> list[Field]:
         """``chi_l``: the change of ``phi'(z_l) J_l P`` along ``d`` is
-        ``chi_l^{1/2} xi`` with ``||xi|| <= ||d||_R`` (eq. N27)."""
+        ``chi_l^{1/2} xi`` with ``||xi|| <= ||d||_R`` (eq. N27).
+
+        Args:
+            point: the ranges on the ball.
+        """
         found: list[Field] = []
         for index, layer in enumerate(point.layers):
-            own = (
-                point.bend[index].upper
+            # phi'' = w / q
+            weight = (
+                point.curvature[index].upper
                 * self.size[index].square()
-                / point.pull[index].lower
+                / point.hidden_gradient[index].lower
             )
-            found.append(
-                own
-                if index == 0
-                else own + gather(layer, point.slope[index].upper, found[-1])
-            )
+            if index > 0:
+                slope = point.slope[index].upper
+                weight = weight + gather(layer, slope, found[-1])
+            found.append(weight)
         return found
 
     def force_gain(
         self,
         point: NetworkPoint,
-        own_turn: list[Field],
+        own_change: list[Field],
         backward: list[Field],
         tangent: list[Field],
     ) -> list[Field]:
         """``v_l``: the change of ``D p_l[P]`` along ``d`` is ``v_l^{1/2} xi``
         with ``||xi|| <= ||d||_R`` (eq. N27).
 
-        ``backward`` and ``tangent``: ``u`` and ``chi``; ``own_turn``: as for
-        ``turn``.
+        Args:
+            point: the ranges on the ball.
+            own_change: ``omega_l``, those of ``weight_change``.
+            backward: ``u_l``, those of ``NetworkPoint.backward_gain``.
+            tangent: ``chi_l``, those of ``tangent_gain``.
         """
-        layers, found = point.layers, list[Field]()
-        for index in range(len(layers) - 1, -1, -1):
+        layers = point.layers
+        last = len(layers) - 1
+        found = list[Field]()
+        for index in range(last, -1, -1):
+            # layer l, earlier and later ones: different terms of ||d||_R, whose
+            # weights add
             weight = point.weight[index].upper
-            own = weight * own_turn[index].square()
+            whole = weight * own_change[index].square()
             if index > 0:
-                own = own + gather(layers[index], weight, tangent[index - 1])
-            if index < len(layers) - 1:
+                earlier = gather(layers[index], weight, tangent[index - 1])
+                whole = whole + earlier
+            if index < last:
                 after = layers[index + 1]
-                own = own + spread(
-                    after,
-                    point.bend[index].upper * self.size[index],
-                    backward[index + 1],
-                )
-                own = _together(
-                    own, spread(after, point.slope[index].upper, found[0])
-                )
-            found.insert(0, own)
+                of_slope = point.curvature[index].upper * self.size[index]
+                later = spread(after, of_slope, backward[index + 1])
+                passed = spread(after, point.slope[index].upper, found[0])
+                # what is passed on answers to all of them once more
+                whole = _together(whole + later, passed)
+            found.insert(0, whole)
         return found
 
 
 def spread(layer: Layer, left: Field, inside: Field) -> Field:
     """A diagonal above ``diag(left) W^T diag(inside) W diag(left)``: its row
-    sums (Schur), as nothing is negative."""
+    sums (Schur), as nothing is negative.
+
+    Args:
+        layer: whose kernels ``W`` are meant.
+        left: before the kernels.
+        inside: behind them.
+    """
     return left * layer.back(inside * layer.through(left))
 
 
 def gather(layer: Layer, left: Field, inside: Field) -> Field:
-    """The same for ``diag(left) W diag(inside) W^T diag(left)``."""
+    """The same for ``diag(left) W diag(inside) W^T diag(left)``.
+
+    Args:
+        layer: whose kernels ``W`` are meant.
+        left: behind the kernels.
+        inside: before them.
+    """
     return left * layer.through(inside * layer.back(left))
 
 
 def largest(field: Field) -> Tensor:
-    """Maximum over sites and channels, ``(batch,)``."""
+    """Maximum over sites and channels.
+
+    Args:
+        field: of one layer.
+
+    Returns:
+        ``(batch,)``.
+    """
     return field.flatten(1).amax(1)
 
 
 def highest(fields: Sequence[Field]) -> Tensor:
-    """Maximum over all layers, ``(batch,)``."""
+    """Maximum over all layers.
+
+    Args:
+        fields: one per layer.
+
+    Returns:
+        ``(batch,)``.
+    """
     return torch.stack([largest(field) for field in fields]).amax(0)
 
 
@@ -321,23 +451,22 @@ def _together(first: Field, second: Field) -> Field:
     the share of the root of the sum.
     """
     smallest = torch.finfo(first.dtype).eps
-    a, b = (field.flatten(1).sum(1).sqrt() for field in (first, second))
-    share = per_sample(
-        (a / (a + b)).nan_to_num(nan=0.5).clamp(min=smallest, max=1 - smallest),
-        first,
-    )
+    a = first.flatten(1).sum(1).sqrt()
+    b = second.flatten(1).sum(1).sqrt()
+    # both may vanish
+    share = (a / (a + b)).nan_to_num(nan=0.5)
+    # and neither may be divided by zero
+    share = share.clamp(min=smallest, max=1 - smallest)
+    share = per_sample(share, first)
     return first / share + second / (1 - share)
 
 
 def _range(here: Field, ends: tuple[Field, Field]) -> Range:
     """Widened by the rounding of the three."""
+    lower, upper = ends
     slack = _ROUNDING * torch.finfo(here.dtype).eps
     return Range(
-        (1 - slack) * torch.minimum(ends[0], here),
-        here,
-        (1 + slack) * torch.maximum(ends[1], here),
+        lower=(1 - slack) * torch.minimum(lower, here),
+        here=here,
+        upper=(1 + slack) * torch.maximum(upper, here),
     )
-
-
-_ROUNDING = 64
-"""Units in the last place that a slope or a curvature may have lost."""

@@ -29,13 +29,23 @@ ACTIVATIONS = ("softplus", "relu", "leaky_relu")
 class NetworkConfig:
     """Everything that defines the architecture; the rest are parameters.
 
-    ``widths``: channels of the hidden layers, at least two layers; the first
-    needs an even number. ``size``: side of the filters that see the image, in
-    every layer; ``inner``: side of the non-negative kernels between layers.
-    ``smoothing`` (grey values): of the softplus; ``leak``: slope of the leaky
-    ReLU. ``gradient_weight`` and ``weight`` (grey values): starting weights of
-    the first differences and of everything else, as in ``LinearConfig``. Raises
-    ``ValueError`` for unknown names and impossible sizes.
+    Args:
+        widths: channels of the hidden layers, at least two layers; the first
+            needs an even number.
+        size: side of the filters that see the image, in every layer, in pixels;
+            odd, at least 3.
+        inner: side of the non-negative kernels between layers; odd.
+        channels: of the images.
+        activation: one of ``ACTIVATIONS``.
+        smoothing: of the softplus, in grey values.
+        leak: slope of the leaky ReLU.
+        boundary: one of ``BOUNDARIES``.
+        gradient_weight: starting weight of the first differences, in grey
+            values.
+        weight: starting weight of everything else, in grey values.
+
+    Raises:
+        ValueError: for unknown names and impossible sizes.
     """
 
     widths: tuple[int, ...] = (32, 16)
@@ -58,8 +68,17 @@ class NetworkConfig:
         channels: int,
         boundary: str,
     ) -> NetworkConfig:
-        """Starting values in proportion to the noise ``sigma`` (grey values):
-        about the quality of total variation."""
+        """Starting values in proportion to the noise: about the quality of
+        total variation.
+
+        Args:
+            sigma: standard deviation of the noise, in grey values.
+            widths: as in ``NetworkConfig``, like the rest.
+            size: side of the filters that see the image, in pixels.
+            inner: side of the kernels between layers.
+            channels: of the images.
+            boundary: one of ``BOUNDARIES``.
+        """
         return NetworkConfig(
             widths=widths,
             size=size,
@@ -97,13 +116,16 @@ class NetworkConfig:
         require_positive("weight", self.weight)
         require_positive("gradient_weight", self.gradient_weight)
         require_positive("smoothing", self.smoothing)
-        LeakyReLU(self.leak)  # checks it
+        # checks it
+        LeakyReLU(self.leak)
 
     def phi(self) -> Activation:
-        """The activation."""
+        """The activation ``phi``."""
         if self.activation == "softplus":
             return Softplus(self.smoothing)
-        return LeakyReLU(self.leak if self.activation == "leaky_relu" else 0.0)
+        # the ReLU is the one without a leak
+        leak = self.leak if self.activation == "leaky_relu" else 0.0
+        return LeakyReLU(leak)
 
 
 class NetworkRegularizer(Regularizer):
@@ -121,6 +143,10 @@ class NetworkRegularizer(Regularizer):
     the energy is ``c`` times filter responses whatever the widths and depth;
     the first layer comes in pairs ``v, -v``, which makes ``phi(z) + phi(-z) ~
     |z|``.
+
+    Args:
+        config: the architecture; None: the default one.
+        generator: of the noise in the starting filters; None: torch's.
     """
 
     sees_data = False
@@ -131,7 +157,8 @@ class NetworkRegularizer(Regularizer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.config = config = config if config is not None else NetworkConfig()
+        config = NetworkConfig() if config is None else config
+        self.config = config
         first = _paired(config, generator)
         later = [
             0.02 * torch.randn((width, *first.shape[1:]), generator=generator)
@@ -141,38 +168,50 @@ class NetworkRegularizer(Regularizer):
         self.offset = nn.ParameterList(
             [torch.zeros(width) for width in config.widths]
         )
-        pairs = zip(config.widths[:-1], config.widths[1:], strict=True)
-        self.log_inner = nn.ParameterList(
-            [
-                _starting_kernels(before, after, config.inner, index == 0).log()
-                for index, (before, after) in enumerate(pairs)
-            ]
-        )
+        kernels = []
+        for index, after in enumerate(config.widths[1:]):
+            start = _starting_kernels(
+                before=config.widths[index],
+                after=after,
+                size=config.inner,
+                # the first layer comes in pairs
+                paired=index == 0,
+            )
+            kernels.append(start.log())
+        self.log_inner = nn.ParameterList(kernels)
         output = torch.full((config.widths[-1],), config.weight)
         output[:2] = config.gradient_weight
         self.log_output = nn.Parameter(output.log())
         self.register_load_state_dict_pre_hook(_from_plain_weights)
 
     def filters(self, index: int = 0) -> Tensor:
-        """``V`` of one layer, ``(width, channels, k, k)``, each channel with
-        zero mean."""
+        """``V`` of one layer.
+
+        Args:
+            index: of the layer, from 0.
+
+        Returns:
+            ``(width, channels, k, k)``, each channel with zero mean.
+        """
         return zero_mean_filters(self.coefficients[index])
 
     def network(self) -> NetworkEnergy:
         """The energy, differentiable in the parameters."""
-        config, layers = self.config, []
-        inner = [None, *(kernel.exp() for kernel in self.log_inner)]
-        for index, kernel in enumerate(inner):
+        kernels = [None, *(kernel.exp() for kernel in self.log_inner)]
+        layers = []
+        for index, kernel in enumerate(kernels):
+            # the network extends the image once for all layers
             bank = ConvolutionBank(
-                self.filters(index), BOUNDARIES["valid"], zero_mean=True
+                self.filters(index),
+                BOUNDARIES["valid"],
+                zero_mean=True,
             )
             layers.append(Layer(bank, kernel, self.offset[index]))
-        boundary = BOUNDARIES[config.boundary]
         return NetworkEnergy(
-            tuple(layers),
-            self.log_output.exp(),
-            config.phi(),
-            boundary,
+            layers=tuple(layers),
+            output=self.log_output.exp(),
+            activation=self.config.phi(),
+            boundary=BOUNDARIES[self.config.boundary],
             logarithmic=True,
         )
 
@@ -191,26 +230,28 @@ def _from_plain_weights(
 ) -> None:
     """Turn ``inner.l`` and ``output`` of a state dictionary into the logarithms
     that the module holds; zeros become tiny."""
-    for name in [
-        name
-        for name in state
-        if name.startswith((f"{prefix}inner.", f"{prefix}output"))
-    ]:
+    prefixes = (f"{prefix}inner.", f"{prefix}output")
+    # a list: entries are taken out on the way
+    plain = [name for name in state if name.startswith(prefixes)]
+    for name in plain:
         weights = state.pop(name)
         if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
             raise ValueError(
                 f"{name} must be finite and non-negative, got a minimum of "
                 f"{float(weights.min()):.3g}"
             )
-        state[f"{prefix}log_{name.removeprefix(prefix)}"] = weights.clamp(
-            min=torch.finfo(weights.dtype).tiny
-        ).log()
+        # zero has no logarithm
+        positive = weights.clamp(min=torch.finfo(weights.dtype).tiny)
+        held = f"{prefix}log_{name.removeprefix(prefix)}"
+        state[held] = positive.log()
 
 
 def _paired(config: NetworkConfig, generator: torch.Generator | None) -> Tensor:
     """Filters ``v, -v`` side by side, plus a little seeded noise."""
     start = starting_coefficients(
-        config.widths[0] // 2, config.channels, config.size
+        config.widths[0] // 2,
+        config.channels,
+        config.size,
     )
     start = torch.stack([start, -start], dim=1).flatten(0, 1)
     return start + 0.02 * torch.randn(start.shape, generator=generator)
@@ -221,12 +262,12 @@ def _starting_kernels(
 ) -> Tensor:
     """Positive kernels: output ``i`` takes the sum of pair ``i`` (later:
     channel ``i``), and a tenth of the mean of the rest."""
-    kernels = torch.full(
-        (after, before, size, size), 0.1 / (before * size * size)
-    )
+    share = 0.1 / (before * size * size)
+    kernels = torch.full((after, before, size, size), share)
     middle = size // 2
     for output in range(after):
         sources = [2 * output, 2 * output + 1] if paired else [output]
         for source in sources:
+            # wider layers than the one before start again
             kernels[output, source % before, middle, middle] = 1.0
     return kernels

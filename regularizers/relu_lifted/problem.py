@@ -105,7 +105,7 @@ def deviation(
         ]
         shapes = network.shapes(network.extended(x))
         squares = [
-            q.square().sum() for q in network.constants().channel_ceilings
+            q.square().sum() for q in network.constants().gradient_maxima
         ]
         duals = [
             2 * square * (shape[0] * shape[1])

@@ -29,9 +29,9 @@ from regularizers.filter_bank.kernels import (
     ADJOINT_KERNELS,
     FORWARD_KERNELS,
     KernelPlan,
-    measured_plan,
     plan_named,
 )
+from regularizers.filter_bank.measuring import measured_plan
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.support.oracles import materialise
 

@@ -276,7 +276,7 @@ def surroundings(
     z = energy.pre_activations(x)
     moved = [
         radius * rows.expand_as(part)
-        for part, rows in zip(z, energy.constants().rows, strict=True)
+        for part, rows in zip(z, energy.constants().jacobian_rows, strict=True)
     ]
     point = NetworkPoint.of(
         energy.layers, energy.output, energy.activation, z, moved
@@ -310,7 +310,13 @@ def test_every_field_stays_in_its_range_on_the_ball(
         there, along = surroundings(
             energy, x + radius * away / away.norm(), adjoint, 0.0
         )
-        for kind in ("slope", "bend", "pull", "force", "weight"):
+        for kind in (
+            "slope",
+            "curvature",
+            "hidden_gradient",
+            "force",
+            "weight",
+        ):
             for near, exact in zip(
                 getattr(point, kind), getattr(there, kind), strict=True
             ):
@@ -329,10 +335,14 @@ def test_every_field_stays_in_its_range_on_the_ball(
                 (along.size[index] <= direction.size[index] + slack).all()
             )
             slack = 1e-12 * float(
-                direction.force_size[index].max() + direction.twist[index].max()
+                direction.force_size[index].max()
+                + direction.gradient_size[index].max()
             )
             assert bool(
-                (along.twist[index] <= direction.twist[index] + slack).all()
+                (
+                    along.gradient_size[index]
+                    <= direction.gradient_size[index] + slack
+                ).all()
             )
             change = (along.force[index] - direction.force[index]).abs()
             assert bool((change <= direction.drift[index] + slack).all())
@@ -363,7 +373,7 @@ def test_curvatures_turn_at_most_as_fast_as_is_said(name: str) -> None:
         rate = (ends[0].weight[index].here - ends[1].weight[index].here) / (
             2 * step * weight.here
         )
-        claimed = direction.own_turn(point, index)
+        claimed = direction.weight_change(point, index)
         # the difference of smaller ones is rounding
         visible = weight.here > 1e-5 * weight.here.max()
         rate = torch.where(visible, rate, 0.0)
@@ -386,16 +396,20 @@ def test_the_turn_of_two_layers_written_out() -> None:
     assert kernels is not None
     matrix = kernels[..., 0, 0]
     size = direction.size[0]
-    ahead = torch.einsum("jk,bhwk->bhwj", matrix, point.bend[0].here * size)
+    ahead = torch.einsum(
+        "jk,bhwk->bhwj", matrix, point.curvature[0].here * size
+    )
     early = (
         torch.einsum("jk,bhwj->bhwk", matrix, point.weight[1].here)
         * size
-        / point.pull[0].here
+        / point.hidden_gradient[0].here
     )
     balance = (early.max() / ahead.max()).sqrt()
-    own = [direction.own_turn(point, index) for index in range(2)]
+    own = [direction.weight_change(point, index) for index in range(2)]
     expected = [own[0] + early / balance, own[1] + balance * ahead]
-    for found, wanted in zip(direction.turn(point, own), expected, strict=True):
+    for found, wanted in zip(
+        direction.turn_weights(point, own), expected, strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
 
 

@@ -22,7 +22,7 @@ from piggyback.problems.pair import Accuracy
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
 from piggyback.training.bilevel import EACH_STEP
-from regularizers.filter_bank.kernels import median_seconds
+from regularizers.filter_bank.measuring import median_seconds
 
 LOOSE, TIGHT = Accuracy(1e-2, 1e-1), Accuracy(1e-5, 1e-4)
 USUAL = Accuracy(1e-4, 1e-2)

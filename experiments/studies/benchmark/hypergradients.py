@@ -41,7 +41,7 @@ from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, flat_gradient
 from piggyback.problems.posed import pose
 from piggyback.training.bilevel import EACH_STEP
-from regularizers.filter_bank.kernels import median_seconds
+from regularizers.filter_bank.measuring import median_seconds
 
 CERTIFIED, IMPLICIT, REFINED = (
     "ours, certified",

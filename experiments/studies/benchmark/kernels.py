@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.studies.shared.tables import new_table
 from regularizers.filter_bank.boundaries import Valid
 from regularizers.filter_bank.convolution import ConvolutionBank
-from regularizers.filter_bank.kernels import Job, kernel_jobs, median_seconds
+from regularizers.filter_bank.measuring import Job, kernel_jobs, median_seconds
 
 
 @dataclass(frozen=True)

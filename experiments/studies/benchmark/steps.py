@@ -23,7 +23,7 @@ from piggyback.solvers.lower import SolverTask
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.pdhg import PDHG
 from piggyback.terms.data.denoising import Denoising
-from regularizers.filter_bank.kernels import median_seconds
+from regularizers.filter_bank.measuring import median_seconds
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ from piggyback.solvers.lower import (
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.solvers.stopping import Schedule
 from regularizers import ConvolutionBank, LinearRegularizer
-from regularizers.filter_bank.kernels import default_plan, kernel_jobs
+from regularizers.filter_bank.kernels import default_plan
+from regularizers.filter_bank.measuring import kernel_jobs
 
 TRAINING = Accuracy(4e-3, 0.4)
 """Tolerances of the stochastic phase."""

@@ -16,7 +16,8 @@ from piggyback.training.bilevel import Samples
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.conditional import ConditionalRegularizer, LevelConfig
 from regularizers.construction import Learned
-from regularizers.filter_bank.kernels import measured_plan, plan_named
+from regularizers.filter_bank.kernels import plan_named
+from regularizers.filter_bank.measuring import measured_plan
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from regularizers.relu_lifted.regularizer import ReLULiftedRegularizer
