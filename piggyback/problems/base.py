@@ -63,6 +63,31 @@ class LowerProblem(ABC):
         """``A(x) v``, the Hessian of ``h`` at the point that ``curvature`` was
         computed at (eq. 8)."""
 
+    def residuals(
+        self, x: Primal, adjoint: Primal, slope: Primal
+    ) -> tuple[Primal, Primal]:
+        """``grad h(x)`` and ``grad l(x) - A(x) P``, which certify a pair (eq.
+        10).
+
+        Args:
+            x: ``(batch, ...)``.
+            adjoint: ``P``, likewise.
+            slope: ``grad l(x)``.
+        """
+        return self.gradient(x), self.adjoint_residual(x, adjoint, slope)
+
+    def adjoint_residual(
+        self, x: Primal, adjoint: Primal, slope: Primal
+    ) -> Primal:
+        """``grad l(x) - A(x) P`` alone.
+
+        Args:
+            x: ``(batch, ...)``.
+            adjoint: ``P``, likewise.
+            slope: ``grad l(x)``.
+        """
+        return slope - self.hessian(self.curvature(x), adjoint)
+
     @abstractmethod
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
         """An approximation of ``A(x)^{-1}``; it only steers solvers."""

@@ -194,20 +194,32 @@ class SaddleProblem(LowerProblem):
         return self.potential.gradient(z), self.potential.curvature(z) * image
 
     def residuals(
+        self, x: Primal, adjoint: Primal, slope: Primal
+    ) -> tuple[Primal, Primal]:
+        return self.residuals_from(x, adjoint, self.duals(x, adjoint), slope)
+
+    def residuals_from(
         self,
-        pair: tuple[Primal, Primal],
+        x: Primal,
+        adjoint: Primal,
         duals: tuple[Dual, Dual],
         slope: Primal,
     ) -> tuple[Primal, Primal]:
-        """``grad h(x)`` and ``slope - A(x) P`` of ``pair = (x, P)``, ``slope =
-        grad l(x)``; ``K^T`` sees both duals at once."""
-        x, adjoint = pair
+        """``residuals`` where ``duals`` are known; ``K^T`` sees both at once.
+
+        Args:
+            x: ``(batch, ...)``.
+            adjoint: ``P``, likewise.
+            duals: as ``duals`` returns them at this pair.
+            slope: ``grad l(x)``.
+        """
         pulled, adjoint_pulled = self.operator.adjoint(torch.cat(duals)).chunk(
             2
         )
-        return self.data.gradient(x) + pulled, slope - self.data.hessian(
-            adjoint
-        ) - adjoint_pulled
+        gradient = self.data.gradient(x) + pulled
+        # in this order: the slope and H P nearly cancel, and are of one size
+        gap = slope - self.data.hessian(adjoint) - adjoint_pulled
+        return gradient, gap
 
     def stiffness(self) -> Scalar:
         """At least ``||K^T D K||`` for every curvature ``D`` that the potential

@@ -79,13 +79,31 @@ class SmoothProblem(LowerProblem):
     def curvature(self, x: Primal) -> Tensor:
         return self.regularizer.curvature(x)
 
-    def bend(self, curvature: Tensor, v: Primal) -> Primal:
-        """``D^2 R v``, the part of the regularizer in ``hessian``."""
+    def regularizer_hessian(self, curvature: Tensor, v: Primal) -> Primal:
+        """``D^2 R(x) v``, the part of the regularizer in ``hessian``.
+
+        Args:
+            curvature: of ``x``.
+            v: ``(batch, ...)``.
+        """
         self.count(v)
         return self.regularizer.product(curvature, v)
 
+    def adjoint_residual_from(
+        self, product: Primal, adjoint: Primal, slope: Primal
+    ) -> Primal:
+        """``adjoint_residual`` where the Hessian product of the regularizer is
+        known.
+
+        Args:
+            product: ``regularizer_hessian`` of ``adjoint``.
+            adjoint: ``P``.
+            slope: ``grad l(x)``.
+        """
+        return slope - (self.data.hessian(adjoint) + product)
+
     def hessian(self, curvature: Tensor, v: Primal) -> Primal:
-        return self.data.hessian(v) + self.bend(curvature, v)
+        return self.data.hessian(v) + self.regularizer_hessian(curvature, v)
 
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
         return ScalarPreconditioner(

@@ -12,7 +12,7 @@ from scipy import signal
 from torch import Tensor
 
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.saddle import gather_evidence
 from piggyback.forward.base import ForwardOperator
 from piggyback.forward.blur import ValidBlur
 from piggyback.forward.sampling import Inpainting, SuperResolution

@@ -19,7 +19,7 @@ import piggyback
 from piggyback.batched import norm
 from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.certify import Hypergradient
-from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.saddle import gather_evidence
 from piggyback.forward.adjointness import check_adjoint, norm_estimate
 from piggyback.forward.blur import ValidBlur
 from piggyback.forward.examination import examine
