@@ -61,8 +61,11 @@ def _column(
     values: PerFilter, on_data: float, rows: int, shape: torch.Size
 ) -> PerFilter:
     """``on_data`` on the rows of ``B``, then ``values`` at every site."""
-    # expanded from a tensor with the graph's dtype and device, but no graph
-    first = torch.full_like(values[:1], on_data).expand(rows)
+    # like the values in dtype and device, but without their graph
+    first = torch.full_like(
+        values[:1],
+        on_data,
+    ).expand(rows)
     sites = shape[:-1].numel()
     return torch.cat([first, values.repeat(sites)])
 
@@ -76,7 +79,11 @@ def _stacked(emphasis: Emphasis, rows: int, shape: torch.Size) -> Emphasis:
         jacobian = _StackedPullBack(jacobian, rows, shape)
     # the ceiling bounds all factors, and those of the data are 1
     ceiling = max(1.0, emphasis.ceiling)
-    return Emphasis(torch.cat([one, factors], dim=1), ceiling, jacobian)
+    return Emphasis(
+        torch.cat([one, factors], dim=1),
+        ceiling,
+        jacobian,
+    )
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,10 @@ class RidgeTerm(DataTerm):
         return v / (1 + step * self.data.ridge)
 
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
-        return self.resolvent(v + step * self.data.linear, step)
+        return self.resolvent(
+            v + step * self.data.linear,
+            step,
+        )
 
     def dual_norm(self, v: Primal) -> PerSample:
         # of the whole Hessian: moving B into the dual has not changed it
@@ -183,20 +193,32 @@ class StackedPenalty(Penalty):
 
     def value(self, t: Tensor) -> Tensor:
         data, rest = self._split(t)
-        return _joined(0.5 * data * data, self.penalty.value(rest))
+        return _joined(
+            0.5 * data * data,
+            self.penalty.value(rest),
+        )
 
     def slope(self, t: Tensor) -> Tensor:
         data, rest = self._split(t)
-        return _joined(data, self.penalty.slope(rest))
+        return _joined(
+            data,
+            self.penalty.slope(rest),
+        )
 
     def curvature(self, t: Tensor) -> Tensor:
         data, rest = self._split(t)
         one = torch.ones_like(data)
-        return _joined(one, self.penalty.curvature(rest))
+        return _joined(
+            one,
+            self.penalty.curvature(rest),
+        )
 
     def inverse_slope(self, s: Tensor) -> Tensor:
         data, rest = self._split(s)
-        return _joined(data, self.penalty.inverse_slope(rest))
+        return _joined(
+            data,
+            self.penalty.inverse_slope(rest),
+        )
 
     def slope_secant_curvature(
         self, t: Tensor
@@ -220,7 +242,10 @@ class StackedPenalty(Penalty):
             lower=_joined(one, found.lower),
             upper=_joined(one, found.upper),
             # the curvature of a parabola does not change
-            steepness=_joined(torch.zeros_like(data), found.steepness),
+            steepness=_joined(
+                torch.zeros_like(data),
+                found.steepness,
+            ),
             moment=_joined(near, found.moment),
             moment_slope=_joined(one, found.moment_slope),
         )
@@ -228,7 +253,10 @@ class StackedPenalty(Penalty):
     def proximal(self, v: Tensor, stiffness: Tensor) -> Tensor:
         data, rest = self._split(v)
         near, far = self._split(stiffness.expand_as(v))
-        return _joined(data / (1 + near), self.penalty.proximal(rest, far))
+        return _joined(
+            data / (1 + near),
+            self.penalty.proximal(rest, far),
+        )
 
     def cone_parameters(
         self, weight: Tensor, smoothing: Tensor
@@ -243,7 +271,10 @@ class StackedPenalty(Penalty):
 
 def _joined(first: Tensor, second: Tensor) -> Tensor:
     """Entries of the data, then the others."""
-    return torch.cat([first, second], dim=-1)
+    return torch.cat(
+        [first, second],
+        dim=-1,
+    )
 
 
 _NOT_POSED = "a dualised problem is not posed to cvxpy: pose the problem that it was dualised from"
@@ -280,29 +311,44 @@ class DualisedOperator(LinearOperator):
         self.operator.check()
 
     def _split(self, y: Dual) -> tuple[Tensor, Dual]:
-        return y[:, : self.rows], y[:, self.rows :].reshape(-1, *self.shape)
+        return y[:, : self.rows], y[:, self.rows :].reshape(
+            -1,
+            *self.shape,
+        )
 
     def _per_coefficient(self, weights: PerFilter) -> PerFilter:
         """The largest weight of each coefficient of ``K`` over its sites."""
         # sites are coefficients of their own here; K knows one per filter
-        sites = weights[self.rows :].reshape(-1, self.shape[-1])
+        sites = weights[self.rows :].reshape(
+            -1,
+            self.shape[-1],
+        )
         return sites.amax(0)
 
     def forward(self, x: Primal) -> Dual:
         on_data = self.data.forward.A(x)
         rest = self.operator.forward(x)
-        return torch.cat([on_data.flatten(1), rest.flatten(1)], dim=1)
+        return torch.cat(
+            [on_data.flatten(1), rest.flatten(1)],
+            dim=1,
+        )
 
     def adjoint(self, y: Dual) -> Primal:
         on_data, rest = self._split(y)
-        observed = on_data.reshape(-1, *self.data.observed.shape[1:])
+        observed = on_data.reshape(
+            -1,
+            *self.data.observed.shape[1:],
+        )
         pulled = self.data.forward.A_adjoint(observed)
         return pulled + self.operator.adjoint(rest)
 
     def norm_bound(self, weights: PerFilter | None = None) -> Scalar:
         if weights is None:
             reach = self.operator.norm_bound()
-            return _root_sum(reach, torch.full_like(reach, self.data.norm))
+            return _root_sum(
+                reach,
+                torch.full_like(reach, self.data.norm),
+            )
         # diag(weights)^{1/2} K~: each half has weights of its own
         on_data = self.data.norm * weights[: self.rows].max().sqrt()
         rest = self.operator.norm_bound(self._per_coefficient(weights))
@@ -312,19 +358,33 @@ class DualisedOperator(LinearOperator):
         rows = self.operator.row_norms(self._split(like)[1]).to(like)
         rest = rows.expand(1, *self.shape).flatten(1)
         # nothing is known of single rows of B: each is at most the whole
-        whole = torch.full_like(rest[:, :1], self.data.norm)
-        return torch.cat([whole.expand(-1, self.rows), rest], dim=1)
+        whole = torch.full_like(
+            rest[:, :1],
+            self.data.norm,
+        )
+        return torch.cat(
+            [whole.expand(-1, self.rows), rest],
+            dim=1,
+        )
 
     def coefficient_norms(self) -> PerFilter:
         # single rows of B and of K are coefficients of their own here; each is
         # at most the whole
         own = self.operator.coefficient_norms()
-        return _column(own, self.data.norm, self.rows, self.shape)
+        return _column(
+            own,
+            self.data.norm,
+            self.rows,
+            self.shape,
+        )
 
     def scaled(self, factors: PerFilter) -> DualisedOperator:
         # as those of ``dualised_parts`` are: 1 on the rows of the data, and the
         # same at every site of a coefficient
-        own = factors[self.rows :].reshape(-1, self.shape[-1])[0]
+        own = factors[self.rows :].reshape(
+            -1,
+            self.shape[-1],
+        )[0]
         return DualisedOperator(
             self.operator.scaled(own),
             self.data,
