@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.batched import separable
-from piggyback.certificates.evidence import defined
+from piggyback.certificates.rounding import defined
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.base import DataTerm

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.evidence import (
+from piggyback.certificates.evidence import PairEvidence
+from piggyback.certificates.loss import LossInterval, corrected_loss
+from piggyback.certificates.saddle import (
     Evidence,
-    PairEvidence,
     gather_evidence,
     kind_of_sums,
 )
-from piggyback.certificates.loss import LossInterval, corrected_loss
 from piggyback.certificates.smooth import (
     SmoothEvidence,
     gather_smooth_evidence,
@@ -47,6 +47,19 @@ def evidence_of(
 
     A new kind of problem with a certificate of its own registers it:
     ``evidence_of.register(Kind, gather)``.
+
+    Args:
+        problem: in float64.
+        loss: of the primal variable, in float64.
+        x: approximate solution, ``(batch, ...)``.
+        adjoint: approximate ``P``, likewise.
+
+    Returns:
+        The evidence, and the surrogate ``(batch,)``, differentiable in the
+        parameters.
+
+    Raises:
+        TypeError: for a kind of problem that nobody registered.
     """
     raise TypeError(f"no certificate is known for a {type(problem).__name__}")
 
@@ -58,19 +71,44 @@ evidence_of.register(SmoothProblem, gather_smooth_evidence)
 def evidence_at(
     problem: LowerProblem, loss: Loss, pair: Sensitivity
 ) -> tuple[PairEvidence, PerSample]:
-    """``evidence_of`` a pair, with sums in the precision that its numbers need;
-    all in float64 (synchronises)."""
+    """``evidence_of`` a pair, with sums in the precision that its numbers need
+    (synchronises).
+
+    Args:
+        problem: in float64.
+        loss: of the primal variable, in float64.
+        pair: in float64.
+
+    Returns:
+        As ``evidence_of``.
+
+    Raises:
+        TypeError: for a kind of problem that nobody registered.
+    """
     if isinstance(problem, SaddleProblem):
-        problem = replace(
-            problem, sums=kind_of_sums(problem, loss, pair.x, pair.adjoint)
+        # the bounds are mostly coefficient arrays: in single precision they
+        # cost half of what they do in double
+        kind = kind_of_sums(
+            problem,
+            loss,
+            pair.x,
+            pair.adjoint,
         )
+        problem = replace(problem, sums=kind)
     return evidence_of(problem, loss, pair.x, pair.adjoint)
 
 
 @singledispatch
 def gradient_bound(evidence: PairEvidence) -> GradientBound:
     """The default bound of each kind of evidence: eq. 13 for ``f(K x)``, eq.
-    N10 for a smooth energy; others register theirs."""
+    N10 for a smooth energy; others register theirs.
+
+    Args:
+        evidence: of the pair that the gradient is read off.
+
+    Raises:
+        TypeError: for a kind of evidence that nobody registered.
+    """
     raise TypeError(f"no gradient bound is known for {type(evidence).__name__}")
 
 
@@ -79,8 +117,16 @@ gradient_bound.register(SmoothEvidence, smooth_bound)
 
 
 def require_parts(regularizer: Regularizer, data: DataTerm, loss: Loss) -> None:
-    """Raise ``ValueError`` for what is no regularizer, data term or loss:
-    errors deep inside would not name it."""
+    """Refuse what errors deep inside would not name.
+
+    Args:
+        regularizer: from the caller; likewise ``data`` and ``loss``.
+        data: from the caller.
+        loss: from the caller.
+
+    Raises:
+        ValueError: for what is no regularizer, data term or loss.
+    """
     require_kind("the regularizer", regularizer, Regularizer)
     require_kind("the data term", data, DataTerm)
     require_kind("the loss", loss, Loss)
@@ -88,7 +134,12 @@ def require_parts(regularizer: Regularizer, data: DataTerm, loss: Loss) -> None:
 
 @dataclass(frozen=True)
 class Certification:
-    """How pairs are certified: which gradient bound and which loss interval."""
+    """How pairs are certified.
+
+    Args:
+        gradient: from evidence to bounds per parameter group.
+        loss: from evidence to the interval of ``l(x*)``.
+    """
 
     gradient: Callable[[PairEvidence], GradientBound] = gradient_bound
     loss: Callable[[PairEvidence], LossInterval] = corrected_loss
@@ -140,10 +191,22 @@ class Hypergradient:
 
 
 def examine(posed: Posed, pair: Sensitivity) -> tuple[PairEvidence, Tensor]:
-    """The evidence of a pair, and the gradient read off it (flat, summed over
-    the samples); all in float64."""
+    """The evidence of a pair, and the gradient read off it (eq. 9).
+
+    Args:
+        posed: the problem that the pair is about.
+        pair: in float64.
+
+    Returns:
+        The evidence, and the gradient in float64: flat, in the order of the
+        parameters, summed over the samples.
+    """
     with torch.enable_grad():
-        evidence, read_off = evidence_at(posed.exact, posed.exact_loss, pair)
+        evidence, read_off = evidence_at(
+            posed.exact,
+            posed.exact_loss,
+            pair,
+        )
         # the problem is examined again after corrections of the pair
         gradient = flat_gradient(
             read_off.sum(), posed.parameters, keep_graph=True
@@ -177,11 +240,21 @@ def assemble(
     gradient: Tensor,
     certification: Certification,
 ) -> Hypergradient:
-    """The certificates of an examined pair."""
+    """The certificates of an examined pair.
+
+    Args:
+        posed: the problem that the pair is about.
+        pair: in float64.
+        evidence: what ``examine`` found, likewise ``gradient``.
+        gradient: flat, summed over the samples.
+        certification: which bounds.
+    """
     with torch.no_grad():
         groups = certification.gradient(evidence)
         loss = certification.loss(evidence)
         error = float(posed.regularizer.pull_back(groups))
+    # solvers go on in the working precision, and the caller sees its own dtype;
+    # the certificates are about the pair in float64
     start = WarmStart(pair.x, pair.adjoint).to(posed.problem.data.start.dtype)
     return Hypergradient(
         gradient=gradient,
@@ -198,18 +271,25 @@ def assemble(
 
 def converged(pair: Sensitivity) -> bool:
     """Whether both solves of every sample reached their tolerances
-    (synchronises)."""
-    return bool(
-        (
-            (pair.lower_status == Status.CONVERGED)
-            & (pair.adjoint_status == Status.CONVERGED)
-        ).all()
-    )
+    (synchronises).
+
+    Args:
+        pair: as a method returned it.
+    """
+    lower = pair.lower_status == Status.CONVERGED
+    adjoint = pair.adjoint_status == Status.CONVERGED
+    # joined on the device: one answer is read back
+    return bool((lower & adjoint).all())
 
 
 def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """A flat vector cut into tensors of the shapes and dtypes of
-    ``parameters``."""
+    ``parameters``.
+
+    Args:
+        vector: as many numbers as the parameters have together.
+        parameters: of any shapes.
+    """
     parts = vector.split([p.numel() for p in parameters])
     return [
         part.view_as(p).to(p) for part, p in zip(parts, parameters, strict=True)
@@ -217,17 +297,28 @@ def split_like(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def parameter_vector(regularizer: Regularizer) -> Tensor:
-    """A flat copy of the parameters, outside any graph."""
-    return (
-        torch.nn.utils.parameters_to_vector(regularizer.parameters())
-        .detach()
-        .clone()
-    )
+    """A flat copy of the parameters, outside any graph.
+
+    Args:
+        regularizer: left alone.
+    """
+    vector = torch.nn.utils.parameters_to_vector(regularizer.parameters())
+    # of a single parameter the vector is a view
+    return vector.detach().clone()
 
 
 def assign(regularizer: Regularizer, vector: Tensor) -> None:
-    """Write a flat vector into the parameters."""
+    """Write a flat vector into the parameters.
+
+    Args:
+        regularizer: its parameters are overwritten.
+        vector: in their order.
+    """
     leaves = list(regularizer.parameters())
     with torch.no_grad():
-        for leaf, part in zip(leaves, split_like(vector, leaves), strict=True):
+        for leaf, part in zip(
+            leaves,
+            split_like(vector, leaves),
+            strict=True,
+        ):
             leaf.copy_(part)

@@ -16,15 +16,28 @@ from piggyback.types import Dual, PerSample
 @dataclass(frozen=True)
 class CouplingRate:
     """``sup |<a, (A* - A) P>|`` over ``||a||_{A*} <= 1`` is at most ``rate ||x*
-    - x||_H + rest``, and at most ``whole``."""
+    - x||_H + rest``, and at most ``whole`` (eq. 12).
+
+    Args:
+        rate: ``(batch,)``, per unit of ``||x* - x||_H``.
+        whole: ``(batch,)``, however far ``x*`` is.
+        rest: ``(batch,)``, of coefficients whose curvature may jump.
+    """
 
     rate: PerSample
     whole: PerSample
     rest: PerSample
 
     def change(self, error: PerSample) -> PerSample:
-        """Bound of that supremum, if ``error >= ||x* - x||_H`` (eq. 12)."""
-        return torch.minimum(self.rate * error + self.rest, self.whole)
+        """Bound of that supremum (eq. 12).
+
+        Args:
+            error: ``(batch,)``, at least ``||x* - x||_H``.
+        """
+        return torch.minimum(
+            self.rate * error + self.rest,
+            self.whole,
+        )
 
 
 @dataclass(frozen=True)
@@ -32,10 +45,14 @@ class Coupling(CouplingRate):
     """Bounds of ``w = (D* - D) K P``, coefficient by coefficient and as a
     whole.
 
-    ``|w| <= jump``, and ``|w| <= steep |K(x* - x)|`` outside of ``apart``,
-    where ``steep`` is 0. ``rate`` is a number with ``K^T diag(steep) K <= rate
-    (H + K^T diag(lower) K)`` (eq. 12a). ``whole`` and ``rest`` are ``||jump /
-    lifted^{1/2}||`` over all coefficients and over those apart.
+    ``rate`` is a number with ``K^T diag(steep) K <= rate (H + K^T diag(lower)
+    K)`` (eq. 12a). ``whole`` and ``rest`` are ``||jump / lifted^{1/2}||`` over
+    all coefficients and over those apart.
+
+    Args:
+        jump: ``|w| <= jump``.
+        steep: ``|w| <= steep |K(x* - x)|`` outside of ``apart``.
+        apart: coefficients that ``rest`` pays for; there ``steep`` is 0.
     """
 
     jump: Dual
@@ -51,20 +68,32 @@ def couple(
     modulus: float,
     inverse_root: Dual,
 ) -> Coupling:
-    """``bounds`` hold within ``radius``; ``image = K P``; ``inverse_root`` that
-    of (10b)."""
+    """The coupling from what is known of the curvature around ``x``.
+
+    Args:
+        operator: ``K``.
+        bounds: hold within ``radius`` of ``K x``.
+        radius: of every coefficient, in the units of ``K x``.
+        image: ``K P``.
+        modulus: ``mu``.
+        inverse_root: that of eq. 10b.
+    """
     size = image.abs()
     jump = bounds.jump * size
     # alone, a coefficient costs steepness * radius * row in the rate, or jump *
     # ||K|| apart from it: take the cheaper
     share = operator.row_norms(image) / operator.norm_bound()
+    # negated, so that a steepness that is not defined counts as the dearer one
     apart = ~(bounds.steepness * radius * share <= bounds.jump)
     steep = (bounds.steepness * size).masked_fill_(apart, 0.0)
     weighted = jump * inverse_root
-    rest = norm(torch.where(apart, weighted, 0.0))
-    rate = _rate(operator, steep, bounds.lower, modulus)
     return Coupling(
-        rate, norm(weighted), rest, jump=jump, steep=steep, apart=apart
+        rate=_rate(operator, steep, bounds.lower, modulus),
+        whole=norm(weighted),
+        rest=norm(torch.where(apart, weighted, 0.0)),
+        jump=jump,
+        steep=steep,
+        apart=apart,
     )
 
 
@@ -78,24 +107,24 @@ def _rate(
     operator: LinearOperator, steep: Dual, lower: Dual, modulus: float
 ) -> PerSample:
     """A ``rate`` with ``||K^T diag((steep - rate lower)_+) K|| <= rate mu``
-    (eq. 12a).
-
-    The left-hand side falls with ``rate``, so each look halves the interval (of
-    the logarithm); its upper end is valid throughout, beginning with ``||K^T
-    diag(steep) K|| / mu``.
-    """
-    highest = (
-        operator.gram_norm(steep) / modulus + torch.finfo(steep.dtype).tiny
-    )
+    (eq. 12a)."""
+    # The left-hand side falls with the rate, so each look halves the interval
+    # (of the logarithm). Its upper end is valid throughout, beginning with
+    # ||K^T diag(steep) K|| / mu: whenever the search stops, it is a bound.
+    plain = operator.gram_norm(steep) / modulus
+    # a zero coupling would have no logarithm
+    highest = plain + torch.finfo(steep.dtype).tiny
     lowest = _SPAN * highest
     for _ in range(_HALVINGS):
         rate = (lowest * highest).sqrt()
+        lifted = per_sample(rate, lower)
         excess = torch.addcmul(
-            steep, lower, per_sample(rate, lower), value=-1
+            steep,
+            lower,
+            lifted,
+            value=-1,
         ).clamp_(min=0)
         valid = operator.gram_norm(excess) <= rate * modulus
-        highest, lowest = (
-            torch.where(valid, rate, highest),
-            torch.where(valid, lowest, rate),
-        )
+        highest = torch.where(valid, rate, highest)
+        lowest = torch.where(valid, lowest, rate)
     return highest

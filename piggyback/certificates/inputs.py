@@ -11,7 +11,8 @@ from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS, norm
 from piggyback.certificates.bounds import adjoint_error
-from piggyback.certificates.evidence import PairEvidence, defined
+from piggyback.certificates.evidence import PairEvidence
+from piggyback.certificates.rounding import defined
 from piggyback.forward.blur import ValidBlur
 from piggyback.forward.sampling import Inpainting
 from piggyback.terms.data.base import DataTerm
@@ -24,11 +25,15 @@ from piggyback.types import PerSample, Primal
 
 @dataclass(frozen=True)
 class Moved:
-    """A pair of images in float64 and how far off it is: ``error >= ||x* -
-    x||_H``, ``adjoint_error >= ||P* - P||_{A*}``.
+    """A pair of images and how far off it is.
 
-    ``unit``: relative rounding of the numbers that the gradients are handed
-    over in.
+    Args:
+        x: the solution in float64, ``(batch, ...)``.
+        adjoint: ``P``, likewise.
+        error: at least ``||x* - x||_H``, ``(batch,)``.
+        adjoint_error: at least ``||P* - P||_{A*}``, ``(batch,)``.
+        unit: relative rounding of the numbers that the gradients are handed
+            over in.
     """
 
     x: Primal
@@ -41,95 +46,141 @@ class Moved:
     def of(
         evidence: PairEvidence, x: Primal, adjoint: Primal, dtype: torch.dtype
     ) -> Moved:
-        error, moved = (
-            evidence.residuals.error,
-            adjoint_error(evidence).double(),
+        """From the evidence of a pair.
+
+        Args:
+            evidence: of any kind of problem.
+            x: the solution that it is about, in float64.
+            adjoint: ``P``, likewise.
+            dtype: that the gradients are handed over in.
+        """
+        return Moved(
+            x=x,
+            adjoint=adjoint,
+            error=evidence.residuals.error,
+            adjoint_error=adjoint_error(evidence).double(),
+            unit=torch.finfo(dtype).eps,
         )
-        return Moved(x, adjoint, error, moved, torch.finfo(dtype).eps)
 
     def product(
         self, first: PerSample, second: PerSample, gains: tuple[float, float]
     ) -> PerSample:
-        """Bound of ``|<a*, b*> - <a, b>|`` with ``first = ||a||``, ``second =
-        ||b||`` (eq. 30).
+        """Bound of ``|<a*, b*> - <a, b>|`` (eq. 30).
 
-        ``a`` moves by at most ``gains[0]`` times the error of ``P``, ``b`` by
-        ``gains[1]`` times that of ``x``.
+        Args:
+            first: ``||a||``, ``(batch,)``.
+            second: ``||b||``, ``(batch,)``.
+            gains: ``a`` moves by at most the first of them times the error of
+                ``P``, ``b`` by the second times that of ``x``.
         """
-        a, b = gains[0] * self.adjoint_error, gains[1] * self.error
+        a = gains[0] * self.adjoint_error
+        b = gains[1] * self.error
         return a * second + (first + a) * b
 
     def safe(self, bound: PerSample, size: PerSample) -> PerSample:
-        """With the rounding of a gradient of at most ``size``; infinite where
-        nothing is known."""
+        """With the rounding of a gradient; infinite where nothing is known.
+
+        Args:
+            bound: in exact arithmetic, ``(batch,)``.
+            size: at least the norm of the computed gradient, ``(batch,)``.
+        """
         lost = ROUNDING_TERMS * torch.finfo(size.dtype).eps + self.unit
+        # the last factor covers the few operations that made the bound itself
         return defined(bound * (1 + 1e-6) + lost * (size + bound))
 
 
 @singledispatch
 def input_errors(data: DataTerm, moved: Moved) -> dict[str, PerSample]:
-    """Bounds of the errors of ``d l(x*) / d input``, Euclidean per sample, by
-    the names of ``DataTerm.inputs``.
+    """Bounds of the errors of ``d l(x*) / d input`` (docs/theory.md, section
+    5.7).
 
-    ``data`` in float64. For inputs that enter the lower level through the data
-    term alone, read off the pair (eq. 9); those that are missing are not
-    bounded.
+    For inputs that enter the lower level through the data term alone, read off
+    the pair (eq. 9).
+
+    Args:
+        data: in float64.
+        moved: the pair, and how far off it is.
+
+    Returns:
+        Euclidean per sample, ``(batch,)``, by the names of ``DataTerm.inputs``;
+        those that are missing are not bounded.
     """
+    # a data term that registers nothing gets no bound, rather than a wrong one
     return {}
 
 
 @input_errors.register
 def _(data: Denoising, moved: Moved) -> dict[str, PerSample]:
     highest = data.smoothness
+    force = norm(moved.adjoint)
     bounds = {
         "observation": moved.safe(
-            highest**0.5 * moved.adjoint_error, highest * norm(moved.adjoint)
+            highest**0.5 * moved.adjoint_error, highest * force
         )
     }
     if isinstance(data.weight, Tensor):
-        # |d/d weight| of one pixel is |P (x - observed)|; sums and single
-        # entries of it are below the sum of all
-        root = data.strong_convexity**-0.5
-        away = norm(moved.x - data.observed)
-        change = moved.product(norm(moved.adjoint), away, (root, root))
-        bounds["weight"] = moved.safe(change, norm(moved.adjoint) * away)
+        bounds["weight"] = _of_weight(data, moved, force)
     return bounds
+
+
+def _of_weight(data: Denoising, moved: Moved, force: PerSample) -> PerSample:
+    # |d/d weight| of one pixel is |P (x - observed)|; sums and single entries of
+    # it are below the sum of all
+    root = data.strong_convexity**-0.5
+    away = norm(moved.x - data.observed)
+    change = moved.product(
+        force,
+        away,
+        (root, root),
+    )
+    return moved.safe(change, force * away)
 
 
 @input_errors.register
 def _(data: Deblurring, moved: Moved) -> dict[str, PerSample]:
-    seen, residual = (
-        data.blur(moved.adjoint),
-        data.blur(moved.x) - data.observed,
-    )
+    seen = data.blur(moved.adjoint)
+    residual = data.blur(moved.x) - data.observed
     bounds = _of_operator(moved, seen, residual, data.strong_convexity)
+    # a kernel of norm 1 blurs with a norm of at most the root of its size
     taps = bounds.pop("operator") * data.kernel.numel() ** 0.5
-    return (
-        bounds
-        | {"kernel": taps}
-        | _of_ridge(data, data.ridge, data.centre, moved)
+    of_ridge = _of_ridge(
+        data,
+        data.ridge,
+        data.centre,
+        moved,
     )
+    return bounds | {"kernel": taps} | of_ridge
 
 
 @input_errors.register
 def _(data: LeastSquares, moved: Moved) -> dict[str, PerSample]:
-    seen, residual = (
-        data.forward.A(moved.adjoint),
-        data.forward.A(moved.x) - data.observed,
-    )
+    seen = data.forward.A(moved.adjoint)
+    residual = data.forward.A(moved.x) - data.observed
     bounds = _of_operator(moved, seen, residual, data.strong_convexity)
     unit = bounds.pop("operator")
+    # only these two say what the derivative of B in their parameters is
     if isinstance(data.forward, ValidBlur):
         bounds["kernel"] = unit * data.forward.kernel.numel() ** 0.5
     if isinstance(data.forward, Inpainting):
         bounds["mask"] = unit
-    return bounds | _of_ridge(data, data.ridge, data.centre, moved)
+    return bounds | _of_ridge(
+        data,
+        data.ridge,
+        data.centre,
+        moved,
+    )
 
 
 @input_errors.register
 def _(data: MaskedDenoising, moved: Moved) -> dict[str, PerSample]:
     seen = norm(data.mask * moved.adjoint)
-    bounds = _of_ridge(data, data.ridge, torch.zeros_like(moved.x), moved)
+    bounds = _of_ridge(
+        data,
+        data.ridge,
+        torch.zeros_like(moved.x),
+        moved,
+    )
+    # its centre is zero, and no input
     del bounds["centre"]
     return {"observation": moved.safe(moved.adjoint_error, seen)} | bounds
 
@@ -139,14 +190,23 @@ def _of_operator(
 ) -> dict[str, PerSample]:
     """Of the observation, and of ``B`` along a direction ``B_t`` of norm 1,
     from ``seen = B P`` and ``residual = B x - d``."""
-    root, size = modulus**-0.5, norm(moved.x)
-    force, image, gap = norm(moved.adjoint), norm(seen), norm(residual)
-    turned = moved.product(force, gap, (root, 1.0)) + moved.product(
-        image, size, (1.0, root)
-    )
+    root = modulus**-0.5
+    size = norm(moved.x)
+    force = norm(moved.adjoint)
+    image = norm(seen)
+    gap = norm(residual)
+    # d/dt = <B_t P, B x - d> + <B P, B_t x>; ||B v|| <= ||v||_H has the gain 1
+    turned = moved.product(
+        force,
+        gap,
+        (root, 1.0),
+    ) + moved.product(image, size, (1.0, root))
     return {
         "observation": moved.safe(moved.adjoint_error, image),
-        "operator": moved.safe(turned, force * gap + image * size),
+        "operator": moved.safe(
+            turned,
+            force * gap + image * size,
+        ),
     }
 
 
@@ -154,19 +214,24 @@ def _of_ridge(
     data: DataTerm, ridge: float | Tensor, centre: Tensor, moved: Moved
 ) -> dict[str, PerSample]:
     """``<P, x - centre>`` is the derivative in the ridge, ``ridge P`` that in
-    the centre; ``sqrt(ridge) ||v|| <= ||v||_H``.
-
-    A centre that serves all pixels collects the ``n`` errors of theirs, at most
-    ``sqrt(n)`` times their norm.
-    """
-    root, away = data.strong_convexity**-0.5, norm(moved.x - centre)
-    force, size = norm(moved.adjoint), float(ridge)
+    the centre; ``sqrt(ridge) ||v|| <= ||v||_H``."""
+    root = data.strong_convexity**-0.5
+    away = norm(moved.x - centre)
+    force = norm(moved.adjoint)
+    size = float(ridge)
+    # a centre that serves all pixels collects the n errors of theirs, at most
+    # sqrt(n) times their norm
     shared = moved.x[0].numel() ** 0.5
+    turned = moved.product(
+        force,
+        away,
+        (root, root),
+    )
+    drawn = shared * size**0.5 * moved.adjoint_error
     return {
-        "ridge": moved.safe(
-            moved.product(force, away, (root, root)), force * away
-        ),
+        "ridge": moved.safe(turned, force * away),
         "centre": moved.safe(
-            shared * size**0.5 * moved.adjoint_error, shared * size * force
+            drawn,
+            shared * size * force,
         ),
     }

@@ -165,12 +165,14 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
         )
 
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
-        problem, data = self.lower.problem, self.lower.problem.data
-        pair, slope = self.result(state), self.loss.gradient(state.x)
-        gradient, gap = problem.residuals(pair, problem.duals(*pair), slope)
-        return self.lower.error(gradient), relative_residual(
-            data, gap, slope, self.tolerance
-        )
+        problem = self.lower.problem
+        x, adjoint = self.result(state)
+        slope = self.loss.gradient(x)
+        # the duals of the iteration lag behind (x, P): their residuals would
+        # say nothing of the pair that is returned
+        gradient, gap = problem.residuals(x, adjoint, slope)
+        missing = relative_residual(problem.data, gap, slope, self.tolerance)
+        return self.lower.error(gradient), missing
 
 
 @dataclass(frozen=True)

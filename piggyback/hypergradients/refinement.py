@@ -100,8 +100,8 @@ class Refined(HypergradientMethod):
 def adjoint_gap(exact: LowerProblem, loss: Loss, pair: Sensitivity) -> Primal:
     """``grad l(x) - A(x) P``, everything in float64."""
     with torch.no_grad():
-        curvature = exact.curvature(pair.x)
-        return loss.gradient(pair.x) - exact.hessian(curvature, pair.adjoint)
+        slope = loss.gradient(pair.x)
+        return exact.adjoint_residual(pair.x, pair.adjoint, slope)
 
 
 def correction(

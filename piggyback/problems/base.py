@@ -20,52 +20,118 @@ class LowerProblem(ABC):
     a convex differentiable ``R``.
 
     ``SaddleProblem`` has ``R(x) = f(K x)``, ``SmoothProblem`` any smooth convex
-    energy.
+    energy. The primal variable is ``(batch, ...)``; images have grey values in
+    [0, 1].
     """
 
     data: DataTerm
     """``g``."""
 
     def image(self, x: Primal) -> Primal:
-        """The image in the primal variable: all of it, unless the problem has
-        hidden variables."""
+        """The image in the primal variable.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
+        # all of it, unless the problem has hidden variables
         return x
 
     def of_image(self, loss: Loss) -> Loss:
-        """``loss``, a function of the image, as one of the primal variable."""
+        """A loss of the image as one of the primal variable.
+
+        Args:
+            loss: a function of ``image(x)``.
+        """
+        # solvers and certificates differentiate in the variable they have
         return loss
 
     @abstractmethod
     def check(self) -> None:
-        """Raise ``ValueError`` for non-finite data or inadmissible parameters
-        (reads values: synchronises)."""
+        """Look at data and parameters (reads values: synchronises).
+
+        Raises:
+            ValueError: for non-finite data or inadmissible parameters.
+        """
 
     @abstractmethod
     def energy(self, x: Primal) -> PerSample:
-        """``h(x)``."""
+        """``h(x)``, ``(batch,)``.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
 
     @abstractmethod
     def gradient(self, x: Primal) -> Primal:
         """``grad h(x)``, the residual that certifies ``x`` (docs/theory.md, eq.
-        10)."""
+        10).
+
+        Args:
+            x: ``(batch, ...)``.
+        """
 
     @abstractmethod
     def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
         """``grad h(x)``, and the size of the numbers it is computed from, which
-        its rounding is proportional to."""
+        its rounding is proportional to.
+
+        Args:
+            x: ``(batch, ...)``.
+
+        Returns:
+            The gradient, like ``x``, and the sizes, ``(batch,)``.
+        """
 
     @abstractmethod
     def curvature(self, x: Primal) -> Tensor:
-        """What Hessian products at ``x`` need, batch first."""
+        """What Hessian products at ``x`` need, batch first.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
 
     @abstractmethod
     def hessian(self, curvature: Tensor, v: Primal) -> Primal:
-        """``A(x) v``, the Hessian of ``h`` at the point that ``curvature`` was
-        computed at (eq. 8)."""
+        """``A(x) v``, a product with the Hessian of ``h`` (eq. 8).
+
+        Args:
+            curvature: of the point ``x``.
+            v: ``(batch, ...)``.
+        """
+
+    def residuals(
+        self, x: Primal, adjoint: Primal, slope: Primal
+    ) -> tuple[Primal, Primal]:
+        """``grad h(x)`` and ``grad l(x) - A(x) P``, which certify a pair (eq.
+        10).
+
+        Args:
+            x: ``(batch, ...)``.
+            adjoint: ``P``, likewise.
+            slope: ``grad l(x)``.
+        """
+        return self.gradient(x), self.adjoint_residual(x, adjoint, slope)
+
+    def adjoint_residual(
+        self, x: Primal, adjoint: Primal, slope: Primal
+    ) -> Primal:
+        """``grad l(x) - A(x) P`` alone.
+
+        Args:
+            x: ``(batch, ...)``.
+            adjoint: ``P``, likewise.
+            slope: ``grad l(x)``.
+        """
+        return slope - self.hessian(self.curvature(x), adjoint)
 
     @abstractmethod
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
-        """An approximation of ``A(x)^{-1}``; it only steers solvers."""
+        """An approximation of ``A(x)^{-1}``; it only steers solvers.
+
+        Args:
+            curvature: of the point ``x``.
+            like: of the shape, dtype and device of the primal variable.
+        """
 
     @abstractmethod
     def stiffness(self) -> Scalar:
@@ -75,11 +141,20 @@ class LowerProblem(ABC):
     @abstractmethod
     def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
         """``-<P, grad_x h_theta(x)>`` with ``x`` and ``P`` fixed: its autograd
-        gradient is the hypergradient (eq. 9)."""
+        gradient is the hypergradient (eq. 9).
+
+        Args:
+            x: approximate solution, ``(batch, ...)``.
+            adjoint: approximate ``P``, likewise.
+        """
 
     @abstractmethod
     def select(self, index: Tensor) -> LowerProblem:
-        """The problems of the chosen samples."""
+        """The problems of the chosen samples.
+
+        Args:
+            index: ``(chosen,)`` whole numbers.
+        """
 
     @abstractmethod
     def detached(self) -> LowerProblem:
@@ -87,7 +162,14 @@ class LowerProblem(ABC):
 
     @abstractmethod
     def with_exact(self, exact: LowerProblem) -> LowerProblem:
-        """The same problem, with ``exact`` for ``double`` to return."""
+        """The same problem, with another one for ``double`` to return.
+
+        Args:
+            exact: computed in float64 from the parameters.
+
+        Raises:
+            TypeError: for another kind of problem.
+        """
 
     @abstractmethod
     def double(self) -> LowerProblem:
@@ -96,7 +178,11 @@ class LowerProblem(ABC):
 
     @abstractmethod
     def counted(self, counter: ApplicationCounter) -> LowerProblem:
-        """The same problem, its operator applications added to ``counter``."""
+        """The same problem, its operator applications counted.
+
+        Args:
+            counter: what they are added to.
+        """
 
 
 ProblemT = TypeVar("ProblemT", bound=LowerProblem, covariant=True)

@@ -64,12 +64,17 @@ class ConeProgram:
     sample: int
 
     def arguments(self, problem: SupportsConeForm) -> tuple[Tensor, ...]:
-        """Float64 values of ``parameters`` for ``sample`` of ``problem``, which
-        may differ in everything but size and penalty.
+        """Float64 values of ``parameters``, for ``sample`` of a problem.
 
         Differentiable in whatever the operator, the potential and the data of
-        ``problem`` depend on. Raises ``ValueError`` for a problem of another
-        size.
+        the problem depend on.
+
+        Args:
+            problem: may differ from the one that the program was made from in
+                everything but size and penalty.
+
+        Raises:
+            ValueError: for a problem of another size.
         """
         values = _arguments(problem, self.sample)
         for parameter, value in zip(self.parameters, values, strict=True):
@@ -82,10 +87,16 @@ class ConeProgram:
 
 
 def cone_program(problem: SupportsConeForm, sample: int) -> ConeProgram:
-    """Pose sample ``sample`` of ``problem`` to cvxpy.
+    """Pose one sample of a problem to cvxpy.
 
-    Raises ``ImportError`` without cvxpy, ``ValueError`` if ``K`` and ``F``
-    would have more than ``MAX_ENTRIES`` entries.
+    Args:
+        problem: its operator and the Hessian of its data term are written out.
+        sample: index in the batch.
+
+    Raises:
+        ImportError: without cvxpy.
+        ValueError: if ``K`` and ``F`` would have more than ``MAX_ENTRIES``
+            entries.
     """
     try:
         import cvxpy as cp
@@ -96,26 +107,28 @@ def cone_program(problem: SupportsConeForm, sample: int) -> ConeProgram:
 
     values = _arguments(problem, sample)
     rows, size = values[0].shape
-    matrix, factor = (
-        cp.Parameter((rows, size), "K"),
-        cp.Parameter((size, size), "F"),
-    )
-    linear, shift = cp.Parameter(size, "b"), cp.Parameter(rows, "c")
-    pair = (
-        cp.Parameter(rows, "first", nonneg=True),
-        cp.Parameter(rows, "second", nonneg=True),
-    )
-    x, v, z = (
-        cp.Variable(size, "x"),
-        cp.Variable(size, "v"),
-        cp.Variable(rows, "z"),
-    )
-    potential, constraints = problem.potential.penalty.cone(z, pair)
-    objective = cp.Minimize(cp.sum_squares(v) / 2 - linear @ x + potential)
+    matrix = cp.Parameter((rows, size), "K")
+    factor = cp.Parameter((size, size), "F")
+    linear = cp.Parameter(size, "b")
+    shift = cp.Parameter(rows, "c")
+    # signs are told, so that cvxpy can see that the potential is convex
+    first = cp.Parameter(rows, "first", nonneg=True)
+    second = cp.Parameter(rows, "second", nonneg=True)
+    pair = (first, second)
+    x = cp.Variable(size, "x")
     # F x and K x as variables of their own: no parameter inside a square, none
     # beside those of the potential
+    v = cp.Variable(size, "v")
+    z = cp.Variable(rows, "z")
+    potential, constraints = problem.potential.penalty.cone(z, pair)
+    quadratic = cp.sum_squares(v) / 2 - linear @ x
     program = cp.Problem(
-        objective, [v == factor @ x, z == matrix @ x - shift, *constraints]
+        cp.Minimize(quadratic + potential),
+        [
+            v == factor @ x,
+            z == matrix @ x - shift,
+            *constraints,
+        ],
     )
     parameters = [matrix, factor, linear, shift, *pair]
     for parameter, value in zip(parameters, values, strict=True):
@@ -128,35 +141,32 @@ def _arguments(problem: SupportsConeForm, sample: int) -> tuple[Tensor, ...]:
     penalty, in float64, each with its graph."""
     one = problem.data.select(torch.tensor([sample]))
     like = one.start.detach()
-    sites, size = _sites(problem, like), like.numel()
-    identity = torch.eye(size, dtype=like.dtype, device=like.device).reshape(
-        size, *like.shape[1:]
-    )
-    matrix = problem.operator.forward(identity).reshape(size, -1).mT.double()
+    # before anything big is made
+    sites = _sites(problem, like)
+    size = like.numel()
+    potential = problem.potential
+    # all unit vectors as one batch: its images are the columns of the matrices
+    identity = torch.eye(
+        size,
+        dtype=like.dtype,
+        device=like.device,
+    ).reshape(size, *like.shape[1:])
+    images = problem.operator.forward(identity)
+    matrix = images.reshape(size, -1).mT.double()
     # one copy of the sample per unit vector: a data term may hold its Hessian
     # per sample
-    hessian = (
-        problem.data.select(torch.full((size,), sample))
-        .hessian(identity)
-        .reshape(size, size)
-        .double()
-    )
+    copies = problem.data.select(torch.full((size,), sample))
+    hessian = copies.hessian(identity).reshape(size, size).double()
+    # g is quadratic: minus its gradient at zero is its linear part
     linear = -one.gradient(torch.zeros_like(like)).flatten().double()
-    potential = problem.potential
-    columns = potential.weight, potential.smoothing, potential.shift
     # the coefficient axis is last
-    weight, smoothing, shift = (
-        column.double().repeat(sites) for column in columns
-    )
+    weight = potential.weight.double().repeat(sites)
+    smoothing = potential.smoothing.double().repeat(sites)
+    shift = potential.shift.double().repeat(sites)
     if potential.emphasis is not None:
-        dual = problem.operator.forward(like)
-        weight = (
-            weight
-            * potential.emphasis.factors[sample]
-            .double()
-            .expand_as(dual[0])
-            .flatten()
-        )
+        rows = problem.operator.forward(like)[0]
+        factors = potential.emphasis.factors[sample].double()
+        weight = weight * factors.expand_as(rows).flatten()
     pair = potential.penalty.cone_parameters(weight, smoothing)
     return matrix, torch.linalg.cholesky(hessian).mT, linear, shift, *pair
 

@@ -33,6 +33,7 @@ class GradientBound:
         try:
             return self.groups[name]
         except KeyError:
+            # a certificate for another kind of problem has other groups
             known = ", ".join(self.groups)
             raise KeyError(
                 f"no group {name!r} of parameters, only {known}"
@@ -47,18 +48,32 @@ class GradientBound:
         return next(iter(self.groups.values())).shape[0]
 
     def select(self, index: Tensor) -> GradientBound:
-        """The bounds of the chosen samples."""
+        """The bounds of the chosen samples.
+
+        Args:
+            index: ``(chosen,)`` whole numbers.
+        """
         return self.converted(lambda part: part[index])
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> GradientBound:
-        """The same bounds, every group changed alike."""
+        """The same bounds, every group changed alike.
+
+        Args:
+            change: from a tensor of bounds to another one.
+        """
         return GradientBound(
             {name: change(part) for name, part in self.groups.items()}
         )
 
     @staticmethod
     def joined(bounds: Sequence[GradientBound]) -> GradientBound:
-        """The bounds of all samples from those of batches."""
+        """The bounds of all samples from those of batches.
+
+        Args:
+            bounds: in the order of the samples, all of the same groups.
+        """
+        # one regularizer posed all of them, so the groups of the first are all
+        # there are
         return GradientBound(
             {
                 name: torch.cat([bound[name] for bound in bounds])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from piggyback.copies import Copyable, doubled
 from piggyback.terms.losses import Loss
 from piggyback.types import Primal
 from piggyback.values import first_bad_sample
@@ -19,15 +20,21 @@ from piggyback.values import first_bad_sample
 class Accuracy:
     """How exactly the two systems are solved.
 
-    ``lower``: certified root-mean-square error of ``x`` per element, in grey
-    values. ``adjoint``: residual of the adjoint over its right-hand side, both
-    in the norm of ``H^{-1}``.
+    Args:
+        lower: certified root-mean-square error of ``x`` per element, in grey
+            values.
+        adjoint: residual of the adjoint over its right-hand side, both in the
+            norm of ``H^{-1}``.
+
+    Raises:
+        ValueError: unless both are positive and finite.
     """
 
     lower: float
     adjoint: float
 
     def __post_init__(self) -> None:
+        # a NaN fails every comparison, so they are asked for what is right
         if not (
             self.lower > 0
             and self.adjoint > 0
@@ -38,35 +45,58 @@ class Accuracy:
             )
 
     def scaled(self, factor: float) -> Accuracy:
-        """Both tolerances times ``factor``."""
+        """Both tolerances times a factor.
+
+        Args:
+            factor: positive; below 1 is more exact.
+        """
         return Accuracy(self.lower * factor, self.adjoint * factor)
 
 
 @dataclass(frozen=True)
-class WarmStart:
-    """An earlier solution and adjoint of the same samples."""
+class WarmStart(Copyable):
+    """An earlier solution and adjoint of the same samples.
+
+    Args:
+        x: ``(batch, ...)``, grey values in [0, 1].
+        adjoint: ``P``, likewise.
+    """
 
     x: Primal
     adjoint: Primal
 
     @staticmethod
     def at(x: Primal) -> WarmStart:
-        """A solution whose adjoint is not known: zero."""
+        """A solution whose adjoint is not known: zero.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
         return WarmStart(x, torch.zeros_like(x))
 
     def to(self, dtype: torch.dtype) -> WarmStart:
-        """The same pair in another precision."""
-        return WarmStart(self.x.to(dtype), self.adjoint.to(dtype))
+        """The same pair in another precision.
+
+        Args:
+            dtype: of both results.
+        """
+        return self.mapped(lambda v: v.to(dtype))
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Copyable):
     """Approximate solution ``x`` and adjoint ``P`` of ``A(x) P = grad l(x)``
     (docs/theory.md, eq. 8), per sample.
 
-    ``lower_status`` and ``adjoint_status`` hold ``Status`` codes, ``(batch,)``:
-    an unconverged solve says so. Whatever the status, the certificates of
-    ``piggyback.certificates`` hold for the pair as it is.
+    Whatever the status, the certificates of ``piggyback.certificates`` hold for
+    the pair as it is.
+
+    Args:
+        x: ``(batch, ...)``, grey values in [0, 1].
+        adjoint: ``P``, likewise.
+        lower_status: ``Status`` codes ``(batch,)``: an unconverged solve says
+            so.
+        adjoint_status: the same of the adjoint.
     """
 
     x: Primal
@@ -76,17 +106,20 @@ class Sensitivity:
 
     def double(self) -> Sensitivity:
         """The same pair in float64."""
-        return Sensitivity(
-            self.x.double(),
-            self.adjoint.double(),
-            self.lower_status,
-            self.adjoint_status,
-        )
+        # codes are whole numbers, which stay as they are
+        return self.mapped(doubled)
 
 
 def checked_slope(loss: Loss, x: Primal) -> Primal:
-    """``grad l(x)``. Raises ``ValueError`` naming the first sample where it is
-    NaN or infinite (synchronises)."""
+    """``grad l(x)`` (synchronises).
+
+    Args:
+        loss: upper-level loss of the primal variable.
+        x: ``(batch, ...)``.
+
+    Raises:
+        ValueError: naming the first sample where it is NaN or infinite.
+    """
     slope = loss.gradient(x)
     bad = first_bad_sample(slope)
     if bad is not None:
@@ -99,20 +132,29 @@ def checked_slope(loss: Loss, x: Primal) -> Primal:
 def flat_gradient(
     value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False
 ) -> Tensor:
-    """The derivative of ``value`` ``()`` in all ``parameters``, flat; zero
-    where it does not depend on them, or they are frozen.
+    """The derivative of a number in all parameters.
 
-    ``keep_graph``: whether the graph, which includes that of the problem, will
-    be differentiated again.
+    Args:
+        value: ``()``.
+        parameters: in the order of the result.
+        keep_graph: whether the graph, which includes that of the problem, will
+            be differentiated again.
+
+    Returns:
+        Flat; zero where the value does not depend on a parameter, or it is
+        frozen.
     """
     live = [p for p in parameters if p.requires_grad]
-    found = (
-        torch.autograd.grad(
-            value, live, allow_unused=True, retain_graph=keep_graph
+    found: Sequence[Tensor | None] = ()
+    # autograd refuses an empty list: all parameters may be frozen
+    if live:
+        found = torch.autograd.grad(
+            value,
+            live,
+            allow_unused=True,
+            retain_graph=keep_graph,
         )
-        if live
-        else ()
-    )
+    # by identity: tensors compare entry by entry
     known = {
         id(p): g for p, g in zip(live, found, strict=True) if g is not None
     }

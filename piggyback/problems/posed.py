@@ -73,12 +73,14 @@ def pose(
         exact: ``double_copy(regularizer)``, where several batches share one.
     """
     exact = double_copy(regularizer) if exact is None else exact
+    # one for both: what certificates cost is part of the price
     counter = ApplicationCounter()
     # gradients are read off both, also where the caller records none
     with torch.enable_grad():
         in_double = exact.problem(data.double())
         problem = regularizer.problem(data)
     problem = problem.with_exact(in_double).counted(counter)
+    # once the problem is known: its variable may be more than the image
     loss = problem.of_image(loss)
     return Posed(
         regularizer=exact,
@@ -92,7 +94,13 @@ def pose(
 
 def double_copy(regularizer: Copied) -> Copied:
     """The regularizer with the same parameter values in float64, as leaves;
-    frozen ones stay frozen."""
+    frozen ones stay frozen.
+
+    Args:
+        regularizer: left alone.
+    """
+    # snapshots: an optimiser that moves the original in place must not move
+    # what the certificates are about
     copied = twin(regularizer, lambda v: snapshot(doubled(v)))
     for parameter, original in zip(
         copied.parameters(), regularizer.parameters(), strict=True

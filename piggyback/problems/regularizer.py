@@ -42,18 +42,32 @@ class Regularizer(nn.Module, ABC):
     @abstractmethod
     def problem(self, data: DataTerm) -> LowerProblem:
         """The lower-level problem with this regularizer, differentiable in the
-        parameters."""
+        parameters.
+
+        Args:
+            data: data term of the batch; images ``(batch, channels, height,
+                width)``, grey values in [0, 1].
+        """
 
     def metric(self) -> Tensor:
         """Positive diagonal preconditioner for descent in the parameters: large
-        where the loss is insensitive."""
+        where the loss is insensitive.
+
+        Returns:
+            Flat, in the order of the parameters.
+        """
+        # nothing is known of the loss: all alike
         return torch.cat(
             [torch.ones_like(p).flatten() for p in self.parameters()]
         )
 
     def relative_rates(self) -> dict[str, float]:
         """Step sizes of a stochastic optimiser relative to the common one, by
-        name of the parameter or submodule."""
+        name of the parameter or submodule.
+
+        Returns:
+            Factors; those that are missing are 1.
+        """
         return {}
 
     @abstractmethod

@@ -35,8 +35,15 @@ class UnitForm:
     ``shift`` divided by the smoothings.
 
     The arrays of coefficients are what a step spends its time on; here each
-    passes through memory as seldom as possible. ``weight`` ``(coefficients,)``,
-    or one number per entry of the dual variable.
+    passes through memory as seldom as possible.
+
+    Args:
+        data: ``g``.
+        penalty: ``psi``, in its own unit.
+        weight: ``(coefficients,)``, or one number per entry of the dual
+            variable, batch first.
+        shift: ``(coefficients,)``, in units of the smoothings.
+        operator: ``K`` over the smoothings.
     """
 
     data: DataTerm
@@ -46,34 +53,66 @@ class UnitForm:
     operator: LinearOperator
 
     def arguments(self, x: Primal) -> Dual:
-        """``t = K x - shift``."""
+        """``t = K x - shift``.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
         z = self.operator.forward(x)
+        # an operator of a user may return memory that it needs again
         return (
             z.sub_(self.shift) if is_trusted(self.operator) else z - self.shift
         )
 
     def gradient(self, x: Primal, slope: Dual) -> Primal:
-        """``grad h(x)`` from ``slope = psi'(t)``, which is overwritten."""
-        return self.data.gradient(x) + self.operator.adjoint(
-            slope.mul_(self.weight)
-        )
+        """``grad h(x)``.
+
+        Args:
+            x: ``(batch, ...)``.
+            slope: ``psi'(t)``; it is overwritten.
+        """
+        y = slope.mul_(self.weight)
+        return self.data.gradient(x) + self.operator.adjoint(y)
 
     def preconditioner(self, curvature: Dual, like: Primal) -> Preconditioner:
-        """An approximation of ``(H + K^T diag(weight curvature) K)^{-1}``."""
+        """An approximation of ``(H + K^T diag(weight curvature) K)^{-1}``.
+
+        Args:
+            curvature: ``psi''(t)``.
+            like: of the shape, dtype and device of the primal variable.
+        """
+        symbol = self.data.symbol(like)
         return self.operator.gram_inverse(
-            self.data.symbol(like), curvature * self.weight, like
+            symbol,
+            curvature * self.weight,
+            like,
         )
 
     def select(self, index: Tensor) -> UnitForm:
-        """The energies of the chosen samples."""
+        """The energies of the chosen samples.
+
+        Args:
+            index: ``(chosen,)`` whole numbers.
+        """
+        # without factors the weights serve all samples
         weight = self.weight if self.weight.dim() == 1 else self.weight[index]
-        return replace(self, data=self.data.select(index), weight=weight)
+        return replace(
+            self,
+            data=self.data.select(index),
+            weight=weight,
+        )
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """``value`` ``(batch,)`` of eq. 9, and ``z = K x``, ``image = K P``, ``y =
-    f'(z)`` that it was computed from."""
+    """The surrogate of eq. 9 and what it was computed from.
+
+    Args:
+        value: ``(batch,)``, differentiable in the parameters.
+        z: ``K x``.
+        image: ``K P``.
+        y: ``f'(z)``.
+    """
 
     value: PerSample
     z: Dual
@@ -86,11 +125,19 @@ class SaddleProblem(LowerProblem):
     """One problem per sample of a batch; they share the operator and, but for
     its emphasis, the potential (eqs. 1-3).
 
-    ``exact``: the same problem computed in float64 from the parameters.
-    Converting the numbers of a single-precision problem gives another problem,
-    with another solution: their distance is the floor of any refinement.
-    ``sums``: the precision in which certificates add non-negative terms
-    (``kind_of_sums``).
+    Args:
+        data: ``g``, quadratic and strongly convex.
+        potential: ``f``.
+        operator: ``K``.
+        exact: the same problem computed in float64 from the parameters.
+            Converting the numbers of a single-precision problem gives another
+            problem, with another solution: their distance is the floor of any
+            refinement.
+        sums: the precision in which certificates add non-negative terms
+            (``kind_of_sums``).
+
+    Raises:
+        ValueError: under autocast, which would round products.
     """
 
     data: DataTerm
@@ -103,8 +150,15 @@ class SaddleProblem(LowerProblem):
         require_full_precision()
 
     def check(self) -> None:
-        """Raise ``ValueError`` for non-finite data or an inadmissible potential
-        (reads values: synchronises)."""
+        """Look at everything that the problem is made of (reads values:
+        synchronises).
+
+        Raises:
+            ValueError: for non-finite data, an inadmissible potential, an
+                operator whose adjoint or norm is not what it says, and factors
+                of other samples.
+        """
+        # devices first: values on two of them cannot even be compared
         require_same_device(
             "data", self.data.start, "the regularizer is", self.potential.weight
         )
@@ -112,7 +166,9 @@ class SaddleProblem(LowerProblem):
         self.potential.check()
         self.operator.check()
         self._check_adjoint()
-        batch, emphasis = self.data.start.shape[0], self.potential.emphasis
+        batch = self.data.start.shape[0]
+        emphasis = self.potential.emphasis
+        # a regularizer may have seen other observations than these
         if emphasis is not None and emphasis.factors.shape[0] != batch:
             raise ValueError(
                 f"factors of the weights for {emphasis.factors.shape[0]} samples, data of {batch}"
@@ -123,91 +179,108 @@ class SaddleProblem(LowerProblem):
         that are not counted, and its norm from below."""
         operator = uncounted(self.operator)
         if isinstance(operator, DualisedOperator):
+            # the other half is the forward operator of the data, which checks
+            # it
             operator = uncounted(operator.operator)
         if is_trusted(operator):
             return
-        exact, like = operator.double(), self.data.start[:1].detach().double()
-        name, generator = (
-            type(operator).__name__,
-            torch.Generator().manual_seed(0),
-        )
-        probe_adjoint(name, exact.forward, exact.adjoint, like, generator)
-        for apply, argument in (
-            (exact.forward, like),
-            (exact.adjoint, exact.forward(like).clone()),
-        ):
-            first = apply(argument)
-            if (
-                first.data_ptr()
-                == apply(argument.clone()).data_ptr()
-                != argument.data_ptr()
-            ):
-                raise ValueError(
-                    f"{name} returns the same memory at every call: return new tensors"
-                )
-        reach, stated = (
-            norm_estimate(exact.forward, exact.adjoint, like, steps=4),
-            float(exact.norm_bound()),
-        )
-        if reach > stated * (1 + 1e-6):
-            raise ValueError(
-                f"norm_bound() = {stated:.6g} of {name} is too small: it "
-                f"amplifies a vector by {reach:.6g}"
-            )
+        exact = operator.double()
+        like = self.data.start[:1].detach().double()
+        _require_adjoint(exact, like)
+        _require_own_memory(exact, like)
+        _require_norm(exact, like)
 
     def energy(self, x: Primal) -> PerSample:
-        """``h(x)``."""
-        return self.data.value(x) + self.potential.value(
-            self.operator.forward(x)
-        )
+        """``h(x)``, ``(batch,)``.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
+        z = self.operator.forward(x)
+        return self.data.value(x) + self.potential.value(z)
 
     def gradient(self, x: Primal) -> Primal:
         """``e = H x - b + K^T f'(K x)``, the residual that certifies ``x`` (eq.
-        10)."""
-        return self.data.gradient(x) + self.operator.adjoint(
-            self.potential.gradient(self.operator.forward(x))
-        )
+        10).
+
+        Args:
+            x: ``(batch, ...)``.
+        """
+        y = self.potential.gradient(self.operator.forward(x))
+        return self.data.gradient(x) + self.operator.adjoint(y)
 
     def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
         y = self.potential.gradient(self.operator.forward(x))
-        return self.data.gradient(x) + self.operator.adjoint(y), self.magnitude(
-            x, y, self.stiffness()
+        gradient = self.data.gradient(x) + self.operator.adjoint(y)
+        return gradient, self.magnitude(
+            x,
+            y,
+            self.stiffness(),
         )
 
     def read_off(self, x: Primal, adjoint: Primal) -> Surrogate:
         """The surrogate of eq. 9 and its ingredients; ``K`` sees ``x`` and
-        ``P`` in one batched call."""
-        x, adjoint = x.detach(), adjoint.detach()
+        ``P`` in one batched call.
+
+        Args:
+            x: approximate solution, ``(batch, ...)``.
+            adjoint: approximate ``P``, likewise.
+        """
+        # fixed: the derivative in the parameters is a partial one, and that of
+        # x through them is what P stands for
+        x = x.detach()
+        adjoint = adjoint.detach()
         z, image = self.operator.forward(torch.cat([x, adjoint])).chunk(2)
         y = self.potential.gradient(z)
-        return Surrogate(
-            -(inner(image, y) + self.data.slope_along(x, adjoint)), z, image, y
-        )
+        value = inner(image, y) + self.data.slope_along(x, adjoint)
+        return Surrogate(-value, z, image, y)
 
     def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
         return self.read_off(x, adjoint).value
 
     def duals(self, x: Primal, adjoint: Primal) -> tuple[Dual, Dual]:
         """``y = f'(K x)`` and ``u = D(K x) K P``; ``K`` sees both in one
-        batched call."""
+        batched call.
+
+        Args:
+            x: ``(batch, ...)``.
+            adjoint: ``P``, likewise.
+        """
         z, image = self.operator.forward(torch.cat([x, adjoint])).chunk(2)
         return self.potential.gradient(z), self.potential.curvature(z) * image
 
     def residuals(
+        self, x: Primal, adjoint: Primal, slope: Primal
+    ) -> tuple[Primal, Primal]:
+        return self.residuals_from(
+            x,
+            adjoint,
+            self.duals(x, adjoint),
+            slope,
+        )
+
+    def residuals_from(
         self,
-        pair: tuple[Primal, Primal],
+        x: Primal,
+        adjoint: Primal,
         duals: tuple[Dual, Dual],
         slope: Primal,
     ) -> tuple[Primal, Primal]:
-        """``grad h(x)`` and ``slope - A(x) P`` of ``pair = (x, P)``, ``slope =
-        grad l(x)``; ``K^T`` sees both duals at once."""
-        x, adjoint = pair
+        """``residuals`` where ``duals`` are known; ``K^T`` sees both at once.
+
+        Args:
+            x: ``(batch, ...)``.
+            adjoint: ``P``, likewise.
+            duals: as ``duals`` returns them at this pair.
+            slope: ``grad l(x)``.
+        """
         pulled, adjoint_pulled = self.operator.adjoint(torch.cat(duals)).chunk(
             2
         )
-        return self.data.gradient(x) + pulled, slope - self.data.hessian(
-            adjoint
-        ) - adjoint_pulled
+        gradient = self.data.gradient(x) + pulled
+        # in this order: the slope and H P nearly cancel, and are of one size
+        gap = slope - self.data.hessian(adjoint) - adjoint_pulled
+        return gradient, gap
 
     def stiffness(self) -> Scalar:
         """At least ``||K^T D K||`` for every curvature ``D`` that the potential
@@ -218,62 +291,99 @@ class SaddleProblem(LowerProblem):
         """Size of the numbers that ``grad h(x)`` is computed from, which its
         rounding is proportional to.
 
-        ``H x - b`` loses digits of ``H x`` and ``b``; ``K^T f'(K x)`` those of
-        ``y`` and, through ``f''``, those of ``K x``.
+        Args:
+            x: ``(batch, ...)``.
+            y: ``f'(K x)``.
+            stiffness: what rounding of ``K x`` is multiplied by.
+
+        Returns:
+            ``(batch,)``.
         """
+        # H x - b loses digits of H x and b, and ||b|| <= L ||H^{-1} b||
         data = self.data.smoothness * (norm(x) + norm(self.data.start))
-        return data + self.operator.norm_bound() * norm(y) + stiffness * norm(x)
+        # K^T y loses digits of y ...
+        pulled = self.operator.norm_bound() * norm(y)
+        # ... and, through f'', those of K x
+        return data + pulled + stiffness * norm(x)
 
     def curvature(self, x: Primal) -> Dual:
-        """``D(K x)``, the diagonal of ``f''``."""
+        """``D(K x)``, the diagonal of ``f''``.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
         return self.potential.curvature(self.operator.forward(x))
 
     def hessian(self, curvature: Dual, v: Primal) -> Primal:
-        """``A v = H v + K^T D K v`` with ``D = curvature`` (eq. 8)."""
-        return self.data.hessian(v) + self.operator.adjoint(
-            curvature * self.operator.forward(v)
-        )
+        """``A v = H v + K^T D K v`` (eq. 8).
+
+        Args:
+            curvature: ``D``.
+            v: ``(batch, ...)``.
+        """
+        image = self.operator.forward(v)
+        bent = self.operator.adjoint(curvature * image)
+        return self.data.hessian(v) + bent
 
     def in_units(self) -> UnitForm:
         """The same energy in the units of the penalty, for solvers (outside any
         autograd graph)."""
         potential = self.potential.detached()
         inverse = potential.smoothing.reciprocal()
+        # weight * smoothing * psi(t): the smoothing goes from inside the penalty
+        # into its arguments, and stays in front
         return UnitForm(
-            self.data,
-            potential.penalty,
-            potential.local_weight * potential.smoothing,
-            potential.shift * inverse,
-            self.operator.scaled(inverse),
+            data=self.data,
+            penalty=potential.penalty,
+            weight=potential.local_weight * potential.smoothing,
+            shift=potential.shift * inverse,
+            operator=self.operator.scaled(inverse),
         )
 
     def preconditioner(self, curvature: Dual, like: Primal) -> Preconditioner:
-        """An approximation of ``(H + K^T D K)^{-1}``."""
-        return self.operator.gram_inverse(
-            self.data.symbol(like), curvature, like
-        )
+        """An approximation of ``(H + K^T D K)^{-1}``.
+
+        Args:
+            curvature: ``D``.
+            like: of the shape, dtype and device of the primal variable.
+        """
+        symbol = self.data.symbol(like)
+        return self.operator.gram_inverse(symbol, curvature, like)
 
     def select(self, index: Tensor) -> SaddleProblem:
-        """The problems of the chosen samples."""
+        """The problems of the chosen samples.
+
+        Args:
+            index: ``(chosen,)`` whole numbers.
+        """
         exact = None if self.exact is None else self.exact.select(index)
         return SaddleProblem(
-            self.data.select(index),
-            self.potential.select(index),
-            self.operator,
-            exact,
+            data=self.data.select(index),
+            potential=self.potential.select(index),
+            operator=self.operator,
+            exact=exact,
         )
 
     def detached(self) -> SaddleProblem:
         """The same problem outside any autograd graph: what solvers work on."""
-        fixed = (
-            self.data.detached(),
-            self.potential.detached(),
-            self.operator.detached(),
+        # the exact form is detached since it was given
+        return SaddleProblem(
+            data=self.data.detached(),
+            potential=self.potential.detached(),
+            operator=self.operator.detached(),
+            exact=self.exact,
+            sums=self.sums,
         )
-        return SaddleProblem(*fixed, self.exact, self.sums)
 
     def with_exact(self, exact: LowerProblem) -> SaddleProblem:
-        """The same problem, with ``exact`` for ``double`` to return."""
+        """The same problem, with another one for ``double`` to return.
+
+        Args:
+            exact: computed in float64 from the parameters.
+
+        Raises:
+            TypeError: for another kind of problem.
+        """
         if not isinstance(exact, SaddleProblem):
             raise TypeError(
                 f"the exact form of a SaddleProblem is a SaddleProblem, got {type(exact).__name__}"
@@ -286,7 +396,9 @@ class SaddleProblem(LowerProblem):
         if self.exact is not None:
             return self.exact
         return SaddleProblem(
-            self.data.double(), self.potential.double(), self.operator.double()
+            data=self.data.double(),
+            potential=self.potential.double(),
+            operator=self.operator.double(),
         )
 
     def dualised(self) -> SaddleProblem:
@@ -299,37 +411,100 @@ class SaddleProblem(LowerProblem):
         """
         if not isinstance(self.data, LeastSquares):
             return self
+        # in float64 the same move is made: residuals are those of one problem
         exact = None if self.exact is None else self.exact.dualised()
-        return SaddleProblem(
-            *dualised_parts(self.data, self.potential, self.operator), exact
-        )
-
-    def counted(self, counter: ApplicationCounter) -> SaddleProblem:
-        """The same problem, its operator applications added to ``counter``."""
-        exact = None if self.exact is None else self.exact.counted(counter)
-        return SaddleProblem(
+        data, potential, operator = dualised_parts(
             self.data,
             self.potential,
-            CountingOperator(self.operator, counter),
-            exact,
+            self.operator,
+        )
+        return SaddleProblem(data, potential, operator, exact)
+
+    def counted(self, counter: ApplicationCounter) -> SaddleProblem:
+        """The same problem, its operator applications counted.
+
+        Args:
+            counter: what they are added to.
+        """
+        exact = None if self.exact is None else self.exact.counted(counter)
+        return SaddleProblem(
+            data=self.data,
+            potential=self.potential,
+            operator=CountingOperator(self.operator, counter),
+            exact=exact,
         )
 
     def to_cvxpy(self, sample: int = 0) -> ConeProgram:
         """The problem of one sample for cvxpy and cvxpylayers, DPP in all its
         parameters: an independent check.
 
-        Raises ``ImportError`` without cvxpy, and ``ValueError`` for a problem
-        that ``check`` rejects or whose matrices are too big to be written out.
+        Args:
+            sample: index in the batch.
+
+        Raises:
+            ImportError: without cvxpy.
+            ValueError: for a problem that ``check`` rejects or whose matrices
+                are too big to be written out.
         """
         self.check()
         return cone_program(self, sample)
 
 
 def require_saddle(problem: LowerProblem, method: str) -> SaddleProblem:
-    """The same problem, for a ``method`` that needs ``R(x) = f(K x)``; raises
-    ``ValueError`` for other problems."""
+    """The same problem, for a method that needs ``R(x) = f(K x)``.
+
+    Args:
+        problem: of any kind.
+        method: its name, for the message.
+
+    Raises:
+        ValueError: for other problems.
+    """
     if not isinstance(problem, SaddleProblem):
         raise ValueError(
             f"{method} needs a SaddleProblem, got a {type(problem).__name__}"
         )
     return problem
+
+
+def _require_adjoint(operator: LinearOperator, like: Primal) -> None:
+    """``<K x, y> = <x, K^T y>`` for random vectors."""
+    probe_adjoint(
+        type(operator).__name__,
+        operator.forward,
+        operator.adjoint,
+        like,
+        # the same vectors in every run
+        torch.Generator().manual_seed(0),
+    )
+
+
+def _require_own_memory(operator: LinearOperator, like: Primal) -> None:
+    """A second call must not write into what the first returned."""
+    image = operator.forward(like).clone()
+    calls = ((operator.forward, like), (operator.adjoint, image))
+    for apply, argument in calls:
+        first = apply(argument).data_ptr()
+        again = apply(argument.clone()).data_ptr()
+        # the identity returns what it is given, which is no harm
+        if first == again != argument.data_ptr():
+            raise ValueError(
+                f"{type(operator).__name__} returns the same memory at every call: return new tensors"
+            )
+
+
+def _require_norm(operator: LinearOperator, like: Primal) -> None:
+    """No vector may be amplified by more than the operator says."""
+    # a few steps from below: they cannot prove a bound, but refute it
+    reach = norm_estimate(
+        operator.forward,
+        operator.adjoint,
+        like,
+        steps=4,
+    )
+    stated = float(operator.norm_bound())
+    if reach > stated * (1 + 1e-6):
+        raise ValueError(
+            f"norm_bound() = {stated:.6g} of {type(operator).__name__} is too "
+            f"small: it amplifies a vector by {reach:.6g}"
+        )

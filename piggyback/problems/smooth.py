@@ -27,8 +27,16 @@ class SmoothProblem(LowerProblem):
 
     The counterpart of an operator application is one pass forward and one pass
     backward on one image: a gradient costs one pair, and so does a Hessian
-    product. ``exact``: the same problem computed in float64 from the
-    parameters.
+    product.
+
+    Args:
+        data: ``g``, quadratic and strongly convex.
+        regularizer: ``R``, smooth and convex.
+        exact: the same problem computed in float64 from the parameters.
+        counter: what passes are added to; None: they are not counted.
+
+    Raises:
+        ValueError: under autocast, which would round products.
     """
 
     data: DataTerm
@@ -41,6 +49,7 @@ class SmoothProblem(LowerProblem):
 
     def check(self) -> None:
         device = self.regularizer.device
+        # first of all: values on two devices cannot even be compared
         if device is not None and device != self.data.start.device:
             raise ValueError(
                 f"data: on {self.data.start.device}, but the regularizer is "
@@ -53,8 +62,12 @@ class SmoothProblem(LowerProblem):
         self.regularizer.examine(self.data.start)
 
     def count(self, x: Primal, passes: int = 2) -> None:
-        """Add a number of ``passes``, by default one pair, per sample of ``x``
-        to the counter."""
+        """Add passes to the counter.
+
+        Args:
+            x: ``(batch, ...)``.
+            passes: per sample; by default one pair.
+        """
         if self.counter is not None:
             self.counter.halves += passes * x.shape[0]
 
@@ -62,56 +75,94 @@ class SmoothProblem(LowerProblem):
         return self.data.value(x) + self.regularizer.value(x)
 
     def energy_and_gradient(self, x: Primal) -> tuple[PerSample, Primal]:
-        """``h(x)`` and ``grad h(x)`` from one pass."""
+        """``h(x)`` and ``grad h(x)`` from one pass.
+
+        Args:
+            x: ``(batch, ...)``.
+        """
         self.count(x)
-        value, gradient = self.regularizer.value_and_gradient(x)
-        return self.data.value(x) + value, self.data.gradient(x) + gradient
+        value, slope = self.regularizer.value_and_gradient(x)
+        energy = self.data.value(x) + value
+        gradient = self.data.gradient(x) + slope
+        return energy, gradient
 
     def gradient(self, x: Primal) -> Primal:
-        return self.energy_and_gradient(x)[1]
+        # autograd has the value on its way
+        _, gradient = self.energy_and_gradient(x)
+        return gradient
 
     def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
-        lost = self.regularizer.bounds(x, torch.zeros_like(norm(x))).rounding
-        return self.gradient(x), self.data.smoothness * (
-            norm(x) + norm(self.data.start)
-        ) + lost
+        size = norm(x)
+        # at x itself: a ball of radius 0
+        lost = self.regularizer.bounds(
+            x,
+            torch.zeros_like(size),
+        ).rounding
+        data = self.data.smoothness * (size + norm(self.data.start))
+        return self.gradient(x), data + lost
 
     def curvature(self, x: Primal) -> Tensor:
         return self.regularizer.curvature(x)
 
-    def bend(self, curvature: Tensor, v: Primal) -> Primal:
-        """``D^2 R v``, the part of the regularizer in ``hessian``."""
+    def regularizer_hessian(self, curvature: Tensor, v: Primal) -> Primal:
+        """``D^2 R(x) v``, the part of the regularizer in ``hessian``.
+
+        Args:
+            curvature: of ``x``.
+            v: ``(batch, ...)``.
+        """
         self.count(v)
         return self.regularizer.product(curvature, v)
 
+    def adjoint_residual_from(
+        self, product: Primal, adjoint: Primal, slope: Primal
+    ) -> Primal:
+        """``adjoint_residual`` where the Hessian product of the regularizer is
+        known.
+
+        Args:
+            product: ``regularizer_hessian`` of ``adjoint``.
+            adjoint: ``P``.
+            slope: ``grad l(x)``.
+        """
+        return slope - (self.data.hessian(adjoint) + product)
+
     def hessian(self, curvature: Tensor, v: Primal) -> Primal:
-        return self.data.hessian(v) + self.bend(curvature, v)
+        product = self.regularizer_hessian(curvature, v)
+        return self.data.hessian(v) + product
 
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
-        return ScalarPreconditioner(
-            torch.ones((), dtype=like.dtype, device=like.device)
-        )
+        # nothing is known of an energy but its derivatives; problems that know
+        # more override this
+        return _identity(like)
 
     def metric(self, curvature: Tensor, like: Primal) -> Preconditioner:
         """What quasi-Newton methods start their matrix from: a guess of
-        ``A(x)^{-1}`` up to a factor."""
-        return ScalarPreconditioner(
-            torch.ones((), dtype=like.dtype, device=like.device)
-        )
+        ``A(x)^{-1}`` up to a factor.
+
+        Args:
+            curvature: of ``x``.
+            like: of the shape, dtype and device of the primal variable.
+        """
+        return _identity(like)
 
     def stiffness(self) -> Scalar:
         return self.regularizer.stiffness(self.data.start)
 
     def surrogate(self, x: Primal, adjoint: Primal) -> PerSample:
-        x, adjoint = x.detach(), adjoint.detach()
-        return -(
-            self.regularizer.slope_along(x, adjoint)
-            + self.data.slope_along(x, adjoint)
-        )
+        # fixed: the derivative in the parameters is a partial one
+        x = x.detach()
+        adjoint = adjoint.detach()
+        along = self.regularizer.slope_along(x, adjoint)
+        return -(along + self.data.slope_along(x, adjoint))
 
     def select(self, index: Tensor) -> SmoothProblem:
         exact = None if self.exact is None else self.exact.select(index)
-        return replace(self, data=self.data.select(index), exact=exact)
+        return replace(
+            self,
+            data=self.data.select(index),
+            exact=exact,
+        )
 
     def detached(self) -> SmoothProblem:
         return replace(
@@ -137,3 +188,12 @@ class SmoothProblem(LowerProblem):
     def counted(self, counter: ApplicationCounter) -> SmoothProblem:
         exact = None if self.exact is None else self.exact.counted(counter)
         return replace(self, exact=exact, counter=counter)
+
+
+def _identity(like: Primal) -> Preconditioner:
+    one = torch.ones(
+        (),
+        dtype=like.dtype,
+        device=like.device,
+    )
+    return ScalarPreconditioner(one)

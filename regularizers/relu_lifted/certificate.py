@@ -13,7 +13,8 @@ from piggyback.batched import ROUNDING_TERMS, norm, per_sample
 from piggyback.certificates.bounds import adjoint_error
 from piggyback.certificates.certify import evidence_of, gradient_bound
 from piggyback.certificates.coupling import CouplingRate
-from piggyback.certificates.evidence import PairEvidence, defined, inflate
+from piggyback.certificates.evidence import PairEvidence
+from piggyback.certificates.rounding import defined, inflate
 from piggyback.certificates.smooth import examine_pair
 from piggyback.problems.groups import GradientBound
 from piggyback.terms.epigraph import (
@@ -112,7 +113,7 @@ def gather_relu_lifted_evidence(
             strong_convexity=data.strong_convexity,
             loss_smoothness=_smoothness(problem, loss),
             coupling=coupling,
-            bend=torch.full_like(error, torch.inf).float(),
+            hessian_variation=torch.full_like(error, torch.inf).float(),
             open=torch.stack(
                 [layer.open.flatten(1).sum(1) for layer in units]
             ).sum(0),

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS
 from piggyback.certificates.bounds import adjoint_error, local_bound
-from piggyback.certificates.evidence import gather_evidence
 from piggyback.certificates.loss import corrected_loss, plain_loss
+from piggyback.certificates.saddle import gather_evidence
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from piggyback.certificates.coupling import couple
-from piggyback.certificates.evidence import Evidence, gather_evidence
+from piggyback.certificates.saddle import Evidence, gather_evidence
 from piggyback.operators.base import LinearOperator
 from piggyback.operators.dense import DenseOperator
 from piggyback.problems.saddle import SaddleProblem

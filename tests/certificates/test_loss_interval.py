@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from piggyback.certificates.evidence import Evidence, gather_evidence
 from piggyback.certificates.loss import LossInterval, corrected_loss
+from piggyback.certificates.saddle import Evidence, gather_evidence
 from piggyback.operators.dense import DenseOperator
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.terms.data.dense import DenseQuadratic
@@ -98,7 +98,7 @@ def test_bend_is_attained(move: float) -> None:
 def alone(evidence: Evidence) -> LossInterval:
     """The corrected loss without the bounds of section 5.2, which are smaller
     close to the solution."""
-    never = torch.full_like(evidence.bend, torch.inf)
+    never = torch.full_like(evidence.hessian_variation, torch.inf)
     return corrected_loss(
         replace(
             evidence,
@@ -134,7 +134,12 @@ def test_valid_by_itself_and_smaller_at_loose_tolerances(
         ((truth(several).loss - found.value).abs() <= found.radius).all()
     )
     without = corrected_loss(
-        replace(evidence, bend=torch.full_like(evidence.bend, torch.inf))
+        replace(
+            evidence,
+            hessian_variation=torch.full_like(
+                evidence.hessian_variation, torch.inf
+            ),
+        )
     ).radius
     assert bool((corrected_loss(evidence).radius <= without).all())
 
@@ -159,7 +164,12 @@ def test_how_much_smaller_at_loose_tolerances() -> None:
             exact.adjoint.view(shape),
         )
         without = corrected_loss(
-            replace(evidence, bend=torch.full_like(evidence.bend, torch.inf))
+            replace(
+                evidence,
+                hessian_variation=torch.full_like(
+                    evidence.hessian_variation, torch.inf
+                ),
+            )
         ).radius
         gains.append((without / corrected_loss(evidence).radius).median())
     assert float(torch.stack(gains).median()) >= RECORDED_GAIN

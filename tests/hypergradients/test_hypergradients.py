@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.saddle import gather_evidence
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.saddle import gather_evidence
 from piggyback.hypergradients.base import HypergradientMethod
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.piggyback import Piggyback

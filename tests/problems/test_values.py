@@ -19,7 +19,7 @@ import piggyback
 from piggyback.batched import norm
 from piggyback.certificates.bounds import local_bound
 from piggyback.certificates.certify import Hypergradient
-from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.saddle import gather_evidence
 from piggyback.forward.adjointness import check_adjoint, norm_estimate
 from piggyback.forward.blur import ValidBlur
 from piggyback.forward.examination import examine
@@ -36,8 +36,8 @@ from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
 from piggyback.layer.reconstruction import Reconstruction
 from piggyback.operators.dense import DenseOperator
-from piggyback.problems.pair import Accuracy
-from piggyback.problems.posed import double_copy
+from piggyback.problems.pair import Accuracy, Sensitivity
+from piggyback.problems.posed import double_copy, pose
 from piggyback.problems.saddle import SaddleProblem
 from piggyback.solvers.linear import unit_of
 from piggyback.solvers.lower import certified_distance, solve_lower
@@ -50,7 +50,7 @@ from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.dense import DenseQuadratic
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
-from piggyback.terms.losses import SquaredError
+from piggyback.terms.losses import LinearFunctional, SquaredError
 from piggyback.terms.penalties import Charbonnier
 from piggyback.terms.potentials import Potential
 from regularizers import LinearConfig, LinearRegularizer, ModuleRegularizer
@@ -796,6 +796,31 @@ def test_bounds_are_homogeneous_in_the_loss(
         scaled / factor, one, rtol=1e-5, atol=float(one.norm()) * 1e-6
     )
     assert 0.9 * bound <= scaled_bound / factor <= 1.1 * bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("factor", [2.0**-66, 2.0**66])
+@pytest.mark.parametrize(
+    "method", [ImplicitCG(), ImplicitMINRES(), Neumann(), Refined(rounds=0)]
+)
+def test_pairs_are_homogeneous_in_the_loss(
+    method: HypergradientMethod, factor: float, dtype: torch.dtype
+) -> None:
+    """The layer brings its own units; whoever asks a method for a pair gets the
+    adjoint of the loss that was given, not of one in units of its slope."""
+    regularizer = model().to(dtype)
+    data = Denoising(images().to(dtype))
+    slope = (images() - images(2)).to(dtype)
+
+    def pair(scale: float) -> Sensitivity:
+        posed = pose(regularizer, data, LinearFunctional(scale * slope))
+        return method.differentiate(
+            posed.problem, posed.loss, Accuracy(1e-5, 1e-4)
+        )
+
+    one = pair(1.0).adjoint
+    scaled = pair(factor).adjoint
+    assert float((scaled / factor - one).norm()) <= 1e-3 * float(one.norm())
 
 
 # said of the other sample

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from piggyback.batched import per_sample
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.evidence import Evidence, gather_evidence
+from piggyback.certificates.saddle import Evidence, gather_evidence
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.operators.dense import DenseOperator

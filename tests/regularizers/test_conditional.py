@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.evidence import gather_evidence
+from piggyback.certificates.saddle import gather_evidence
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.implicit import ImplicitCG
 from piggyback.hypergradients.on_demand import OnDemand

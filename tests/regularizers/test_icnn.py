@@ -830,7 +830,7 @@ def test_certificates_from_exact_local_constants(
     )
     assert (
         bend
-        <= float(evidence.bend)
+        <= float(evidence.hessian_variation)
         * _mean_curvature(slope, pair.x, x)
         * abs(off[0])
         + 1e-12

@@ -261,7 +261,7 @@ def test_bounds_of_degenerate_networks_are_numbers_or_infinite(spoil) -> None:
     for number in (
         bound,
         evidence.coupling.rate,
-        evidence.bend,
+        evidence.hessian_variation,
         evidence.residuals.error,
     ):
         assert not bool(torch.isnan(number).any())

@@ -19,7 +19,7 @@ from piggyback.certificates.certify import (
     evidence_of,
     examine,
 )
-from piggyback.certificates.evidence import inflate
+from piggyback.certificates.rounding import inflate
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.problems.pair import flat_gradient
 from piggyback.problems.posed import pose
@@ -151,7 +151,8 @@ def bent_change(case: Case, x: Tensor, adjoint: Tensor) -> Tensor:
     """``K^T (D* - D) K P``."""
     problem = case.regularizer.problem(case.data).detached()
     there, here = (
-        problem.bend(problem.curvature(v), adjoint) for v in (case.truth.x, x)
+        problem.regularizer_hessian(problem.curvature(v), adjoint)
+        for v in (case.truth.x, x)
     )
     return there - here
 
@@ -662,9 +663,9 @@ def test_the_coupling_of_units_that_rise_is_nearly_attained(
     evidence, _ = evidence_of(regularizer.problem(data), loss, x, adjoint)
     assert isinstance(evidence, ReLULiftedEvidence)
     problem = regularizer.problem(data).detached()
-    changed = problem.bend(problem.curvature(truth.x), adjoint) - problem.bend(
-        problem.curvature(x), adjoint
-    )
+    changed = problem.regularizer_hessian(
+        problem.curvature(truth.x), adjoint
+    ) - problem.bend(problem.curvature(x), adjoint)
     exact = size_in(torch.linalg.inv(truth.second), changed)
     bound = float(inflate(evidence.coupling.rest))
     assert exact <= bound <= 1.01 * exact

@@ -28,8 +28,8 @@ from experiments.studies.learned_solver.solver import (
 )
 from piggyback.batched import inner, norm
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.evidence import gather_evidence
 from piggyback.certificates.loss import corrected_loss, plain_loss
+from piggyback.certificates.saddle import gather_evidence
 from piggyback.certificates.smooth import gather_smooth_evidence, smooth_bound
 from piggyback.certificates.worst_case import worst_case_bound
 from piggyback.hypergradients.piggyback import PiggybackIteration

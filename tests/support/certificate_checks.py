@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from piggyback.certificates.bounds import adjoint_error, local_bound
-from piggyback.certificates.evidence import Evidence, gather_evidence, inflate
 from piggyback.certificates.loss import corrected_loss, plain_loss
+from piggyback.certificates.rounding import inflate
+from piggyback.certificates.saddle import Evidence, gather_evidence
 from piggyback.certificates.worst_case import worst_case_bound
 from tests.support.oracles import (
     Truth,
