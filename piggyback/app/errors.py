@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-"""How torch says that it ran out of memory, in errors without a class of their
-own."""
+from piggyback.app.console.memory import out_of_memory
 
 
 class UserError(Exception):
@@ -20,8 +18,9 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user (SIGINT) or the system (SIGTERM) stopped the command; the
-    message is one line: what was kept, how to go on."""
+    """The user (SIGINT), the system (SIGTERM) or the end of the terminal
+    (SIGHUP) stopped the command; the message is one line: what was kept, how to
+    go on."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -33,7 +32,7 @@ def one_line_errors() -> Iterator[None]:
     """Turn what is no fault of the program into one line on stderr.
 
     ``UserError``, ``OSError`` (disk full, no permission) and exhausted memory:
-    ``error: ...``, exit code 2. Ctrl-C and SIGTERM: ``interrupted: ...``, exit
+    ``error: ...``, exit code 2. Signals: ``interrupted: ...``, exit
     code 128 plus the number of the signal, as shells have it. A context manager
     that is equally a decorator for ``main`` functions.
     """
@@ -49,16 +48,11 @@ def one_line_errors() -> Iterator[None]:
             stop.number if isinstance(stop, Interrupted) else int(signal.SIGINT)
         )
         _end(f"interrupted: {str(stop) or 'nothing was kept'}", 128 + number)
-    except MemoryError as error:
-        _fail(
-            f"not enough memory ({error or 'no details'}): ask for fewer or smaller things at once"
-        )
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        said = out_of_memory(error)
+        if said is None:
             raise
-        _fail(
-            f"not enough memory ({_one_line(error)[:200]}): ask for fewer or smaller things at once"
-        )
+        _fail(said)
 
 
 def _one_line(message: object) -> str:

@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from piggyback import __version__
+from piggyback.app.console.interruption import interruptible
+from piggyback.app.errors import Interrupted
 
 COMMANDS = {
     "train": "learn a regularizer from your own images, or from samples",
@@ -67,9 +69,12 @@ def usage() -> str:
 
 def _run(name: str, arguments: list[str]) -> None:
     try:
-        command = import_module(f"piggyback.app.{name}").main
-    except KeyboardInterrupt:
-        _end("interrupted: nothing was begun", 128 + int(signal.SIGINT))
+        with interruptible():
+            command = import_module(f"piggyback.app.{name}").main
+    except KeyboardInterrupt as stop:
+        by_signal = isinstance(stop, Interrupted)
+        number = stop.number if by_signal else int(signal.SIGINT)
+        _end("interrupted: nothing was begun", 128 + number)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         # a module of ours that is missing is a fault of the program

@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from piggyback.app import evaluate
+from piggyback.app.console.interruption import interruptible
 from piggyback.app.console.terminal import printable
-from piggyback.app.errors import UserError
+from piggyback.app.errors import Interrupted, UserError
 from piggyback.app.evaluate import save_image
 from piggyback.app.files import places
 from piggyback.app.files.outputs import (
@@ -32,6 +33,7 @@ from piggyback.app.files.outputs import (
     Outputs,
     distinct_names,
     our_figure,
+    write_new,
 )
 from piggyback.app.files.places import our_json, write_to
 from piggyback.app.images.sources import load_folder
@@ -503,15 +505,39 @@ def test_signals_end_in_one_line(
         running = subprocess.Popen(
             program, stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
-        time.sleep(1.0)
+        maps = Path(f"/proc/{running.pid}/maps")
+        # by then the command's own modules are still to come
+        wait_for(lambda: "libtorch" in maps.read_text())
         running.send_signal(number)
         one_line(running, number)
+
+
+def test_a_signal_waits_for_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is raised, the file is whole, and no second one is begun."""
+    opened = Path.open
+
+    def signalled(path: Path, mode: str) -> object:
+        file = opened(path, mode)
+        signal.raise_signal(signal.SIGTERM)
+        return file
+
+    with pytest.raises(Interrupted) as stop, interruptible():
+        monkeypatch.setattr(Path, "open", signalled)
+        write_new(tmp_path / "first", b"whole")
+        write_new(tmp_path / "second", b"not begun")
+    monkeypatch.undo()
+    assert stop.value.number == signal.SIGTERM
+    assert [file.name for file in tmp_path.iterdir()] == ["first"]
+    assert (tmp_path / "first").read_bytes() == b"whole"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """At most a minute."""
     until = time.monotonic() + 60
-    while not condition() and time.monotonic() < until:
+    while not condition():
+        assert time.monotonic() < until
         time.sleep(0.02)
 
 

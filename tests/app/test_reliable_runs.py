@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from experiments.studies.shared.instances import PRETRAINED
 from piggyback.app import train
+from piggyback.app.console.interruption import SIGNALS
 from piggyback.app.console.memory import peak_memory
 from piggyback.app.errors import UserError
 from piggyback.app.files.atomic import leftovers
@@ -348,7 +349,8 @@ def test_the_same_model_is_the_same_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
 @pytest.mark.parametrize(
     "moment", ["training", "a worker", "the report", "the images"]
@@ -363,10 +365,8 @@ def test_signals_end_in_one_line(
 ) -> None:
     """It says what was kept; the run then goes on to the same bytes, and the
     old handlers are back."""
-    out, handlers = (
-        tmp_path / "run",
-        (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)),
-    )
+    out = tmp_path / "run"
+    handlers = [signal.getsignal(one) for one in SIGNALS]
     with monkeypatch.context() as patch:
         _raise_at(patch, moment, number)
         err = io.StringIO()
@@ -379,10 +379,7 @@ def test_signals_end_in_one_line(
     assert stop.value.code == code
     last = err.getvalue().strip().splitlines()[-1]
     assert last.startswith("interrupted: ")
-    assert (
-        signal.getsignal(signal.SIGINT),
-        signal.getsignal(signal.SIGTERM),
-    ) == handlers
+    assert [signal.getsignal(one) for one in SIGNALS] == handlers
     if moment == "the images":
         assert "nothing was written" in last and not out.exists()
         return

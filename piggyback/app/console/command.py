@@ -10,30 +10,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import NoReturn
 
-import torch
+from piggyback.app.console.interruption import interruptible
+from piggyback.app.errors import Interrupted, UserError, one_line_errors
 
-from piggyback.app.errors import UserError, one_line_errors
-
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")
-    if hasattr(signal, name)
-)
 UNREAD = 141
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked for the end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+_KEPT = "files written so far are complete, the others were not begun"
 
 
 class Unread(Exception):
@@ -51,7 +36,8 @@ def command() -> Iterator[None]:
     with (
         _unread_in_one_line(),
         one_line_errors(),
-        _stopped_in_one_line(),
+        _what_is_kept(),
+        interruptible(),
         refusals(),
     ):
         yield
@@ -63,8 +49,8 @@ def command() -> Iterator[None]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What is no bug as ``UserError``: refusals of the toolkit, numbers out of
-    range, memory that is not there."""
+    """What is no bug as ``UserError``: refusals of the toolkit and numbers out
+    of range."""
     try:
         yield
     # an OSError, but about no file that the user named
@@ -73,16 +59,6 @@ def refusals() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             _discard_output()
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise UserError("not enough memory; choose smaller sizes") from error
-    except RuntimeError as error:
-        if "t allocate memory" in str(error) or "not enough memory" in str(
-            error
-        ):
-            raise UserError(
-                "not enough memory; choose smaller sizes"
-            ) from error
         raise
     except ArithmeticError as error:
         raise UserError(
@@ -102,44 +78,14 @@ def _unread_in_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def _stopped_in_one_line() -> Iterator[None]:
-    """Signals raise ``Stopped`` in the main thread, unless the program that
-    calls has handlers of its own."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        ours = [
-            number for number in SIGNALS if _is_usual(signal.getsignal(number))
-        ]
-        before = {number: signal.signal(number, _stop) for number in ours}
+def _what_is_kept() -> Iterator[None]:
+    """Commands write every file in one piece: whoever stops one is told so."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        _leave(
-            "interrupted: files written so far are complete, the others were not begun",
-            128 + number,
-        )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _is_usual(handler: object) -> bool:
-    """Whether a command may replace it: handlers of a program that calls us are
-    left alone."""
-    if handler in (signal.SIG_DFL, signal.default_int_handler):
-        return True
-    return getattr(handler, "until_a_command_begins", False)
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, _stop_at_once)
-    raise Stopped(number)
-
-
-def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """For the impatient: threads at work are not waited for."""
-    os._exit(128 + number)
+        by_signal = isinstance(stop, Interrupted)
+        number = stop.number if by_signal else int(signal.SIGINT)
+        raise Interrupted(number, _KEPT) from None
 
 
 def _discard_output() -> None:

@@ -15,6 +15,30 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# how torch says that it ran out of memory, in errors without a class of their
+# own
+_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+_LONGEST_REASON = 200
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What a user is told of exhausted memory, in one line.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        The message, or None if the error is about something else.
+    """
+    reason = " ".join(str(error).split())[:_LONGEST_REASON]
+    if not isinstance(error, MemoryError):
+        if not any(words in str(error) for words in _NO_MEMORY):
+            return None
+    return (
+        f"not enough memory ({reason or 'no details'}): ask for fewer or "
+        "smaller things at once"
+    )
+
 
 class PeakMemory(TorchDispatchMode):
     """Bytes of all tensors that operations returned while it was active:

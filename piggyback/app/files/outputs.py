@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from piggyback.app.console.interruption import undisturbed
 from piggyback.app.console.terminal import note
 from piggyback.app.errors import UserError
 from piggyback.app.files.places import (
@@ -217,7 +218,8 @@ def write_new(path: Path, content: bytes) -> None:
     """Write a file that does not exist, whole or not at all. Raises ``OSError``
     that names it, ``FileExistsError`` above all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    # an interrupt between two lines would leave an empty file
+    with undisturbed(), path.open("xb") as file:
         try:
             file.write(content)
             file.flush()
