@@ -13,9 +13,8 @@ from torch import Tensor
 
 from piggyback.batched import ROUNDING_TERMS
 from piggyback.certificates.bounds import local_bound
-from piggyback.certificates.evidence import gather_evidence
-from piggyback.forward.adapters import converted
 from piggyback.certificates.saddle import gather_evidence
+from piggyback.forward.adapters import converted
 from piggyback.forward.base import ForwardOperator
 from piggyback.forward.blur import ValidBlur
 from piggyback.forward.sampling import Inpainting, SuperResolution

@@ -665,7 +665,7 @@ def test_the_coupling_of_units_that_rise_is_nearly_attained(
     problem = regularizer.problem(data).detached()
     changed = problem.regularizer_hessian(
         problem.curvature(truth.x), adjoint
-    ) - problem.bend(problem.curvature(x), adjoint)
+    ) - problem.regularizer_hessian(problem.curvature(x), adjoint)
     exact = size_in(torch.linalg.inv(truth.second), changed)
     bound = float(inflate(evidence.coupling.rest))
     assert exact <= bound <= 1.01 * exact

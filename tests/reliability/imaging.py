@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from piggyback.imaging import deconvolve_learned, denoise_learned
+from piggyback.imaging.functions import deconvolve_learned, denoise_learned
 from tests.reliability.base import Refusal
 
 
