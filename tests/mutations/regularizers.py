@@ -179,7 +179,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "layer.sums.T @ (of_slopes + largest_change)",
         "layer.sums.T @ largest_change",
         "networks (eq. N4): slopes change the gradient of the hidden layers",
-        (ICNN, "-k", "never_below"),
+        (ICNN, "-k", "hidden_gradients"),
     ),
     Mutation(
         "regularizers/icnn/bounds.py",
@@ -187,7 +187,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "hidden = self.point.hidden[index - 1] + norm * self.radius",
         "hidden = 0 * norm * self.radius",
         "networks (eq. N6): what the kernels multiply",
-        (ICNN, "-k", "never_below"),
+        (ICNN, "-k", "bright"),
     ),
     Mutation(
         "regularizers/filter_bank/norms.py",
