@@ -77,6 +77,7 @@ class SiteElimination(Preconditioner):
         no_image = torch.zeros_like(image)
         no_hidden = [torch.zeros_like(s) for s in hidden]
         # down: hidden layers first, and what the image sees of them
+        # (the block triangular factors of eq. N21, from right to left)
         first = self._sites(hidden)
         seen, _ = layout.split(self._coupled(layout.join(no_image, first)))
         image = self.image.apply(image - seen)

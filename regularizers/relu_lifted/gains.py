@@ -36,6 +36,7 @@ def row_norms(problem: ReLULiftedProblem) -> list[Tensor]:
     found = []
     for index, layer in enumerate(network.layers):
         taps = layer.skip.filters.detach().flatten(1).square().sum(1)
+        # H is block diagonal in image and layers: their shares add
         inner = torch.zeros_like(taps)
         if layer.inner is not None:
             inner = layer.inner.detach().flatten(1).square().sum(1)
@@ -100,6 +101,7 @@ class ReLULiftedGains:
 
     def output(self) -> Scalar:
         """The same for the sum of the last layer over its sites."""
+        # |sum over the sites| <= sqrt(sites) |s_L|, and |s_L|_H holds the ridge
         sites = prod(self.layout.hidden[-1][:2])
         gain = self.network.output_gain.to(self.network.output)
         return gain * (sites / self.ridge) ** 0.5
@@ -151,6 +153,7 @@ class ReLULiftedGains:
                 before = hidden[index - 1].permute(0, 3, 1, 2)
                 seen = bank.forward_gain(before, weight)
                 squares = squares + (self.network.inner_gain * seen).square()
+            # diagonal in the channels: the largest sum over the sites counts
             if offsets:
                 squares = squares + weight.sum((1, 2)).amax(1)
             found.append(squares)

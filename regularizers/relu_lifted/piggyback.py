@@ -100,6 +100,7 @@ class ReLULiftedPiggybackIteration(
             torch.cat([state.y, state.adjoint_y]),
             energy.forward(ahead),
         )
+        # twice the batch: two pairs per sample are counted
         problem.count(ahead)
         y = []
         adjoint_y = []
@@ -142,6 +143,7 @@ class ReLULiftedPiggybackIteration(
         # the offsets belong to the variable, not to its derivative
         z = z + steps.dual * layer.offset
         dual = dual_prox(energy, steps, (z, s))
+        # the cone of the new argument: in the limit that of K x + b
         first, second = remainder(
             cone(z, s, energy.leak),
             adjoint_z,
@@ -155,6 +157,7 @@ class ReLULiftedPiggybackIteration(
         self, x: Primal, adjoint_x: Primal, y: Tensor, adjoint_y: Tensor
     ) -> PiggybackState:
         energy = self.lower.problem.regularizer
+        # K^T of both in one pass, kept for the next step
         both = energy.layout.unpack(torch.cat([y, adjoint_y]))
         pulled, adjoint_pulled = energy.adjoint(both).chunk(2)
         return PiggybackState(
@@ -170,6 +173,7 @@ class ReLULiftedPiggybackIteration(
         problem = self.lower.problem
         x, adjoint = self.result(state)
         slope = self.loss.gradient(x)
+        # the adjoint system at x, whatever the dual variables are
         gap = slope - problem.hessian(problem.curvature(x), adjoint)
         adjoint_error = relative_residual(
             problem.data,
@@ -216,6 +220,7 @@ class ReLULiftedPiggyback(HypergradientMethod):
         start: WarmStart | None = None,
     ) -> Sensitivity:
         lifted = require_relu_lifted(problem.detached(), "ReLULiftedPiggyback")
+        # the steps below assume finite and non-negative weights
         lifted.check()
         steps = BlockSteps.balanced(lifted)
         return ReLULiftedPiggybackIteration.solve(

@@ -50,6 +50,7 @@ class BlockSteps:
         """
         data = problem.data
         energy = problem.regularizer
+        # the norm is a bound: steps may be too short, never too long
         m = (2 / energy.norm(data)).to(data.start)
         return BlockSteps(
             image=m / (2 * data.base.strong_convexity),
@@ -129,7 +130,7 @@ class ReLULiftedIteration(Iteration[ReLULiftedState]):
     def start(self) -> ReLULiftedState:
         energy = self.lower.problem.regularizer
         x = self.lower.start
-        # the dual variables that belong to it
+        # the dual variables that belong to it: nothing is gained from zeros
         y = energy.duals(energy.points(x))
         return ReLULiftedState(x, energy.layout.pack(y), energy.adjoint(y))
 
@@ -139,6 +140,7 @@ class ReLULiftedIteration(Iteration[ReLULiftedState]):
         steps = self.steps
         slope = state.pulled + self.output
         x = primal_step(problem, steps, state.x, slope)
+        # where the dual step looks: ahead of the primal one (eq. 6)
         extrapolated = x + steps.omega * (x - state.x)
         ahead = energy.points(extrapolated)
         arguments = dual_argument(energy, steps, state.y, ahead)
@@ -201,6 +203,7 @@ def _moved(
     image_slope, hidden_slopes = problem.layout.split(slope)
     shrink = 1 + steps.hidden * problem.data.ridge
     layers = []
+    # the prox of a quadratic about zero shrinks
     for s, down in zip(hidden, hidden_slopes, strict=True):
         layers.append((s - steps.hidden * down) / shrink)
     return image - steps.image * image_slope, layers
@@ -241,6 +244,7 @@ def dual_prox(
         block: ``v`` of one layer.
     """
     p, q = block
+    # onto the epigraph itself: a cone, so no scaling with sigma
     first, second = project(p, q, energy.leak)
     scale = 1 + steps.dual * energy.smoothing
     return (p - first) / scale, (q - second) / scale

@@ -54,6 +54,7 @@ class ReLULiftedProblem(SmoothProblem):
 
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
         energy = self.regularizer
+        # kernels of one pixel leave the sites apart
         if any(layer.margin > 0 for layer in energy.network.layers):
             # sites are coupled: nothing can be eliminated cheaply
             return super().preconditioner(curvature, like)
@@ -142,6 +143,7 @@ def deviation(
             for z in network.pre_activations(x)
         ]
         shapes = network.shapes(network.extended(x))
+        # the dual variables of the nested network are feasible: what they cost
         maxima = network.constants().gradient_maxima
         duals = []
         for channels, shape in zip(maxima, shapes, strict=True):

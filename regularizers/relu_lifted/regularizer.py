@@ -65,6 +65,7 @@ class ReLULiftedRegularizer(NetworkRegularizer):
     ) -> None:
         if config is None:
             config = NetworkConfig(activation="relu")
+        # the smoothing of the activation is not looked at: that of the form is
         super().__init__(config, generator)
         if self.config.activation == "softplus":
             raise ValueError(
