@@ -481,7 +481,7 @@ def test_bounds_are_not_rounded_down_to_single_precision() -> None:
         "gain_adjoint",
         "gain",
         "steepest",
-        "turned",
+        "jumps",
         "output",
     )
     zeros = {name: torch.zeros_like(evidence.gain) for name in names}
