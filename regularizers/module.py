@@ -21,8 +21,16 @@ class ModuleRegularizer(Regularizer):
     ``SmoothEnergy`` may know (``regularizers.icnn.regularizer``). Convexity is
     the caller's promise: before a solve it is tried along a few random
     segments, once for every state of the module, and the solve refused
-    (``ValueError``) where it fails, as for modules in training mode, random
-    ones and such that mix samples. Concavity in a small region is not found so.
+    where it fails, as for modules in training mode, random ones and such that
+    mix samples. Concavity in a small region is not found so.
+
+    Args:
+        energy: from images ``(batch, channels, height, width)``, in grey
+            values, to ``(batch,)``.
+
+    Raises:
+        ValueError: (from the solve) for an energy that is not convex along
+            those segments.
     """
 
     sees_data = False

@@ -152,6 +152,7 @@ class DepthwiseSum(AdjointKernel):
         self.count = filters.shape[0]
         self.channels = filters.shape[1]
         self.size = filters.shape[-1]
+        # a convolution undoes the correlation: taps turned round
         flipped = filters.flip(2, 3).reshape(
             self.count * self.channels,
             1,
@@ -300,6 +301,7 @@ def default_plan(filters: Tensor) -> KernelPlan:
     Args:
         filters: device and dtype matter.
     """
+    # no device is asked how fast it is: plans must not differ from run to run
     if filters.device.type != "cpu":
         return KernelPlan(ChannelsLastConvolution, TransposedConvolution)
     if filters.dtype == torch.float32:

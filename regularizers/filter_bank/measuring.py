@@ -81,6 +81,7 @@ def measured_plan(
         repeats: rounds of the measurement.
     """
     forward, adjoint = kernel_jobs(filters, image)
+    # in the same rounds, so that a slow moment hits both kinds alike
     seconds = median_seconds(forward | adjoint, repeats, image.device)
     return plan_named(
         min(forward, key=seconds.__getitem__),

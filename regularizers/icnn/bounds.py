@@ -190,6 +190,7 @@ class NetworkConstants:
             output: ``c``, ``(channels,)``, not negative.
             activation: ``phi``, smooth.
         """
+        # backward sweeps use what the forward one has found
         forward = _forward(layers, activation.max_curvature)
         row = [rows.amax() for rows in forward.rows]
         backward = _backward(
@@ -365,6 +366,7 @@ class MixedBounds:
         those of the layer before."""
         constants = self.constants
         layer = constants.layers[index]
+        # zero-mean filters: the grey value is not seen (eq. N6)
         contrast = self.point.contrast + self.radius
         root_of_sites = float(self.point.sites[index]) ** 0.5
         own = layer.gain * contrast + root_of_sites
@@ -398,6 +400,7 @@ class MixedBounds:
         bounds = (maximum * k2 * response * norm, force * seen)
         # <w_l z', J a>: of w and of J together, then of z'
         of_weight = maximum * k3 * row * norm + change_maximum * k2 * norm
+        # the derivative of J itself, under the weight
         of_jacobian = maximum * k2 * change
         changes = (
             (of_weight + of_jacobian) * response,

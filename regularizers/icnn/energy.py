@@ -176,6 +176,7 @@ class NetworkEnergy(SmoothEnergy):
         q = self.output.expand_as(slopes[-1])
         forces = []
         for index in reversed(range(len(self.layers))):
+            # of one layer: later ones are in q already
             p = slopes[index] * q
             forces.append(p)
             self.linear_adjoint(index, p, image)
@@ -202,7 +203,14 @@ class NetworkEnergy(SmoothEnergy):
 
     def curvature(self, x: Primal) -> Tensor:
         """``phi'(z_l)`` and ``q_l phi''(z_l)`` of all layers, one row per
-        sample: ``D^2 R = sum J_l^T diag(q_l phi'') J_l``."""
+        sample: ``D^2 R = sum J_l^T diag(q_l phi'') J_l``.
+
+        Args:
+            x: ``(batch, channels, height, width)``, in grey values.
+
+        Returns:
+            ``(batch, n)``, last layer first; ``unpacked`` takes it apart.
+        """
         with torch.no_grad():
             parts = [
                 self.activation.slope_and_curvature(z)
@@ -224,6 +232,7 @@ class NetworkEnergy(SmoothEnergy):
             image = self.extended(v)
             parts = self.unpacked(curvature, image)
             slopes = [slope for slope, _ in parts]
+            # R_x = sum_l J_l^T diag(w_l) J_l: forwards, times w_l, backwards
             tangents = self._tangents(slopes, image)
             forces = []
             for (_, weight), tangent in zip(parts, tangents, strict=True):
@@ -252,6 +261,7 @@ class NetworkEnergy(SmoothEnergy):
             if passed is not None:
                 returned = self.layers[index + 1].back(passed)
                 force = force + slopes[index] * returned
+            # what came down from later layers goes into the image, too
             passed = force
             self.linear_adjoint(index, force, gathered)
         return self.boundary.fold(gathered, self.margin)
@@ -400,6 +410,7 @@ class NetworkEnergy(SmoothEnergy):
         """The ball around ``x``, and what the parameters multiply there."""
         z = self.pre_activations(x)
         constants = self.constants()
+        # m_l rho of eq. N4, channel by channel
         moved = []
         for part, rows in zip(z, constants.jacobian_rows, strict=True):
             moved.append(per_sample(radius, part) * rows.to(part))
@@ -455,6 +466,7 @@ class NetworkEnergy(SmoothEnergy):
         """``f -> max |J|^T (f |J| 1)``, at least ``||sum_l J_l^T diag(f_l)
         J_l||`` for ``f >= 0``, if no filter is negative (eq. N26)."""
         slopes = [slope.upper for slope in point.slope]
+        # |J_l| 1: the row sums of Schur's test
         rows = self._tangents(slopes, torch.ones_like(image))
 
         def bound(weights: list[Tensor]) -> PerSample:
@@ -507,6 +519,7 @@ class NetworkEnergy(SmoothEnergy):
             _require_finite(f"layer {index + 1}: offset", layer.offset)
 
     def check(self) -> None:
+        # convexity first: the message about the activation would hide it
         self.check_signs()
         if not self.activation.max_curvature < float("inf"):
             raise ValueError(

@@ -74,6 +74,7 @@ class Neighbourhood:
         zero = torch.zeros_like(self.radius)
         shape = point.hidden_gradient[last].here
         output = self.output_gain.square().expand_as(shape)
+        # c multiplies the last slopes only
         found = [_group(zero, zero, self._through_slopes(last, output))]
         for index in range(len(self.gains)):
             force = point.force[index]
@@ -107,6 +108,7 @@ class Neighbourhood:
         point = self.point
         tangent = direction.tangent_gain(point)
         change = direction.force_gain(point, own_change, backward, tangent)
+        # along P and d the last slopes change by chi_L
         through = mass(self.output_gain.square() * tangent[-1])
         zero = torch.zeros_like(through)
         found = [_group(zero, through, zero)]
@@ -212,6 +214,8 @@ class Neighbourhood:
         ``weights^{1/2} phi'``.
         """
         slope = self.point.slope[index].upper
+        # any field would do (eq. N28): this one is largest where the quotient
+        # below is
         wanted = weights.sqrt() * slope
         fields = [
             wanted if layer == index else torch.zeros_like(part.here)
@@ -262,6 +266,7 @@ def shared_turn(
     above = highest(turn)
     below = _SPAN * above
     for _ in range(_HALVINGS):
+        # geometric: rates of very different sizes are possible
         rate = (below * above).sqrt()
         excess = []
         for field, weight in zip(turn, point.weight, strict=True):

@@ -179,6 +179,7 @@ class NetworkRegularizer(Regularizer):
             )
             kernels.append(start.log())
         self.log_inner = nn.ParameterList(kernels)
+        # the two first channels are the first differences
         output = torch.full((config.widths[-1],), config.weight)
         output[:2] = config.gradient_weight
         self.log_output = nn.Parameter(output.log())

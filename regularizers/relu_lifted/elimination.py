@@ -18,8 +18,14 @@ class SiteElimination(Preconditioner):
     """``A(v)^{-1}`` by block elimination: hidden layers exactly, site by site;
     the image by circulant and diagonal (eq. N21).
 
-    For 1x1 kernels between layers. ``inverse`` ``(batch, height, width, n,
-    n)``: of the hidden block, at every site.
+    For 1x1 kernels between layers.
+
+    Args:
+        energy: of the lifted form.
+        pieces: its curvatures, as ``ReLULiftedEnergy.pieces``.
+        inverse: of the hidden block, at every site, ``(batch, height, width,
+            n, n)``.
+        image: an inverse for what is left of the image.
     """
 
     def __init__(
@@ -41,7 +47,14 @@ class SiteElimination(Preconditioner):
         pieces: Sequence[Tensor],
         like: Primal,
     ) -> SiteElimination:
-        """The elimination for the curvatures ``pieces``."""
+        """The elimination for given curvatures.
+
+        Args:
+            data: data term of the flat variable.
+            energy: of the lifted form.
+            pieces: its curvatures, as ``ReLULiftedEnergy.pieces``.
+            like: flat variable; its shape, dtype and device matter.
+        """
         block, source = _site_blocks(energy, pieces, data.ridge)
         # products are much faster than solves
         inverse = torch.cholesky_inverse(_factor(block))
@@ -53,36 +66,32 @@ class SiteElimination(Preconditioner):
         filters = torch.cat(
             [layer.skip.filters.detach() for layer in network.layers]
         )
-        picture = data.layout.split(like)[0]
+        picture, _ = data.layout.split(like)
         bank = ConvolutionBank(filters, network.boundary)
-        return SiteElimination(
-            energy,
-            pieces,
-            inverse,
-            bank.gram_inverse(data.base.symbol(picture), left, picture),
-        )
+        image = bank.gram_inverse(data.base.symbol(picture), left, picture)
+        return SiteElimination(energy, pieces, inverse, image)
 
     def apply(self, v: Primal) -> Primal:
         layout = self.energy.layout
         image, hidden = layout.split(v)
+        no_image = torch.zeros_like(image)
+        no_hidden = [torch.zeros_like(s) for s in hidden]
+        # down: hidden layers first, and what the image sees of them
+        # (the block triangular factors of eq. N21, from right to left)
         first = self._sites(hidden)
-        seen, _ = layout.split(
-            self._coupled(layout.join(torch.zeros_like(image), first))
-        )
+        seen, _ = layout.split(self._coupled(layout.join(no_image, first)))
         image = self.image.apply(image - seen)
-        _, turned = layout.split(
-            self._coupled(
-                layout.join(image, [torch.zeros_like(s) for s in hidden])
-            )
-        )
-        return layout.join(
-            image,
-            [a - b for a, b in zip(first, self._sites(turned), strict=True)],
-        )
+        # and up: the layers follow the image
+        _, returned = layout.split(self._coupled(layout.join(image, no_hidden)))
+        corrections = self._sites(returned)
+        solved = [a - b for a, b in zip(first, corrections, strict=True)]
+        return layout.join(image, solved)
 
     def _coupled(self, v: Primal) -> Primal:
+        """``K^T D K v``; the data term couples nothing."""
+        blocks = self.energy.forward(v)
         return self.energy.adjoint(
-            self.energy.bent(self.pieces, self.energy.forward(v))
+            self.energy.curvature_product(self.pieces, blocks)
         )
 
     def _sites(self, hidden: Sequence[Tensor]) -> list[Tensor]:
@@ -92,9 +101,12 @@ class SiteElimination(Preconditioner):
         return list(solved.split([s.shape[-1] for s in hidden], dim=-1))
 
     def select(self, index: Tensor) -> SiteElimination:
-        pieces = [part[:, index] for part in self.pieces]
+        # by hand: the batch is the second axis of the pieces
         return SiteElimination(
-            self.energy, pieces, self.inverse[index], self.image.select(index)
+            energy=self.energy,
+            pieces=[part[:, index] for part in self.pieces],
+            inverse=self.inverse[index],
+            image=self.image.select(index),
         )
 
 
@@ -111,25 +123,31 @@ def _site_blocks(
 ) -> tuple[Tensor, Tensor]:
     """The hidden block of ``A`` at every site (lower triangle), and how
     pre-activations enter it, ``(..., n, n)`` both."""
-    layers = energy.network.layers
-    sizes = [shape[-1] for shape in energy.layout.hidden]
-    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
-    places = [
-        slice(end - size, end) for end, size in zip(ends, sizes, strict=True)
-    ]
-    block = pieces[0].new_zeros(*pieces[0].shape[1:4], ends[-1], ends[-1])
+    places = _places([shape[-1] for shape in energy.layout.hidden])
+    size = places[-1].stop
+    block = pieces[0].new_zeros(*pieces[0].shape[1:4], size, size)
     source = torch.zeros_like(block)
-    for index, (layer, (uu, ut, tt)) in enumerate(
-        zip(layers, pieces, strict=True)
-    ):
+    for index, layer in enumerate(energy.network.layers):
+        uu, ut, tt = pieces[index]
         here = places[index]
         block[..., here, here] += torch.diag_embed(tt + ridge)
         source[..., here, here] += torch.diag_embed(ut)
         if layer.inner is not None:
-            kernel, before = layer.inner[..., 0, 0], places[index - 1]
+            kernel = layer.inner[..., 0, 0]
+            before = places[index - 1]
             weighted = uu.unsqueeze(-1) * kernel
             block[..., before, before] += kernel.T @ weighted
             # the lower triangle is all that Cholesky looks at
             block[..., here, before] += ut.unsqueeze(-1) * kernel
             source[..., here, before] += weighted
     return block, source
+
+
+def _places(sizes: Sequence[int]) -> list[slice]:
+    """Where each layer lies among the hidden variables of a site."""
+    found = []
+    begin = 0
+    for size in sizes:
+        found.append(slice(begin, begin + size))
+        begin += size
+    return found

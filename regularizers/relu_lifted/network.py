@@ -26,54 +26,90 @@ Block = tuple[Tensor, Tensor]
 @dataclass(frozen=True)
 class Layout:
     """The flat primal variable ``(batch, n)``: the image, then the hidden
-    layers ``(height, width, channels)``."""
+    layers.
+
+    Args:
+        image: ``(channels, height, width)``.
+        hidden: ``(height, width, channels)`` of every layer.
+    """
 
     image: torch.Size
     hidden: tuple[torch.Size, ...]
 
     @staticmethod
     def of(network: NetworkEnergy, image: Primal) -> Layout:
-        return Layout(
-            image.shape[1:], tuple(network.shapes(network.extended(image)))
-        )
+        """The layout of a network.
+
+        Args:
+            network: has the hidden layers.
+            image: ``(batch, channels, height, width)``; its shape matters.
+        """
+        hidden = network.shapes(network.extended(image))
+        return Layout(image.shape[1:], tuple(hidden))
 
     def split(self, v: Primal) -> tuple[Primal, list[Tensor]]:
-        """Image and layers."""
+        """Image and layers.
+
+        Args:
+            v: flat, ``(batch, n)``.
+        """
         shapes = (self.image, *self.hidden)
-        parts = v.split([prod(shape) for shape in shapes], dim=1)
-        image, *hidden = [
-            part.reshape(len(v), *shape)
-            for part, shape in zip(parts, shapes, strict=True)
-        ]
+        image, *hidden = _cut_up(v, shapes)
         return image, hidden
 
     def join(self, image: Primal, hidden: Sequence[Tensor]) -> Primal:
-        """The inverse of ``split``."""
-        return torch.cat(
-            [image.flatten(1), *(part.flatten(1) for part in hidden)], dim=1
-        )
+        """The inverse of ``split``.
+
+        Args:
+            image: ``(batch, channels, height, width)``.
+            hidden: ``(batch, height, width, channels)`` each.
+        """
+        layers = [part.flatten(1) for part in hidden]
+        return torch.cat([image.flatten(1), *layers], dim=1)
 
     def pack(self, blocks: Sequence[Block]) -> Tensor:
         """Pairs of all layers as one flat dual variable ``(batch, 2
-        n_hidden)``."""
-        return torch.cat(
-            [part.flatten(1) for block in blocks for part in block], dim=1
-        )
+        n_hidden)``.
+
+        Args:
+            blocks: one pair per layer.
+        """
+        parts = [part.flatten(1) for block in blocks for part in block]
+        return torch.cat(parts, dim=1)
 
     def unpack(self, y: Tensor) -> list[Block]:
-        """The inverse of ``pack``."""
+        """The inverse of ``pack``.
+
+        Args:
+            y: flat, ``(batch, 2 n_hidden)``.
+        """
+        # every layer twice: first and second components
         shapes = [shape for shape in self.hidden for _ in range(2)]
-        cut = y.split([prod(shape) for shape in shapes], dim=1)
-        parts = [
-            part.reshape(len(y), *shape)
-            for part, shape in zip(cut, shapes, strict=True)
-        ]
+        parts = _cut_up(y, shapes)
         return list(zip(parts[::2], parts[1::2], strict=True))
 
 
+def _cut_up(v: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """A flat variable in parts of these shapes."""
+    parts = v.split([prod(shape) for shape in shapes], dim=1)
+    return [
+        part.reshape(len(v), *shape)
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
+
+
 class ReLULiftedData(DataTerm):
-    """``g(x) + ridge/2 ||s||^2`` on the flat variable; ``hidden``: where
-    solvers start the layers."""
+    """``g(x) + ridge/2 ||s||^2`` on the flat variable (eq. N11).
+
+    Args:
+        base: ``g``.
+        layout: takes the variable apart.
+        ridge: of the hidden layers, positive.
+        hidden: where solvers start the layers.
+
+    Raises:
+        ValueError: unless the ridge is positive.
+    """
 
     def __init__(
         self,
@@ -105,89 +141,84 @@ class ReLULiftedData(DataTerm):
 
     def value(self, x: Primal) -> PerSample:
         image, hidden = self.layout.split(x)
-        return self.base.value(image) + 0.5 * self.ridge * sum(
-            inner(s, s) for s in hidden
-        )
+        squares = sum(inner(s, s) for s in hidden)
+        return self.base.value(image) + 0.5 * self.ridge * squares
 
     def _apply(
         self, v: Primal, image: Primal, factor: float | Tensor
     ) -> Primal:
-        return self.layout.join(
-            image, [s * factor for s in self.layout.split(v)[1]]
-        )
+        """``image``, and the layers of ``v`` times a number."""
+        _, hidden = self.layout.split(v)
+        return self.layout.join(image, [s * factor for s in hidden])
+
+    def _image(self, v: Primal) -> Primal:
+        return self.layout.split(v)[0]
 
     def gradient(self, x: Primal) -> Primal:
-        return self._apply(
-            x, self.base.gradient(self.layout.split(x)[0]), self.ridge
-        )
+        return self._apply(x, self.base.gradient(self._image(x)), self.ridge)
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
-        (image, hidden), (along, moved) = (
-            self.layout.split(x),
-            self.layout.split(direction),
-        )
+        image, hidden = self.layout.split(x)
+        along, moved = self.layout.split(direction)
         layers = sum(inner(s, t) for s, t in zip(hidden, moved, strict=True))
         return self.base.slope_along(image, along) + self.ridge * layers
 
     def hessian(self, v: Primal) -> Primal:
-        return self._apply(
-            v, self.base.hessian(self.layout.split(v)[0]), self.ridge
-        )
+        return self._apply(v, self.base.hessian(self._image(v)), self.ridge)
 
     def solve(self, v: Primal) -> Primal:
-        return self._apply(
-            v, self.base.solve(self.layout.split(v)[0]), 1 / self.ridge
-        )
+        return self._apply(v, self.base.solve(self._image(v)), 1 / self.ridge)
 
     def resolvent(self, v: Primal, step: float | Scalar) -> Primal:
-        return self._apply(
-            v,
-            self.base.resolvent(self.layout.split(v)[0], step),
-            1 / (1 + step * self.ridge),
-        )
+        image = self.base.resolvent(self._image(v), step)
+        return self._apply(v, image, 1 / (1 + step * self.ridge))
 
     def prox(self, v: Primal, step: float | Scalar) -> Primal:
-        return self._apply(
-            v,
-            self.base.prox(self.layout.split(v)[0], step),
-            1 / (1 + step * self.ridge),
-        )
+        image = self.base.prox(self._image(v), step)
+        # the ridge is centred at zero: its prox is its resolvent
+        return self._apply(v, image, 1 / (1 + step * self.ridge))
 
     def dual_norm(self, v: Primal) -> PerSample:
         image, hidden = self.layout.split(v)
-        return (
-            self.base.dual_norm(image).square()
-            + sum(inner(s, s) for s in hidden) / self.ridge
-        ).sqrt()
+        of_image = self.base.dual_norm(image).square()
+        of_layers = sum(inner(s, s) for s in hidden) / self.ridge
+        return (of_image + of_layers).sqrt()
 
     def select(self, index: Tensor) -> ReLULiftedData:
-        return ReLULiftedData(
+        return self._with(
             self.base.select(index),
-            self.layout,
-            self.ridge,
             [s[index] for s in self.hidden],
         )
 
     def double(self) -> ReLULiftedData:
-        return ReLULiftedData(
+        return self._with(
             self.base.double(),
-            self.layout,
-            self.ridge,
             [s.double() for s in self.hidden],
         )
 
     def detached(self) -> ReLULiftedData:
-        return ReLULiftedData(
+        return self._with(
             self.base.detached(),
-            self.layout,
-            self.ridge,
             [s.detach() for s in self.hidden],
         )
+
+    def _with(self, base: DataTerm, hidden: Sequence[Tensor]) -> ReLULiftedData:
+        return ReLULiftedData(base, self.layout, self.ridge, hidden)
 
 
 class ReLULiftedEnergy(SmoothEnergy):
     """``<c, s_L> + sum_l dist^2((W_l s_{l-1} + V_l x + b_l, s_l), epi phi) / (2
-    smoothing)``: convex, piecewise quadratic."""
+    smoothing)``: convex, piecewise quadratic (docs/theory.md, eq. N11).
+
+    Args:
+        network: (leaky) ReLU network; ``epi phi`` is the epigraph of its
+            activation.
+        layout: takes the flat variable apart.
+        smoothing: of the distance, positive.
+
+    Raises:
+        ValueError: for other activations, and unless the smoothing is positive.
+    """
 
     structural = True
 
@@ -209,145 +240,183 @@ class ReLULiftedEnergy(SmoothEnergy):
 
     def forward(self, v: Primal) -> list[Block]:
         """The operator of the saddle form, ``(x, s) -> (W_l s_{l-1} + V_l x,
-        s_l)_l`` (without the offsets)."""
+        s_l)_l`` (without the offsets).
+
+        Args:
+            v: flat primal variable.
+        """
         image, hidden = self.layout.split(v)
-        extended, found, last = self.network.extended(image), [], None
+        extended = self.network.extended(image)
+        found = []
+        before = None
         for index, s in enumerate(hidden):
-            found.append((self.network.linear(index, extended, last), s))
-            last = s
+            z = self.network.linear(index, extended, before)
+            found.append((z, s))
+            # the layer is a variable: no activation in between
+            before = s
         return found
 
     def points(self, v: Primal) -> list[Block]:
         """``forward`` with the offsets: the points ``w`` whose distance to the
-        epigraph counts."""
+        epigraph counts.
+
+        Args:
+            v: flat primal variable.
+        """
+        found = []
         layers = self.network.layers
-        return [
-            (z + layer.offset, s)
-            for (z, s), layer in zip(self.forward(v), layers, strict=True)
-        ]
+        for (z, s), layer in zip(self.forward(v), layers, strict=True):
+            found.append((z + layer.offset, s))
+        return found
 
     def duals(self, points: Sequence[Block]) -> list[Block]:
-        """``y = (w - Pi w) / smoothing``."""
+        """``y = (w - Pi w) / smoothing`` (eq. N12).
+
+        Args:
+            points: ``w``, one pair per layer.
+        """
         found = []
         for z, s in points:
             first, second = project(z, s, self.leak)
-            found.append(
-                ((z - first) / self.smoothing, (s - second) / self.smoothing)
-            )
+            p = (z - first) / self.smoothing
+            q = (s - second) / self.smoothing
+            found.append((p, q))
         return found
 
     def adjoint(self, duals: Sequence[Block]) -> Primal:
-        """The adjoint of ``forward``."""
-        network, first = self.network, duals[0][0]
-        image = torch.zeros_like(
-            network.extended(
-                first.new_zeros(first.shape[0], *self.layout.image)
-            )
-        )
+        """The adjoint of ``forward``.
+
+        Args:
+            duals: one pair per layer.
+
+        Returns:
+            Flat primal variable.
+        """
+        network = self.network
+        image = torch.zeros_like(network.extended(self._no_image(duals[0][0])))
         hidden = [q for _, q in duals]
         for index, (p, _) in enumerate(duals):
             network.linear_adjoint(index, p, image)
             if index > 0:
-                hidden[index - 1] = hidden[index - 1] + network.layers[
-                    index
-                ].back(p)
-        return self.layout.join(
-            network.boundary.fold(image, network.margin), hidden
-        )
+                returned = network.layers[index].back(p)
+                # not in place: the duals are the caller's
+                hidden[index - 1] = hidden[index - 1] + returned
+        folded = network.boundary.fold(image, network.margin)
+        return self.layout.join(folded, hidden)
+
+    def _no_image(self, like: Tensor) -> Primal:
+        """Zeros, for the batch of ``like``."""
+        return like.new_zeros(like.shape[0], *self.layout.image)
 
     def output(self, like: Primal) -> Primal:
-        """The gradient of ``<c, s_L>``."""
-        zero = like.new_zeros(like.shape[0], *self.layout.image)
+        """The gradient of ``<c, s_L>``, flat.
+
+        Args:
+            like: flat; its batch, dtype and device matter.
+        """
         hidden = [
             like.new_zeros(like.shape[0], *shape)
             for shape in self.layout.hidden
         ]
         hidden[-1] = hidden[-1] + self.network.output
-        return self.layout.join(zero, hidden)
+        return self.layout.join(self._no_image(like), hidden)
+
+    def _output_sum(self, x: Primal) -> PerSample:
+        """``<c, s_L>``."""
+        _, hidden = self.layout.split(x)
+        return (hidden[-1] @ self.network.output).flatten(1).sum(1)
 
     def value(self, x: Primal) -> PerSample:
-        total = (
-            (self.layout.split(x)[1][-1] @ self.network.output)
-            .flatten(1)
-            .sum(1)
-        )
+        total = self._output_sum(x)
         for z, s in self.points(x):
-            total = total + envelope(z, s, self.leak, self.smoothing).flatten(
-                1
-            ).sum(1)
+            distance = envelope(z, s, self.leak, self.smoothing)
+            total = total + distance.flatten(1).sum(1)
         return total
 
     def value_and_gradient(self, x: Primal) -> tuple[PerSample, Primal]:
         with torch.no_grad():
             duals = self.duals(self.points(x))
+            # dist^2 / (2 smoothing) = smoothing / 2 |y|^2
             energy = sum(
                 (inner(p, p) + inner(q, q) for p, q in duals),
                 torch.zeros_like(norm(x)),
             )
-            value = (self.layout.split(x)[1][-1] @ self.network.output).flatten(
-                1
-            ).sum(1) + self.smoothing / 2 * energy
+            value = self._output_sum(x) + self.smoothing / 2 * energy
             return value, self.output(x) + self.adjoint(duals)
 
     def slope_along(self, x: Primal, direction: Primal) -> PerSample:
         # linear around the point in the piece that ``curvature`` chooses: on a
         # border autograd might choose another, and so might the points of this
         # energy, as products with a graph round differently from those without
-        x, direction = x.detach(), direction.detach()
+        x = x.detach()
+        direction = direction.detach()
         pieces = self.pieces(self.detached().points(x))
-        total = (
-            (self.layout.split(direction)[1][-1] @ self.network.output)
-            .flatten(1)
-            .sum(1)
-        )
         points = self.points(x)
         fixed = [(z.detach(), s) for z, s in points]
-        moved = [
-            (z - here, torch.zeros_like(s))
-            for (z, s), (here, _) in zip(points, fixed, strict=True)
-        ]
-        bent = self.bent(pieces, moved)
+        moved = []
+        for (z, s), (here, _) in zip(points, fixed, strict=True):
+            # zero, with the derivative of z in the parameters
+            moved.append((z - here, torch.zeros_like(s)))
+        total = self._output_sum(direction)
         for (p, q), (dp, dq), (z, s) in zip(
-            self.duals(fixed), bent, self.forward(direction), strict=True
+            self.duals(fixed),
+            self.curvature_product(pieces, moved),
+            self.forward(direction),
+            strict=True,
         ):
-            total = total + ((p + dp) * z + (q + dq) * s).flatten(1).sum(1)
+            slope = (p + dp) * z + (q + dq) * s
+            total = total + slope.flatten(1).sum(1)
         return total
 
     # --- Hessian products -----------------------------------------------------
 
     def pieces(self, points: Sequence[Block]) -> list[Tensor]:
         """``(I - D Pi) / smoothing``, the constant curvature of the cone of
-        every point: ``uu``, ``ut``, ``tt`` stacked first."""
+        every point (eq. N14).
+
+        Args:
+            points: ``w``, one pair per layer.
+
+        Returns:
+            The entries ``uu``, ``ut``, ``tt``, stacked first, per layer.
+        """
         table = normals(self.leak, points[0][0]) / self.smoothing
         return [table.T[:, cone(z, s, self.leak)] for z, s in points]
 
-    def bent(
+    def curvature_product(
         self, pieces: Sequence[Tensor], blocks: Sequence[Block]
     ) -> list[Block]:
-        """``D`` times pairs."""
-        return [
-            (uu * z + ut * s, ut * z + tt * s)
-            for (uu, ut, tt), (z, s) in zip(pieces, blocks, strict=True)
-        ]
+        """``D`` times pairs.
+
+        Args:
+            pieces: ``D``, as ``pieces`` returns it.
+            blocks: one pair per layer.
+        """
+        found = []
+        for (uu, ut, tt), (z, s) in zip(pieces, blocks, strict=True):
+            found.append((uu * z + ut * s, ut * z + tt * s))
+        return found
 
     def curvature(self, x: Primal) -> Tensor:
         with torch.no_grad():
-            return torch.cat(
-                [
-                    part.transpose(0, 1).flatten(1)
-                    for part in self.pieces(self.points(x))
-                ],
-                dim=1,
-            )
+            # solvers select samples: the batch comes first
+            parts = [
+                part.transpose(0, 1).flatten(1)
+                for part in self.pieces(self.points(x))
+            ]
+            return torch.cat(parts, dim=1)
 
     def product(self, curvature: Tensor, v: Primal) -> Primal:
         with torch.no_grad():
-            return self.adjoint(
-                self.bent(self.split_pieces(curvature), self.forward(v))
-            )
+            pieces = self.split_pieces(curvature)
+            return self.adjoint(self.curvature_product(pieces, self.forward(v)))
 
     def split_pieces(self, curvature: Tensor) -> list[Tensor]:
-        """The inverse of what ``curvature`` does to ``pieces``."""
+        """The inverse of what ``curvature`` does to ``pieces``.
+
+        Args:
+            curvature: ``(batch, 3 n_hidden)``.
+        """
         hidden = self.layout.hidden
         parts = curvature.split([3 * prod(shape) for shape in hidden], dim=1)
         return [
@@ -359,9 +428,14 @@ class ReLULiftedEnergy(SmoothEnergy):
 
     def norm(self, data: ReLULiftedData) -> Scalar:
         """At least ``||smoothing^{-1/2} K diag(mu, ridge)^{-1/2}||``: the norm
-        of the matrix of the norms of its blocks."""
+        of the matrix of the norms of its blocks (below eq. N11).
+
+        Args:
+            data: has the moduli ``mu`` and ``ridge``.
+        """
         layers = self.network.constants().layers
         count = len(layers)
+        # rows: z of all layers, then s; columns: the image, then the layers
         blocks = torch.zeros(
             2 * count,
             1 + count,
@@ -373,65 +447,57 @@ class ReLULiftedEnergy(SmoothEnergy):
             blocks[count + index, 1 + index] = data.ridge**-0.5
             if index > 0:
                 blocks[index, index] = layer.inner / data.ridge**0.5
-        return (
-            torch.linalg.matrix_norm(blocks, ord=2)
-            * (1 + 1e-9)
-            / self.smoothing**0.5
-        )
+        whole = torch.linalg.matrix_norm(blocks, ord=2) * (1 + 1e-9)
+        return whole / self.smoothing**0.5
 
     def stiffness(self, like: Primal) -> Scalar:
-        layers, one = (
-            self.network.constants().layers,
-            torch.ones((), dtype=torch.float64, device=like.device),
-        )
-        total = (
-            torch.stack(
-                [layer.skip.square() + layer.inner.square() for layer in layers]
-            ).sum()
-            + one
-        )
+        squares = [
+            layer.skip.square() + layer.inner.square()
+            for layer in self.network.constants().layers
+        ]
+        # the second components are the layers themselves: norm 1
+        one = torch.ones((), dtype=torch.float64, device=like.device)
+        total = torch.stack(squares).sum() + one
         return (total / self.smoothing).to(like)
 
     def bounds(self, x: Primal, radius: PerSample) -> EnergyBounds:
-        # the curvature jumps: no Lipschitz constant, but a bound of the
-        # curvature itself
-        unknown, whole = torch.full_like(radius, torch.inf), self.stiffness(x)
+        stiffness = self.stiffness(x)
         offsets = [
             layer.offset.square().sum() * prod(shape[:2])
             for layer, shape in self._layers()
         ]
-        sizes = (
-            norm(x)
-            + torch.stack(offsets).sum().sqrt()
-            * (self.smoothing * whole).rsqrt()
-        )
+        # K x + b is computed: b counts in units of ||K||
+        scale = (self.smoothing * stiffness).rsqrt()
+        sizes = norm(x) + torch.stack(offsets).sum().sqrt() * scale
         dual = norm(self.layout.pack(self.duals(self.points(x))))
         lost = (
-            whole * sizes
-            + (self.smoothing * whole).sqrt() * dual
+            stiffness * sizes
+            + (self.smoothing * stiffness).sqrt() * dual
             + norm(self.output(x))
         )
+        # the curvature jumps: no Lipschitz constant, but a bound of the
+        # curvature itself
+        unknown = torch.full_like(radius, torch.inf)
         return EnergyBounds(
-            whole * torch.ones_like(radius),
-            unknown,
-            unknown,
-            unknown,
-            unknown,
-            lost,
+            hessian=stiffness * torch.ones_like(radius),
+            third=unknown,
+            concordance=unknown,
+            mixed=unknown,
+            mixed_lipschitz=unknown,
+            rounding=lost,
         )
 
     def _layers(self) -> zip[tuple[Layer, torch.Size]]:
         return zip(self.network.layers, self.layout.hidden, strict=True)
 
     def detached(self) -> ReLULiftedEnergy:
-        return ReLULiftedEnergy(
-            self.network.detached(), self.layout, self.smoothing
-        )
+        return self._with(self.network.detached())
 
     def double(self) -> ReLULiftedEnergy:
-        return ReLULiftedEnergy(
-            self.network.double(), self.layout, self.smoothing
-        )
+        return self._with(self.network.double())
+
+    def _with(self, network: NetworkEnergy) -> ReLULiftedEnergy:
+        return ReLULiftedEnergy(network, self.layout, self.smoothing)
 
     def check(self) -> None:
         self.network.check_signs()

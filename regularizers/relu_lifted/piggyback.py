@@ -24,6 +24,8 @@ from piggyback.solvers.stopping import Schedule
 from piggyback.terms.epigraph import cone, remainder
 from piggyback.terms.losses import Loss
 from piggyback.types import PerSample, Primal
+from regularizers.icnn.layer import Layer
+from regularizers.relu_lifted.network import Block
 from regularizers.relu_lifted.primal_dual import (
     BlockSteps,
     adjoint_step,
@@ -41,7 +43,15 @@ class ReLULiftedPiggybackIteration(
     PairIteration[ReLULiftedProblem, BlockSteps]
 ):
     """Eq. 7 block by block; the derivative of the dual prox is that of the cone
-    which each point lies in (eq. N14)."""
+    which each point lies in (eq. N14).
+
+    Args:
+        lower: the problem, and where it starts.
+        loss: of the flat variable.
+        steps: sizes of the steps.
+        tolerance: relative, of the adjoint.
+        warm: an adjoint to start from, flat.
+    """
 
     def __init__(
         self,
@@ -55,70 +65,123 @@ class ReLULiftedPiggybackIteration(
         self.output = lower.problem.regularizer.output(lower.start)
 
     def start(self) -> PiggybackState:
-        energy, x, adjoint_x = (
-            self.lower.problem.regularizer,
-            self.lower.start,
-            -self.warm,
-        )
+        energy = self.lower.problem.regularizer
+        x = self.lower.start
+        # the adjoint variable of the iteration is -P
+        adjoint_x = -self.warm
         points = energy.points(x)
-        y = energy.layout.pack(energy.duals(points))
-        adjoint_y = energy.layout.pack(
-            energy.bent(energy.pieces(points), energy.forward(adjoint_x))
+        y = energy.duals(points)
+        adjoint_y = energy.curvature_product(
+            energy.pieces(points),
+            energy.forward(adjoint_x),
         )
-        return self._state(x, adjoint_x, y, adjoint_y)
+        return self._state(
+            x=x,
+            adjoint_x=adjoint_x,
+            y=energy.layout.pack(y),
+            adjoint_y=energy.layout.pack(adjoint_y),
+        )
 
     def step(self, state: PiggybackState) -> PiggybackState:
-        problem, steps = self.lower.problem, self.steps
+        problem = self.lower.problem
         energy = problem.regularizer
-        x = primal_step(problem, steps, state.x, state.pulled + self.output)
-        slope = self.loss.gradient(x)
-        adjoint_x = adjoint_step(
-            problem, steps, state.adjoint_x, state.adjoint_pulled + slope
-        )
+        x, adjoint_x = self._primal_steps(state)
+        omega = self.steps.omega
+        # one pass for both: a batch twice as large costs less than two
         ahead = torch.cat(
             [
-                x + steps.omega * (x - state.x),
-                adjoint_x + steps.omega * (adjoint_x - state.adjoint_x),
+                x + omega * (x - state.x),
+                adjoint_x + omega * (adjoint_x - state.adjoint_x),
             ]
         )
         both = dual_argument(
             energy,
-            steps,
+            self.steps,
             torch.cat([state.y, state.adjoint_y]),
             energy.forward(ahead),
         )
+        # twice the batch: two pairs per sample are counted
         problem.count(ahead)
-        y, adjoint_y, scale = [], [], 1 + steps.dual * energy.smoothing
-        for (p, q), layer in zip(both, energy.network.layers, strict=True):
-            (z, turned_z), (s, turned_s) = p.chunk(2), q.chunk(2)
-            z = z + steps.dual * layer.offset
-            y.append(dual_prox(energy, steps, (z, s)))
-            first, second = remainder(
-                cone(z, s, energy.leak), turned_z, turned_s, energy.leak
-            )
-            adjoint_y.append((first / scale, second / scale))
+        y = []
+        adjoint_y = []
+        for block, layer in zip(both, energy.network.layers, strict=True):
+            dual, adjoint_dual = self._dual_steps(block, layer)
+            y.append(dual)
+            adjoint_y.append(adjoint_dual)
         return self._state(
-            x, adjoint_x, energy.layout.pack(y), energy.layout.pack(adjoint_y)
+            x=x,
+            adjoint_x=adjoint_x,
+            y=energy.layout.pack(y),
+            adjoint_y=energy.layout.pack(adjoint_y),
         )
+
+    def _primal_steps(self, state: PiggybackState) -> tuple[Primal, Primal]:
+        """Of the variable, and of the adjoint at the new one."""
+        problem = self.lower.problem
+        x = primal_step(
+            problem,
+            self.steps,
+            state.x,
+            state.pulled + self.output,
+        )
+        adjoint_x = adjoint_step(
+            problem,
+            self.steps,
+            state.adjoint_x,
+            state.adjoint_pulled + self.loss.gradient(x),
+        )
+        return x, adjoint_x
+
+    def _dual_steps(self, both: Block, layer: Layer) -> tuple[Block, Block]:
+        """Of one layer, from the arguments of the variable and of its adjoint,
+        one after the other in the batch."""
+        energy = self.lower.problem.regularizer
+        steps = self.steps
+        p, q = both
+        z, adjoint_z = p.chunk(2)
+        s, adjoint_s = q.chunk(2)
+        # the offsets belong to the variable, not to its derivative
+        z = z + steps.dual * layer.offset
+        dual = dual_prox(energy, steps, (z, s))
+        # the cone of the new argument: in the limit that of K x + b
+        first, second = remainder(
+            cone(z, s, energy.leak),
+            adjoint_z,
+            adjoint_s,
+            energy.leak,
+        )
+        scale = 1 + steps.dual * energy.smoothing
+        return dual, (first / scale, second / scale)
 
     def _state(
         self, x: Primal, adjoint_x: Primal, y: Tensor, adjoint_y: Tensor
     ) -> PiggybackState:
         energy = self.lower.problem.regularizer
-        pulled, adjoint_pulled = energy.adjoint(
-            energy.layout.unpack(torch.cat([y, adjoint_y]))
-        ).chunk(2)
+        # K^T of both in one pass, kept for the next step
+        both = energy.layout.unpack(torch.cat([y, adjoint_y]))
+        pulled, adjoint_pulled = energy.adjoint(both).chunk(2)
         return PiggybackState(
-            x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled
+            x,
+            y,
+            adjoint_x,
+            adjoint_y,
+            pulled,
+            adjoint_pulled,
         )
 
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
-        problem, (x, adjoint) = self.lower.problem, self.result(state)
+        problem = self.lower.problem
+        x, adjoint = self.result(state)
         slope = self.loss.gradient(x)
+        # the adjoint system at x, whatever the dual variables are
         gap = slope - problem.hessian(problem.curvature(x), adjoint)
-        return self.lower.error(problem.gradient(x)), relative_residual(
-            problem.data, gap, slope, self.tolerance
+        adjoint_error = relative_residual(
+            problem.data,
+            gap,
+            slope,
+            self.tolerance,
         )
+        return self.lower.error(problem.gradient(x)), adjoint_error
 
 
 @dataclass(frozen=True)
@@ -126,8 +189,13 @@ class ReLULiftedPiggyback(HypergradientMethod):
     """PDHG on the ReLU-lifted form of a piecewise linear network and on its adjoint
     at once; no step constant is chosen by hand.
 
-    The loss is one of the flat variable, usually an ``ImageLoss``. Raises
-    ``ValueError`` for problems that are not lifted.
+    The loss is one of the flat variable, usually an ``ImageLoss``.
+
+    Args:
+        schedule: when to look at the errors, and when to give up.
+
+    Raises:
+        ValueError: (from ``differentiate``) for problems that are not lifted.
     """
 
     capabilities = Capabilities(
@@ -152,8 +220,14 @@ class ReLULiftedPiggyback(HypergradientMethod):
         start: WarmStart | None = None,
     ) -> Sensitivity:
         lifted = require_relu_lifted(problem.detached(), "ReLULiftedPiggyback")
+        # the steps below assume finite and non-negative weights
         lifted.check()
         steps = BlockSteps.balanced(lifted)
         return ReLULiftedPiggybackIteration.solve(
-            lifted, steps, loss, accuracy, start, self.schedule
+            lifted,
+            steps,
+            loss,
+            accuracy,
+            start,
+            self.schedule,
         )

@@ -23,8 +23,14 @@ from regularizers.relu_lifted.problem import (
 
 @dataclass(frozen=True)
 class BlockSteps:
-    """Primal steps of the image and of the hidden layers, the dual step, and
-    the extrapolation (eq. 6, block by block)."""
+    """Step sizes, block by block (eq. 6).
+
+    Args:
+        image: primal step of the image.
+        hidden: primal step of the hidden layers.
+        dual: dual step.
+        omega: extrapolation.
+    """
 
     image: Scalar
     hidden: Scalar
@@ -38,31 +44,50 @@ class BlockSteps:
 
         ``m = 2 / ||smoothing^{-1/2} K diag(mu, ridge)^{-1/2}||``. No constant
         is chosen by hand.
+
+        Args:
+            problem: gives the moduli and the norm.
         """
-        data, energy = problem.data, problem.regularizer
+        data = problem.data
+        energy = problem.regularizer
+        # the norm is a bound: steps may be too short, never too long
         m = (2 / energy.norm(data)).to(data.start)
         return BlockSteps(
-            m / (2 * data.base.strong_convexity),
-            m / (2 * data.ridge),
-            m / (2 * energy.smoothing),
-            1 / (1 + m),
+            image=m / (2 * data.base.strong_convexity),
+            hidden=m / (2 * data.ridge),
+            dual=m / (2 * energy.smoothing),
+            omega=1 / (1 + m),
         )
 
     @staticmethod
     def uniform(problem: ReLULiftedProblem) -> BlockSteps:
         """One primal step for everything, from the smaller modulus: what eq. 6
-        says without scaling (for comparison)."""
-        data, energy = problem.data, problem.regularizer
-        m = 2 * (data.strong_convexity / problem.stiffness()).sqrt().to(
-            data.start
-        )
+        says without scaling (for comparison).
+
+        Args:
+            problem: gives the modulus and the stiffness.
+        """
+        data = problem.data
+        ratio = data.strong_convexity / problem.stiffness()
+        m = 2 * ratio.sqrt().to(data.start)
         tau = m / (2 * data.strong_convexity)
-        return BlockSteps(tau, tau, m / (2 * energy.smoothing), 1 / (1 + m))
+        return BlockSteps(
+            image=tau,
+            hidden=tau,
+            dual=m / (2 * problem.regularizer.smoothing),
+            omega=1 / (1 + m),
+        )
 
 
 @dataclass(frozen=True)
 class ReLULiftedState(State):
-    """The primal variable, the flat dual variable, and ``K^T y``."""
+    """Where the iteration is.
+
+    Args:
+        x: flat primal variable, ``(batch, n)``.
+        y: flat dual variable, ``(batch, 2 n_hidden)``.
+        pulled: ``K^T y``, which the next step needs.
+    """
 
     x: Primal
     y: Tensor
@@ -71,8 +96,11 @@ class ReLULiftedState(State):
 
 @dataclass(frozen=True)
 class ReLULiftedPrimalDual(LowerSolver):
-    """PDHG on ``(x, s)`` and the pairs of dual variables; ``steps`` says how
-    its steps follow from the problem."""
+    """PDHG on ``(x, s)`` and the pairs of dual variables (eqs. 6 and N11).
+
+    Args:
+        steps: how the step sizes follow from the problem.
+    """
 
     steps: Callable[[ReLULiftedProblem], BlockSteps] = field(
         default=BlockSteps.balanced
@@ -80,13 +108,17 @@ class ReLULiftedPrimalDual(LowerSolver):
 
     def bind(self, lower: SolverTask[LowerProblem]) -> Iteration:
         problem = require_relu_lifted(lower.problem, "ReLULiftedPrimalDual")
-        return ReLULiftedIteration(
-            SolverTask(problem, lower.start, lower.radius), self.steps(problem)
-        )
+        task = SolverTask(problem, lower.start, lower.radius)
+        return ReLULiftedIteration(task, self.steps(problem))
 
 
 class ReLULiftedIteration(Iteration[ReLULiftedState]):
-    """The iteration on one batch."""
+    """The iteration on one batch.
+
+    Args:
+        lower: the problem, and where it starts.
+        steps: sizes of the steps.
+    """
 
     def __init__(
         self, lower: SolverTask[ReLULiftedProblem], steps: BlockSteps
@@ -96,23 +128,29 @@ class ReLULiftedIteration(Iteration[ReLULiftedState]):
         self.output = lower.problem.regularizer.output(lower.start)
 
     def start(self) -> ReLULiftedState:
-        energy, x = self.lower.problem.regularizer, self.lower.start
+        energy = self.lower.problem.regularizer
+        x = self.lower.start
+        # the dual variables that belong to it: nothing is gained from zeros
         y = energy.duals(energy.points(x))
         return ReLULiftedState(x, energy.layout.pack(y), energy.adjoint(y))
 
     def step(self, state: ReLULiftedState) -> ReLULiftedState:
-        problem, steps = self.lower.problem, self.steps
+        problem = self.lower.problem
         energy = problem.regularizer
-        x = primal_step(problem, steps, state.x, state.pulled + self.output)
-        ahead = dual_argument(
-            energy,
-            steps,
-            state.y,
-            energy.points(x + steps.omega * (x - state.x)),
-        )
-        y = [dual_prox(energy, steps, block) for block in ahead]
+        steps = self.steps
+        slope = state.pulled + self.output
+        x = primal_step(problem, steps, state.x, slope)
+        # where the dual step looks: ahead of the primal one (eq. 6)
+        extrapolated = x + steps.omega * (x - state.x)
+        ahead = energy.points(extrapolated)
+        arguments = dual_argument(energy, steps, state.y, ahead)
+        y = [dual_prox(energy, steps, block) for block in arguments]
         problem.count(x)
-        return ReLULiftedState(x, energy.layout.pack(y), energy.adjoint(y))
+        return ReLULiftedState(
+            x=x,
+            y=energy.layout.pack(y),
+            pulled=energy.adjoint(y),
+        )
 
     def error(self, state: ReLULiftedState) -> PerSample:
         return self.lower.error(self.lower.problem.gradient(state.x))
@@ -127,7 +165,14 @@ class ReLULiftedIteration(Iteration[ReLULiftedState]):
 def primal_step(
     problem: ReLULiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
 ) -> Primal:
-    """The prox of ``g + ridge/2 |s|^2`` at ``x - tau slope``, block by block."""
+    """The prox of ``g + ridge/2 |s|^2`` at ``x - tau slope``, block by block.
+
+    Args:
+        problem: whose data term is meant.
+        steps: ``tau`` of the image and of the hidden layers.
+        x: flat, ``(batch, n)``.
+        slope: flat, like ``x``.
+    """
     data = problem.data
     image, hidden = _moved(problem, steps, x, slope)
     return data.layout.join(data.base.prox(image, steps.image), hidden)
@@ -136,7 +181,14 @@ def primal_step(
 def adjoint_step(
     problem: ReLULiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
 ) -> Primal:
-    """Its derivative, applied to ``x - tau slope``."""
+    """The derivative of ``primal_step``, applied to ``x - tau slope``.
+
+    Args:
+        problem: whose data term is meant.
+        steps: ``tau`` of the image and of the hidden layers.
+        x: adjoint variable, flat.
+        slope: flat, like ``x``.
+    """
     data = problem.data
     image, hidden = _moved(problem, steps, x, slope)
     return data.layout.join(data.base.resolvent(image, steps.image), hidden)
@@ -145,13 +197,16 @@ def adjoint_step(
 def _moved(
     problem: ReLULiftedProblem, steps: BlockSteps, x: Primal, slope: Primal
 ) -> tuple[Primal, list[Tensor]]:
-    """The image before its prox, and the hidden layers after theirs."""
-    layout, shrink = problem.layout, 1 + steps.hidden * problem.data.ridge
-    (image, hidden), (down, turns) = layout.split(x), layout.split(slope)
-    return image - steps.image * down, [
-        (s - steps.hidden * turn) / shrink
-        for s, turn in zip(hidden, turns, strict=True)
-    ]
+    """The image before its prox, and the hidden layers after theirs, which is
+    linear: the same for the variable and its adjoint."""
+    image, hidden = problem.layout.split(x)
+    image_slope, hidden_slopes = problem.layout.split(slope)
+    shrink = 1 + steps.hidden * problem.data.ridge
+    layers = []
+    # the prox of a quadratic about zero shrinks
+    for s, down in zip(hidden, hidden_slopes, strict=True):
+        layers.append((s - steps.hidden * down) / shrink)
+    return image - steps.image * image_slope, layers
 
 
 def dual_argument(
@@ -160,20 +215,36 @@ def dual_argument(
     y: Tensor,
     ahead: Sequence[Block],
 ) -> list[Block]:
-    """``y + sigma w``."""
-    pairs = zip(energy.layout.unpack(y), ahead, strict=True)
-    return [
-        (torch.add(p, steps.dual * z), torch.add(q, steps.dual * s))
-        for (p, q), (z, s) in pairs
-    ]
+    """``y + sigma w``.
+
+    Args:
+        energy: knows the layout.
+        steps: ``sigma``.
+        y: flat dual variable.
+        ahead: ``w``, the points of the extrapolated variable.
+    """
+    found = []
+    blocks = energy.layout.unpack(y)
+    for (p, q), (z, s) in zip(blocks, ahead, strict=True):
+        first = torch.add(p, steps.dual * z)
+        second = torch.add(q, steps.dual * s)
+        found.append((first, second))
+    return found
 
 
 def dual_prox(
     energy: ReLULiftedEnergy, steps: BlockSteps, block: Block
 ) -> Block:
     """``prox_{sigma f*}``, ``f* = support function + smoothing/2 |.|^2``: by
-    Moreau ``(v - Pi v) / (1 + sigma smoothing)``, the epigraph being a cone."""
+    Moreau ``(v - Pi v) / (1 + sigma smoothing)``, the epigraph being a cone.
+
+    Args:
+        energy: knows the epigraph and the smoothing.
+        steps: ``sigma``.
+        block: ``v`` of one layer.
+    """
     p, q = block
+    # onto the epigraph itself: a cone, so no scaling with sigma
     first, second = project(p, q, energy.leak)
     scale = 1 + steps.dual * energy.smoothing
     return (p - first) / scale, (q - second) / scale

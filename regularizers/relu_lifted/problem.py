@@ -27,7 +27,14 @@ from regularizers.relu_lifted.network import (
 
 @dataclass(frozen=True)
 class ReLULiftedProblem(SmoothProblem):
-    """The ReLU-lifted lower level; ``layout`` takes its flat variable apart."""
+    """The ReLU-lifted lower level (docs/theory.md, eq. N11).
+
+    Args:
+        data: data term with the ridge; its ``layout`` takes the flat variable
+            apart.
+        regularizer: energy of the lifted network.
+        exact: the same problem in float64.
+    """
 
     data: ReLULiftedData
     regularizer: ReLULiftedEnergy
@@ -41,16 +48,21 @@ class ReLULiftedProblem(SmoothProblem):
         return self.layout.split(x)[0]
 
     def of_image(self, loss: Loss) -> Loss:
-        seen = isinstance(loss, ImageLoss)
-        return loss if seen else ImageLoss(loss, self.layout)
+        if isinstance(loss, ImageLoss):
+            return loss
+        return ImageLoss(loss, self.layout)
 
     def preconditioner(self, curvature: Tensor, like: Primal) -> Preconditioner:
         energy = self.regularizer
+        # kernels of one pixel leave the sites apart
         if any(layer.margin > 0 for layer in energy.network.layers):
             # sites are coupled: nothing can be eliminated cheaply
             return super().preconditioner(curvature, like)
         return SiteElimination.of(
-            self.data, energy, energy.split_pieces(curvature), like
+            self.data,
+            energy,
+            energy.split_pieces(curvature),
+            like,
         )
 
 
@@ -60,28 +72,44 @@ def relu_lifted_problem(
     """The ReLU-lifted lower level of a (leaky) ReLU network; its variable is flat.
 
     Its image is at most ``deviation`` away from the minimiser of the nested
-    form. Raises ``ValueError`` for other activations and unless ``smoothing``
-    and ``ridge`` are positive and finite.
+    form.
+
+    Args:
+        network: the network; its constants hold for the lifted form, too.
+        data: data term of the images.
+        smoothing: of the distance to the epigraphs.
+        ridge: of the hidden layers.
+
+    Raises:
+        ValueError: for other activations, and unless ``smoothing`` and
+            ``ridge`` are positive and finite.
     """
     require_positive("smoothing", smoothing)
     require_positive("ridge", ridge)
     layout = Layout.of(network, data.start)
     energy = ReLULiftedEnergy(network, layout, smoothing)
+    # the layers start where the nested network has them
     with torch.no_grad():
         hidden = [
             network.activation.value(z)
             for z in network.pre_activations(data.start)
         ]
-    return ReLULiftedProblem(
-        ReLULiftedData(data, layout, ridge, hidden), energy
-    )
+    lifted = ReLULiftedData(data, layout, ridge, hidden)
+    return ReLULiftedProblem(lifted, energy)
 
 
 def require_relu_lifted(
     problem: LowerProblem, method: str
 ) -> ReLULiftedProblem:
-    """``problem``, for a ``method`` that needs the ReLU-lifted form; raises
-    ``ValueError`` for other problems."""
+    """``problem``, for a method that needs the ReLU-lifted form.
+
+    Args:
+        problem: of any kind.
+        method: what the message calls it.
+
+    Raises:
+        ValueError: for other problems.
+    """
     if not isinstance(problem, ReLULiftedProblem):
         raise ValueError(
             f"{method} needs a ReLU-lifted problem, got a {type(problem).__name__}"
@@ -96,29 +124,44 @@ def deviation(
     smoothing: float,
     ridge: float,
 ) -> PerSample:
-    """At least ``||x_lifted - x||`` for the nested minimiser ``x``: of order
-    ``sqrt(smoothing + ridge)`` (eq. N13)."""
+    """At least ``||x_lifted - x||``: of order ``sqrt(smoothing + ridge)`` (eq.
+    N13).
+
+    Args:
+        network: the network.
+        data: data term of the images.
+        x: the nested minimiser, ``(batch, channels, height, width)``.
+        smoothing: of the lifted form.
+        ridge: of the lifted form.
+
+    Returns:
+        ``(batch,)``, in grey values.
+    """
     with torch.no_grad():
         hidden = [
             norm(network.activation.value(z)).square()
             for z in network.pre_activations(x)
         ]
         shapes = network.shapes(network.extended(x))
-        squares = [
-            q.square().sum() for q in network.constants().gradient_maxima
-        ]
-        duals = [
-            2 * square * (shape[0] * shape[1])
-            for square, shape in zip(squares, shapes, strict=True)
-        ]
-        moved = smoothing * torch.stack(duals).sum() + ridge * torch.stack(
-            hidden
-        ).sum(0)
-        return (moved / data.strong_convexity).sqrt()
+        # the dual variables of the nested network are feasible: what they cost
+        maxima = network.constants().gradient_maxima
+        duals = []
+        for channels, shape in zip(maxima, shapes, strict=True):
+            sites = shape[0] * shape[1]
+            # p and q of a layer: both at most the maximum
+            duals.append(2 * channels.square().sum() * sites)
+        of_smoothing = smoothing * torch.stack(duals).sum()
+        of_ridge = ridge * torch.stack(hidden).sum(0)
+        return ((of_smoothing + of_ridge) / data.strong_convexity).sqrt()
 
 
 class ImageLoss(Loss):
-    """A loss of the image alone, as a function of the flat variable."""
+    """A loss of the image alone, as a function of the flat variable.
+
+    Args:
+        loss: of images.
+        layout: takes the variable apart.
+    """
 
     def __init__(self, loss: Loss, layout: Layout) -> None:
         self.loss = loss
@@ -133,12 +176,9 @@ class ImageLoss(Loss):
 
     def gradient(self, x: Primal) -> Primal:
         image, hidden = self.layout.split(x)
-        return self.layout.join(
-            self.loss.gradient(image), [torch.zeros_like(s) for s in hidden]
-        )
-
-    def select(self, index: Tensor) -> ImageLoss:
-        return ImageLoss(self.loss.select(index), self.layout)
+        # the hidden layers are not looked at
+        zeros = [torch.zeros_like(s) for s in hidden]
+        return self.layout.join(self.loss.gradient(image), zeros)
 
     def double(self) -> ImageLoss:
         return ImageLoss(self.loss.double(), self.layout)

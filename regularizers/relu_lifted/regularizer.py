@@ -18,12 +18,17 @@ from regularizers.relu_lifted.problem import (
 
 @dataclass(frozen=True)
 class ReLULiftedConfig:
-    """``smoothing`` of the distance to the epigraphs and ``ridge`` of the
-    hidden layers (docs/theory.md, eq. N11).
+    """What the ReLU-lifted form adds to a network (docs/theory.md, eq. N11).
 
-    They belong to the model: its energy is the minimum of (N11) over the hidden
+    It belongs to the model: its energy is the minimum of (N11) over the hidden
     layers, convex whatever they are, and the ReLU network up to ``deviation``.
-    Raises ``ValueError`` unless both are positive and finite.
+
+    Args:
+        smoothing: of the distance to the epigraphs.
+        ridge: of the hidden layers.
+
+    Raises:
+        ValueError: unless both are positive and finite.
     """
 
     smoothing: float = 0.1
@@ -41,8 +46,15 @@ class ReLULiftedRegularizer(NetworkRegularizer):
     """``R(x) = min_s ridge/2 |s|^2 + <c, s_L> + sum_l dist^2(...)/(2
     smoothing)``, the hidden layers ``s`` being variables.
 
-    The parameters are those of the network. Raises ``ValueError`` for softplus
-    networks, which need no lifting.
+    The parameters are those of the network.
+
+    Args:
+        config: architecture of the network; None: the default ReLU one.
+        form: smoothing and ridge; None: the default ones.
+        generator: of the noise in the starting filters; None: torch's.
+
+    Raises:
+        ValueError: for softplus networks, which need no lifting.
     """
 
     def __init__(
@@ -51,15 +63,15 @@ class ReLULiftedRegularizer(NetworkRegularizer):
         form: ReLULiftedConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            config if config is not None else NetworkConfig(activation="relu"),
-            generator,
-        )
+        if config is None:
+            config = NetworkConfig(activation="relu")
+        # the smoothing of the activation is not looked at: that of the form is
+        super().__init__(config, generator)
         if self.config.activation == "softplus":
             raise ValueError(
                 "the ReLU-lifted form is for ReLU and leaky ReLU networks, got softplus"
             )
-        self.form = form if form is not None else ReLULiftedConfig()
+        self.form = ReLULiftedConfig() if form is None else form
 
     def problem(self, data: DataTerm) -> ReLULiftedProblem:
         return relu_lifted_problem(

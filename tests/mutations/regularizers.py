@@ -179,7 +179,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "layer.sums.T @ (of_slopes + largest_change)",
         "layer.sums.T @ largest_change",
         "networks (eq. N4): slopes change the gradient of the hidden layers",
-        (ICNN, "-k", "never_below"),
+        (ICNN, "-k", "hidden_gradients"),
     ),
     Mutation(
         "regularizers/icnn/bounds.py",
@@ -187,7 +187,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "hidden = self.point.hidden[index - 1] + norm * self.radius",
         "hidden = 0 * norm * self.radius",
         "networks (eq. N6): what the kernels multiply",
-        (ICNN, "-k", "never_below"),
+        (ICNN, "-k", "bright"),
     ),
     Mutation(
         "regularizers/filter_bank/norms.py",
@@ -319,7 +319,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
-        "_unit",
+        "_cost",
         "+ across / floor",
         "+ 0 * across",
         "lifted form (eq. N17): units that fall cost nothing",
@@ -327,7 +327,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/relu_lifted/certificate.py",
-        "_unit",
+        "_cost",
         "along / (floor + 1 / smoothing)",
         "0.2 * along * smoothing",
         "lifted form (eq. N17): units that rise are too cheap",
@@ -352,9 +352,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "regularizers/relu_lifted/certificate.py",
         "relu_lifted_bound",
-        "torch.hypot(evidence.bent_force, along_p) * r",
-        "along_p * r",
-        "lifted form (eq. N20): bent forces times the error of the solution",
+        "torch.hypot(evidence.adjoint_force, along_adjoint) * error",
+        "along_adjoint * error",
+        "lifted form (eq. N20): adjoint forces times the error of the solution",
         (RELU_LIFTED_CERTIFICATE, "-k", "wrong_solution"),
     ),
     Mutation(
@@ -375,7 +375,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/relu_lifted/piggyback.py",
-        "ReLULiftedPiggybackIteration.step",
+        "ReLULiftedPiggybackIteration._dual_steps",
         "z = z + steps.dual * layer.offset",
         "z = z + 0 * layer.offset",
         "lifted piggyback: the offsets",
@@ -387,7 +387,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/relu_lifted/piggyback.py",
-        "ReLULiftedPiggybackIteration.step",
+        "ReLULiftedPiggybackIteration._dual_steps",
         "(first / scale, second / scale)",
         "(first, second / scale)",
         "lifted piggyback: the derivative of the dual prox",

@@ -50,6 +50,7 @@ from piggyback.terms.energies import (
     SmoothEnergy,
     is_convex_along,
 )
+from regularizers.icnn.energy import NetworkEnergy
 from regularizers.icnn.regularizer import NetworkConfig, NetworkRegularizer
 from regularizers.module import ModuleRegularizer
 from tests.support.methods import assess_pair
@@ -550,6 +551,69 @@ def test_constants_are_never_below_what_they_bound(
         assert float(torch.linalg.matrix_norm(there - here, ord=2)) <= float(
             bounds.mixed_lipschitz * radius
         )
+
+
+def hidden_gradients(energy: NetworkEnergy, x: Tensor) -> list[Tensor]:
+    """``q_l = dR/ds_l``, first layer first."""
+    found = []
+    z = energy.pre_activations(x)
+    gradient = energy.output.expand_as(z[-1])
+    found.insert(0, gradient)
+    for index in range(len(z) - 1, 0, -1):
+        force = energy.activation.slope(z[index]) * gradient
+        gradient = energy.layers[index].back(force)
+        found.insert(0, gradient)
+    return found
+
+
+def test_hidden_gradients_and_their_changes_stay_below_their_constants(
+    model: NetworkRegularizer,
+) -> None:
+    energy = model.network().detached()
+    constants = energy.constants()
+    generator = torch.Generator().manual_seed(5)
+    x = picture(model)
+    step = 1e-5
+    for _ in range(3):
+        unit = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        unit = unit / unit.norm()
+        ahead = hidden_gradients(energy, x + step * unit)
+        back = hidden_gradients(energy, x - step * unit)
+        for index in range(len(ahead)):
+            change = (ahead[index] - back[index]) / (2 * step)
+            # central differences lose digits
+            slack = 1e-7
+            assert float(ahead[index].amax()) <= float(
+                constants.gradient_maximum[index]
+            )
+            assert (
+                float(change.abs().amax())
+                <= float(constants.gradient_change_maximum[index]) + slack
+            )
+            assert (
+                float(change.norm())
+                <= float(constants.gradient_change[index]) + slack
+            )
+        assert float((ahead[0] - back[0]).norm()) > 1e-3 * step
+
+
+def test_kernels_that_see_bright_layers_count_by_their_brightness() -> None:
+    model = network(seed=4)
+    x = picture(model)
+    with torch.no_grad():
+        model.offset[0].fill_(1000.0)
+        # the second layer stays where its activation is curved
+        z = model.network().pre_activations(x)[1]
+        model.offset[1].sub_(z.mean((0, 1, 2)))
+    bounds = (
+        model.network()
+        .detached()
+        .bounds(x, torch.zeros(1, dtype=torch.float64))
+    )
+    exact = float(torch.linalg.matrix_norm(mixed(model, x), ord=2))
+    assert exact <= float(bounds.mixed)
+    # filters, offsets and forces alone would not make it so large
+    assert exact > 100
 
 
 def test_the_relative_constant_bounds_third_derivatives(

@@ -465,7 +465,7 @@ def test_on_borders_the_gradient_is_read_off_the_cones_of_the_adjoint_residual()
     adjoint = images(*x.shape, seed=4)
     read_off = problem.surrogate(x, adjoint).sum()
     found = torch.autograd.grad(read_off, list(regularizer.model.offset))
-    bent = fixed.regularizer.bent(
+    bent = fixed.regularizer.curvature_product(
         fixed.regularizer.split_pieces(fixed.curvature(x)),
         fixed.regularizer.forward(adjoint),
     )
@@ -482,7 +482,7 @@ def test_bounds_are_not_rounded_down_to_single_precision() -> None:
         "gain_adjoint",
         "gain",
         "steepest",
-        "turned",
+        "jumps",
         "output",
     )
     zeros = {name: torch.zeros_like(evidence.gain) for name in names}
@@ -494,7 +494,7 @@ def test_bounds_are_not_rounded_down_to_single_precision() -> None:
             evidence,
             **zeros,
             residuals=residuals,
-            bent_force=torch.ones_like(evidence.gain),
+            adjoint_force=torch.ones_like(evidence.gain),
         )
         assert (
             error
@@ -700,7 +700,9 @@ def test_at_a_kink_every_generalized_derivative_is_covered() -> None:
         columns = [part.expand(3, 8, 2, 2, 1) for part in pieces]
         second = (
             problem.data.hessian(eye)
-            + energy.adjoint(energy.bent(columns, energy.forward(eye))).detach()
+            + energy.adjoint(
+                energy.curvature_product(columns, energy.forward(eye))
+            ).detach()
         )
         adjoint = torch.linalg.solve(second, loss.gradient(exact)[0]).unsqueeze(
             0
@@ -708,7 +710,7 @@ def test_at_a_kink_every_generalized_derivative_is_covered() -> None:
         points = energy.points(exact)
         moved = [(z - z.detach(), torch.zeros_like(s)) for z, s in points]
         (dp, dq), (p, q) = (
-            energy.bent(pieces, moved)[0],
+            energy.curvature_product(pieces, moved)[0],
             energy.duals([(z.detach(), s) for z, s in points])[0],
         )
         z, s = energy.forward(adjoint)[0]
