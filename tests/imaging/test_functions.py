@@ -27,6 +27,7 @@ from piggyback.imaging.models import suited
 from piggyback.layer.reconstruction import Reconstruction
 from piggyback.solvers.stopping import NotConverged
 from piggyback.terms.data.denoising import Denoising
+from regularizers.conditional import ConditionalRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.reliability.base import Refusal, message_of
 from tests.reliability.imaging import REFUSALS
@@ -88,8 +89,9 @@ def test_denoises() -> None:
     observed = noisy(truth)
     found, error = denoise_learned(observed, LEVEL, return_error=True)
     assert rms(found - truth) < 0.5 * rms(observed - truth)
-    model = regularizers.load("denoise-grey").double().at(LEVEL)
-    layer = Reconstruction(model, 1e-7)
+    model = regularizers.load("denoise-grey").double()
+    assert isinstance(model, ConditionalRegularizer)
+    layer = Reconstruction(model.at(LEVEL), 1e-7)
     batch = torch.from_numpy(observed)[None, None]
     exact = layer(Denoising(batch)).detach().numpy()[0, 0]
     assert 0 < rms(found - exact) <= error <= 2e-3
@@ -230,9 +232,10 @@ def test_calibration_of_scikit_image() -> None:
     truth = clean(24)
     observed = noisy(truth)
     grid = {"sigma": [LEVEL / 2.5, LEVEL, 2.5 * LEVEL]}
-    denoiser, (tried, losses) = calibrate_denoiser(
+    found = calibrate_denoiser(
         observed, denoise_learned, grid, stride=3, extra_output=True
     )
+    denoiser, (tried, losses) = found  # pyright: ignore[reportGeneralTypeIssues]
     best = tried[int(np.argmin(losses))]
     assert len(tried) == 3 and best == {"sigma": LEVEL}
     assert rms(denoiser(observed) - truth) < 0.6 * rms(observed - truth)
