@@ -150,7 +150,14 @@ def deconvolve_learned(
     observed = as_image(image, channel_axis)
     levels = levels_of(observed, sigma)
     undoing = Blur(_kernel(kernel), max(levels), edges="valid")
-    found = _restored(observed, levels, undoing, model, tolerance)
+    require_positive("tolerance", tolerance)
+    height, width = observed.values.shape[:2]
+    rows, columns = undoing.border
+    # the minimiser goes beyond the border; what is wanted of it may hold all
+    # of the error
+    unseen = (height + 2 * rows) * (width + 2 * columns) / (height * width)
+    within = tolerance / unseen**0.5
+    found = _restored(observed, levels, undoing, model, within)
     return _answer(observed, found, return_error)
 
 

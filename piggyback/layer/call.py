@@ -103,7 +103,8 @@ class Rounding:
         # called once per parameter and pass: their errors are orthogonal
         gradient = gradient.detach()
         kept = gradient.to(dtype).double()
-        self.square += float((kept - gradient).square().sum())
+        lost = kept - gradient
+        self.square += float(lost.square().sum())
         self._tell()
 
     def begin(self, certified: float) -> None:
@@ -162,7 +163,8 @@ class Call:
             # solvers work in the precision of the data; certificates do not
             problem = regularizer.problem(data).detached()
             found = _solution(problem.counted(counter), settings)
-            fixed = exact.detached().counted(counter)
+            fixed = exact.detached()
+            fixed = fixed.counted(counter)
             x = found.x
             residual = x.double()
             distance = x.new_zeros(0, dtype=torch.float64)
@@ -182,7 +184,12 @@ class Call:
         rounding.report = report
         # the adjoint is not known before ``backward``
         nothing = torch.zeros_like(x, dtype=torch.float64)
-        pair = Sensitivity(x.double(), nothing, found.status, found.status)
+        pair = Sensitivity(
+            x.double(),
+            nothing,
+            found.status,
+            found.status,
+        )
         return Call(
             settings=settings,
             regularizer=twinned,
@@ -230,17 +237,22 @@ class Call:
             self.rounding.begin(0.0)
             return self.report.distance
         scale, unit, broken = _normalised(cotangent)
-        fixed = self.exact.detached().counted(self.counter)
+        exact = self.exact.detached()
+        fixed = exact.counted(self.counter)
         self._compare(fixed)
-        problem = self.problem.with_exact(fixed).counted(self.counter)
+        solved = self.problem.with_exact(fixed)
+        problem = solved.counted(self.counter)
         loss = problem.of_image(LinearFunctional(unit))
         tolerance = self.settings.tolerance
+        accuracy = Accuracy(tolerance, tolerance)
+        warm = WarmStart.at(self.x)
         # the method may move x as well: the pair is what counts from here on
-        pair = self.settings.method.differentiate(
+        method = self.settings.method
+        pair = method.differentiate(
             problem,
             loss,
-            Accuracy(tolerance, tolerance),
-            WarmStart.at(self.x),
+            accuracy,
+            warm,
         )
         status = pair.adjoint_status
         self.report.adjoint_converged = status == Status.CONVERGED
@@ -278,7 +290,8 @@ class Call:
             unit = torch.finfo(now.dtype).eps
         # both evaluations round
         lost = 2 * ROUNDING_TERMS * unit * size
-        if bool((norm(now - self.residual) > lost).any()):
+        changed = norm(now - self.residual) > lost
+        if bool(changed.any()):
             raise RuntimeError(
                 "a value that a reconstruction depends on has been modified "
                 "by an inplace operation between forward and backward"
@@ -295,7 +308,8 @@ class Call:
         bound = gradient_bound(evidence)
         largest = scale.max()
         # sums are taken over numbers up to 1, and multiplied at the end
-        share = scale / torch.where(largest > 0, largest, 1)
+        divisor = torch.where(largest > 0, largest, 1)
+        share = scale / divisor
         lost = bool(broken.any())
         shared = _scaled(bound, share)
         whole = self._parameter_error(shared, float(largest))
@@ -315,14 +329,16 @@ class Call:
         if not math.isfinite(self.rounding.certified):
             unknown.append("parameters")
         for name in self.names:
-            if not math.isfinite(errors.get(name, math.inf)):
+            error = errors.get(name, math.inf)
+            if not math.isfinite(error):
                 unknown.append(name)
         self.report.not_certified = tuple(unknown)
 
     def _parameter_error(self, bound: GradientBound, largest: float) -> float:
         """Of the whole gradient in the parameters, ``bound`` being in units of
         ``largest``."""
-        live = any(p.requires_grad for p in self.regularizer.parameters())
+        parameters = self.regularizer.parameters()
+        live = any(p.requires_grad for p in parameters)
         # frozen ones get no gradient, which has no error
         if not live:
             return 0.0
@@ -342,23 +358,27 @@ class Call:
         """Of the inputs that get a gradient: over the batch, errors of
         observations are orthogonal, others add up."""
         dtype = self.x.dtype
+        image = self.exact.image(pair.x)
+        adjoint = self.exact.image(pair.adjoint)
         moved = Moved.of(
             evidence,
-            self.exact.image(pair.x),
-            self.exact.image(pair.adjoint),
+            image,
+            adjoint,
             dtype,
         )
         found = {}
         # what the smallest numbers of the dtype cannot hold
         lost = torch.finfo(dtype).tiny * moved.x.numel()
-        for name, bound in input_errors(self.data.detached(), moved).items():
+        bounds = input_errors(self.data.detached(), moved)
+        for name, bound in bounds.items():
             if name not in self.names:
                 continue
             # no cotangent, no error, whatever the bound
             each = torch.where(share > 0, bound * share, 0.0)
             whole = each.sum()
             if name == "observation":
-                whole = each.square().sum().sqrt()
+                squares = each.square().sum()
+                whole = squares.sqrt()
             error = _product(float(whole), largest)
             found[name] = error + lost
         return found
@@ -382,7 +402,12 @@ class Solution:
         failed(self.status, what, settings.on_failure, unmoved)
         if settings.on_failure != "ignore":
             done = unmoved & (self.status == Status.CONVERGED)
-            handed_back(done, distance, tolerance, self.radius)
+            handed_back(
+                done,
+                distance,
+                tolerance,
+                self.radius,
+            )
 
 
 def _solution(problem: LowerProblem, settings: Settings) -> Solution:
@@ -401,11 +426,14 @@ def _solution(problem: LowerProblem, settings: Settings) -> Solution:
 def _normalised(cotangent: Primal) -> tuple[PerSample, Primal, Tensor]:
     """Largest entry per sample (float64), the cotangent over it, and which
     samples have entries that are no finite numbers."""
-    broken = ~torch.isfinite(cotangent).flatten(1).all(dim=1)
+    finite = torch.isfinite(cotangent)
+    broken = ~finite.flatten(1).all(dim=1)
     clean = cotangent.masked_fill(per_sample(broken, cotangent), 0.0)
-    scale = clean.abs().flatten(1).amax(dim=1)
+    magnitude = clean.abs().flatten(1)
+    scale = magnitude.amax(dim=1)
     # a cotangent of zeros is left as it is
-    divisor = per_sample(torch.where(scale > 0, scale, 1.0), clean)
+    size = torch.where(scale > 0, scale, 1.0)
+    divisor = per_sample(size, clean)
     return scale.double(), clean / divisor, broken
 
 
@@ -415,7 +443,8 @@ def _scaled(bound: GradientBound, factor: PerSample) -> GradientBound:
 
     def scaled(values: Tensor) -> Tensor:
         factors = per_sample(factor, values)
-        return torch.where(factors > 0, values.double() * factors, 0.0)
+        product = values.double() * factors
+        return torch.where(factors > 0, product, 0.0)
 
     return bound.converted(scaled)
 

@@ -66,9 +66,10 @@ def _check_weight(name: str, value: Tensor, start: Primal) -> None:
         raise ValueError(
             f"{name} of the regularizer is on the meta device and has no values: load some first"
         )
-    if value.is_floating_point() and (
-        value.dtype != start.dtype or value.device != start.device
-    ):
+    # indices and masks go with images of any kind
+    if not value.is_floating_point():
+        return
+    if value.dtype != start.dtype or value.device != start.device:
         raise ValueError(
             f"the observation is {start.dtype} on {start.device}, {name} of "
             f"the regularizer {value.dtype} on {value.device}: "

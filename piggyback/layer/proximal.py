@@ -81,6 +81,7 @@ def prox(
         ValueError: for inadmissible images and numbers.
     """
     require_images("x", x)
+    # the minimiser does not change when the whole is divided by gamma
     weight = 1 / _gamma(gamma, x)
     data = Denoising(x, weight)
     if observation is not None:

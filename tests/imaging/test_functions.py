@@ -6,7 +6,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from skimage.util import img_as_float
 import regularizers
 from piggyback.app.runs.folder import RunFolder
 from piggyback.app.runs.model_file import save_regularizer
-from piggyback.imaging.functions import deconvolve_learned, denoise_learned
+from piggyback.imaging import deconvolve_learned, denoise_learned
 from piggyback.imaging.models import suited
 from piggyback.layer.reconstruction import Reconstruction
 from piggyback.solvers.stopping import NotConverged
@@ -90,10 +89,9 @@ def test_denoises() -> None:
     observed = noisy(truth)
     found, error = denoise_learned(observed, LEVEL, return_error=True)
     assert rms(found - truth) < 0.5 * rms(observed - truth)
-    loaded = regularizers.load("denoise-grey")
-    assert isinstance(loaded, ConditionalRegularizer)
-    model = loaded.double().at(LEVEL)
-    layer = Reconstruction(model, 1e-7)
+    model = regularizers.load("denoise-grey").double()
+    assert isinstance(model, ConditionalRegularizer)
+    layer = Reconstruction(model.at(LEVEL), 1e-7)
     batch = torch.from_numpy(observed)[None, None]
     exact = layer(Denoising(batch)).detach().numpy()[0, 0]
     assert 0 < rms(found - exact) <= error <= 2e-3
@@ -179,35 +177,50 @@ def test_certified_distance(small: Path, tolerance: float) -> None:
         assert rms(found - exact) <= error <= 1.01 * tolerance
 
 
-def test_deconvolution(clear: Path) -> None:
-    """Better than the blurred image and than Richardson and Lucy; the sum of
-    the kernel does not matter, its orientation does."""
-    truth = clean(48)
+def test_deconvolution() -> None:
+    """By the shipped model: better than Richardson and Lucy after whatever
+    number of steps; the sum of the kernel does not matter, its orientation
+    does."""
+    level = 8 / 255
+    truth = clean(40)
     kernel = np.outer([1, 2, 3, 2, 0], [0, 1, 2, 3, 4]) / 80.0
-    observed = noisy(convolve2d(truth, kernel, "same", "symm"), 2 / 255)
-    found, error = deconvolve_learned(
-        observed, kernel, 2 / 255, model=clear, return_error=True
-    )
+    observed = noisy(convolve2d(truth, kernel, "same", "symm"), level)
+    found = deconvolve_learned(observed, kernel, level)
     inside = (slice(6, -6), slice(6, -6))
 
     def off(image: np.ndarray) -> float:
         return rms((image - truth)[inside])
 
-    assert found.shape == observed.shape and error <= 2e-3
+    assert found.shape == observed.shape
     assert off(found) < 0.8 * off(observed)
     best = min(
         off(richardson_lucy(np.clip(observed, 0, 1), kernel, num_iter=count))
-        for count in (5, 10, 20)
+        for count in (3, 5, 7, 10, 20)
     )
     assert off(found) < best
-    scaled = deconvolve_learned(observed, 3 * kernel, 2 / 255, model=clear)
+    scaled = deconvolve_learned(observed, 3 * kernel, level)
     assert np.allclose(scaled, found, rtol=0, atol=1e-9)
-    turned = deconvolve_learned(
-        observed, kernel[::-1, ::-1], 2 / 255, model=clear
-    )
+    turned = deconvolve_learned(observed, kernel[::-1, ::-1], level)
     assert off(found) < 0.8 * off(turned)
-    unknown = deconvolve_learned(observed, kernel, model=clear)
+    unknown = deconvolve_learned(observed, kernel)
     assert off(unknown) < 1.3 * off(found)
+
+
+def test_certified_distance_of_what_is_seen(clear: Path) -> None:
+    """A kernel of half the image: most of the minimiser is beyond the border,
+    and the tolerance is still that of the image."""
+    kernel = np.full((7, 7), 1 / 49)
+    observed = noisy(clean(16), 2 / 255)
+    for tolerance in (4e-3, 2e-3, 1e-3, 5e-4):
+        found, error = deconvolve_learned(
+            observed,
+            kernel,
+            2 / 255,
+            model=clear,
+            tolerance=tolerance,
+            return_error=True,
+        )
+        assert found.shape == observed.shape and 0 < error <= tolerance
 
 
 def test_deconvolution_of_colours(clear: Path) -> None:
@@ -228,19 +241,19 @@ def test_deconvolution_of_colours(clear: Path) -> None:
     assert error < 0.8 * rms((blurred - truth)[inside])
 
 
-def test_calibration_of_scikit_image(small: Path) -> None:
-    """``calibrate_denoiser`` finds the level by self-supervision, and what it
-    returns denoises."""
-    truth = clean(32)
+def test_calibration_of_scikit_image() -> None:
+    """``calibrate_denoiser`` finds the level of the noise by self-supervision,
+    and what it returns denoises."""
+    truth = clean(24)
     observed = noisy(truth)
-    grid = {"sigma": [LEVEL / 2.5, LEVEL, 2.5 * LEVEL], "model": [small]}
-    denoiser, (tried, losses) = calibrate_denoiser(
-        observed, denoise_learned, grid, extra_output=True
+    grid = {"sigma": [LEVEL / 2.5, LEVEL, 2.5 * LEVEL]}
+    found = calibrate_denoiser(
+        observed, denoise_learned, grid, stride=3, extra_output=True
     )
-    assert len(tried) == 3 and tried[int(np.argmin(losses))]["sigma"] == LEVEL
-    restore: Any = denoiser
-    calibrated = restore(observed)
-    assert rms(calibrated - truth) < 0.75 * rms(observed - truth)
+    denoiser, (tried, losses) = found  # pyright: ignore[reportGeneralTypeIssues]
+    best = tried[int(np.argmin(losses))]
+    assert len(tried) == 3 and best == {"sigma": LEVEL}
+    assert rms(denoiser(observed) - truth) < 0.6 * rms(observed - truth)
 
 
 def test_invariance_of_scikit_image(small: Path) -> None:

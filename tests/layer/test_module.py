@@ -184,6 +184,8 @@ def test_failures_can_be_ignored() -> None:
     assert bool(torch.isfinite(layer.report.distance).all())
 
 
+# a warning is an error in these tests, and would do as well
+@pytest.mark.filterwarnings("ignore")
 def test_failures_can_be_errors() -> None:
     layer = low()
     layer.on_failure = "raise"
@@ -193,6 +195,8 @@ def test_failures_can_be_errors() -> None:
     assert layer.report is None
 
 
+# a warning is an error in these tests, and would do as well
+@pytest.mark.filterwarnings("ignore")
 def test_failures_of_backward() -> None:
     """The adjoint has a tolerance as well."""
     method = ImplicitCG(adjoint_schedule=Schedule(max_steps=1))
