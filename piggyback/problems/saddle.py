@@ -196,8 +196,9 @@ class SaddleProblem(LowerProblem):
         Args:
             x: ``(batch, ...)``.
         """
+        of_data = self.data.value(x)
         z = self.operator.forward(x)
-        return self.data.value(x) + self.potential.value(z)
+        return of_data + self.potential.value(z)
 
     def gradient(self, x: Primal) -> Primal:
         """``e = H x - b + K^T f'(K x)``, the residual that certifies ``x`` (eq.
@@ -206,8 +207,10 @@ class SaddleProblem(LowerProblem):
         Args:
             x: ``(batch, ...)``.
         """
+        # first: where steps are differentiated, autograd adds up in reverse order
+        of_data = self.data.gradient(x)
         y = self.potential.gradient(self.operator.forward(x))
-        return self.data.gradient(x) + self.operator.adjoint(y)
+        return of_data + self.operator.adjoint(y)
 
     def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
         y = self.potential.gradient(self.operator.forward(x))
