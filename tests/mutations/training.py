@@ -43,7 +43,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/training/rate.py",
         "_lap",
-        "if late():\n                return",
+        "if judge.late():\n                return",
         "if False:\n                return",
         "a lap goes on when there is no time left",
         ("tests/training/test_tolerance.py", "-k", "gets_late"),
