@@ -82,6 +82,7 @@ def hypergradient(
     if not isinstance(method, (HypergradientMethod, DirectMethod)):
         require_kind("the method", method, HypergradientMethod)
     require_parts(regularizer, data, loss)
+    # a default would be taken for a promise about the result
     if accuracy is None and relative_error is None:
         raise ValueError(
             "give an accuracy, as Accuracy(lower=1e-4, adjoint=0.01), or a "
@@ -191,11 +192,21 @@ def _paired(
     start: WarmStart | None,
 ) -> Hypergradient:
     posed = pose(regularizer, data, loss)
-    pair = method.differentiate(posed.problem, posed.loss, accuracy, start)
+    pair = method.differentiate(
+        posed.problem,
+        posed.loss,
+        accuracy,
+        start,
+    )
     # others stop where they do by design, and so do truncated series
     if method.capabilities.guarantee == Guarantee.CERTIFIED:
+        # a series that ends after its terms has done what was asked
         cut = pair.adjoint_status == Status.STEP_LIMIT
-        adjoint = torch.where(cut, int(Status.CONVERGED), pair.adjoint_status)
+        adjoint = torch.where(
+            cut,
+            int(Status.CONVERGED),
+            pair.adjoint_status,
+        )
         warn_unless_converged(
             torch.maximum(pair.lower_status, adjoint),
             f"hypergradient by {method.capabilities.name}",
@@ -213,6 +224,8 @@ def _direct(
     start: WarmStart | None,
 ) -> Hypergradient:
     counter = ApplicationCounter()
+    # in working precision throughout: nothing is certified, so that a problem in
+    # float64 would be built for nothing
     with torch.enable_grad():
         problem = regularizer.problem(data).counted(counter)
         if not isinstance(problem, SaddleProblem):
@@ -223,11 +236,15 @@ def _direct(
             problem, list(regularizer.parameters()), loss, accuracy, start
         )
     value = loss.value(found.x).detach()
+    # infinite bounds are true ones
     return Hypergradient(
         gradient=found.gradient,
         gradient_error=math.inf,
         groups=None,
-        loss=LossInterval(value, torch.full_like(value, math.inf)),
+        loss=LossInterval(
+            value,
+            torch.full_like(value, math.inf),
+        ),
         x=found.x,
         status=found.status,
         start=found.start,

@@ -21,8 +21,12 @@ from piggyback.terms.losses import Loss
 
 @dataclass(frozen=True)
 class Dualised(HypergradientMethod):
-    """``method`` on ``problem.dualised()``: the pair is that of the problem
-    itself, and no system with ``B`` is solved."""
+    """Another method on ``problem.dualised()``: the pair is that of the problem
+    itself, and no system with ``B`` is solved (eq. 27).
+
+    Args:
+        method: for the problem with ``B`` in its operator.
+    """
 
     capabilities = Capabilities(
         name="dualised",
@@ -45,9 +49,6 @@ class Dualised(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
-        return self.method.differentiate(
-            require_saddle(problem, "Dualised").dualised(),
-            loss,
-            accuracy,
-            start,
-        )
+        # x and P are the same for both: nothing has to be translated back
+        dualised = require_saddle(problem, "Dualised").dualised()
+        return self.method.differentiate(dualised, loss, accuracy, start)
