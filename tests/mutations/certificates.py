@@ -322,4 +322,28 @@ MUTATIONS: tuple[Mutation, ...] = (
         "squares of small numbers vanish: bounds of 0",
         (VALUES, "-k", "homogeneous"),
     ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "_measured",
+        "gap_size=steepness + data.smoothness * force + applied",
+        "gap_size=torch.zeros_like(steepness)",
+        "smooth energies: rounding of the residual of P",
+        ("tests/regularizers/test_network_pair.py", NETWORKS),
+    ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "_from_constants",
+        "of_adjoint = bounds.mixed * away",
+        "of_adjoint = 0.0 * away",
+        "smooth energies (eq. N10): the error of P",
+        (NETWORKS,),
+    ),
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "PairEvidence.adjoint_residual",
+        "return self.residuals.adjoint.to(self.coupling.rate.dtype)",
+        "return 0.0 * self.residuals.adjoint.to(self.coupling.rate.dtype)",
+        "the residual of P is forgotten",
+        RANDOM,
+    ),
 )
