@@ -90,11 +90,14 @@ def hypergradient(
         )
     wanted = FIRST_ACCURACY if accuracy is None else accuracy
     require_kind("the accuracy", wanted, Accuracy)
+    # by the declaration alone: a refusal must not cost a solve
     method.capabilities.require(data, Guarantee.DIRECTION)
     require_samples(data.start)
     loss.check()
     if start is not None:
         _check_start(start, data)
+    # direct methods have no adjoint, which corrections and certificates start
+    # from
     if isinstance(method, DirectMethod):
         if relative_error is not None:
             raise Refused(
@@ -148,12 +151,16 @@ def assess(
     loss.check()
     if start is not None:
         _check_start(start, data)
+    # a regularizer of its own in float64: the gradient that is assessed may be
+    # from
+    # anywhere, and says nothing about how it was computed
     posed = pose(regularizer, data, loss)
     return OnDemand().assess(gradient, posed, start, fraction)
 
 
 def _check_start(start: WarmStart, data: DataTerm) -> None:
     require_same_device("start", start.x, "the data are", data.start)
+    # either part may have been made elsewhere
     require_same_device(
         "adjoint of the start", start.adjoint, "the data are", data.start
     )
@@ -172,6 +179,7 @@ def _refined(
     found = on_demand.differentiate(
         regularizer, data, loss, relative_error, start
     )
+    # negated, so that an infinite or undefined bound is told of as well
     if not found.relative_error <= relative_error:
         name = on_demand.method.capabilities.name
         warnings.warn(
@@ -224,7 +232,8 @@ def _direct(
     start: WarmStart | None,
 ) -> Hypergradient:
     counter = ApplicationCounter()
-    # in working precision throughout: nothing is certified, so that a problem in
+    # in working precision throughout: nothing is certified, so that a problem
+    # in
     # float64 would be built for nothing
     with torch.enable_grad():
         problem = regularizer.problem(data).counted(counter)
@@ -232,6 +241,7 @@ def _direct(
             raise Refused(
                 f"{method.capabilities.name} needs a SaddleProblem, got a {type(problem).__name__}"
             )
+        # the parameters themselves are differentiated, not a copy in float64
         found = method.differentiate(
             problem, list(regularizer.parameters()), loss, accuracy, start
         )

@@ -21,6 +21,7 @@ class HypergradientMethod(ABC):
     """Solves the lower level and its adjoint; the gradient and its error are
     read off the pair (eq. 9)."""
 
+    # of the class: tables are made of it without an instance
     capabilities: ClassVar[Capabilities]
 
     @abstractmethod
@@ -69,6 +70,7 @@ class DirectMethod(ABC):
     """Computes a gradient without an adjoint: through a solver, or from values
     of the two levels alone."""
 
+    # as above; its guarantee is never CERTIFIED
     capabilities: ClassVar[Capabilities]
 
     @abstractmethod

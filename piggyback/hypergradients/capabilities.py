@@ -27,6 +27,7 @@ class Memory(Enum):
     """What has to be kept until the gradient is known, in copies of the
     solver's state."""
 
+    # what a step of the solver overwrites is not counted
     CONSTANT = "O(1)"
     WINDOW = "O(k), the k steps of the window"
     STEPS = "O(K), all steps"
@@ -93,6 +94,7 @@ class Capabilities:
                 f"minimiser is unique; {type(data).__name__} has the "
                 f"modulus {data.strong_convexity:g}: use bda, or add a ridge"
             )
+        # an IntEnum: guarantees are ordered by what they say
         if self.guarantee < least:
             raise Refused(
                 f"{self.name} gives no more than {_ARTICLE[self.guarantee]}, "

@@ -32,6 +32,7 @@ class Dualised(HypergradientMethod):
         name="dualised",
         formula="a pair of another method, the least-squares data term in the dual",
         smoothness=Smoothness.CURVATURE,
+        # those of the default method: others have declarations of their own
         hessian_products=False,
         strong_convexity=True,
         memory=Memory.CONSTANT,

@@ -63,6 +63,7 @@ class _Implicit(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
+        # the solver looks at the problem, nobody else at the loss
         loss.check()
         radius = radius_per_element(problem, accuracy.lower)
         first = None if start is None else start.x
@@ -114,6 +115,7 @@ def adjoint_system(
     with torch.no_grad():
         # a slope of NaN would only be noticed after all steps
         right = checked_slope(loss, x)
+        # once for all steps: it is what the Hessian products have in common
         curvature = problem.curvature(x)
         return LinearSystem(
             problem,
@@ -143,6 +145,8 @@ class ImplicitCG(_Implicit):
         memory=Memory.CONSTANT,
         guarantee=Guarantee.CERTIFIED,
         error="to the tolerance, certified",
+        # a Hessian product is one K and one K^T, as a step of the lower level
+        # is
         cost="S + one per CG step",
     )
 
@@ -169,6 +173,7 @@ class ImplicitMINRES(_Implicit):
         strong_convexity=True,
         memory=Memory.CONSTANT,
         guarantee=Guarantee.CERTIFIED,
+        # both CG and MINRES: the certificate is that of the pair
         error="to the tolerance, certified",
         cost="S + one per MINRES step",
     )
@@ -201,10 +206,13 @@ class Neumann(_Implicit):
         strong_convexity=True,
         memory=Memory.CONSTANT,
         guarantee=Guarantee.CERTIFIED,
+        # the series is cut by design, and its error is measured all the same
         error="(1 − αμ)ᴹ, certified",
         cost="S + M",
     )
 
+    # terms are cheap, but fall by a fixed factor only: more of them are rarely
+    # worth their price
     adjoint_schedule: Schedule = Schedule(max_steps=200)
 
     def adjoint(self, system: LinearSystem) -> Iteration:

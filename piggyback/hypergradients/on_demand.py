@@ -170,6 +170,7 @@ class OnDemand:
             raise ValueError(
                 f"the fraction must lie between 0 and 1, got {fraction}"
             )
+        # compared in float64, in which the refined one is
         given = checked_gradient(gradient, posed)
 
         def difference(result: Hypergradient) -> float:
@@ -178,6 +179,7 @@ class OnDemand:
         refined = self.reach(
             posed, start, lambda result: fraction * difference(result)
         )
+        # against the best that was seen, whether or not the goal was reached
         estimate = difference(refined)
         met = refined.gradient_error <= fraction * estimate
         return Assessment(given, estimate, refined, met)
@@ -218,9 +220,12 @@ class OnDemand:
             if result.gradient_error <= wanted:
                 best = result
                 break
+            # rounding has the last word: more rounds would only cost
             if failures == _PATIENCE:
                 break
             assert result.groups is not None
+            # aimed below what is wanted: a correction may fall short of its
+            # tolerance
             factor = _shrinkage(
                 posed.regularizer, result.groups, self.margin * wanted
             )
@@ -267,6 +272,7 @@ def _shrinkage(
     A decade costs every sample the same number of steps, so equal contributions
     are the cheapest.
     """
+    # sample by sample: a bound of the sum does not say who contributes to it
     alone = [
         regularizer.pull_back(groups.select(sample))
         for sample in torch.arange(groups.batch).split(1)

@@ -90,9 +90,11 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
         """
 
     def error(self, state: PiggybackState) -> PerSample:
+        # one loop stops for both: the slower system decides
         return torch.maximum(*self.errors(state))
 
     def result(self, state: PiggybackState) -> tuple[Primal, Primal]:
+        # X solves the adjoint saddle problem, whose right-hand side is -grad l
         return state.x, -state.adjoint_x
 
     def select(self, index: Tensor) -> PairIteration[P, T]:
@@ -184,7 +186,8 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
         adjoint_ahead = adjoint_x + omega * (adjoint_x - state.adjoint_x)
         both = torch.cat([ahead, adjoint_ahead])
         image, adjoint_image = problem.operator.forward(both).chunk(2)
-        # the dual step and its derivative, which is the dual step of the adjoint
+        # the dual step and its derivative, which is the dual step of the
+        # adjoint
         y, derivative = problem.potential.conjugate_prox_and_derivative(
             state.y + sigma * image, sigma
         )
@@ -235,6 +238,8 @@ class Piggyback(HypergradientMethod):
         name="piggyback",
         formula="(x, y) and (X, Y) by the same primal–dual steps; y⊗X + Y⊗x",
         smoothness=Smoothness.CURVATURE,
+        # f'' is evaluated in the derivative of the prox, no system is
+        # multiplied by
         hessian_products=False,
         strong_convexity=True,
         memory=Memory.CONSTANT,
@@ -252,6 +257,7 @@ class Piggyback(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
+        # the iteration needs the dual variable; other problems have none
         problem = require_saddle(problem, "Piggyback").detached()
         problem.check()
         return PiggybackIteration.solve(

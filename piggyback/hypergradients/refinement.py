@@ -64,6 +64,7 @@ class Refined(HypergradientMethod):
         strong_convexity=True,
         memory=Memory.CONSTANT,
         guarantee=Guarantee.CERTIFIED,
+        # two digits per round, until float64 itself has no more
         error="to the tolerance, certified, beyond single precision",
         cost="the method + one per CG step",
     )
@@ -85,6 +86,7 @@ class Refined(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
+        # whatever it reached: corrections go on from there
         pair = self.method.differentiate(
             problem, loss, accuracy, start
         ).double()
@@ -155,6 +157,7 @@ def correction(
         # at worst, not of the pair
         right = gap.to(problem.data.start.dtype)
         curvature = problem.curvature(x.to(right.dtype))
+        # relative to what is missing, however little that is
         radius = relative_radius(problem.data, right, tolerance)
         # residuals get smaller from round to round: their squares would leave
         # the range of single precision

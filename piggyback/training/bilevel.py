@@ -129,6 +129,7 @@ class BilevelOracle(Oracle):
     ) -> None:
         self.regularizer = regularizer
         self.samples = samples
+        # made here: a default in the signature would be one object for all
         self.settings = settings if settings is not None else BilevelSettings()
         self.warm: WarmStart | None = None
 
@@ -256,6 +257,8 @@ class BilevelOracle(Oracle):
         settings = self.settings
         where = self._where(first)
         samples = self.samples.select(where)
+        # the copy in float64 is shared: gradients of all batches are in its
+        # leaves
         posed = pose(
             self.regularizer,
             samples.observed(settings.data_term),
@@ -276,6 +279,7 @@ class BilevelOracle(Oracle):
 
     def _start(self, where: slice) -> WarmStart | None:
         """The latest pairs of these samples."""
+        # the data's own start, in the first evaluation
         if self.warm is None:
             return None
         return WarmStart(

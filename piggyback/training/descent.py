@@ -309,6 +309,7 @@ class AdaptiveDescent:
             state: from ``start``, or of an interrupted run.
         """
         while state.reason is StopReason.RUNNING:
+            # the caller may stop, or save the state, between any two of them
             state = self.advance(state)
             yield state
 
@@ -353,7 +354,8 @@ class AdaptiveDescent:
                     steps.pairs,
                     work,
                 )
-        # the estimates misled, or saw nothing: finer ones, after a step that does
+        # the estimates misled, or saw nothing: finer ones, after a step that
+        # does
         # not depend on them
         rough = max(
             _DISTRUST * steps.rough,
@@ -372,6 +374,9 @@ class AdaptiveDescent:
     ) -> DescentState:
         """One certified step from ``current``; where the quasi-Newton direction
         fails, one without its memory."""
+        # without its memory the metric is the diagonal one, which cannot have
+        # learned
+        # anything wrong
         memories = (state.pairs, ()) if state.pairs else ((),)
         for pairs in memories:
             direction = self.search.direction(current, pairs)
@@ -427,6 +432,7 @@ class AdaptiveDescent:
     ) -> float:
         """The accuracy of the next estimates; their error is taken to fall with
         the square, as the radius does."""
+        # the certified decrease, which is what estimates are for
         allowed = self.settings.drift * (start.value - certified.value)
         missed = abs(estimated.value - certified.value)
         ratio = (allowed / missed) ** 0.5 if missed > 0 else math.inf

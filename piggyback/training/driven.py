@@ -80,6 +80,7 @@ class DrivenDescent:
         self.control = control
         self.rule = rule if rule is not None else ToleranceRule()
         self.fixed = fixed
+        # the descent may come with other tolerances
         self._use(control.accuracy)
 
     def resume(self, control: Control) -> None:
@@ -122,6 +123,7 @@ class DrivenDescent:
             probe: as in ``RateRace.run``.
             late: likewise.
         """
+        # the laps are steps of the run: nothing of their work is lost
         rate, laps = race.run(self.descent, self.control.rate, probe, late)
         work = sum(lap.applications for lap in laps)
         self.control = replace(
@@ -164,6 +166,7 @@ class DrivenDescent:
             adjoint=accuracy.adjoint,
             stepped=control.stepped + quality.applications,
             assessed=control.assessed + quality.extra,
+            # the last one is the best guess of the next
             price=quality.extra,
             looks=looks,
             settled=settled,

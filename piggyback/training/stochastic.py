@@ -139,6 +139,7 @@ class StochasticDescent:
         self.settings = (
             settings if settings is not None else StochasticSettings()
         )
+        # the order of gradients, and of the average
         self.leaves = list(regularizer.parameters())
         self.average = self.parameters()
         self.taken = 0
@@ -215,6 +216,7 @@ class StochasticDescent:
             factor: positive.
         """
         for group in self.optimizer.param_groups:
+            # relative rates stay as they are
             group["lr"] *= factor
 
     def settle(self) -> None:

@@ -188,6 +188,7 @@ def _assess_part(
     spent = posed.applications
     close = _with_exact_adjoint(posed, pair)
     _, at_exact_adjoint = examine(posed, close)
+    # the better adjoint saves the refinement its first solve
     start = WarmStart(close.x, close.adjoint).to(data.start.dtype)
     refined = on_demand.assess(at_exact_adjoint, posed, start).refined
     return _Part(
@@ -204,6 +205,7 @@ def _assess_part(
 
 def _with_exact_adjoint(posed: Posed, pair: Sensitivity) -> Sensitivity:
     """The pair with an adjoint that is nearly exact for its ``x``."""
+    # x stays as it is: only what the tolerance of P does is to be seen
     pair = pair.double()
     gap = adjoint_gap(
         posed.problem.double(),

@@ -213,7 +213,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/certificates/loss.py",
         "_settled",
-        "0.5 * evidence.loss_smoothness * r.square() / evidence.strong_convexity",
+        "0.5 * evidence.loss_smoothness * r.square() / mu",
         "0.5 * evidence.loss_smoothness * r.square()",
         "corrected loss: a power of mu",
         RANDOM,
@@ -285,7 +285,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/certificates/bounds.py",
         "_emphasis_bound",
-        "reach = evidence.image.abs() + evidence.operator.row_norms(upper) * away",
+        "reach = evidence.image.abs() + rows * away",
         "reach = evidence.image.abs()",
         "factors (eq. 15b): at the exact P, not at the computed one",
         DEGENERATE,

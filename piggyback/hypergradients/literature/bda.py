@@ -60,6 +60,7 @@ class BDA(DirectMethod):
         ValueError: unless ``0 < mixing <= 1``, and for counts out of range.
     """
 
+    # the only one here that does not need a unique minimiser
     capabilities = Capabilities(
         name="bda",
         formula="d/dθ ℓ(x_K(θ)), x⁺ = x − [(1 − α_k) t∇h + α_k s∇ℓ]",

@@ -52,6 +52,8 @@ class BOME(DirectMethod):
         ValueError: for counts and an ``eta`` that are not positive.
     """
 
+    # its x is on its way, and so is what it returns: a direction of descent of
+    # both levels together
     capabilities = Capabilities(
         name="bome",
         formula="λ ∂θq, q = h(x) − h(x̂), λ from the descent of q",
@@ -101,6 +103,7 @@ class BOME(DirectMethod):
                 state = first = steps.start()
                 for _ in range(self.inner):
                     state = steps.step(state)
+            # in the parameters, both points held fixed
             with torch.enable_grad():
                 value = value_difference(problem, x, state.x).sum()
                 # the problem is differentiated in every round

@@ -56,6 +56,8 @@ class IAPTT(DirectMethod):
         ValueError: for fewer than one step.
     """
 
+    # few steps suffice once the start has been learned, for the images it was
+    # learned on
     capabilities = Capabilities(
         name="iaptt",
         formula="d/dθ and d/dz of ℓ(x_K(θ)), x_0 = z learned",
@@ -109,6 +111,7 @@ class IAPTT(DirectMethod):
                     self.steps,
                 )
         with torch.enable_grad():
+            # a leaf of its own, so that the start has a gradient
             z = begin.detach().requires_grad_()
             x = unrolled_solver(
                 self.solver.bind(SolverTask(smooth, z, radius)), steps

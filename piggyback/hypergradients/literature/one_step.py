@@ -47,6 +47,7 @@ class JacobianFree(HypergradientMethod):
         schedule: how often it looks at its residual, and how long it may take.
     """
 
+    # a pair, though a poor one: certificates say how poor
     capabilities = Capabilities(
         name="jacobian-free",
         formula="P = α ∇ℓ(x*); −∂θ⟨P, ∇h⟩",
@@ -99,6 +100,7 @@ class OneStep(HypergradientMethod):
     step per call.
     """
 
+    # follows the parameters of a training run; of no use for a single gradient
     capabilities = Capabilities(
         name="one-step",
         formula="d/dθ ℓ(x − α∇h(x, θ)), x one step behind",
@@ -128,6 +130,7 @@ class OneStep(HypergradientMethod):
             )
             length = step_length(problem)
             x = before - length * problem.gradient(before)
+            # at the new x, at which the pair is read off
             gradient = problem.gradient(x)
             # the derivative of a second step, which is not taken itself
             adjoint = length * checked_slope(

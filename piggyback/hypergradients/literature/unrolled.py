@@ -76,7 +76,8 @@ class UnrolledPotential(Potential):
         with torch.no_grad():
             p = fixed.prox(v, step)
             slope = 1 + step * fixed.curvature(p)
-        # ... and one more step, which changes no digit and carries the derivative
+        # ... and one more step, which changes no digit and carries the
+        # derivative
         missing = p + step * self.gradient(p) - v
         return p - missing / slope
 
@@ -299,6 +300,7 @@ class Unrolled(DirectMethod):
             x = unrolled_solver(
                 self.solver.bind(lower), self.steps, self.segment
             )
+            # with the problem as it was given: the status is about its solution
             return differentiated(problem, parameters, loss, accuracy, x)
 
 
@@ -346,6 +348,7 @@ class Truncated(DirectMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
+        # the bias comes from the window and from the distance to the solution
         radius = radius_per_element(problem, accuracy.lower)
         first = None if start is None else start.x
         (x,) = solve_lower(

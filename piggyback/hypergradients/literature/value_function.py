@@ -123,6 +123,9 @@ class _TwoSolves(DirectMethod):
     """What the methods with an upper penalty share: the lower level by
     ``solver``, the penalised one by ``penalised``."""
 
+    # first-order steps for the penalised level: the loss adds curvature that
+    # the
+    # others' preconditioners know nothing of
     solver: LowerSolver = field(default_factory=NonlinearCG)
     penalised: AcceleratedGradient | GradientDescent = field(
         default_factory=AcceleratedGradient
@@ -241,10 +244,12 @@ class ValueFunction(_TwoSolves):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
+        # in the unit of the problem: a number that suits one scale suits all
         penalty = self.gamma * penalty_unit(problem, loss)
         radius = radius_per_element(problem, accuracy.lower / penalty)
         lower = self.lower(problem, radius, start)
         (x,) = lower.result
+        # one for all samples; BVFIM has one for each
         gamma = torch.full_like(radius, penalty)
         upper = self.upper(problem, loss, gamma, radius, x)
         with torch.enable_grad():
@@ -257,6 +262,7 @@ class ValueFunction(_TwoSolves):
                 (gamma * difference).sum(),
                 parameters,
             )
+        # the gradient is a difference: either solve can spoil it
         status = torch.maximum(lower.status, upper.status)
         return Direct(
             gradient,
@@ -327,6 +333,7 @@ class BVFIM(_TwoSolves):
         radius = radius_per_element(
             problem, accuracy.lower * self.slack / penalty_unit(problem, loss)
         )
+        # z is also where the barrier problem starts
         lower = self.lower(problem, radius, start)
         (z,) = lower.result
         x, gamma, status = self._interior(problem, loss, radius, z)
@@ -363,11 +370,13 @@ class BVFIM(_TwoSolves):
                 )
                 (x,) = outcome.result
                 excess = value_difference(fixed, x, z) * unit**2 / energy
+                # 1 at the root: the multiplier fits the slack that is left
                 room = gamma * (self.slack - excess) / self.barrier
                 solved = (room - 1).abs() <= self.tolerance
                 if bool(solved.all()):
                     break
-                # C of h(x_gamma) - h* = C/gamma^2; rounding may make it negative
+                # C of h(x_gamma) - h* = C/gamma^2; rounding may make it
+                # negative
                 constant = (excess * gamma.square()).clamp(min=0)
                 gamma = torch.where(
                     solved,
