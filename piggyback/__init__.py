@@ -37,8 +37,9 @@ from piggyback.terms.data.masked import MaskedDenoising
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.terms.penalties import Charbonnier, Huber, LogCosh
 from piggyback.terms.potentials import Potential
-from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.training.bilevel import BilevelOracle, BilevelSettings
 from piggyback.training.descent import AdaptiveDescent, DescentSettings
+from piggyback.training.samples import Samples
 from piggyback.training.stochastic import StochasticDescent, StochasticSettings
 
 # regularizers cannot import the layer, which solves for their proximal map:

@@ -41,7 +41,7 @@ from piggyback.app.training.checks import (
 )
 from piggyback.app.training.start import new_regularizer
 from piggyback.app.training.trainer import Trainer
-from piggyback.training.bilevel import Samples
+from piggyback.training.samples import Samples
 from regularizers.construction import Learned
 
 

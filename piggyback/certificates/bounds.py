@@ -77,7 +77,8 @@ def _operator_bound(evidence: Evidence, adjoint: PerSample) -> PerSample:
     # the computed x and P are known, x* and P* are not: what the step between
     # them can add is bounded by the largest curvature
     steep = upper.flatten(1).amax(1).sqrt() * operator.gain()
-    along_x = operator.forward_gain(evidence.x, upper) + steep * r / root_mu
+    gain_x = operator.forward_gain(evidence.x, upper)
+    along_x = gain_x + steep * r / root_mu
     gain_p = operator.forward_gain(evidence.adjoint, upper)
     along_p = gain_p + steep * adjoint / root_mu
     # hypot: the two parts are measured by the two halves, H and K^T D K, of one
@@ -106,7 +107,8 @@ def _curvature_term(evidence: Evidence, along_x: PerSample) -> PerSample:
         weighted.flatten(1).amax(1) * r,
         norm(coupling.jump),
     )
-    further = operator.gain() * moved * r / evidence.strong_convexity**0.5
+    root_mu = evidence.strong_convexity**0.5
+    further = operator.gain() * moved * r / root_mu
     split = (
         operator.forward_gain(
             evidence.x,
@@ -158,11 +160,15 @@ def _weight_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     """Eq. 14: one weight per coefficient."""
     potential = evidence.potential
     upper = evidence.bounds.upper
-    steepest = upper.flatten(1, -2).amax(1) if upper.dim() > 2 else upper
+    steepest = upper
+    # without sites each coefficient has one curvature
+    if upper.dim() > 2:
+        steepest = upper.flatten(1, -2).amax(1)
     away = steepest.sqrt() * _away(evidence, adjoint)
     image = _coefficient_norm(upper.sqrt() * evidence.image) + away
     # f' moves by at most D |K(x* - x)|; half of D goes to either side
-    change = image * evidence.error.unsqueeze(-1) / potential.weight
+    r = evidence.error.unsqueeze(-1)
+    change = image * r / potential.weight
     return (
         _along(
             evidence,
@@ -183,13 +189,15 @@ def _smoothing_bound(evidence: Evidence, adjoint: PerSample) -> Tensor:
     slope = bounds.mixed_slope * evidence.image * evidence.inverse_root
     # infinity times zero would be NaN: filled after the product
     slope = slope.masked_fill_(kinked, 0.0)
-    energy = _coefficient_norm(slope) * evidence.error.unsqueeze(-1)
+    r = evidence.error.unsqueeze(-1)
+    energy = _coefficient_norm(slope) * r
     kinks = _over_sites(torch.where(kinked, whole, 0.0))
     change = torch.minimum(
         _over_sites(whole),
         energy + kinks,
     )
-    change = change + _away(evidence, adjoint) * _coefficient_norm(bounds.mixed)
+    away = _away(evidence, adjoint)
+    change = change + away * _coefficient_norm(bounds.mixed)
     return (
         _along(
             evidence,
@@ -233,7 +241,8 @@ def _emphasis_bound(
     )
     along = evidence.y.abs() * evidence.inverse_root
     # entries of K P*, not of the computed K P
-    reach = evidence.image.abs() + evidence.operator.row_norms(upper) * away
+    rows = evidence.operator.row_norms(upper)
+    reach = evidence.image.abs() + rows * away
     change = reach * upper.sqrt()
     return (
         emphasis.pull_back(along) * adjoint

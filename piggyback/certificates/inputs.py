@@ -124,7 +124,8 @@ def _(data: Denoising, moved: Moved) -> dict[str, PerSample]:
 
 
 def _of_weight(data: Denoising, moved: Moved, force: PerSample) -> PerSample:
-    # |d/d weight| of one pixel is |P (x - observed)|; sums and single entries of
+    # |d/d weight| of one pixel is |P (x - observed)|; sums and single entries
+    # of
     # it are below the sum of all
     root = data.strong_convexity**-0.5
     away = norm(moved.x - data.observed)

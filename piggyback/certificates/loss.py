@@ -70,10 +70,9 @@ def _settled(evidence: PairEvidence) -> PerSample:
     """The error of eq. 16 if the curvature were the same at ``x*``: that of
     ``P``, and the curvature of the loss."""
     r = evidence.error
+    mu = evidence.strong_convexity
     linear = evidence.adjoint_residual * r
-    quadratic = (
-        0.5 * evidence.loss_smoothness * r.square() / evidence.strong_convexity
-    )
+    quadratic = 0.5 * evidence.loss_smoothness * r.square() / mu
     return linear + quadratic
 
 
@@ -96,7 +95,8 @@ def _together(evidence: PairEvidence, settled: PerSample) -> PerSample:
     r = evidence.error
     beta = evidence.hessian_variation
     linear = evidence.adjoint_residual + beta * r
-    excess = beta - 0.5 * evidence.loss_smoothness / evidence.strong_convexity
+    mu = evidence.strong_convexity
+    excess = beta - 0.5 * evidence.loss_smoothness / mu
     # the parabola has its top within [0, r]; elsewhere it rises up to r
     inside = linear < 2 * excess * r
     # where there is no top, 1 keeps the quotient finite; it is not used

@@ -231,7 +231,8 @@ def _measured(
     steepness = norm(slope)
     force = norm(adjoint)
     stiffness = problem.stiffness()
-    # K^T D K P loses digits twice: of K P, and of the curvature at a rounded K x
+    # K^T D K P loses digits twice: of K P, and of the curvature at a rounded K
+    # x
     bent = data.smoothness + 2 * stiffness
     return Measured(
         gradient=gradient,

@@ -82,6 +82,7 @@ def hypergradient(
     if not isinstance(method, (HypergradientMethod, DirectMethod)):
         require_kind("the method", method, HypergradientMethod)
     require_parts(regularizer, data, loss)
+    # a default would be taken for a promise about the result
     if accuracy is None and relative_error is None:
         raise ValueError(
             "give an accuracy, as Accuracy(lower=1e-4, adjoint=0.01), or a "
@@ -89,11 +90,14 @@ def hypergradient(
         )
     wanted = FIRST_ACCURACY if accuracy is None else accuracy
     require_kind("the accuracy", wanted, Accuracy)
+    # by the declaration alone: a refusal must not cost a solve
     method.capabilities.require(data, Guarantee.DIRECTION)
     require_samples(data.start)
     loss.check()
     if start is not None:
         _check_start(start, data)
+    # direct methods have no adjoint, which corrections and certificates start
+    # from
     if isinstance(method, DirectMethod):
         if relative_error is not None:
             raise Refused(
@@ -147,12 +151,16 @@ def assess(
     loss.check()
     if start is not None:
         _check_start(start, data)
+    # a regularizer of its own in float64: the gradient that is assessed may be
+    # from
+    # anywhere, and says nothing about how it was computed
     posed = pose(regularizer, data, loss)
     return OnDemand().assess(gradient, posed, start, fraction)
 
 
 def _check_start(start: WarmStart, data: DataTerm) -> None:
     require_same_device("start", start.x, "the data are", data.start)
+    # either part may have been made elsewhere
     require_same_device(
         "adjoint of the start", start.adjoint, "the data are", data.start
     )
@@ -171,6 +179,7 @@ def _refined(
     found = on_demand.differentiate(
         regularizer, data, loss, relative_error, start
     )
+    # negated, so that an infinite or undefined bound is told of as well
     if not found.relative_error <= relative_error:
         name = on_demand.method.capabilities.name
         warnings.warn(
@@ -191,11 +200,21 @@ def _paired(
     start: WarmStart | None,
 ) -> Hypergradient:
     posed = pose(regularizer, data, loss)
-    pair = method.differentiate(posed.problem, posed.loss, accuracy, start)
+    pair = method.differentiate(
+        posed.problem,
+        posed.loss,
+        accuracy,
+        start,
+    )
     # others stop where they do by design, and so do truncated series
     if method.capabilities.guarantee == Guarantee.CERTIFIED:
+        # a series that ends after its terms has done what was asked
         cut = pair.adjoint_status == Status.STEP_LIMIT
-        adjoint = torch.where(cut, int(Status.CONVERGED), pair.adjoint_status)
+        adjoint = torch.where(
+            cut,
+            int(Status.CONVERGED),
+            pair.adjoint_status,
+        )
         warn_unless_converged(
             torch.maximum(pair.lower_status, adjoint),
             f"hypergradient by {method.capabilities.name}",
@@ -213,21 +232,29 @@ def _direct(
     start: WarmStart | None,
 ) -> Hypergradient:
     counter = ApplicationCounter()
+    # in working precision throughout: nothing is certified, so that a problem
+    # in
+    # float64 would be built for nothing
     with torch.enable_grad():
         problem = regularizer.problem(data).counted(counter)
         if not isinstance(problem, SaddleProblem):
             raise Refused(
                 f"{method.capabilities.name} needs a SaddleProblem, got a {type(problem).__name__}"
             )
+        # the parameters themselves are differentiated, not a copy in float64
         found = method.differentiate(
             problem, list(regularizer.parameters()), loss, accuracy, start
         )
     value = loss.value(found.x).detach()
+    # infinite bounds are true ones
     return Hypergradient(
         gradient=found.gradient,
         gradient_error=math.inf,
         groups=None,
-        loss=LossInterval(value, torch.full_like(value, math.inf)),
+        loss=LossInterval(
+            value,
+            torch.full_like(value, math.inf),
+        ),
         x=found.x,
         status=found.status,
         start=found.start,

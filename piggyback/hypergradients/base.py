@@ -21,6 +21,7 @@ class HypergradientMethod(ABC):
     """Solves the lower level and its adjoint; the gradient and its error are
     read off the pair (eq. 9)."""
 
+    # of the class: tables are made of it without an instance
     capabilities: ClassVar[Capabilities]
 
     @abstractmethod
@@ -31,17 +32,32 @@ class HypergradientMethod(ABC):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
-        """Bring ``(x, P)`` to ``accuracy``, starting from ``start`` where
-        given."""
+        """Find the pair ``(x, P)``.
+
+        Args:
+            problem: the lower levels of a batch.
+            loss: upper-level loss of the primal variable.
+            accuracy: tolerances of the two solves.
+            start: an earlier pair of the same samples.
+
+        Returns:
+            The pair, and how either solve ended.
+
+        Raises:
+            ValueError: for input that is not finite or not admissible.
+        """
 
 
 @dataclass(frozen=True)
 class Direct:
-    """A gradient (flat, summed over the samples) that no adjoint belongs to.
+    """A gradient that no adjoint belongs to.
 
-    ``x``: the reconstructions it was computed at; ``status`` ``(batch,)``:
-    whether they are within the wanted accuracy of the minimiser; ``start``:
-    where to go on after a change of the parameters.
+    Args:
+        gradient: flat, summed over the samples.
+        x: the reconstructions it was computed at, ``(batch, ...)``.
+        status: ``Status`` codes ``(batch,)``: whether they are within the
+            wanted accuracy of the minimiser.
+        start: where to go on after a change of the parameters.
     """
 
     gradient: Tensor
@@ -54,6 +70,7 @@ class DirectMethod(ABC):
     """Computes a gradient without an adjoint: through a solver, or from values
     of the two levels alone."""
 
+    # as above; its guarantee is never CERTIFIED
     capabilities: ClassVar[Capabilities]
 
     @abstractmethod
@@ -65,5 +82,15 @@ class DirectMethod(ABC):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
-        """The gradient in ``parameters``, in which ``problem`` must be
-        differentiable, of the sum of the losses."""
+        """The gradient of the sum of the losses.
+
+        Args:
+            problem: differentiable in ``parameters``.
+            parameters: what the gradient is in.
+            loss: upper-level loss of the primal variable.
+            accuracy: of the lower level.
+            start: where an earlier call ended.
+
+        Raises:
+            ValueError: for input that is not finite or not admissible.
+        """

@@ -27,6 +27,7 @@ class Memory(Enum):
     """What has to be kept until the gradient is known, in copies of the
     solver's state."""
 
+    # what a step of the solver overwrites is not counted
     CONSTANT = "O(1)"
     WINDOW = "O(k), the k steps of the window"
     STEPS = "O(K), all steps"
@@ -49,11 +50,18 @@ class Refused(ValueError):
 class Capabilities:
     """The declaration of one method.
 
-    ``name``: short name in tables; ``formula``: what it computes;
-    ``hessian_products``: whether it multiplies by the Hessian of the lower
-    level; ``strong_convexity``: whether it needs a unique minimiser; ``error``:
-    how its error falls; ``cost``: operator applications of one gradient, ``S``
-    being those of a lower-level solve.
+    Args:
+        name: short name in tables.
+        formula: what it computes.
+        smoothness: derivatives of the potential that it evaluates.
+        hessian_products: whether it multiplies by the Hessian of the lower
+            level.
+        strong_convexity: whether it needs a unique minimiser.
+        memory: what it keeps.
+        guarantee: what is known of the result.
+        error: how its error falls.
+        cost: operator applications of one gradient, ``S`` being those of a
+            lower-level solve.
     """
 
     name: str
@@ -69,14 +77,24 @@ class Capabilities:
     def require(
         self, data: DataTerm, least: Guarantee = Guarantee.DIRECTION
     ) -> None:
-        """Raise ``Refused`` for a lower level that the method cannot take, or a
-        guarantee that it cannot give."""
+        """Refuse before any work is done.
+
+        Args:
+            data: of the lower level.
+            least: what has to be known of the gradient.
+
+        Raises:
+            Refused: for a lower level that the method cannot take, or a
+                guarantee that it cannot give.
+        """
+        # negated, so that a modulus of NaN is refused as well
         if self.strong_convexity and not data.strong_convexity > 0:
             raise Refused(
                 f"{self.name} needs a strongly convex lower level, whose "
                 f"minimiser is unique; {type(data).__name__} has the "
                 f"modulus {data.strong_convexity:g}: use bda, or add a ridge"
             )
+        # an IntEnum: guarantees are ordered by what they say
         if self.guarantee < least:
             raise Refused(
                 f"{self.name} gives no more than {_ARTICLE[self.guarantee]}, "

@@ -21,13 +21,18 @@ from piggyback.terms.losses import Loss
 
 @dataclass(frozen=True)
 class Dualised(HypergradientMethod):
-    """``method`` on ``problem.dualised()``: the pair is that of the problem
-    itself, and no system with ``B`` is solved."""
+    """Another method on ``problem.dualised()``: the pair is that of the problem
+    itself, and no system with ``B`` is solved (eq. 27).
+
+    Args:
+        method: for the problem with ``B`` in its operator.
+    """
 
     capabilities = Capabilities(
         name="dualised",
         formula="a pair of another method, the least-squares data term in the dual",
         smoothness=Smoothness.CURVATURE,
+        # those of the default method: others have declarations of their own
         hessian_products=False,
         strong_convexity=True,
         memory=Memory.CONSTANT,
@@ -45,9 +50,6 @@ class Dualised(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
-        return self.method.differentiate(
-            require_saddle(problem, "Dualised").dualised(),
-            loss,
-            accuracy,
-            start,
-        )
+        # x and P are the same for both: nothing has to be translated back
+        dualised = require_saddle(problem, "Dualised").dualised()
+        return self.method.differentiate(dualised, loss, accuracy, start)

@@ -63,25 +63,30 @@ class _Implicit(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
+        # the solver looks at the problem, nobody else at the loss
         loss.check()
         radius = radius_per_element(problem, accuracy.lower)
-        first, previous = (
-            (None, None) if start is None else (start.x, start.adjoint)
-        )
+        first = None if start is None else start.x
         lower = solve_lower(
             problem, self.solver, radius, first, self.lower_schedule
         )
         (x,) = lower.result
-        previous = (
-            None
-            if previous is None
-            else checked_start(problem, previous, "the start of the adjoint")
-        )
+        previous = None
+        if start is not None:
+            previous = checked_start(
+                problem, start.adjoint, "the start of the adjoint"
+            )
+        # at the x that was found, converged or not: the certificates of the
+        # pair take the rest into account (eq. 12)
         system, unit = adjoint_system(
             problem, loss, x, accuracy.adjoint, previous
         ).in_units()
         with torch.no_grad():
-            adjoint = iterate(self.adjoint(system), self.adjoint_schedule)
+            adjoint = iterate(
+                self.adjoint(system),
+                self.adjoint_schedule,
+            )
+        # powers of two: going back rounds nothing
         found = adjoint.result[0] * per_sample(unit, x)
         return Sensitivity(x, found, lower.status, adjoint.status)
 
@@ -94,10 +99,23 @@ def adjoint_system(
     start: Primal | None,
 ) -> LinearSystem:
     """``A(x) P = grad l(x)`` until ``||grad l(x) - A(x) P|| <= tolerance ||grad
-    l(x)||`` in the norm of ``H^{-1}`` (eq. 8)."""
+    l(x)||`` in the norm of ``H^{-1}`` (eq. 8).
+
+    Args:
+        problem: the lower levels of a batch.
+        loss: upper-level loss of the primal variable.
+        x: where the Hessian is taken, ``(batch, ...)``.
+        tolerance: relative.
+        start: a guess of ``P``; None: zero.
+
+    Raises:
+        ValueError: where the gradient of the loss is not finite.
+    """
     problem = problem.detached()
     with torch.no_grad():
+        # a slope of NaN would only be noticed after all steps
         right = checked_slope(loss, x)
+        # once for all steps: it is what the Hessian products have in common
         curvature = problem.curvature(x)
         return LinearSystem(
             problem,
@@ -109,7 +127,14 @@ def adjoint_system(
 
 
 class ImplicitCG(_Implicit):
-    """The adjoint by preconditioned conjugate gradients: the default."""
+    """The adjoint by preconditioned conjugate gradients: the default (eq. 8).
+
+    Args:
+        solver: of the lower level.
+        lower_schedule: how often it looks at its residual, and how long it may
+            take.
+        adjoint_schedule: the same of the adjoint.
+    """
 
     capabilities = Capabilities(
         name="implicit-cg",
@@ -120,6 +145,8 @@ class ImplicitCG(_Implicit):
         memory=Memory.CONSTANT,
         guarantee=Guarantee.CERTIFIED,
         error="to the tolerance, certified",
+        # a Hessian product is one K and one K^T, as a step of the lower level
+        # is
         cost="S + one per CG step",
     )
 
@@ -129,7 +156,14 @@ class ImplicitCG(_Implicit):
 
 class ImplicitMINRES(_Implicit):
     """The adjoint by preconditioned MINRES: its residual falls with every step,
-    so that it can be cut short anywhere."""
+    so that it can be cut short anywhere.
+
+    Args:
+        solver: of the lower level.
+        lower_schedule: how often it looks at its residual, and how long it may
+            take.
+        adjoint_schedule: the same of the adjoint.
+    """
 
     capabilities = Capabilities(
         name="implicit-minres",
@@ -139,6 +173,7 @@ class ImplicitMINRES(_Implicit):
         strong_convexity=True,
         memory=Memory.CONSTANT,
         guarantee=Guarantee.CERTIFIED,
+        # both CG and MINRES: the certificate is that of the pair
         error="to the tolerance, certified",
         cost="S + one per MINRES step",
     )
@@ -155,6 +190,12 @@ class Neumann(_Implicit):
     ``M = adjoint_schedule.max_steps``, or fewer where the residual reaches the
     tolerance before. From a zero start the relative error of ``P`` is at most
     ``(1 - a mu)^M``; a warm start continues its own series.
+
+    Args:
+        solver: of the lower level.
+        lower_schedule: how often it looks at its residual, and how long it may
+            take.
+        adjoint_schedule: its steps are the terms.
     """
 
     capabilities = Capabilities(
@@ -165,10 +206,13 @@ class Neumann(_Implicit):
         strong_convexity=True,
         memory=Memory.CONSTANT,
         guarantee=Guarantee.CERTIFIED,
+        # the series is cut by design, and its error is measured all the same
         error="(1 − αμ)ᴹ, certified",
         cost="S + M",
     )
 
+    # terms are cheap, but fall by a fixed factor only: more of them are rarely
+    # worth their price
     adjoint_schedule: Schedule = Schedule(max_steps=200)
 
     def adjoint(self, system: LinearSystem) -> Iteration:

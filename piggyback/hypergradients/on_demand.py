@@ -52,11 +52,15 @@ class Assessment:
     """The error of a given gradient ``G``, from a refined one ``G+``
     (docs/theory.md, eq. 24).
 
-    ``given``: ``G`` (flat, summed over the samples); ``estimate = ||G+ - G||``;
-    the true error lies between ``lower = estimate - gradient_error(G+)`` and
-    ``bound = estimate + gradient_error(G+)``. ``met``: whether the bound of
-    ``G+`` is the wanted ``fraction`` of the estimate; if not, ``bound`` holds
-    all the same and says less.
+    The true error lies between ``lower = estimate - gradient_error(G+)`` and
+    ``bound = estimate + gradient_error(G+)``.
+
+    Args:
+        given: ``G``, flat, summed over the samples.
+        estimate: ``||G+ - G||``.
+        refined: ``G+`` and its own bound.
+        met: whether that bound is the wanted fraction of the estimate; if not,
+            ``bound`` holds all the same and says less.
     """
 
     given: Tensor
@@ -66,23 +70,39 @@ class Assessment:
 
     @property
     def bound(self) -> float:
+        """Certified upper end of the error."""
         return self.estimate + self.refined.gradient_error
 
     @property
     def lower(self) -> float:
-        return max(0.0, self.estimate - self.refined.gradient_error)
+        """Certified lower end of the error."""
+        # an error is not negative, whatever is known of it
+        return max(
+            0.0,
+            self.estimate - self.refined.gradient_error,
+        )
 
 
 @dataclass(frozen=True)
 class OnDemand:
     """Certified hypergradients to a wanted accuracy.
 
-    ``method`` brings the pair to ``accuracy``; then rounds of Newton
-    corrections (eq. 23) alternate with certificates. Each round shrinks the two
-    parts of the bound (eq. 12), what ``x`` is off and what ``P`` is off, by
-    what is missing and a ``margin``. After ``rounds`` of them, or when rounds
-    no longer help (rounding), the best result comes back with its bound,
-    whether or not that is what was wanted.
+    A method brings the pair to ``accuracy``; then rounds of Newton corrections
+    (eq. 23) alternate with certificates. Each round shrinks the two parts of
+    the bound (eq. 12), what ``x`` is off and what ``P`` is off, by what is
+    missing and a ``margin``. After ``rounds`` of them, or when rounds no longer
+    help (rounding), the best result comes back with its bound, whether or not
+    that is what was wanted.
+
+    Args:
+        method: finds the pair to start from.
+        accuracy: of that pair.
+        certification: which bounds.
+        margin: what the wanted bound is multiplied by in corrections.
+        rounds: corrections at most.
+
+    Raises:
+        ValueError: for a margin that is not positive, or negative rounds.
     """
 
     method: HypergradientMethod = field(default_factory=ImplicitCG)
@@ -105,9 +125,18 @@ class OnDemand:
         start: WarmStart | None = None,
     ) -> Hypergradient:
         """``G`` with ``||grad L - G|| <= relative_error ||G||`` as a bound, for
-        ``L = sum_i l(x_i*)`` (flat).
+        ``L = sum_i l(x_i*)``.
 
-        Raises ``ValueError`` for a ``relative_error`` that is not positive.
+        Args:
+            regularizer: its parameters are what the gradient is in.
+            data: data term of the batch.
+            loss: upper-level loss of the reconstructions.
+            relative_error: wanted.
+            start: an earlier pair of the same samples.
+
+        Raises:
+            ValueError: for a ``relative_error`` that is not positive, and for
+                inadmissible input.
         """
         require_positive("the relative error", relative_error)
         require_parts(regularizer, data, loss)
@@ -141,6 +170,7 @@ class OnDemand:
             raise ValueError(
                 f"the fraction must lie between 0 and 1, got {fraction}"
             )
+        # compared in float64, in which the refined one is
         given = checked_gradient(gradient, posed)
 
         def difference(result: Hypergradient) -> float:
@@ -149,6 +179,7 @@ class OnDemand:
         refined = self.reach(
             posed, start, lambda result: fraction * difference(result)
         )
+        # against the best that was seen, whether or not the goal was reached
         estimate = difference(refined)
         met = refined.gradient_error <= fraction * estimate
         return Assessment(given, estimate, refined, met)
@@ -159,8 +190,14 @@ class OnDemand:
         start: WarmStart | None,
         goal: Callable[[Hypergradient], float],
     ) -> Hypergradient:
-        """A pair whose gradient error is within the ``goal``, or the best that
-        was seen."""
+        """A pair whose gradient error is within a goal, or the best that was
+        seen.
+
+        Args:
+            posed: the problem.
+            start: a pair to start from, if one is known.
+            goal: from a result to the wanted bound.
+        """
         pair = self.method.differentiate(
             posed.problem, posed.loss, self.accuracy, start
         ).double()
@@ -175,15 +212,20 @@ class OnDemand:
                 failures = 0
             else:
                 failures += 1
+            # a correction may fail: what is returned is the best, not the last
             if best is None or result.gradient_error < best.gradient_error:
                 best = result
             wanted = goal(result)
+            # the goal may depend on the result itself, as a relative one does
             if result.gradient_error <= wanted:
                 best = result
                 break
+            # rounding has the last word: more rounds would only cost
             if failures == _PATIENCE:
                 break
             assert result.groups is not None
+            # aimed below what is wanted: a correction may fall short of its
+            # tolerance
             factor = _shrinkage(
                 posed.regularizer, result.groups, self.margin * wanted
             )
@@ -196,8 +238,15 @@ class OnDemand:
 
 
 def checked_gradient(gradient: Tensor, posed: Posed) -> Tensor:
-    """The gradient in float64. Raises ``ValueError`` unless it is flat, with a
-    number for each parameter."""
+    """The gradient in float64.
+
+    Args:
+        gradient: flat, with a number for each parameter.
+        posed: the problem that it is a gradient of.
+
+    Raises:
+        ValueError: for any other shape.
+    """
     count = sum(parameter.numel() for parameter in posed.parameters)
     if gradient.shape != (count,):
         raise ValueError(
@@ -223,11 +272,13 @@ def _shrinkage(
     A decade costs every sample the same number of steps, so equal contributions
     are the cheapest.
     """
+    # sample by sample: a bound of the sum does not say who contributes to it
     alone = [
         regularizer.pull_back(groups.select(sample))
         for sample in torch.arange(groups.batch).split(1)
     ]
     shares = torch.stack(alone).double()
+    # a sample without an error asks for nothing
     tiny = torch.finfo(torch.float64).tiny
     return wanted / groups.batch / shares.clamp(min=tiny)
 
@@ -245,25 +296,26 @@ def _corrected(
     The error of ``x`` shrinks by the factor ``ceiling`` at least. Both
     ``(batch,)``.
     """
-    problem, loss = posed.problem, posed.exact_loss
+    problem = posed.problem
     exact = problem.double()
     primal = adjoint_move(evidence).double()
+    # half of the room for either part
     share = 0.5 * wanted * (primal + evidence.residuals.adjoint)
-    gap = evidence.gaps[1]
+    right, gap = evidence.gaps
     tolerance = torch.minimum(
         (share / primal).clamp(min=_FINEST_STEP),
         ceiling.clamp(min=_FINEST_STEP),
     )
+    # x first: its correction changes what P is asked for
     if bool((tolerance < 1).any()):
+        missing = correction(problem, pair.x, right, tolerance)
         pair = replace(
             pair,
-            x=pair.x + correction(problem, pair.x, evidence.gaps[0], tolerance),
+            x=pair.x + missing,
         )
-        gap = adjoint_gap(exact, loss, pair)
+        gap = adjoint_gap(exact, posed.exact_loss, pair)
     size = exact.data.dual_norm(gap)
-    tolerance = (share / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(
-        min=_FINEST_SOLVE
-    )
-    return replace(
-        pair, adjoint=pair.adjoint + correction(problem, pair.x, gap, tolerance)
-    )
+    least = torch.finfo(size.dtype).tiny
+    tolerance = (share / size.clamp(min=least)).clamp(min=_FINEST_SOLVE)
+    missing = correction(problem, pair.x, gap, tolerance)
+    return replace(pair, adjoint=pair.adjoint + missing)

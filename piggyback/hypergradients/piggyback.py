@@ -44,7 +44,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class PiggybackState(State):
     """``(x, y)``, the adjoint pair ``(X, Y)`` with ``X -> -P``, and ``K^T y``,
-    ``K^T Y``."""
+    ``K^T Y`` (eq. 7)."""
 
     x: Primal
     y: Dual
@@ -56,7 +56,15 @@ class PiggybackState(State):
 
 class PairIteration(Iteration[PiggybackState], Generic[P, T]):
     """A saddle problem and its adjoint side by side, by primal-dual ``steps``;
-    the result is ``(x, P)``."""
+    the result is ``(x, P)``.
+
+    Args:
+        lower: problem, start and radius of the solution.
+        loss: upper-level loss of the primal variable.
+        steps: step lengths.
+        tolerance: of the adjoint, relative.
+        warm: where the adjoint starts, ``(batch, ...)``.
+    """
 
     def __init__(
         self,
@@ -75,21 +83,29 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
     @abstractmethod
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
         """Residuals of the two systems with the duals eliminated, over their
-        tolerances."""
+        tolerances.
+
+        Args:
+            state: of the iteration.
+        """
 
     def error(self, state: PiggybackState) -> PerSample:
+        # one loop stops for both: the slower system decides
         return torch.maximum(*self.errors(state))
 
     def result(self, state: PiggybackState) -> tuple[Primal, Primal]:
+        # X solves the adjoint saddle problem, whose right-hand side is -grad l
         return state.x, -state.adjoint_x
 
     def select(self, index: Tensor) -> PairIteration[P, T]:
-        lower, loss, warm = (
-            self.lower.select(index),
-            self.loss.select(index),
-            self.warm[index],
+        return type(self)(
+            lower=self.lower.select(index),
+            loss=self.loss.select(index),
+            # step lengths are those of the operator, which all samples share
+            steps=self.steps,
+            tolerance=self.tolerance,
+            warm=self.warm[index],
         )
-        return type(self)(lower, loss, self.steps, self.tolerance, warm)
 
     @classmethod
     def solve(
@@ -101,26 +117,41 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
         start: WarmStart | None,
         schedule: Schedule,
     ) -> Sensitivity:
-        """The pair to the ``accuracy``, from ``start`` (None: that of the data
-        term)."""
+        """The pair to the accuracy.
+
+        Args:
+            problem: outside any graph.
+            steps: step lengths.
+            loss: upper-level loss of the primal variable.
+            accuracy: of both systems.
+            start: None: that of the data term, and a zero adjoint.
+            schedule: how often it looks, and how long it may take.
+        """
         loss.check()
-        x = checked_start(problem, None if start is None else start.x)
-        warm = (
-            torch.zeros_like(x)
-            if start is None
-            else checked_start(
+        x = checked_start(
+            problem,
+            None if start is None else start.x,
+        )
+        warm = torch.zeros_like(x)
+        if start is not None:
+            warm = checked_start(
                 problem, start.adjoint, "the start of the adjoint"
             )
-        )
         with torch.no_grad():
+            # the iteration itself never reads a value
             checked_slope(loss, x)
-            lower = SolverTask(
-                problem, x, radius_per_element(problem, accuracy.lower)
+            radius = radius_per_element(problem, accuracy.lower)
+            lower = SolverTask(problem, x, radius)
+            pair = cls(
+                lower,
+                loss,
+                steps,
+                accuracy.adjoint,
+                warm,
             )
-            outcome = iterate(
-                cls(lower, loss, steps, accuracy.adjoint, warm), schedule
-            )
+            outcome = iterate(pair, schedule)
         x, adjoint = outcome.result
+        # one iteration, which ends when both systems are solved
         return Sensitivity(x, adjoint, outcome.status, outcome.status)
 
 
@@ -129,36 +160,47 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
     batched call."""
 
     def start(self) -> PiggybackState:
-        problem, x, adjoint_x = self.lower.problem, self.lower.start, -self.warm
-        y, adjoint_y = problem.duals(x, adjoint_x)
-        pulled, adjoint_pulled = problem.operator.adjoint(
-            torch.cat([y, adjoint_y])
-        ).chunk(2)
-        return PiggybackState(
-            x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled
-        )
+        x = self.lower.start
+        # the adjoint saddle problem has the solution X = -P
+        adjoint_x = -self.warm
+        y, adjoint_y = self.lower.problem.duals(x, adjoint_x)
+        return self._pulled(x, y, adjoint_x, adjoint_y)
 
     def step(self, state: PiggybackState) -> PiggybackState:
-        problem, steps = self.lower.problem, self.steps
-        x = problem.data.prox(state.x - steps.tau * state.pulled, steps.tau)
+        problem = self.lower.problem
+        tau = self.steps.tau
+        sigma = self.steps.sigma
+        omega = self.steps.omega
+        x = problem.data.prox(
+            state.x - tau * state.pulled,
+            tau,
+        )
+        # at the new x: the adjoint follows the solution, not its past
         slope = self.loss.gradient(x)
+        # the adjoint problem is quadratic; the derivative of the prox is the
+        # resolvent of H
         adjoint_x = problem.data.resolvent(
-            state.adjoint_x - steps.tau * (state.adjoint_pulled + slope),
-            steps.tau,
+            state.adjoint_x - tau * (state.adjoint_pulled + slope), tau
         )
-        ahead = torch.cat(
-            [
-                x + steps.omega * (x - state.x),
-                adjoint_x + steps.omega * (adjoint_x - state.adjoint_x),
-            ]
-        )
-        image, adjoint_image = problem.operator.forward(ahead).chunk(2)
+        ahead = x + omega * (x - state.x)
+        adjoint_ahead = adjoint_x + omega * (adjoint_x - state.adjoint_x)
+        both = torch.cat([ahead, adjoint_ahead])
+        image, adjoint_image = problem.operator.forward(both).chunk(2)
+        # the dual step and its derivative, which is the dual step of the
+        # adjoint
         y, derivative = problem.potential.conjugate_prox_and_derivative(
-            state.y + steps.sigma * image, steps.sigma
+            state.y + sigma * image, sigma
         )
-        adjoint_y = derivative * (state.adjoint_y + steps.sigma * adjoint_image)
-        pulled, adjoint_pulled = problem.operator.adjoint(
-            torch.cat([y, adjoint_y])
+        adjoint_y = derivative * (state.adjoint_y + sigma * adjoint_image)
+        return self._pulled(x, y, adjoint_x, adjoint_y)
+
+    def _pulled(
+        self, x: Primal, y: Dual, adjoint_x: Primal, adjoint_y: Dual
+    ) -> PiggybackState:
+        """The state with ``K^T`` of both duals, in one call."""
+        both = torch.cat([y, adjoint_y])
+        pulled, adjoint_pulled = self.lower.problem.operator.adjoint(
+            both
         ).chunk(2)
         return PiggybackState(
             x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled
@@ -171,7 +213,12 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
         # the duals of the iteration lag behind (x, P): their residuals would
         # say nothing of the pair that is returned
         gradient, gap = problem.residuals(x, adjoint, slope)
-        missing = relative_residual(problem.data, gap, slope, self.tolerance)
+        missing = relative_residual(
+            problem.data,
+            gap,
+            slope,
+            self.tolerance,
+        )
         return self.lower.error(gradient), missing
 
 
@@ -181,13 +228,18 @@ class Piggyback(HypergradientMethod):
     Chambolle, Pock 2022).
 
     A look at the residuals costs one extra pair per variable, hence the longer
-    interval between looks.
+    interval between looks (eq. 7).
+
+    Args:
+        schedule: how often it looks, and how long it may take.
     """
 
     capabilities = Capabilities(
         name="piggyback",
         formula="(x, y) and (X, Y) by the same primal–dual steps; y⊗X + Y⊗x",
         smoothness=Smoothness.CURVATURE,
+        # f'' is evaluated in the derivative of the prox, no system is
+        # multiplied by
         hessian_products=False,
         strong_convexity=True,
         memory=Memory.CONSTANT,
@@ -205,6 +257,7 @@ class Piggyback(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
+        # the iteration needs the dual variable; other problems have none
         problem = require_saddle(problem, "Piggyback").detached()
         problem.check()
         return PiggybackIteration.solve(

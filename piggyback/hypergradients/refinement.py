@@ -44,6 +44,16 @@ class Refined(HypergradientMethod):
     only be corrected for the ``x`` it is asked at. A correction costs one
     residual in float64 and a few CG steps in the dtype of the problem. The pair
     comes back in float64, since single precision could not hold it.
+
+    Args:
+        method: finds the pair to start from.
+        rounds: corrections of ``x``.
+        tolerance: of every correction, relative.
+        schedule: how long a correction may take.
+
+    Raises:
+        ValueError: for a negative number of rounds, or a tolerance that is not
+            positive.
     """
 
     capabilities = Capabilities(
@@ -54,6 +64,7 @@ class Refined(HypergradientMethod):
         strong_convexity=True,
         memory=Memory.CONSTANT,
         guarantee=Guarantee.CERTIFIED,
+        # two digits per round, until float64 itself has no more
         error="to the tolerance, certified, beyond single precision",
         cost="the method + one per CG step",
     )
@@ -75,6 +86,7 @@ class Refined(HypergradientMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Sensitivity:
+        # whatever it reached: corrections go on from there
         pair = self.method.differentiate(
             problem, loss, accuracy, start
         ).double()
@@ -82,23 +94,37 @@ class Refined(HypergradientMethod):
         for _ in range(self.rounds):
             with torch.no_grad():
                 gap = -exact.gradient(pair.x)
+            missing = self._correction(problem, pair, gap)
             pair = replace(
                 pair,
-                x=pair.x
-                + correction(
-                    problem, pair.x, gap, self.tolerance, self.schedule
-                ),
+                x=pair.x + missing,
             )
+        # of the corrected x, which is why P comes last
         gap = adjoint_gap(exact, loss.double(), pair)
-        return replace(
-            pair,
-            adjoint=pair.adjoint
-            + correction(problem, pair.x, gap, self.tolerance, self.schedule),
+        missing = self._correction(problem, pair, gap)
+        return replace(pair, adjoint=pair.adjoint + missing)
+
+    def _correction(
+        self, problem: LowerProblem, pair: Sensitivity, gap: Primal
+    ) -> Primal:
+        return correction(
+            problem,
+            pair.x,
+            gap,
+            self.tolerance,
+            self.schedule,
         )
 
 
 def adjoint_gap(exact: LowerProblem, loss: Loss, pair: Sensitivity) -> Primal:
-    """``grad l(x) - A(x) P``, everything in float64."""
+    """``grad l(x) - A(x) P``, the right-hand side of a correction of ``P`` (eq.
+    23).
+
+    Args:
+        exact: in float64; likewise ``loss`` and ``pair``.
+        loss: of the primal variable.
+        pair: ``(x, P)``.
+    """
     with torch.no_grad():
         slope = loss.gradient(pair.x)
         return exact.adjoint_residual(pair.x, pair.adjoint, slope)
@@ -114,18 +140,29 @@ def correction(
     """``d`` with ``||gap - A(x) d|| <= tolerance ||gap||`` in the norm of
     ``H^{-1}``: solved in the dtype of ``problem``.
 
-    ``x``, ``gap`` and the result are in float64. Samples whose ``tolerance`` is
-    1 or more are left as they are (``d = 0``).
+    Args:
+        problem: in working precision.
+        x: in float64, ``(batch, ...)``.
+        gap: likewise.
+        tolerance: for all samples, or ``(batch,)``; those where it is 1 or more
+            are left as they are (``d = 0``).
+        schedule: how long it may take.
+
+    Returns:
+        The correction in float64.
     """
     problem = problem.detached()
     with torch.no_grad():
+        # rounding of the right-hand side is relative: a digit of the correction
+        # at worst, not of the pair
         right = gap.to(problem.data.start.dtype)
         curvature = problem.curvature(x.to(right.dtype))
+        # relative to what is missing, however little that is
         radius = relative_radius(problem.data, right, tolerance)
+        # residuals get smaller from round to round: their squares would leave
+        # the range of single precision
         system, unit = LinearSystem(
             problem, curvature, right, radius
         ).in_units()
-        return (
-            iterate(ConjugateGradient(system), schedule).result[0]
-            * per_sample(unit, right)
-        ).to(gap.dtype)
+        (found,) = iterate(ConjugateGradient(system), schedule).result
+        return (found * per_sample(unit, right)).to(gap.dtype)

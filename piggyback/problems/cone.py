@@ -155,10 +155,13 @@ def _arguments(problem: SupportsConeForm, sample: int) -> tuple[Tensor, ...]:
     matrix = images.reshape(size, -1).mT.double()
     # one copy of the sample per unit vector: a data term may hold its Hessian
     # per sample
-    copies = problem.data.select(torch.full((size,), sample))
-    hessian = copies.hessian(identity).reshape(size, size).double()
+    repeated = torch.full((size,), sample)
+    copies = problem.data.select(repeated)
+    columns = copies.hessian(identity)
+    hessian = columns.reshape(size, size).double()
     # g is quadratic: minus its gradient at zero is its linear part
-    linear = -one.gradient(torch.zeros_like(like)).flatten().double()
+    slope = one.gradient(torch.zeros_like(like))
+    linear = -slope.flatten().double()
     # the coefficient axis is last
     weight = potential.weight.double().repeat(sites)
     smoothing = potential.smoothing.double().repeat(sites)
@@ -168,7 +171,9 @@ def _arguments(problem: SupportsConeForm, sample: int) -> tuple[Tensor, ...]:
         factors = potential.emphasis.factors[sample].double()
         weight = weight * factors.expand_as(rows).flatten()
     pair = potential.penalty.cone_parameters(weight, smoothing)
-    return matrix, torch.linalg.cholesky(hessian).mT, linear, shift, *pair
+    # upper triangular: F^T F = L L^T
+    factor = torch.linalg.cholesky(hessian).mT
+    return matrix, factor, linear, shift, *pair
 
 
 def _sites(problem: SupportsConeForm, like: Primal) -> int:

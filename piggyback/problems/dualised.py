@@ -189,7 +189,9 @@ class StackedPenalty(Penalty):
         self.concordance = penalty.concordance
 
     def _split(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return t[..., : self.rows], t[..., self.rows :]
+        on_data = t[..., : self.rows]
+        rest = t[..., self.rows :]
+        return on_data, rest
 
     def value(self, t: Tensor) -> Tensor:
         data, rest = self._split(t)
@@ -311,10 +313,9 @@ class DualisedOperator(LinearOperator):
         self.operator.check()
 
     def _split(self, y: Dual) -> tuple[Tensor, Dual]:
-        return y[:, : self.rows], y[:, self.rows :].reshape(
-            -1,
-            *self.shape,
-        )
+        on_data = y[:, : self.rows]
+        rest = y[:, self.rows :]
+        return on_data, rest.reshape(-1, *self.shape)
 
     def _per_coefficient(self, weights: PerFilter) -> PerFilter:
         """The largest weight of each coefficient of ``K`` over its sites."""
@@ -350,12 +351,14 @@ class DualisedOperator(LinearOperator):
                 torch.full_like(reach, self.data.norm),
             )
         # diag(weights)^{1/2} K~: each half has weights of its own
-        on_data = self.data.norm * weights[: self.rows].max().sqrt()
+        largest = weights[: self.rows].max()
+        on_data = self.data.norm * largest.sqrt()
         rest = self.operator.norm_bound(self._per_coefficient(weights))
         return _root_sum(rest, on_data)
 
     def row_norms(self, like: Dual) -> Tensor:
-        rows = self.operator.row_norms(self._split(like)[1]).to(like)
+        _, own = self._split(like)
+        rows = self.operator.row_norms(own).to(like)
         rest = rows.expand(1, *self.shape).flatten(1)
         # nothing is known of single rows of B: each is at most the whole
         whole = torch.full_like(
@@ -420,4 +423,5 @@ class DualisedOperator(LinearOperator):
 
 def _root_sum(first: Scalar, second: Scalar) -> Scalar:
     """``(a^2 + b^2)^{1/2}``, rounded up."""
-    return torch.hypot(first, second) * (1 + 4 * torch.finfo(first.dtype).eps)
+    eps = torch.finfo(first.dtype).eps
+    return torch.hypot(first, second) * (1 + 4 * eps)

@@ -196,8 +196,9 @@ class SaddleProblem(LowerProblem):
         Args:
             x: ``(batch, ...)``.
         """
+        of_data = self.data.value(x)
         z = self.operator.forward(x)
-        return self.data.value(x) + self.potential.value(z)
+        return of_data + self.potential.value(z)
 
     def gradient(self, x: Primal) -> Primal:
         """``e = H x - b + K^T f'(K x)``, the residual that certifies ``x`` (eq.
@@ -206,8 +207,11 @@ class SaddleProblem(LowerProblem):
         Args:
             x: ``(batch, ...)``.
         """
+        # first: where steps are differentiated, autograd adds up in reverse
+        # order
+        of_data = self.data.gradient(x)
         y = self.potential.gradient(self.operator.forward(x))
-        return self.data.gradient(x) + self.operator.adjoint(y)
+        return of_data + self.operator.adjoint(y)
 
     def gradient_and_rounding(self, x: Primal) -> tuple[Primal, PerSample]:
         y = self.potential.gradient(self.operator.forward(x))
@@ -230,7 +234,8 @@ class SaddleProblem(LowerProblem):
         # x through them is what P stands for
         x = x.detach()
         adjoint = adjoint.detach()
-        z, image = self.operator.forward(torch.cat([x, adjoint])).chunk(2)
+        both = torch.cat([x, adjoint])
+        z, image = self.operator.forward(both).chunk(2)
         y = self.potential.gradient(z)
         value = inner(image, y) + self.data.slope_along(x, adjoint)
         return Surrogate(-value, z, image, y)
@@ -246,8 +251,11 @@ class SaddleProblem(LowerProblem):
             x: ``(batch, ...)``.
             adjoint: ``P``, likewise.
         """
-        z, image = self.operator.forward(torch.cat([x, adjoint])).chunk(2)
-        return self.potential.gradient(z), self.potential.curvature(z) * image
+        both = torch.cat([x, adjoint])
+        z, image = self.operator.forward(both).chunk(2)
+        y = self.potential.gradient(z)
+        u = self.potential.curvature(z) * image
+        return y, u
 
     def residuals(
         self, x: Primal, adjoint: Primal, slope: Primal
@@ -300,11 +308,12 @@ class SaddleProblem(LowerProblem):
             ``(batch,)``.
         """
         # H x - b loses digits of H x and b, and ||b|| <= L ||H^{-1} b||
-        data = self.data.smoothness * (norm(x) + norm(self.data.start))
+        size = norm(x)
+        data = self.data.smoothness * (size + norm(self.data.start))
         # K^T y loses digits of y ...
         pulled = self.operator.norm_bound() * norm(y)
         # ... and, through f'', those of K x
-        return data + pulled + stiffness * norm(x)
+        return data + pulled + stiffness * size
 
     def curvature(self, x: Primal) -> Dual:
         """``D(K x)``, the diagonal of ``f''``.
@@ -330,7 +339,8 @@ class SaddleProblem(LowerProblem):
         autograd graph)."""
         potential = self.potential.detached()
         inverse = potential.smoothing.reciprocal()
-        # weight * smoothing * psi(t): the smoothing goes from inside the penalty
+        # weight * smoothing * psi(t): the smoothing goes from inside the
+        # penalty
         # into its arguments, and stays in front
         return UnitForm(
             data=self.data,

@@ -4,15 +4,13 @@ hypergradient out."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from piggyback.batched import require_same_device
 from piggyback.certificates.certify import (
     Certification,
     Hypergradient,
@@ -38,65 +36,9 @@ from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import Loss, SquaredError
 from piggyback.training.oracle import Evaluation, Oracle
-from piggyback.types import PerSample, Primal
+from piggyback.training.samples import Samples, in_order
+from piggyback.types import Primal
 from piggyback.values import require_count, require_positive
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Clean images and their degraded observations, ``(count, channels, height,
-    width)``, grey values in [0, 1].
-
-    ``level`` ``(count,)``: where all of them were multiplied so as to have one
-    common noise level, the levels that they had before, in grey values.
-    """
-
-    clean: Primal
-    degraded: Primal
-    level: PerSample | None = None
-
-    def __post_init__(self) -> None:
-        if self.clean.shape[0] != self.degraded.shape[0]:
-            raise ValueError(
-                f"{self.clean.shape[0]} clean images but {self.degraded.shape[0]} degraded ones"
-            )
-        require_same_device(
-            "clean images", self.clean, "the degraded ones are", self.degraded
-        )
-        for name, images in (
-            ("clean", self.clean),
-            ("degraded", self.degraded),
-        ):
-            if not bool(torch.isfinite(images).all()):
-                raise ValueError(
-                    f"{name} images contain NaN or infinite values"
-                )
-
-    def __len__(self) -> int:
-        return self.clean.shape[0]
-
-    def select(self, index: Tensor | slice) -> Samples:
-        level = None if self.level is None else self.level[index]
-        return Samples(self.clean[index], self.degraded[index], level)
-
-    def observed(self, data_term: Callable[[Primal], DataTerm]) -> DataTerm:
-        """What ``data_term`` makes of the observations; where they have levels,
-        the denoising data term that knows them."""
-        if self.level is None:
-            return data_term(self.degraded)
-        return Denoising(self.degraded, level=self.level)
-
-    def to(self, device: torch.device) -> Samples:
-        level = None if self.level is None else self.level.to(device)
-        return Samples(self.clean.to(device), self.degraded.to(device), level)
-
-    def parts(self, batch: int) -> list[Samples]:
-        """In order, ``batch`` at a time; the last may have fewer."""
-        return [
-            self.select(slice(first, first + batch))
-            for first in range(0, len(self), batch)
-        ]
-
 
 EACH_STEP = ImplicitCG(
     lower_schedule=Schedule(check_every=1),
@@ -109,19 +51,7 @@ AT_LEAST_TWO = ImplicitCG(lower_schedule=_AT_LEAST, adjoint_schedule=_AT_LEAST)
 """Two steps of either solver even where the warm start would do: otherwise
 estimates do not notice that the point has moved."""
 
-Item = TypeVar("Item")
 T = TypeVar("T")
-
-
-def in_order(
-    compute: Callable[[Item], T], items: Iterable[Item], workers: int
-) -> list[T]:
-    """``compute`` of every item on ``workers`` threads; results in the order of
-    the items, whatever order they finish in."""
-    if workers == 1:
-        return [compute(item) for item in items]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(compute, items))
 
 
 @dataclass(frozen=True)
@@ -129,11 +59,23 @@ class BilevelSettings:
     """Tolerances at ``accuracy = 1``, the method, and how many images one
     batched solve sees.
 
-    ``method_of_estimates``, ``adjoint_of_estimates``: method, and relative
-    residual of the adjoint, where nothing is certified (a direction needs no
-    more). Small batches keep the coefficient arrays in the cache; ``workers``
-    threads share the batches (give each one thread of its own:
-    ``torch.set_num_threads(1)``). The result depends on neither.
+    Args:
+        accuracy: of the solves that are certified.
+        method: how they find the pair.
+        method_of_estimates: the same where nothing is certified.
+        adjoint_of_estimates: relative residual of their adjoint (a direction
+            needs no more).
+        certification: which bounds.
+        data_term: from observations ``(batch, channels, height, width)``, grey
+            values in [0, 1], to the data term.
+        loss: from clean images to the upper-level loss.
+        batch: images per solve; small ones keep the coefficient arrays in the
+            cache. The result does not depend on it.
+        workers: threads that share the batches (give each one thread of its
+            own: ``torch.set_num_threads(1)``). Nor on this.
+
+    Raises:
+        ValueError: for numbers that are not positive.
     """
 
     accuracy: Accuracy = Accuracy(lower=1e-3, adjoint=0.1)
@@ -172,6 +114,11 @@ class BilevelOracle(Oracle):
     not blurred by float32 rounding; the solves run in the dtype of the
     regularizer. ``warm`` holds the latest pair of every image (None before the
     first).
+
+    Args:
+        regularizer: evaluations write into its parameters.
+        samples: clean and degraded images, grey values in [0, 1].
+        settings: None: the default ones.
     """
 
     def __init__(
@@ -182,6 +129,7 @@ class BilevelOracle(Oracle):
     ) -> None:
         self.regularizer = regularizer
         self.samples = samples
+        # made here: a default in the signature would be one object for all
         self.settings = settings if settings is not None else BilevelSettings()
         self.warm: WarmStart | None = None
 
@@ -189,30 +137,39 @@ class BilevelOracle(Oracle):
         return parameter_vector(self.regularizer)
 
     def assign(self, parameters: Tensor) -> None:
-        """Write a flat vector into the regularizer's parameters."""
+        """Write a flat vector into the regularizer's parameters.
+
+        Args:
+            parameters: in their order.
+        """
         assign(self.regularizer, parameters)
 
     def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
         self.assign(parameters)
-        tolerance, count = (
-            self.settings.accuracy.scaled(accuracy),
-            len(self.samples),
-        )
+        tolerance = self.settings.accuracy.scaled(accuracy)
+        # one copy for all batches; their gradients are in its parameters
         exact = double_copy(self.regularizer)
         parts = self._batches(lambda first: self._part(exact, first, tolerance))
         pairs = [part.pair for part in parts if part.pair is not None]
         self._keep(pairs, parameters.dtype)
+        count = len(self.samples)
         gradient = torch.stack([part.gradient for part in parts]).sum(0) / count
+        # descents work in the dtype of the parameters: what the gradient loses
+        # on the way there is an error, too
         rounded = gradient.to(parameters)
+        lost = float((rounded - gradient).norm())
+        # pulled back once, all samples together: the bound of a sum is less
+        # than the sum of the bounds of batches
         bounds = [part.groups for part in parts if part.groups is not None]
         error = float(exact.pull_back(GradientBound.joined(bounds))) / count
+        value = sum(float(part.loss.value.sum()) for part in parts)
+        radius = sum(float(part.loss.radius.sum()) for part in parts)
         return Evaluation(
             parameters=parameters.detach().clone(),
-            value=sum(float(part.loss.value.sum()) for part in parts) / count,
-            value_error=sum(float(part.loss.radius.sum()) for part in parts)
-            / count,
+            value=value / count,
+            value_error=radius / count,
             gradient=rounded,
-            gradient_error=error + float((rounded - gradient).norm()),
+            gradient_error=error + lost,
             work=sum(part.applications for part in parts),
             converged=all(part.converged for part in parts),
         )
@@ -221,22 +178,28 @@ class BilevelOracle(Oracle):
         """Corrected loss and gradient as the working precision gives them,
         without an operator application for certificates.
 
-        ``accuracy`` scales the tolerance of ``x`` only.
+        Args:
+            parameters: flat.
+            accuracy: scales the tolerance of ``x`` only.
         """
         self.assign(parameters)
         tolerance = Accuracy(
-            self.settings.accuracy.lower * accuracy,
-            self.settings.adjoint_of_estimates,
+            lower=self.settings.accuracy.lower * accuracy,
+            # a coarser adjoint would save little: its solve is the shorter one
+            adjoint=self.settings.adjoint_of_estimates,
         )
         parts = self._batches(lambda first: self._rough_part(first, tolerance))
-        self._keep([part.sensitivity for part in parts], parameters.dtype)
+        self._keep(
+            [part.sensitivity for part in parts],
+            parameters.dtype,
+        )
         count = len(self.samples)
+        gradient = torch.stack([part.gradient for part in parts]).sum(0)
         return Evaluation(
             parameters=parameters.detach().clone(),
             value=sum(part.value for part in parts) / count,
             value_error=math.inf,
-            gradient=torch.stack([part.gradient for part in parts]).sum(0)
-            / count,
+            gradient=gradient / count,
             gradient_error=math.inf,
             work=sum(part.applications for part in parts),
             converged=all(part.converged for part in parts),
@@ -245,44 +208,57 @@ class BilevelOracle(Oracle):
     def _batches(self, compute: Callable[[int], T]) -> list[T]:
         """``compute`` of the first index of every batch, in the order of the
         samples."""
-        return in_order(
-            compute,
-            range(0, len(self.samples), self.settings.batch),
-            self.settings.workers,
+        first = range(
+            0,
+            len(self.samples),
+            self.settings.batch,
         )
+        return in_order(compute, first, self.settings.workers)
 
     def _keep(self, pairs: Sequence[Sensitivity], dtype: torch.dtype) -> None:
         """Make the pairs of all batches the next warm start."""
-        self.warm = WarmStart(
-            torch.cat([p.x for p in pairs]),
-            torch.cat([p.adjoint for p in pairs]),
-        ).to(dtype)
+        x = torch.cat([pair.x for pair in pairs])
+        adjoint = torch.cat([pair.adjoint for pair in pairs])
+        # certified pairs are in float64, solvers in the working precision
+        self.warm = WarmStart(x, adjoint).to(dtype)
 
     def _rough_part(self, first: int, tolerance: Accuracy) -> _RoughPart:
-        where, settings = self._where(first), self.settings
-        samples, counter = self.samples.select(where), ApplicationCounter()
-        problem = self.regularizer.problem(
-            samples.observed(settings.data_term)
-        ).counted(counter)
+        settings = self.settings
+        where = self._where(first)
+        samples = self.samples.select(where)
+        counter = ApplicationCounter()
+        data = samples.observed(settings.data_term)
+        problem = self.regularizer.problem(data).counted(counter)
         loss = problem.of_image(settings.loss(samples.clean))
         pair = settings.method_of_estimates.differentiate(
             problem, loss, tolerance, self._start(where)
         )
+        # also where the caller records no graph
         with torch.enable_grad():
-            read_off = problem.surrogate(pair.x, pair.adjoint)
-            gradient = flat_gradient(
-                read_off.sum(), list(self.regularizer.parameters())
+            read_off = problem.surrogate(
+                pair.x,
+                pair.adjoint,
             )
-        value = float((loss.value(pair.x) + read_off.detach()).sum())
+            leaves = list(self.regularizer.parameters())
+            gradient = flat_gradient(read_off.sum(), leaves)
+        # the surrogate is -<P, grad h(x)>, the correction of eq. 16
+        corrected = loss.value(pair.x) + read_off.detach()
         return _RoughPart(
-            pair, value, gradient, converged(pair), counter.applications
+            sensitivity=pair,
+            value=float(corrected.sum()),
+            gradient=gradient,
+            converged=converged(pair),
+            applications=counter.applications,
         )
 
     def _part(
         self, exact: Regularizer, first: int, tolerance: Accuracy
     ) -> Hypergradient:
-        where, settings = self._where(first), self.settings
+        settings = self.settings
+        where = self._where(first)
         samples = self.samples.select(where)
+        # the copy in float64 is shared: gradients of all batches are in its
+        # leaves
         posed = pose(
             self.regularizer,
             samples.observed(settings.data_term),
@@ -296,10 +272,17 @@ class BilevelOracle(Oracle):
 
     def _where(self, first: int) -> slice:
         """The samples of the batch that begins with ``first``."""
-        return slice(first, first + self.settings.batch)
+        return slice(
+            first,
+            first + self.settings.batch,
+        )
 
     def _start(self, where: slice) -> WarmStart | None:
         """The latest pairs of these samples."""
+        # the data's own start, in the first evaluation
         if self.warm is None:
             return None
-        return WarmStart(self.warm.x[where], self.warm.adjoint[where])
+        return WarmStart(
+            self.warm.x[where],
+            self.warm.adjoint[where],
+        )

@@ -42,7 +42,13 @@ floating-point numbers."""
 
 
 def clamped(value: float, least: float, most: float) -> float:
-    """``value`` within ``[least, most]``."""
+    """A number moved into an interval.
+
+    Args:
+        value: the number.
+        least: lower end.
+        most: upper end.
+    """
     return min(max(value, least), most)
 
 
@@ -61,25 +67,38 @@ class DescentSettings:
     """Constants of the adaptive descent; all are ratios, so they transfer
     between problems.
 
-    ``amortise``: the first certified step is made of *uncertified* quasi-Newton
-    steps on estimates, until they have cost so many times what the certified
-    evaluation at their start did (0: each step is certified by itself); later
-    ones, which gain less, of more, up to three times as many; ``drift``: what
-    estimates may be wrong by where certificates look, over the decrease since
-    they last did: it rules the accuracy of the estimates, ``coarsest`` at most;
-    ``armijo``: wanted decrease over the predicted one; ``shrink``: least step
-    factor of a rejected trial; ``width``: wanted radius of a loss interval over
-    the decrease of the step (the radius falls with the square of the accuracy,
-    eq. 16); ``tighten``/``loosen``: most that the accuracy factor changes at
-    once; ``gradient_error``: a gradient is used when its certified relative
-    error is at most this, below 1 so that minus the gradient is a direction of
-    descent; every step is then certified by itself (infinite: the loss
-    intervals alone decide, and they alone make an accepted step a certified
-    decrease); ``first_decrease``: decrease predicted for the first step, over
-    the loss; ``first_accuracy`` of the evaluation before it; ``memory``:
-    curvature pairs of the quasi-Newton metric (0: steepest descent with
-    Barzilai-Borwein steps); ``finest``: smallest accuracy factor that is still
-    asked for.
+    Args:
+        amortise: the first certified step is made of *uncertified* quasi-Newton
+            steps on estimates, until they have cost so many times what the
+            certified evaluation at their start did (0: each step is certified
+            by itself); later ones, which gain less, of more, up to three times
+            as many.
+        drift: what estimates may be wrong by where certificates look, over the
+            decrease since they last did: it rules the accuracy of the
+            estimates.
+        coarsest: accuracy factor of estimates, at most.
+        armijo: wanted decrease over the predicted one.
+        shrink: least step factor of a rejected trial.
+        tighten: most that the accuracy factor falls at once.
+        loosen: most that it grows at once.
+        width: wanted radius of a loss interval over the decrease of the step
+            (the radius falls with the square of the accuracy, eq. 16).
+        gradient_error: a gradient is used when its certified relative error is
+            at most this, below 1 so that minus the gradient is a direction of
+            descent; every step is then certified by itself (infinite: the loss
+            intervals alone decide, and they alone make an accepted step a
+            certified decrease).
+        first_decrease: predicted for the first step, over the loss.
+        first_accuracy: accuracy factor of the evaluation before it.
+        memory: curvature pairs of the quasi-Newton metric (0: steepest descent
+            with Barzilai-Borwein steps).
+        max_trials: points that a line search tries.
+        finest: smallest accuracy factor that is still asked for.
+        gradient_tolerance: the descent ends where the gradient is certainly
+            below it.
+
+    Raises:
+        ValueError: for numbers out of their ranges.
     """
 
     amortise: float = 1.0
@@ -133,9 +152,15 @@ class DescentState:
     """Everything the next iteration depends on; saving it (and the oracle's
     warm starts) makes a run resumable.
 
-    ``work``: operator applications of this iteration; ``step``: accepted factor
-    of the quasi-Newton step; ``accuracy`` of certified evaluations, ``rough``
-    that of estimates.
+    Args:
+        current: the certified evaluation that the descent stands at.
+        accuracy: factor of certified evaluations.
+        step: accepted factor of the quasi-Newton step.
+        pairs: its memory.
+        iteration: accepted steps so far.
+        work: operator applications of this iteration.
+        reason: why it ended, or that it goes on.
+        rough: accuracy factor of estimates.
     """
 
     current: Evaluation
@@ -148,7 +173,11 @@ class DescentState:
     rough: float = _FIRST_ROUGH
 
     def stopped(self, reason: StopReason) -> DescentState:
-        """The same state with another reason."""
+        """The same state with another reason.
+
+        Args:
+            reason: for the end.
+        """
         return replace(self, reason=reason)
 
 
@@ -156,10 +185,13 @@ class DescentState:
 class UncertifiedSteps:
     """Several steps on estimates.
 
-    ``reached``: the last point (None: not one step was found); ``promised``:
-    the sum of the decreases asked for; ``step``: the last step factor;
-    ``rough``: the accuracy of estimates at the end; ``work``: operator
-    applications.
+    Args:
+        reached: the last point (None: not one step was found).
+        pairs: the memory of the quasi-Newton metric there.
+        promised: sum of the decreases asked for.
+        step: the last step factor.
+        rough: accuracy factor of estimates at the end.
+        work: operator applications.
     """
 
     reached: Evaluation | None
@@ -172,8 +204,16 @@ class UncertifiedSteps:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a line search returned: the accepted evaluation (None if none), its
-    step, the accuracy, and the work."""
+    """What a line search returned.
+
+    Args:
+        accepted: a certified decrease (None: none was found).
+        reference: the evaluation that it decreased from, perhaps repeated more
+            exactly.
+        step: its step factor.
+        accuracy: factor of certified evaluations at the end.
+        work: operator applications.
+    """
 
     accepted: Evaluation | None
     reference: Evaluation
@@ -199,6 +239,12 @@ class AdaptiveDescent:
     cheap estimates, and their end is accepted by the same test, ``armijo *
     step * |<G, d>|`` summed over them (eq. 22a). Where that fails, the descent
     goes back to where they began and certifies a single step.
+
+    Args:
+        oracle: evaluates the upper level.
+        settings: None: the default ones.
+        metric: positive diagonal, of the shape of the parameters, from which
+            the quasi-Newton metric starts; None: ones.
     """
 
     def __init__(
@@ -207,8 +253,6 @@ class AdaptiveDescent:
         settings: DescentSettings | None = None,
         metric: Tensor | None = None,
     ) -> None:
-        """``metric``: positive diagonal, of the shape of the parameters, from
-        which the quasi-Newton metric starts."""
         self.oracle = oracle
         self.settings = settings if settings is not None else DescentSettings()
         use = self.settings
@@ -226,32 +270,60 @@ class AdaptiveDescent:
     def start(self) -> DescentState:
         """Evaluate at the oracle's current parameters, until a first step could
         be seen: with the pair at hand it is cheap."""
+        # a descent that starts far from the solution needs no digits yet, and
+        # each warm start makes the next evaluation cheaper
         accuracy = self.settings.first_accuracy
-        current = self.oracle.evaluate(self.oracle.parameters(), accuracy)
+        current = self.oracle.evaluate(
+            self.oracle.parameters(),
+            accuracy,
+        )
         work = current.work
         first = self.settings.first_decrease * abs(current.value)
         while current.value_error > first and accuracy > self.settings.finest:
             before = current.value_error
             wanted = first / self.settings.width
             accuracy = self._tightened(accuracy, current, wanted)
-            current = self.oracle.evaluate(current.parameters, accuracy)
+            current = self.oracle.evaluate(
+                current.parameters,
+                accuracy,
+            )
             work += current.work
+            # rounding: nothing finer can be had
             if current.value_error > _FLOOR * before:
                 break
         return DescentState(
-            current, accuracy, 1.0, (), 0, work, StopReason.RUNNING
+            current=current,
+            accuracy=accuracy,
+            step=1.0,
+            pairs=(),
+            iteration=0,
+            work=work,
+            reason=StopReason.RUNNING,
         )
 
     def iterations(self, state: DescentState) -> Iterator[DescentState]:
         """Yield the state after every accepted step, and once more with the
-        reason when no step can be certified."""
+        reason when no step can be certified.
+
+        Args:
+            state: from ``start``, or of an interrupted run.
+        """
         while state.reason is StopReason.RUNNING:
+            # the caller may stop, or save the state, between any two of them
             state = self.advance(state)
             yield state
 
     def advance(self, state: DescentState) -> DescentState:
-        """One accepted step, or the final state with its ``reason``."""
-        current, accuracy, work = self._certified(state.current, state.accuracy)
+        """One accepted step, or the final state with its ``reason``.
+
+        Args:
+            state: where the descent stands.
+        """
+        current, accuracy, work = self._certified(
+            state.current,
+            state.accuracy,
+        )
+        # the exact gradient is certainly no larger
         gradient = float(current.gradient.norm()) + current.gradient_error
         if gradient <= self.settings.gradient_tolerance:
             return replace(
@@ -282,7 +354,13 @@ class AdaptiveDescent:
                     steps.pairs,
                     work,
                 )
-        rough = max(_DISTRUST * steps.rough, self.settings.finest)
+        # the estimates misled, or saw nothing: finer ones, after a step that
+        # does
+        # not depend on them
+        rough = max(
+            _DISTRUST * steps.rough,
+            self.settings.finest,
+        )
         return self._single_step(
             replace(state, rough=rough), current, accuracy, work
         )
@@ -296,6 +374,9 @@ class AdaptiveDescent:
     ) -> DescentState:
         """One certified step from ``current``; where the quasi-Newton direction
         fails, one without its memory."""
+        # without its memory the metric is the diagonal one, which cannot have
+        # learned
+        # anything wrong
         memories = (state.pairs, ()) if state.pairs else ((),)
         for pairs in memories:
             direction = self.search.direction(current, pairs)
@@ -304,7 +385,13 @@ class AdaptiveDescent:
             accuracy = trial.accuracy
             work += trial.work
             if trial.accepted is not None:
-                pairs = self.search.remembered(pairs, current, trial.accepted)
+                # the reference may have been repeated: its gradient is the
+                # better one for the pair
+                pairs = self.search.remembered(
+                    pairs,
+                    current,
+                    trial.accepted,
+                )
                 return self._accepted(
                     state, trial.accepted, accuracy, trial.step, pairs, work
                 )
@@ -326,14 +413,14 @@ class AdaptiveDescent:
         work: float,
     ) -> DescentState:
         return DescentState(
-            reached,
-            accuracy,
-            step,
-            pairs,
-            state.iteration + 1,
-            work,
-            StopReason.RUNNING,
-            state.rough,
+            current=reached,
+            accuracy=accuracy,
+            step=step,
+            pairs=pairs,
+            iteration=state.iteration + 1,
+            work=work,
+            reason=StopReason.RUNNING,
+            rough=state.rough,
         )
 
     def _steered(
@@ -345,11 +432,16 @@ class AdaptiveDescent:
     ) -> float:
         """The accuracy of the next estimates; their error is taken to fall with
         the square, as the radius does."""
+        # the certified decrease, which is what estimates are for
         allowed = self.settings.drift * (start.value - certified.value)
         missed = abs(estimated.value - certified.value)
         ratio = (allowed / missed) ** 0.5 if missed > 0 else math.inf
         steered = rough * clamped(ratio, _DISTRUST, _RELAXED)
-        return clamped(steered, self.settings.finest, self.settings.coarsest)
+        return clamped(
+            steered,
+            self.settings.finest,
+            self.settings.coarsest,
+        )
 
     def _uncertified_steps(
         self, start: Evaluation, state: DescentState
@@ -364,6 +456,8 @@ class AdaptiveDescent:
         factor = 1.0
         work = 0.0
         for _ in range(_MOST_UNCERTIFIED if enough > 0 else 0):
+            # an end that lies within the interval of the start could not be
+            # told from it
             decrease = start.value - point.value
             outgrown = decrease >= _OUTGROWN * start.value_error
             if work >= (enough if outgrown else _LONGEST * enough):
@@ -371,15 +465,24 @@ class AdaptiveDescent:
             estimate = partial(self.oracle.estimate, accuracy=rough)
             step = self.search.step(estimate, point, pairs)
             work += step.work
-            if step.reached is None:  # no decrease that such estimates can see
+            # no decrease that such estimates can see: finer ones
+            if step.reached is None:
                 rough *= _DISTRUST
+                # as fine as certificates: then these are the better buy
                 if rough < state.accuracy:
                     break
                 if point is not start:
-                    point = self.oracle.estimate(point.parameters, rough)
+                    point = self.oracle.estimate(
+                        point.parameters,
+                        rough,
+                    )
                     work += point.work
                 continue
-            pairs = self.search.remembered(pairs, point, step.reached)
+            pairs = self.search.remembered(
+                pairs,
+                point,
+                step.reached,
+            )
             point = step.reached
             promised += step.promised
             factor = step.factor
@@ -389,9 +492,13 @@ class AdaptiveDescent:
     def _share_of_work(self, start: Evaluation, state: DescentState) -> float:
         """Operator applications that uncertified steps may take; none where
         each gradient has to be certified."""
+        # estimates come without an error of their gradient
         if math.isfinite(self.settings.gradient_error):
             return 0.0
-        growth = min(1 + state.iteration / 2, _MOST_SHARE)
+        growth = min(
+            1 + state.iteration / 2,
+            _MOST_SHARE,
+        )
         return self.settings.amortise * growth * start.work
 
     def _certify_end(
@@ -409,18 +516,26 @@ class AdaptiveDescent:
         if not decrease > promised:
             return Trial(None, reference, 1.0, accuracy, work)
         accuracy = self._suited(accuracy, reference, decrease)
-        trial = self.oracle.evaluate(reached.parameters, accuracy)
+        trial = self.oracle.evaluate(
+            reached.parameters,
+            accuracy,
+        )
         work += trial.work
         for _ in range(self.settings.max_trials):
             if trial.upper <= reference.lower - promised:
                 return Trial(trial, reference, 1.0, accuracy, work)
+            # the centres say no: narrower intervals would hardly say yes
             rises = trial.value > reference.value - promised
             if rises or accuracy <= self.settings.finest:
                 break
+            # the wider one has more to lose for the same work
             here = trial.value_error >= reference.value_error
             wider = trial if here else reference
             accuracy = self._tightened(accuracy, wider, decrease)
-            again = self.oracle.evaluate(wider.parameters, accuracy)
+            again = self.oracle.evaluate(
+                wider.parameters,
+                accuracy,
+            )
             work += again.work
             trial, reference = (again, reference) if here else (trial, again)
             if again.value_error > _FLOOR * wider.value_error:
@@ -441,7 +556,10 @@ class AdaptiveDescent:
                 accuracy * self.settings.tighten, self.settings.finest
             )
             before = current.gradient_error
-            current = self.oracle.evaluate(current.parameters, accuracy)
+            current = self.oracle.evaluate(
+                current.parameters,
+                accuracy,
+            )
             work += current.work
             # a wider bound is all there is
             if current.gradient_error > _FLOOR * before:
@@ -457,11 +575,16 @@ class AdaptiveDescent:
         step = 1.0
         work = 0.0
         slope = float(reference.gradient @ direction)
+        # no direction of descent: written so that NaN is none either
         if not slope < 0:
             return Trial(None, reference, step, accuracy, work)
         accuracy = self._suited(accuracy, reference, -slope)
+        # before the first trial: an interval so wide would reject all of them
         if reference.value_error > 4 * settings.width * -slope:
-            reference = self.oracle.evaluate(reference.parameters, accuracy)
+            reference = self.oracle.evaluate(
+                reference.parameters,
+                accuracy,
+            )
             work += reference.work
             accuracy = self._suited(accuracy, reference, -slope)
         for _ in range(settings.max_trials):
@@ -481,8 +604,15 @@ class AdaptiveDescent:
                 continue
             if accuracy <= settings.finest:
                 break
-            accuracy = max(accuracy * settings.tighten, settings.finest)
-            reference = self.oracle.evaluate(reference.parameters, accuracy)
+            # the centres say yes, the intervals do not: both are repeated
+            accuracy = max(
+                accuracy * settings.tighten,
+                settings.finest,
+            )
+            reference = self.oracle.evaluate(
+                reference.parameters,
+                accuracy,
+            )
             work += reference.work
         return Trial(None, reference, step, accuracy, work)
 
@@ -507,7 +637,19 @@ class AdaptiveDescent:
             room = settings.width * decrease / last.value_error
         if last.gradient_error > 0:
             allowed = 0.5 * settings.gradient_error
-            room = min(room, allowed / last.relative_gradient_error)
+            room = min(
+                room,
+                allowed / last.relative_gradient_error,
+            )
+        # limited before the root: room may be infinite
         ratio = min(room, settings.loosen**2) ** 0.5
-        change = clamped(ratio, settings.tighten, settings.loosen)
-        return clamped(accuracy * change, settings.finest, 1.0)
+        change = clamped(
+            ratio,
+            settings.tighten,
+            settings.loosen,
+        )
+        return clamped(
+            accuracy * change,
+            settings.finest,
+            1.0,
+        )

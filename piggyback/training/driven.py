@@ -14,18 +14,29 @@ from piggyback.training.rate import Lap, RateRace
 from piggyback.training.stochastic import StochasticDescent, StochasticStep
 from piggyback.training.tolerance import GradientQuality, ToleranceRule, assess
 
+_FIRST_LOOKS = 3
+"""The most steps in a row that are assessed at the beginning."""
+
 
 @dataclass(frozen=True)
 class Control:
     """Where the control of a descent stands; everything that a resumed run
     needs beside the descent itself.
 
-    ``lower``, ``adjoint``: tolerances; ``rate``: step size; ``raced``: whether
-    it was found by a race. ``stepped``, ``assessed``, ``price``: operator
-    applications of the steps, of the assessments, of the last one of these.
-    ``looks``: assessments so far; ``settled``: whether the tolerances have been
-    close to what is wanted. ``error``, ``noise``: certified error and noise of
-    the gradient that was assessed last, relative to its norm ``size``.
+    Args:
+        lower: tolerance of ``x``, in grey values.
+        adjoint: tolerance of ``P``, relative.
+        rate: step size.
+        raced: whether it was found by a race.
+        stepped: operator applications of the steps.
+        assessed: those of the assessments.
+        price: those of the last one.
+        looks: assessments so far.
+        settled: whether the tolerances have been close to what is wanted.
+        error: certified error of the gradient that was assessed last, relative
+            to its norm.
+        noise: estimated noise, likewise.
+        size: that norm.
     """
 
     lower: float
@@ -47,11 +58,15 @@ class Control:
 
 
 class DrivenDescent:
-    """Steps of ``descent``, some of which are assessed; what the assessments
-    say sets the tolerances of the next ones.
+    """Steps of a descent, some of which are assessed; what the assessments say
+    sets the tolerances of the next ones (docs/theory.md, 7.1).
 
-    ``fixed``: tolerances stay as they are; assessments are made, and say how
-    good the gradients were, all the same.
+    Args:
+        descent: its settings are replaced.
+        control: where it stands.
+        rule: None: the default one.
+        fixed: tolerances stay as they are; assessments are made, and say how
+            good the gradients were, all the same.
     """
 
     def __init__(
@@ -65,10 +80,15 @@ class DrivenDescent:
         self.control = control
         self.rule = rule if rule is not None else ToleranceRule()
         self.fixed = fixed
+        # the descent may come with other tolerances
         self._use(control.accuracy)
 
     def resume(self, control: Control) -> None:
-        """Take up the control of an interrupted descent."""
+        """Take up an interrupted descent.
+
+        Args:
+            control: where it stood.
+        """
         self.control = control
         self._use(control.accuracy)
 
@@ -77,11 +97,11 @@ class DrivenDescent:
         where one is due."""
         if not self._due():
             taken = self.descent.step()
-            self.control = replace(
-                self.control, stepped=self.control.stepped + taken.applications
-            )
+            stepped = self.control.stepped + taken.applications
+            self.control = replace(self.control, stepped=stepped)
             return taken
         quality = self._assess()
+        # the work is done: a step on the computed gradient would throw it away
         self.descent.move(quality.refined.to(self.descent.average))
         self.control = self._after(quality)
         self._use(self.control.accuracy)
@@ -95,8 +115,15 @@ class DrivenDescent:
         probe: Callable[[Tensor], Evaluation],
         late: Callable[[], bool] = lambda: False,
     ) -> list[Lap]:
-        """Find the step size, with what there is time for (``late``: as in
-        ``RateRace.run``); the winner's steps are taken."""
+        """Find the step size, with what there is time for; the winner's steps
+        are taken.
+
+        Args:
+            race: which rates.
+            probe: as in ``RateRace.run``.
+            late: likewise.
+        """
+        # the laps are steps of the run: nothing of their work is lost
         rate, laps = race.run(self.descent, self.control.rate, probe, late)
         work = sum(lap.applications for lap in laps)
         self.control = replace(
@@ -111,13 +138,12 @@ class DrivenDescent:
         """The first steps are assessed until the tolerances have settled, later
         ones when there is room for it."""
         control = self.control
-        if not control.settled and control.looks < (
-            1 if self.fixed else _FIRST_LOOKS
-        ):
+        # fixed tolerances need one look: it tells the price of the others
+        first = 1 if self.fixed else _FIRST_LOOKS
+        if not control.settled and control.looks < first:
             return True
-        return self.rule.due(
-            control.assessed, control.stepped + control.assessed, control.price
-        )
+        spent = control.stepped + control.assessed
+        return self.rule.due(control.assessed, spent, control.price)
 
     def _assess(self) -> GradientQuality:
         settings = self.descent.settings
@@ -127,24 +153,22 @@ class DrivenDescent:
 
     def _after(self, quality: GradientQuality) -> Control:
         control = self.control
-        settled = (
-            control.settled
-            or self.rule.close(quality)
-            or control.looks + 1 >= _FIRST_LOOKS
-        )
-        accuracy = (
-            control.accuracy
-            if self.fixed
-            else self.rule.next(control.accuracy, quality, settled)
-        )
+        looks = control.looks + 1
+        close = self.rule.close(quality)
+        # once settled they stay so: one odd mini-batch is no news
+        settled = control.settled or close or looks >= _FIRST_LOOKS
+        accuracy = control.accuracy
+        if not self.fixed:
+            accuracy = self.rule.next(accuracy, quality, settled)
         return replace(
             control,
             lower=accuracy.lower,
             adjoint=accuracy.adjoint,
             stepped=control.stepped + quality.applications,
             assessed=control.assessed + quality.extra,
+            # the last one is the best guess of the next
             price=quality.extra,
-            looks=control.looks + 1,
+            looks=looks,
             settled=settled,
             error=quality.relative_bound,
             noise=quality.relative_noise,
@@ -152,10 +176,5 @@ class DrivenDescent:
         )
 
     def _use(self, accuracy: Accuracy) -> None:
-        self.descent.settings = replace(
-            self.descent.settings, accuracy=accuracy
-        )
-
-
-_FIRST_LOOKS = 3
-"""The most steps in a row that are assessed at the beginning."""
+        settings = self.descent.settings
+        self.descent.settings = replace(settings, accuracy=accuracy)

@@ -14,8 +14,16 @@ class Evaluation:
     """The upper level at one parameter vector.
 
     ``|L(theta) - value| <= value_error`` and ``||grad L(theta) - gradient|| <=
-    gradient_error``, whether or not every solve ``converged`` to its tolerance.
-    ``work``: operator applications spent on this evaluation.
+    gradient_error``, whether or not every solve ``converged``.
+
+    Args:
+        parameters: ``theta``, flat.
+        value: mean loss.
+        value_error: infinite for estimates.
+        gradient: of the mean loss, flat.
+        gradient_error: Euclidean; infinite for estimates.
+        work: operator applications spent on this evaluation.
+        converged: whether every solve reached its tolerance.
     """
 
     parameters: Tensor
@@ -41,6 +49,7 @@ class Evaluation:
         """Certified relative error: the bound over the norm of the computed
         gradient."""
         size = float(self.gradient.norm())
+        # nothing is known of the direction of a zero gradient
         return self.gradient_error / size if size > 0 else float("inf")
 
 
@@ -53,10 +62,21 @@ class Oracle(ABC):
 
     @abstractmethod
     def evaluate(self, parameters: Tensor, accuracy: float) -> Evaluation:
-        """Value and gradient at ``parameters``; ``accuracy`` scales the
-        oracle's own tolerances (smaller is more exact)."""
+        """Value and gradient with certified errors.
+
+        Args:
+            parameters: ``theta``, flat.
+            accuracy: scales the oracle's own tolerances (smaller is more
+                exact).
+        """
 
     def estimate(self, parameters: Tensor, accuracy: float) -> Evaluation:
         """The same without certificates, where that is cheaper: the errors are
-        then infinite, for nothing is promised."""
+        then infinite, for nothing is promised.
+
+        Args:
+            parameters: ``theta``, flat.
+            accuracy: as in ``evaluate``.
+        """
+        # an oracle that knows no cheaper way promises more than it was asked
         return self.evaluate(parameters, accuracy)

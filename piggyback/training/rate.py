@@ -10,18 +10,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from piggyback.training.bilevel import Samples
 from piggyback.training.oracle import Evaluation
+from piggyback.training.samples import Samples
 from piggyback.training.stochastic import StochasticDescent
 
 
 @dataclass(frozen=True)
 class Lap:
-    """What one rate did: the loss of the average on the probe (infinite if it
-    is not known), and what that cost.
+    """What one rate did.
 
-    ``certified``: whether the loss came with an interval that lies below that
-    of the start.
+    Args:
+        rate: step size of the optimiser.
+        loss: of the average on the probe; infinite if it is not known.
+        certified: whether it came with an interval that lies below that of the
+            start.
+        applications: operator applications.
     """
 
     rate: float
@@ -32,12 +35,16 @@ class Lap:
 
 @dataclass(frozen=True)
 class RateRace:
-    """Rates a factor ``step`` apart, from the given one uphill until the loss
-    rises again on both sides.
+    """Rates a factor apart, from the given one uphill until the loss rises again
+    on both sides.
 
-    ``laps`` mini-batches each, the same for all; at most ``most`` rates. Short
-    races prefer large rates; with averaged iterates that is no harm
+    Short races prefer large rates; with averaged iterates that is no harm
     (docs/results.md).
+
+    Args:
+        laps: mini-batches of each rate, the same for all.
+        step: factor between neighbours.
+        most: rates at most.
     """
 
     laps: int = 12
@@ -51,29 +58,35 @@ class RateRace:
         probe: Callable[[Tensor], Evaluation],
         late: Callable[[], bool] = lambda: False,
     ) -> tuple[float, list[Lap]]:
-        """The best rate, and all laps in the order they were run; ``descent``
-        then stands where the best lap ended.
+        """Race, and leave the descent where the best lap ended.
 
-        ``rate``: what the optimiser of ``descent`` uses now. ``probe``: the
-        certified loss of a flat parameter vector on a fixed set of samples. The
-        mini-batches are drawn from ``descent.draw``, once. ``late``: asked
-        after every step; from when it says so the race is over, and the lap
-        that it ended is lost.
+        Args:
+            descent: its mini-batches are drawn once.
+            rate: what its optimiser uses now.
+            probe: the certified loss of a flat parameter vector on a fixed set
+                of samples.
+            late: asked after every step; from when it says so the race is over,
+                and the lap that it ended is lost.
+
+        Returns:
+            The best rate, and all laps in the order they were run.
         """
-        batches = [
-            descent.draw(descent.settings.samples) for _ in range(self.laps)
-        ]
+        # the same for all rates: their noise is then the same as well
+        count = descent.settings.samples
+        batches = [descent.draw(count) for _ in range(self.laps)]
         start = probe(descent.average)
+        # of the optimiser, too: its moments belong to the rate
         begin = _Snapshot.of(descent)
         found: dict[int, Lap] = {}
         ends: dict[int, _Snapshot] = {}
 
         def lap(index: int) -> float:
+            # neighbours are asked about more than once
             if index not in found:
                 begin.restore(descent)
-                found[index] = _lap(
-                    descent, self.step**index, rate, batches, probe, start, late
-                )
+                factor = self.step**index
+                judge = _Judge(probe, start, late)
+                found[index] = _lap(descent, factor, rate, batches, judge)
                 ends[index] = _Snapshot.of(descent)
             return found[index].loss
 
@@ -87,6 +100,7 @@ class RateRace:
         """The index with the smallest loss among neighbours, starting at 0; the
         best so far once it is ``late``."""
         first = lap(0)
+        # larger rates first: short of divergence they are the better ones
         best = 0 if late() or first <= lap(1) else 1
         direction = 1 if best == 1 else -1
         for _ in range(self.most - 2):
@@ -118,8 +132,33 @@ class _Snapshot:
         )
 
     def restore(self, descent: StochasticDescent) -> None:
-        descent.continue_from(self.parameters, self.average, self.taken)
+        descent.continue_from(
+            self.parameters,
+            self.average,
+            self.taken,
+        )
         descent.optimizer.load_state_dict(copy.deepcopy(self.optimizer))
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What laps are compared by: the probe, what it said of the ``start``, and
+    the clock."""
+
+    probe: Callable[[Tensor], Evaluation]
+    start: Evaluation
+    late: Callable[[], bool]
+
+    def knows(self, end: Evaluation) -> bool:
+        """Whether the loss of ``end`` can be believed."""
+        start = self.start
+        # a solve that got nowhere may report any loss; its interval says so,
+        # where the start shows that intervals say anything
+        silent = not start.value_error <= start.value
+        # the corrected loss may be negative, but not by much
+        plausible = end.value >= -start.value
+        narrow = silent or end.value_error <= start.value
+        return end.converged and plausible and narrow
 
 
 def _lap(
@@ -127,32 +166,24 @@ def _lap(
     factor: float,
     rate: float,
     batches: list[Samples],
-    probe: Callable[[Tensor], Evaluation],
-    start: Evaluation,
-    late: Callable[[], bool],
+    judge: _Judge,
 ) -> Lap:
     descent.scale_rate(factor)
+    own = rate * factor
     work = 0.0
     try:
         for samples in batches:
             work += descent.step(samples).applications
-            if late():
-                return Lap(rate * factor, math.inf, False, work)
-        end = probe(descent.average)
-    # the parameters left the domain: weights that overflow, filters that are not finite
+            if judge.late():
+                return Lap(own, math.inf, False, work)
+        end = judge.probe(descent.average)
+    # the parameters left the domain: weights that overflow, filters that are
+    # not finite
     except ValueError:
-        return Lap(rate * factor, math.inf, False, work)
-    # a solve that got nowhere may report any loss; its interval says so, where
-    # the start shows that intervals say anything
-    silent = not start.value_error <= start.value
-    known = (
-        end.converged
-        and end.value >= -start.value
-        and (silent or end.value_error <= start.value)
-    )
+        return Lap(own, math.inf, False, work)
     return Lap(
-        rate * factor,
-        end.value if known else math.inf,
-        end.upper < start.lower,
-        work + end.work,
+        rate=own,
+        loss=end.value if judge.knows(end) else math.inf,
+        certified=end.upper < judge.start.lower,
+        applications=work + end.work,
     )

@@ -33,7 +33,8 @@ from piggyback.app.training.checks import SOLVE_ARRAYS, TEST_ARRAYS
 from piggyback.app.training.trainer import Trainer
 from piggyback.problems.pair import Accuracy
 from piggyback.terms.data.denoising import Denoising
-from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.training.bilevel import BilevelOracle, BilevelSettings
+from piggyback.training.samples import Samples
 from piggyback.training.stochastic import StochasticDescent
 from regularizers.adaptive import AdaptiveRegularizer
 from regularizers.construction import Learned

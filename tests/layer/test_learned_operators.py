@@ -25,7 +25,8 @@ from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.terms.data.masked import MaskedDenoising
 from piggyback.terms.losses import Loss, SquaredError
-from piggyback.training.bilevel import BilevelOracle, Samples
+from piggyback.training.bilevel import BilevelOracle
+from piggyback.training.samples import Samples
 from tests.support.layer_cases import (
     DOUBLE,
     KERNEL,

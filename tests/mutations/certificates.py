@@ -213,7 +213,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/certificates/loss.py",
         "_settled",
-        "0.5 * evidence.loss_smoothness * r.square() / evidence.strong_convexity",
+        "0.5 * evidence.loss_smoothness * r.square() / mu",
         "0.5 * evidence.loss_smoothness * r.square()",
         "corrected loss: a power of mu",
         RANDOM,
@@ -285,7 +285,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/certificates/bounds.py",
         "_emphasis_bound",
-        "reach = evidence.image.abs() + evidence.operator.row_norms(upper) * away",
+        "reach = evidence.image.abs() + rows * away",
         "reach = evidence.image.abs()",
         "factors (eq. 15b): at the exact P, not at the computed one",
         DEGENERATE,
@@ -321,5 +321,29 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return torch.float32",
         "squares of small numbers vanish: bounds of 0",
         (VALUES, "-k", "homogeneous"),
+    ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "_measured",
+        "gap_size=steepness + data.smoothness * force + applied",
+        "gap_size=torch.zeros_like(steepness)",
+        "smooth energies: rounding of the residual of P",
+        ("tests/regularizers/test_network_pair.py", NETWORKS),
+    ),
+    Mutation(
+        "piggyback/certificates/smooth.py",
+        "_from_constants",
+        "of_adjoint = bounds.mixed * away",
+        "of_adjoint = 0.0 * away",
+        "smooth energies (eq. N10): the error of P",
+        (NETWORKS,),
+    ),
+    Mutation(
+        "piggyback/certificates/evidence.py",
+        "PairEvidence.adjoint_residual",
+        "return self.residuals.adjoint.to(self.coupling.rate.dtype)",
+        "return 0.0 * self.residuals.adjoint.to(self.coupling.rate.dtype)",
+        "the residual of P is forgotten",
+        RANDOM,
     ),
 )

@@ -94,8 +94,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/hypergradients/literature/bome.py",
         "BOME.differentiate",
-        "x = x - (slope + lam * first.gradient)",
-        "x = x - (lam * first.gradient)",
+        "descent = slope + lam * first.gradient",
+        "descent = lam * first.gradient",
         "BOME: its follower does not see the upper level",
         (METHODS, "-k", "bome"),
     ),

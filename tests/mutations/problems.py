@@ -9,6 +9,7 @@ DEMAND = "tests/hypergradients/test_on_demand.py"
 ADAPTIVE = "tests/regularizers/test_adaptive.py"
 OPERATORS_THAT_LEARN = "tests/layer/test_learned_operators.py"
 VALUES = "tests/problems/test_values.py"
+NETWORKS = "tests/regularizers/test_icnn.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -58,5 +59,77 @@ MUTATIONS: tuple[Mutation, ...] = (
         "parameter.requires_grad_(True)",
         "a descent moves what is frozen",
         (OPERATORS_THAT_LEARN, "-k", "leaves_frozen"),
+    ),
+    Mutation(
+        "piggyback/problems/saddle.py",
+        "SaddleProblem.residuals_from",
+        "gap = slope - self.data.hessian(adjoint) - adjoint_pulled",
+        "gap = slope - self.data.hessian(adjoint) - 0.99 * adjoint_pulled",
+        "residual of the adjoint (eq. 10): another curvature",
+        (GRADIENTS, "-k", "dense_kkt and piggyback and charbonnier"),
+    ),
+    Mutation(
+        "piggyback/problems/saddle.py",
+        "SaddleProblem.read_off",
+        "value = inner(image, y) + self.data.slope_along(x, adjoint)",
+        "value = inner(image, y)",
+        "surrogate (eq. 9): what the data term depends on has no gradient",
+        ("tests/layer/test_layer_inputs.py",),
+    ),
+    Mutation(
+        "piggyback/problems/smooth.py",
+        "SmoothProblem.adjoint_residual_from",
+        "return slope - (self.data.hessian(adjoint) + product)",
+        "return slope - (self.data.hessian(adjoint) + 0.9 * product)",
+        "residual of the adjoint of a smooth energy: another Hessian",
+        (NETWORKS,),
+    ),
+    Mutation(
+        "piggyback/problems/smooth.py",
+        "SmoothProblem.surrogate",
+        "return -(along + self.data.slope_along(x, adjoint))",
+        "return along + self.data.slope_along(x, adjoint)",
+        "surrogate of a smooth energy (eq. 9): its sign",
+        (NETWORKS,),
+    ),
+    Mutation(
+        "piggyback/problems/smooth.py",
+        "SmoothProblem.gradient_and_rounding",
+        "return self.gradient(x), data + lost",
+        "return self.gradient(x), data",
+        "rounding of the gradient of a smooth energy",
+        ("tests/regularizers/test_network_pair.py",),
+    ),
+    Mutation(
+        "piggyback/problems/posed.py",
+        "pose",
+        "problem = problem.with_exact(in_double).counted(counter)",
+        "problem = problem.counted(counter)",
+        "the problem in float64 is built and not used",
+        (GRADIENTS, DEMAND, "-k", "stored_parameters or single_precision"),
+    ),
+    Mutation(
+        "piggyback/problems/posed.py",
+        "pose",
+        "exact=in_double.counted(counter)",
+        "exact=in_double",
+        "certificates are free of charge",
+        (GRADIENTS, DEMAND, "tests/hypergradients/test_methods.py"),
+    ),
+    Mutation(
+        "piggyback/problems/groups.py",
+        "GradientBound.select",
+        "return self.converted(lambda part: part[index])",
+        "return self",
+        "bounds of other samples: each of them is corrected for all",
+        (DEMAND,),
+    ),
+    Mutation(
+        "piggyback/problems/groups.py",
+        "GradientBound.joined",
+        "torch.cat([bound[name] for bound in bounds])",
+        "bounds[0][name]",
+        "bound of a sum: batches but the first are forgotten",
+        ("tests/training/test_bilevel.py",),
     ),
 )

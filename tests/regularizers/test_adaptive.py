@@ -27,7 +27,8 @@ from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import LinearFunctional, SquaredError
 from piggyback.terms.penalties import Huber
 from piggyback.terms.potentials import Emphasis, Potential
-from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.training.bilevel import BilevelOracle, BilevelSettings
+from piggyback.training.samples import Samples
 from piggyback.training.stochastic import StochasticDescent, StochasticSettings
 from regularizers.adaptive import (
     AdaptiveRegularizer,

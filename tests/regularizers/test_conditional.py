@@ -22,7 +22,8 @@ from piggyback.problems.posed import double_copy
 from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
-from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.training.bilevel import BilevelOracle, BilevelSettings
+from piggyback.training.samples import Samples
 from piggyback.training.stochastic import StochasticDescent, StochasticSettings
 from piggyback.training.tolerance import assess
 from regularizers.adaptive import WeightConfig

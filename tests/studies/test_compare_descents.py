@@ -37,7 +37,7 @@ from experiments.studies.compare_descents.targets import (
     levels,
 )
 from piggyback.problems.pair import Accuracy
-from piggyback.training.bilevel import Samples
+from piggyback.training.samples import Samples
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.support.learned import exact_level, images, regularizer
 

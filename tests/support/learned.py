@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from piggyback.training.bilevel import Samples
+from piggyback.training.samples import Samples
 from regularizers.constraints import zero_mean_basis
 from regularizers.linear import LinearConfig, LinearRegularizer
 from tests.support.oracles import Gradient, truth

@@ -20,12 +20,7 @@ from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
 from piggyback.problems.groups import GradientBound
 from piggyback.problems.pair import Accuracy, WarmStart
-from piggyback.training.bilevel import (
-    EACH_STEP,
-    BilevelOracle,
-    BilevelSettings,
-    Samples,
-)
+from piggyback.training.bilevel import EACH_STEP, BilevelOracle, BilevelSettings
 from piggyback.training.descent import (
     AdaptiveDescent,
     DescentSettings,
@@ -33,6 +28,7 @@ from piggyback.training.descent import (
     StopReason,
 )
 from piggyback.training.oracle import Evaluation, Oracle
+from piggyback.training.samples import Samples
 from piggyback.training.search import Pairs, QuasiNewtonSearch
 from regularizers.constraints import zero_mean_basis
 from regularizers.linear import LinearRegularizer

@@ -17,9 +17,10 @@ from piggyback.solvers.stopping import Schedule
 from piggyback.terms.data.deblurring import Deblurring
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
-from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.training.bilevel import BilevelOracle, BilevelSettings
 from piggyback.training.oracle import Evaluation
 from piggyback.training.rate import RateRace
+from piggyback.training.samples import Samples
 from piggyback.training.stochastic import StochasticDescent, StochasticSettings
 from piggyback.training.tolerance import GradientQuality, ToleranceRule, assess
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig

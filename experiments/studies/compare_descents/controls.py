@@ -31,14 +31,10 @@ from piggyback.solvers.loop import iterate
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.losses import SquaredError
-from piggyback.training.bilevel import (
-    EACH_STEP,
-    BilevelOracle,
-    BilevelSettings,
-    Samples,
-)
+from piggyback.training.bilevel import EACH_STEP, BilevelOracle, BilevelSettings
 from piggyback.training.descent import AdaptiveDescent, StopReason
 from piggyback.training.oracle import Evaluation
+from piggyback.training.samples import Samples
 from piggyback.training.search import Pairs, QuasiNewtonSearch
 from regularizers.linear import LinearRegularizer
 

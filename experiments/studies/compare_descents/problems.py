@@ -24,7 +24,8 @@ from experiments.studies.shared.instances import (
 )
 from piggyback.app.images.sources import add_noise
 from piggyback.problems.pair import Accuracy
-from piggyback.training.bilevel import BilevelSettings, Samples
+from piggyback.training.bilevel import BilevelSettings
+from piggyback.training.samples import Samples
 from regularizers.linear import LinearRegularizer
 
 OURS, MAID, HINDSIGHT = "adaptive", "MAID", "our steps, fixed 1e-2 / 1e-1"

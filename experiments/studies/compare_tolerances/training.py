@@ -27,14 +27,10 @@ from piggyback.problems.pair import Accuracy
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.suited import SuitedSolver
 from piggyback.terms.losses import SquaredError
-from piggyback.training.bilevel import (
-    EACH_STEP,
-    BilevelOracle,
-    BilevelSettings,
-    Samples,
-)
+from piggyback.training.bilevel import EACH_STEP, BilevelOracle, BilevelSettings
 from piggyback.training.driven import Control, DrivenDescent
 from piggyback.training.rate import RateRace
+from piggyback.training.samples import Samples
 from piggyback.training.stochastic import (
     StochasticDescent,
     StochasticSettings,

@@ -27,7 +27,7 @@ from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.deblurring import Deblurring
 from piggyback.terms.data.denoising import Denoising
 from piggyback.terms.data.least_squares import LeastSquares
-from piggyback.training.bilevel import Samples
+from piggyback.training.samples import Samples
 
 Edges = Literal["circular", "taper", "valid"]
 EDGES: tuple[Edges, ...] = ("circular", "taper", "valid")

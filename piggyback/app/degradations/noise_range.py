@@ -10,7 +10,7 @@ from torch import Tensor
 
 from piggyback.app.degradations.base import Noise
 from piggyback.app.runs.folder import Json
-from piggyback.training.bilevel import Samples
+from piggyback.training.samples import Samples
 
 USUAL_LEVEL = 25 / 255
 """At which denoisers are compared."""

@@ -9,7 +9,7 @@ import torch
 from piggyback.app.degradations.base import Degradation
 from piggyback.app.images.sources import Photograph, draw_patches
 from piggyback.problems.pair import Accuracy
-from piggyback.training.bilevel import Samples
+from piggyback.training.samples import Samples
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from piggyback.app.runs.model_file import at_level, load_regularizer
 from piggyback.certificates.certify import Hypergradient
 from piggyback.hypergradients.on_demand import OnDemand
 from piggyback.terms.losses import SquaredError
-from piggyback.training.bilevel import Samples
+from piggyback.training.samples import Samples
 from regularizers.construction import Learned
 from regularizers.icnn.regularizer import NetworkRegularizer
 from regularizers.linear import LinearRegularizer

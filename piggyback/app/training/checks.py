@@ -19,7 +19,8 @@ from piggyback.app.options.train import Options
 from piggyback.app.report.metrics import SSIM_WINDOW
 from piggyback.app.restoration import restore
 from piggyback.problems.pair import Accuracy
-from piggyback.training.bilevel import BilevelOracle, BilevelSettings, Samples
+from piggyback.training.bilevel import BilevelOracle, BilevelSettings
+from piggyback.training.samples import Samples
 from regularizers.construction import Learned
 
 FLOAT, DOUBLE = 4, 8

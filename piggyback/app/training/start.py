@@ -12,7 +12,7 @@ from piggyback.app.errors import UserError
 from piggyback.app.options.train import Options
 from piggyback.solvers.lower import radius_per_element, solve_lower
 from piggyback.solvers.nonlinear_cg import NonlinearCG
-from piggyback.training.bilevel import Samples
+from piggyback.training.samples import Samples
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
 from regularizers.conditional import ConditionalRegularizer, LevelConfig
 from regularizers.construction import Learned

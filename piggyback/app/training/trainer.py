@@ -28,12 +28,7 @@ from piggyback.app.runs.state import (
 )
 from piggyback.certificates.certify import assign
 from piggyback.hypergradients.implicit import ImplicitCG
-from piggyback.training.bilevel import (
-    EACH_STEP,
-    BilevelOracle,
-    BilevelSettings,
-    Samples,
-)
+from piggyback.training.bilevel import EACH_STEP, BilevelOracle, BilevelSettings
 from piggyback.training.descent import (
     AdaptiveDescent,
     DescentSettings,
@@ -43,6 +38,7 @@ from piggyback.training.descent import (
 from piggyback.training.driven import Control, DrivenDescent
 from piggyback.training.oracle import Evaluation
 from piggyback.training.rate import RateRace
+from piggyback.training.samples import Samples
 from piggyback.training.stochastic import (
     StochasticDescent,
     StochasticSettings,

@@ -49,10 +49,18 @@ class BDA(DirectMethod):
     Among the minimisers of a lower level that is not strongly convex it tends
     to the one with the least upper loss (the optimistic one), as the ``a_k``
     sum up to infinity; where the minimiser is unique, the price is a bias
-    ``O(1/steps)``. ``segment``: steps between checkpoints (0: none). Raises
-    ``ValueError`` unless ``0 < mixing <= 1``.
+    ``O(1/steps)``.
+
+    Args:
+        steps: of both levels together.
+        mixing: share of the upper level in the first step.
+        segment: steps between checkpoints (0: none).
+
+    Raises:
+        ValueError: unless ``0 < mixing <= 1``, and for counts out of range.
     """
 
+    # the only one here that does not need a unique minimiser
     capabilities = Capabilities(
         name="bda",
         formula="d/dθ ℓ(x_K(θ)), x⁺ = x − [(1 − α_k) t∇h + α_k s∇ℓ]",
@@ -86,9 +94,13 @@ class BDA(DirectMethod):
         start: WarmStart | None = None,
     ) -> Direct:
         problem.check()
+        # step lengths are held fixed: the limit does not depend on them
         length = step_length(problem.detached())
         smooth = differentiable(problem)
-        first = checked_start(problem, None if start is None else start.x)
+        first = checked_start(
+            problem,
+            None if start is None else start.x,
+        )
         with torch.enable_grad():
             state = unroll(
                 self.step(smooth, loss, length),
@@ -96,19 +108,34 @@ class BDA(DirectMethod):
                 self.steps,
                 self.segment,
             )
+            # the status speaks of the lower level alone, at the last iterate
             return differentiated(problem, parameters, loss, accuracy, state.x)
 
     def step(
         self, problem: SaddleProblem, loss: Loss, length: Scalar
     ) -> Callable[[AggregationState], AggregationState]:
-        """One step as a function of the state."""
+        """One step as a function of the state.
+
+        Args:
+            problem: differentiable in the parameters.
+            loss: upper-level loss of the primal variable.
+            length: step of the lower level.
+        """
+        # a linear loss has no curvature: its unit is 1
         upper = 1 / loss.curvature_unit
 
         def aggregate(state: AggregationState) -> AggregationState:
+            # its sum diverges, so that the upper level is never forgotten; it
+            # tends to 0, so that the lower level is solved in the end
             mix = self.mixing / (state.age + 1)
-            descent = (1 - mix) * length * problem.gradient(
-                state.x
-            ) + mix * upper * loss.gradient(state.x)
-            return AggregationState(state.x - descent, state.age + 1)
+            lower_slope = problem.gradient(state.x)
+            lower_step = (1 - mix) * length * lower_slope
+            upper_slope = loss.gradient(state.x)
+            upper_step = mix * upper * upper_slope
+            descent = lower_step + upper_step
+            return AggregationState(
+                x=state.x - descent,
+                age=state.age + 1,
+            )
 
         return aggregate

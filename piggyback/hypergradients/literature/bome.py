@@ -26,6 +26,7 @@ from piggyback.solvers.lower import (
     radius_per_element,
 )
 from piggyback.terms.losses import Loss
+from piggyback.types import Primal
 from piggyback.values import require_count, require_positive
 
 
@@ -41,8 +42,18 @@ class BOME(DirectMethod):
     + lam grad_x q)`` with ``xi = 1/(L_l + lam L)``. ``rounds`` moves of ``x``
     are made per call: one in joint descent, many to study the direction at
     fixed parameters.
+
+    Args:
+        inner: gradient steps to ``x^``.
+        eta: wanted descent of ``q``, over ``||grad q||^2``.
+        rounds: moves of ``x`` per call.
+
+    Raises:
+        ValueError: for counts and an ``eta`` that are not positive.
     """
 
+    # its x is on its way, and so is what it returns: a direction of descent of
+    # both levels together
     capabilities = Capabilities(
         name="bome",
         formula="λ ∂θq, q = h(x) − h(x̂), λ from the descent of q",
@@ -74,35 +85,50 @@ class BOME(DirectMethod):
     ) -> Direct:
         problem.check()
         fixed = problem.detached()
-        x = checked_start(fixed, None if start is None else start.x)
-        radius, length = (
-            radius_per_element(fixed, accuracy.lower),
-            step_length(fixed),
+        x = checked_start(
+            fixed,
+            None if start is None else start.x,
         )
+        radius = radius_per_element(fixed, accuracy.lower)
+        length = step_length(fixed)
         gradient = x.new_zeros(sum(p.numel() for p in parameters))
         for _ in range(self.rounds):
-            steps = GradientIteration(SolverTask(fixed, x, radius), length)
+            steps = GradientIteration(
+                SolverTask(fixed, x, radius),
+                length,
+            )
             with torch.no_grad():
+                # the first look already has grad_x q: that of h, for x^ is held
+                # fixed
                 state = first = steps.start()
                 for _ in range(self.inner):
                     state = steps.step(state)
+            # in the parameters, both points held fixed
             with torch.enable_grad():
-                change = flat_gradient(
-                    value_difference(problem, x, state.x).sum(),
-                    parameters,
-                    keep_graph=True,
-                )
+                value = value_difference(problem, x, state.x).sum()
+                # the problem is differentiated in every round
+                change = flat_gradient(value, parameters, keep_graph=True)
             with torch.no_grad():
                 slope = loss.gradient(x)
-                size = first.gradient.square().sum() + change.square().sum()
-                lam = (
-                    self.eta
-                    - (slope * first.gradient).sum()
-                    / size.clamp(min=torch.finfo(x.dtype).tiny)
-                ).clamp(min=0)
+                lam = self._multiplier(slope, first.gradient, change)
                 gradient = lam * change
-                x = x - (slope + lam * first.gradient) / (
-                    loss.smoothness + lam / length
-                )
+                descent = slope + lam * first.gradient
+                x = x - descent / (loss.smoothness + lam / length)
         status = closeness(problem, x, accuracy)
-        return Direct(gradient, x, status, WarmStart.at(x))
+        return Direct(
+            gradient,
+            x,
+            status,
+            WarmStart.at(x),
+        )
+
+    def _multiplier(
+        self, slope: Primal, inner_slope: Primal, change: Tensor
+    ) -> Tensor:
+        """``lam`` ``()``; ``change`` is the part of ``grad q`` in the
+        parameters, in which ``l`` has no slope."""
+        size = inner_slope.square().sum() + change.square().sum()
+        least = torch.finfo(slope.dtype).tiny
+        # at a solution q has no slope, and any multiplier is right
+        along = (slope * inner_slope).sum() / size.clamp(min=least)
+        return (self.eta - along).clamp(min=0)

@@ -45,8 +45,19 @@ class IAPTT(DirectMethod):
     *pessimistic truncation* of the original, which stops at the iterate with
     the largest upper loss, is for followers with local minimisers; here it
     would cut a convergent solver short: refused, unless ``insist``.
+
+    Args:
+        steps: of the solver.
+        solver: one with a fixed differentiable step.
+        pessimistic: whether to truncate.
+        insist: whether that is meant.
+
+    Raises:
+        ValueError: for fewer than one step.
     """
 
+    # few steps suffice once the start has been learned, for the images it was
+    # learned on
     capabilities = Capabilities(
         name="iaptt",
         formula="d/dθ and d/dz of ℓ(x_K(θ)), x_0 = z learned",
@@ -83,9 +94,14 @@ class IAPTT(DirectMethod):
                 "insist=True to do so nevertheless"
             )
         problem.check()
-        begin = checked_start(problem, None if start is None else start.x)
+        # one start per image, which the caller keeps
+        begin = checked_start(
+            problem,
+            None if start is None else start.x,
+        )
         radius = radius_per_element(problem, accuracy.lower)
         smooth = unrollable(problem, self.solver)
+        # chosen without a graph: the number of steps has no derivative
         steps = self.steps
         if self.pessimistic:
             with torch.no_grad():
@@ -95,25 +111,40 @@ class IAPTT(DirectMethod):
                     self.steps,
                 )
         with torch.enable_grad():
+            # a leaf of its own, so that the start has a gradient
             z = begin.detach().requires_grad_()
             x = unrolled_solver(
                 self.solver.bind(SolverTask(smooth, z, radius)), steps
             )
-            gradient = flat_gradient(loss.value(x).sum(), [*parameters, z])
-        with torch.no_grad():
-            gradient, moved = gradient.split(
-                [gradient.numel() - z.numel(), z.numel()]
+            # one backward pass for both
+            both = flat_gradient(
+                loss.value(x).sum(),
+                [*parameters, z],
             )
+        with torch.no_grad():
+            count = both.numel() - z.numel()
+            gradient, moved = both.split([count, z.numel()])
             learned = begin - moved.view_as(begin) / loss.curvature_unit
         x = x.detach()
+        status = closeness(problem, x, accuracy)
         return Direct(
-            gradient, x, closeness(problem, x, accuracy), WarmStart.at(learned)
+            gradient,
+            x,
+            status,
+            WarmStart.at(learned),
         )
 
 
 def worst_step(iteration: Iteration, loss: Loss, steps: int) -> int:
-    """The step, from 1 on, after which the sum of the losses is largest."""
-    state, values = iteration.start(), []
+    """The step, from 1 on, after which the sum of the losses is largest.
+
+    Args:
+        iteration: of the solver.
+        loss: upper-level loss of the primal variable.
+        steps: how many to look at.
+    """
+    state = iteration.start()
+    values = []
     for _ in range(steps):
         state = iteration.step(state)
         values.append(loss.value(iteration.result(state)[0]).sum())

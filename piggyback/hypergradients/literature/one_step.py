@@ -41,8 +41,13 @@ class JacobianFree(HypergradientMethod):
 
     The pair is a pair like any other, so that its error is certified, large as
     it is; the adjoint never counts as converged.
+
+    Args:
+        solver: of the lower level.
+        schedule: how often it looks at its residual, and how long it may take.
     """
 
+    # a pair, though a poor one: certificates say how poor
     capabilities = Capabilities(
         name="jacobian-free",
         formula="P = α ∇ℓ(x*); −∂θ⟨P, ∇h⟩",
@@ -67,22 +72,21 @@ class JacobianFree(HypergradientMethod):
     ) -> Sensitivity:
         loss.check()
         radius = radius_per_element(problem, accuracy.lower)
+        first = None if start is None else start.x
         outcome = solve_lower(
-            problem,
-            self.solver,
-            radius,
-            None if start is None else start.x,
-            self.schedule,
+            problem, self.solver, radius, first, self.schedule
         )
         (x,) = outcome.result
         with torch.no_grad():
-            adjoint = step_length(problem.detached()) * checked_slope(loss, x)
-        return Sensitivity(
-            x,
-            adjoint,
+            length = step_length(problem.detached())
+            # the first term of the Neumann series, from a zero start
+            adjoint = length * checked_slope(loss, x)
+        # by design: no tolerance is asked for
+        cut = torch.full_like(
             outcome.status,
-            torch.full_like(outcome.status, int(Status.STEP_LIMIT)),
+            int(Status.STEP_LIMIT),
         )
+        return Sensitivity(x, adjoint, outcome.status, cut)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class OneStep(HypergradientMethod):
     step per call.
     """
 
+    # follows the parameters of a training run; of no use for a single gradient
     capabilities = Capabilities(
         name="one-step",
         formula="d/dθ ℓ(x − α∇h(x, θ)), x one step behind",
@@ -119,19 +124,27 @@ class OneStep(HypergradientMethod):
         problem.check()
         loss.check()
         with torch.no_grad():
-            before, length = (
-                checked_start(problem, None if start is None else start.x),
-                step_length(problem),
+            before = checked_start(
+                problem,
+                None if start is None else start.x,
             )
+            length = step_length(problem)
             x = before - length * problem.gradient(before)
+            # at the new x, at which the pair is read off
             gradient = problem.gradient(x)
-            adjoint = length * checked_slope(loss, x - length * gradient)
-            error = SolverTask(
-                problem, x, radius_per_element(problem, accuracy.lower)
-            ).error(gradient)
+            # the derivative of a second step, which is not taken itself
+            adjoint = length * checked_slope(
+                loss,
+                x - length * gradient,
+            )
+            radius = radius_per_element(problem, accuracy.lower)
+            # the gradient is there: whether x happens to be good enough is free
+            error = SolverTask(problem, x, radius).error(gradient)
             status = torch.where(
                 error <= 1, int(Status.CONVERGED), int(Status.STEP_LIMIT)
             )
-        return Sensitivity(
-            x, adjoint, status, torch.full_like(status, int(Status.STEP_LIMIT))
+        cut = torch.full_like(
+            status,
+            int(Status.STEP_LIMIT),
         )
+        return Sensitivity(x, adjoint, status, cut)

@@ -21,6 +21,7 @@ from piggyback.hypergradients.piggyback import Piggyback
 from piggyback.hypergradients.refinement import Refined
 
 METHODS: tuple[type[HypergradientMethod] | type[DirectMethod], ...] = (
+    # certified ones first, then those of the literature
     Piggyback,
     ImplicitCG,
     ImplicitMINRES,

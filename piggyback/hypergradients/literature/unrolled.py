@@ -57,7 +57,11 @@ class UnrolledPotential(Potential):
 
     @staticmethod
     def of(potential: Potential) -> UnrolledPotential:
-        """The same potential, still differentiable in its parameters."""
+        """The same potential, still differentiable in its parameters.
+
+        Args:
+            potential: left alone.
+        """
         return UnrolledPotential(
             potential.penalty,
             potential.weight,
@@ -88,25 +92,44 @@ class UnrolledPotential(Potential):
 
     def prox(self, v: Dual, step: float | Tensor) -> Dual:
         fixed = self.detached()
+        # the solution by Newton's method, of which nothing is recorded ...
         with torch.no_grad():
             p = fixed.prox(v, step)
             slope = 1 + step * fixed.curvature(p)
-        return p - (p + step * self.gradient(p) - v) / slope
+        # ... and one more step, which changes no digit and carries the
+        # derivative
+        missing = p + step * self.gradient(p) - v
+        return p - missing / slope
 
     def max_curvature(self) -> PerFilter:
+        # step lengths are no function of the parameters at the limit
         return super().max_curvature().detach()
 
 
 def differentiable(problem: SaddleProblem) -> SaddleProblem:
-    """The problem for steps that are differentiated."""
+    """The problem for steps that are differentiated.
+
+    Args:
+        problem: with its graph.
+    """
+    # without its exact form: these gradients are not certified
     return SaddleProblem(
         problem.data, UnrolledPotential.of(problem.potential), problem.operator
     )
 
 
 def unrollable(problem: SaddleProblem, solver: LowerSolver) -> SaddleProblem:
-    """The problem for differentiated steps of ``solver``. Raises ``Refused``
-    for one that has no fixed step."""
+    """The problem for differentiated steps of a solver.
+
+    Args:
+        problem: with its graph.
+        solver: that takes the steps.
+
+    Raises:
+        Refused: for one that has no fixed step.
+    """
+    # a line search is a step function of its values: its derivative is not that
+    # of the limit
     if not isinstance(solver, UNROLLABLE):
         names = ", ".join(kind.__name__ for kind in UNROLLABLE)
         raise Refused(
@@ -117,19 +140,33 @@ def unrollable(problem: SaddleProblem, solver: LowerSolver) -> SaddleProblem:
 
 
 def advance(step: Callable[[S], S], state: S, steps: int) -> S:
-    """``steps`` steps."""
+    """Several steps in a row.
+
+    Args:
+        step: from a state to the next one.
+        state: the first.
+        steps: how many.
+    """
     for _ in range(steps):
         state = step(state)
     return state
 
 
 def unroll(step: Callable[[S], S], state: S, steps: int, segment: int) -> S:
-    """The state after ``steps`` steps; with ``segment > 0`` only every so many
-    are kept, the others computed again."""
+    """The state after some steps, with their graph.
+
+    Args:
+        step: from a state to the next one.
+        state: the first.
+        steps: how many.
+        segment: only every so many are kept, the others computed again; 0: all
+            are kept.
+    """
     if not segment:
         return advance(step, state, steps)
     for taken in range(0, steps, segment):
         count = min(segment, steps - taken)
+        # nothing is drawn at random in a step: no state has to be restored
         state = checkpoint(
             advance,
             step,
@@ -144,10 +181,22 @@ def unroll(step: Callable[[S], S], state: S, steps: int, segment: int) -> S:
 def unrolled_solver(
     iteration: Iteration, steps: int, segment: int = 0
 ) -> Primal:
-    """``x`` after ``steps`` steps of a solver, with their graph."""
-    return iteration.result(
-        unroll(iteration.step, iteration.start(), steps, segment)
-    )[0]
+    """``x`` after some steps of a solver, with their graph.
+
+    Args:
+        iteration: of the solver.
+        steps: how many.
+        segment: as in ``unroll``.
+    """
+    last = unroll(
+        iteration.step,
+        iteration.start(),
+        steps,
+        segment,
+    )
+    # what else solvers return, as duals, belongs to their own problem
+    x, *_ = iteration.result(last)
+    return x
 
 
 def closeness(problem: SaddleProblem, x: Primal, accuracy: Accuracy) -> Tensor:
@@ -155,6 +204,11 @@ def closeness(problem: SaddleProblem, x: Primal, accuracy: Accuracy) -> Tensor:
     ``x`` is within the accuracy, at one application.
 
     Without strong convexity nothing is known of the distance: ``STEP_LIMIT``.
+
+    Args:
+        problem: the lower levels of a batch.
+        x: ``(batch, ...)``.
+        accuracy: of which the lower tolerance matters.
     """
     if not problem.data.strong_convexity > 0:
         return torch.full(
@@ -162,13 +216,16 @@ def closeness(problem: SaddleProblem, x: Primal, accuracy: Accuracy) -> Tensor:
         )
     problem = problem.detached()
     with torch.no_grad():
-        error = SolverTask(
-            problem, x, radius_per_element(problem, accuracy.lower)
-        ).error(problem.gradient(x))
+        radius = radius_per_element(problem, accuracy.lower)
+        error = SolverTask(problem, x, radius).error(problem.gradient(x))
         code = torch.where(
             error <= 1, int(Status.CONVERGED), int(Status.STEP_LIMIT)
         )
-        return torch.where(torch.isfinite(error), code, int(Status.DIVERGED))
+        return torch.where(
+            torch.isfinite(error),
+            code,
+            int(Status.DIVERGED),
+        )
 
 
 def differentiated(
@@ -178,10 +235,28 @@ def differentiated(
     accuracy: Accuracy,
     x: Primal,
 ) -> Direct:
-    """The gradient of ``sum l(x)`` through the graph of ``x``."""
-    gradient = flat_gradient(loss.value(x).sum(), parameters)
+    """The gradient of ``sum l(x)`` through the graph of ``x``.
+
+    Args:
+        problem: the lower levels of a batch.
+        parameters: what the gradient is in.
+        loss: upper-level loss of the primal variable.
+        accuracy: what the status is about.
+        x: with its graph.
+    """
+    gradient = flat_gradient(
+        loss.value(x).sum(),
+        parameters,
+    )
+    # the graph is spent; a warm start must not keep it alive
     x = x.detach()
-    return Direct(gradient, x, closeness(problem, x, accuracy), WarmStart.at(x))
+    status = closeness(problem, x, accuracy)
+    return Direct(
+        gradient,
+        x,
+        status,
+        WarmStart.at(x),
+    )
 
 
 @dataclass(frozen=True)
@@ -189,10 +264,18 @@ class Unrolled(DirectMethod):
     """Reverse mode through ``steps`` steps of ``solver`` from the start: error
     ``O(q^steps)``, memory ``O(steps)``.
 
-    ``segment``: steps between checkpoints (0: none); about ``sqrt(steps)``
-    makes the memory ``O(sqrt(steps))`` and costs the forward steps twice. Step
-    lengths are held fixed, as they are no function of the parameters at the
-    limit. Raises ``Refused`` for a solver without a fixed step.
+    Step lengths are held fixed, as they are no function of the parameters at
+    the limit.
+
+    Args:
+        steps: of the solver.
+        solver: one with a fixed differentiable step (others are ``Refused``).
+        segment: steps between checkpoints (0: none); about ``sqrt(steps)``
+            makes the memory ``O(sqrt(steps))`` and costs the forward steps
+            twice.
+
+    Raises:
+        ValueError: for counts out of range.
     """
 
     capabilities = Capabilities(
@@ -224,7 +307,10 @@ class Unrolled(DirectMethod):
         start: WarmStart | None = None,
     ) -> Direct:
         problem.check()
-        x = checked_start(problem, None if start is None else start.x)
+        x = checked_start(
+            problem,
+            None if start is None else start.x,
+        )
         lower = SolverTask(
             unrollable(problem, self.solver),
             x,
@@ -234,6 +320,7 @@ class Unrolled(DirectMethod):
             x = unrolled_solver(
                 self.solver.bind(lower), self.steps, self.segment
             )
+            # with the problem as it was given: the status is about its solution
             return differentiated(problem, parameters, loss, accuracy, x)
 
 
@@ -244,6 +331,14 @@ class Truncated(DirectMethod):
 
     At the exact minimiser this is the Neumann series with ``window`` terms, and
     with ``window = 1`` the one-step gradient.
+
+    Args:
+        window: gradient steps that are differentiated.
+        solver: of the lower level, any.
+        schedule: how often it looks at its residual, and how long it may take.
+
+    Raises:
+        ValueError: for a window below 1.
     """
 
     capabilities = Capabilities(
@@ -273,13 +368,23 @@ class Truncated(DirectMethod):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
+        # the bias comes from the window and from the distance to the solution
         radius = radius_per_element(problem, accuracy.lower)
         first = None if start is None else start.x
         (x,) = solve_lower(
             problem, self.solver, radius, first, self.schedule
         ).result
+        # at the solution steps of any method stand still; those of gradient
+        # descent have the derivative that the Neumann series needs
         steps = GradientDescent()
-        lower = SolverTask(unrollable(problem, steps), x, radius)
+        lower = SolverTask(
+            unrollable(problem, steps),
+            x,
+            radius,
+        )
         with torch.enable_grad():
-            x = unrolled_solver(steps.bind(lower), self.window)
+            x = unrolled_solver(
+                steps.bind(lower),
+                self.window,
+            )
             return differentiated(problem, parameters, loss, accuracy, x)

@@ -43,6 +43,10 @@ class Penalised(SaddleProblem):
 
     ``||x - x*||_H <= ||gradient||_{H^{-1}}`` (eq. 10) still holds, since ``l``
     only adds curvature.
+
+    Args:
+        loss: ``l``.
+        weight: ``(batch,)``.
     """
 
     loss: Loss = field(kw_only=True)
@@ -50,7 +54,13 @@ class Penalised(SaddleProblem):
 
     @staticmethod
     def of(problem: SaddleProblem, loss: Loss, weight: PerSample) -> Penalised:
-        """``problem`` with the penalty, outside any graph."""
+        """A problem with the penalty, outside any graph.
+
+        Args:
+            problem: ``h``.
+            loss: ``l``.
+            weight: ``(batch,)``.
+        """
         fixed = problem.detached()
         return Penalised(
             fixed.data,
@@ -65,28 +75,43 @@ class Penalised(SaddleProblem):
         return super().energy(x) + self.weight * self.loss.value(x)
 
     def gradient(self, x: Primal) -> Primal:
-        return super().gradient(x) + per_sample(
-            self.weight, x
-        ) * self.loss.gradient(x)
+        slope = super().gradient(x)
+        penalty = per_sample(self.weight, x) * self.loss.gradient(x)
+        return slope + penalty
 
     def stiffness(self) -> Scalar:
-        return super().stiffness() + self.loss.smoothness * self.weight.amax()
+        # one number for the batch: the largest weight
+        penalty = self.loss.smoothness * self.weight.amax()
+        return super().stiffness() + penalty
 
     def select(self, index: Tensor) -> Penalised:
+        problem = super().select(index)
+        loss = self.loss.select(index)
         return Penalised.of(
-            super().select(index), self.loss.select(index), self.weight[index]
+            problem,
+            loss,
+            self.weight[index],
         )
 
     def detached(self) -> Penalised:
+        # since it was made
         return self
 
     def double(self) -> Penalised:
+        problem = super().double()
+        loss = self.loss.double()
         return Penalised.of(
-            super().double(), self.loss.double(), self.weight.double()
+            problem,
+            loss,
+            self.weight.double(),
         )
 
     def counted(self, counter: ApplicationCounter) -> Penalised:
-        return Penalised.of(super().counted(counter), self.loss, self.weight)
+        return Penalised.of(
+            super().counted(counter),
+            self.loss,
+            self.weight,
+        )
 
 
 FIRST_ORDER = Schedule(max_steps=20000, check_every=10, patience=100)
@@ -98,6 +123,9 @@ class _TwoSolves(DirectMethod):
     """What the methods with an upper penalty share: the lower level by
     ``solver``, the penalised one by ``penalised``."""
 
+    # first-order steps for the penalised level: the loss adds curvature that
+    # the
+    # others' preconditioners know nothing of
     solver: LowerSolver = field(default_factory=NonlinearCG)
     penalised: AcceleratedGradient | GradientDescent = field(
         default_factory=AcceleratedGradient
@@ -108,13 +136,16 @@ class _TwoSolves(DirectMethod):
     def lower(
         self, problem: SaddleProblem, radius: PerSample, start: WarmStart | None
     ) -> Outcome:
-        """``x*``."""
+        """``x*``.
+
+        Args:
+            problem: ``h``.
+            radius: wanted, ``(batch,)``.
+            start: where an earlier call ended.
+        """
+        first = None if start is None else start.x
         return solve_lower(
-            problem,
-            self.solver,
-            radius,
-            None if start is None else start.x,
-            self.lower_schedule,
+            problem, self.solver, radius, first, self.lower_schedule
         )
 
     def upper(
@@ -125,18 +156,35 @@ class _TwoSolves(DirectMethod):
         radius: PerSample,
         start: Primal,
     ) -> Outcome:
-        """``x_gamma = argmin h + l/gamma``."""
+        """``x_gamma = argmin h + l/gamma``.
+
+        Args:
+            problem: ``h``.
+            loss: ``l``.
+            gamma: ``(batch,)``.
+            radius: wanted, ``(batch,)``.
+            start: usually ``x*``, which is ``O(1/gamma)`` away.
+        """
         with torch.no_grad():
-            penalised = Penalised.of(problem, loss, 1 / gamma)
-            return iterate(
-                self.penalised.bind(SolverTask(penalised, start, radius)),
-                self.penalised_schedule,
+            penalised = Penalised.of(
+                problem,
+                loss,
+                1 / gamma,
             )
+            # solvers that want the curvature would see that of h alone
+            task = SolverTask(penalised, start, radius)
+            steps = self.penalised.bind(task)
+            return iterate(steps, self.penalised_schedule)
 
 
 def penalty_unit(problem: SaddleProblem, loss: Loss) -> float:
     """``L_l/mu`` (``1/mu`` for a linear loss): a penalty in this unit has a
-    bias that does not depend on scales."""
+    bias that does not depend on scales.
+
+    Args:
+        problem: the lower levels of a batch.
+        loss: upper-level loss of the primal variable.
+    """
     return loss.curvature_unit / problem.data.strong_convexity
 
 
@@ -144,11 +192,17 @@ def value_difference(
     problem: SaddleProblem, x: Primal, reference: Primal
 ) -> PerSample:
     """``h_theta(x) - h_theta(reference)`` as a function of the parameters;
-    ``K`` sees both points in one call."""
-    ahead, behind = problem.operator.forward(
-        torch.cat([x.detach(), reference.detach()])
-    ).chunk(2)
+    ``K`` sees both points in one call.
+
+    Args:
+        problem: differentiable in the parameters.
+        x: ``(batch, ...)``.
+        reference: likewise.
+    """
+    both = torch.cat([x.detach(), reference.detach()])
+    ahead, behind = problem.operator.forward(both).chunk(2)
     potential = problem.potential.value(ahead) - problem.potential.value(behind)
+    # g is a function of its own inputs alone; its values matter all the same
     return potential + problem.data.value(x) - problem.data.value(reference)
 
 
@@ -160,6 +214,9 @@ class ValueFunction(_TwoSolves):
     The penalty is ``gamma L_l/mu``. Bias ``O(1/gamma)``; both solves are as
     many times more exact than asked for, because their difference is multiplied
     by the penalty.
+
+    Args:
+        gamma: the penalty in the unit ``L_l/mu``.
     """
 
     capabilities = Capabilities(
@@ -187,19 +244,32 @@ class ValueFunction(_TwoSolves):
         accuracy: Accuracy,
         start: WarmStart | None = None,
     ) -> Direct:
+        # in the unit of the problem: a number that suits one scale suits all
         penalty = self.gamma * penalty_unit(problem, loss)
         radius = radius_per_element(problem, accuracy.lower / penalty)
         lower = self.lower(problem, radius, start)
         (x,) = lower.result
+        # one for all samples; BVFIM has one for each
         gamma = torch.full_like(radius, penalty)
         upper = self.upper(problem, loss, gamma, radius, x)
         with torch.enable_grad():
-            value = (
-                gamma * value_difference(problem, upper.result[0], x)
-            ).sum()
-            gradient = flat_gradient(value, parameters)
+            difference = value_difference(
+                problem,
+                upper.result[0],
+                x,
+            )
+            gradient = flat_gradient(
+                (gamma * difference).sum(),
+                parameters,
+            )
+        # the gradient is a difference: either solve can spoil it
         status = torch.maximum(lower.status, upper.status)
-        return Direct(gradient, x, status, WarmStart.at(x))
+        return Direct(
+            gradient,
+            x,
+            status,
+            WarmStart.at(x),
+        )
 
 
 @dataclass(frozen=True)
@@ -216,6 +286,15 @@ class BVFIM(_TwoSolves):
     C/gamma^2) = sigma``, until the equation holds to ``tolerance``. With the
     energy ``E = ||grad l(z)||^2/2`` in the norm of ``H^{-1}`` and ``s =
     L_l/mu``: ``c = slack E/s^2``, ``sigma = barrier E/s``.
+
+    Args:
+        slack: of the value function, in its unit.
+        barrier: weight of the logarithm, likewise.
+        tolerance: of the equation for the multiplier, relative.
+        rounds: multipliers that are tried.
+
+    Raises:
+        ValueError: for numbers that are not positive.
     """
 
     capabilities = Capabilities(
@@ -254,6 +333,7 @@ class BVFIM(_TwoSolves):
         radius = radius_per_element(
             problem, accuracy.lower * self.slack / penalty_unit(problem, loss)
         )
+        # z is also where the barrier problem starts
         lower = self.lower(problem, radius, start)
         (z,) = lower.result
         x, gamma, status = self._interior(problem, loss, radius, z)
@@ -270,37 +350,50 @@ class BVFIM(_TwoSolves):
     ) -> tuple[Primal, PerSample, Tensor]:
         """``x``, its multiplier ``sigma/(h* + c - h(x))`` per sample, and how
         the solves ended."""
-        fixed, unit = problem.detached(), penalty_unit(problem, loss)
+        fixed = problem.detached()
+        unit = penalty_unit(problem, loss)
         with torch.no_grad():
-            energy = (
-                fixed.data.dual_norm(loss.gradient(z))
-                .square()
-                .clamp(min=torch.finfo(z.dtype).tiny)
-                / 2
-            )
-            gamma, x = self._root(torch.ones_like(energy)), z  # in the unit
+            steepness = fixed.data.dual_norm(loss.gradient(z))
+            # a sample without an upper slope has no scale: any will do
+            least = torch.finfo(z.dtype).tiny
+            energy = steepness.square().clamp(min=least) / 2
+            # in the unit, as if h(x) - h* were 1 there
+            gamma = self._root(torch.ones_like(energy))
+            x = z
             for _ in range(self.rounds):
-                outcome = self.upper(fixed, loss, gamma * unit, radius, x)
+                outcome = self.upper(
+                    fixed,
+                    loss,
+                    gamma * unit,
+                    radius,
+                    x,
+                )
                 (x,) = outcome.result
                 excess = value_difference(fixed, x, z) * unit**2 / energy
+                # 1 at the root: the multiplier fits the slack that is left
                 room = gamma * (self.slack - excess) / self.barrier
                 solved = (room - 1).abs() <= self.tolerance
                 if bool(solved.all()):
                     break
+                # C of h(x_gamma) - h* = C/gamma^2; rounding may make it
+                # negative
+                constant = (excess * gamma.square()).clamp(min=0)
                 gamma = torch.where(
                     solved,
                     gamma,
-                    self._root((excess * gamma.square()).clamp(min=0)),
+                    self._root(constant),
                 )
             status = torch.where(
                 solved,
                 outcome.status,
-                torch.clamp(outcome.status, min=int(Status.STEP_LIMIT)),
+                torch.clamp(
+                    outcome.status,
+                    min=int(Status.STEP_LIMIT),
+                ),
             )
         return x, gamma * unit, status
 
     def _root(self, excess: PerSample) -> PerSample:
         """The positive root of ``slack gamma^2 - barrier gamma - excess = 0``."""
-        return (
-            self.barrier + (self.barrier**2 + 4 * self.slack * excess).sqrt()
-        ) / (2 * self.slack)
+        root = (self.barrier**2 + 4 * self.slack * excess).sqrt()
+        return (self.barrier + root) / (2 * self.slack)
