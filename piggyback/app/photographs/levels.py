@@ -35,6 +35,12 @@ INDIRECT = 1 / 6
 """Of the weight of a regularizer that was trained to denoise, where pixels are
 seen through a blur or a mask. Measured: 0.03 to 0.3 were best on photographs
 blurred by a Gaussian or by motion, with noise of 1 to 8 grey levels."""
+MILDER = 2.0
+"""Times the noise of a blurred photograph: the level at which a model for many
+levels is asked. At the noise itself it is no better and takes three times as
+long; at five times, photographs lose 1 dB (docstring of ``prepared``)."""
+SHARE = 1 / 10
+"""Of a denoiser's weight, for such a model, in the place of ``INDIRECT``."""
 FAR = 3.0
 """Times the trained level, or its inverse, beyond which a model is used
 further from its training than was tried."""
@@ -82,7 +88,10 @@ def prepared(model: Model, sigma: float, direct: bool, mixed: bool) -> Prepared:
     regularizer is ``R sigma / sigma0`` then, its weights being in proportion
     to noise, and ``INDIRECT`` of that if pixels are mixed and the model was
     trained to denoise. (Through a mask ``R(s x) / s^2`` would be as good, but
-    takes three times as long.)
+    takes three times as long.) A model for many levels, trained to denoise, is
+    asked at ``t = MILDER sigma`` there, the nearest level that it serves: the
+    regularizer is ``SHARE R_t sigma / t``. Its edges are as sharp as those of
+    little noise, where ``R_25`` smooths.
 
     Args:
         model: The model.
@@ -95,18 +104,26 @@ def prepared(model: Model, sigma: float, direct: bool, mixed: bool) -> Prepared:
     """
     regularizer = model.regularizer
     trained = model.sigma
+    share = INDIRECT
     if isinstance(regularizer, ConditionalRegularizer):
         if direct:
-            # the level itself, or the nearest that the model serves
-            lowest, highest = regularizer.levels
-            trained = min(max(sigma, lowest), highest)
+            trained = _nearest(regularizer, sigma)
+        elif mixed and model.denoises:
+            trained = _nearest(regularizer, MILDER * sigma)
+            share = SHARE
         regularizer = regularizer.at(trained)
     if direct:
         return Prepared(regularizer, trained / sigma)
     weight = sigma / trained
     if mixed and model.denoises:
-        weight *= INDIRECT
+        weight *= share
     return Prepared(strengthened(regularizer, weight), 1.0)
+
+
+def _nearest(regularizer: ConditionalRegularizer, sigma: float) -> float:
+    """The level itself, or the nearest that the model serves."""
+    lowest, highest = regularizer.levels
+    return min(max(sigma, lowest), highest)
 
 
 def outside(model: Model, sigma: float) -> str:
