@@ -85,8 +85,8 @@ from piggyback.app.runs.model_file import find_model
 
 AUTO = "auto"
 LARGEST_SCALE = 16
+# how far from 1 a kernel may add up without a word
 _ROUNDING = 1e-3
-"""How far from 1 a kernel may add up without a word."""
 
 
 def build_parser() -> Parser:

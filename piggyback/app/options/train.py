@@ -177,7 +177,7 @@ class Options:
     """steps on mini-batches between reports and checkpoints"""
 
     device: Device = _setting(Group.LIMITS, AUTO)
-    """where to compute; auto: on a GPU if there is one"""
+    """on what to compute; auto: on a GPU if there is one"""
 
     threads: int = _setting(Group.LIMITS, available_cores, _COUNT)
     """CPU threads, one solve each"""
@@ -363,7 +363,9 @@ def _check_number(one: Field[Any], value: Any) -> None:
             raise UserError(
                 f"{option} must be at most {COUNTABLE}, which is more than there is of anything"
             )
-    if allowed.least is None or allowed.least <= value <= allowed.most:
+    if allowed.least is None or isinstance(value, list):
+        return
+    if allowed.least <= value <= allowed.most:
         return
     if allowed.least > 0 and not value > 0:
         raise UserError(f"{option} must be positive, got {value}")

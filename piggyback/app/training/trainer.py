@@ -50,25 +50,25 @@ from piggyback.training.stochastic import (
 )
 from regularizers.construction import Learned
 
+# decrease that the first certified step aims at, over the loss, after a
+# stochastic phase
 _AFTER_ADAM = 0.005
-"""Decrease that the first certified step aims at, over the loss, after a
-stochastic phase."""
+# what the first certified step takes, roughly, over the evaluation of its
+# start: uncertified steps, and their end
 _FIRST_STEP = 3.0
-"""What the first certified step takes, roughly, over the evaluation of its
-start: uncertified steps, and their end."""
 
 
+# times the loss of the start: what has grown so far will not come back
 _DIVERGED = 10.0
-"""Times the loss of the start: what has grown so far will not come back."""
 
 
 RACE = RateRace()
+# times the steps of one lap that a run should have before it: a race takes
+# three to six laps, and keeps one
 _ROOM = 10.0
-"""Times the steps of one lap that a run should have before it: a race takes
-three to six laps, and keeps one."""
+# what the first evaluation of the probe takes, roughly, over a step on a
+# mini-batch
 _STEPS_IN_A_PROBE = 5.0
-"""What the first evaluation of the probe takes, roughly, over a step on a
-mini-batch."""
 
 
 class Divergence(Exception):
