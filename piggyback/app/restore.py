@@ -106,6 +106,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--model",
+        type=_model_name,
         required=True,
         metavar="RUN|NAME",
         help="run folder of `train`, model.safetensors, or a shipped model",
@@ -195,6 +196,12 @@ def build_parser() -> Parser:
 def _level(text: str) -> float | str:
     """A noise level, or the word ``auto``."""
     return AUTO if text == AUTO else grey_levels(text)
+
+
+def _model_name(text: str) -> str:
+    """A folder, a file or the name of a shipped model, as it was typed."""
+    path(text)
+    return text
 
 
 @command()

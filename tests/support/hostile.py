@@ -19,7 +19,7 @@ from experiments.studies.ridge import run as ridge_study
 from experiments.studies.shared.instances import PRETRAINED
 from experiments.studies.truth_test import run as truth_test
 from experiments.studies.validate_bounds import run as validate_bounds
-from piggyback.app import evaluate
+from piggyback.app import evaluate, restore
 
 COMMANDS: dict[str, ModuleType] = {
     "benchmark": benchmark,
@@ -31,6 +31,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "few_shot": few_shot,
     "learned_solver": learned_solver,
+    "restore": restore,
     "ridge": ridge_study,
     "truth_test": truth_test,
     "validate_bounds": validate_bounds,
@@ -126,11 +127,11 @@ def words(action: argparse.Action, value: str) -> list[str]:
 
 def needed(module: ModuleType, without: argparse.Action) -> list[str]:
     """What the command cannot do without."""
-    return [
-        str(PRETRAINED)
-        for action in actions(module)
-        if action.required and action.dest != without.dest
-    ]
+    given = []
+    for action in actions(module):
+        if action.required and action.dest != without.dest:
+            given += [*action.option_strings[:1], str(PRETRAINED)]
+    return given
 
 
 def cases() -> Iterator[tuple[str, argparse.Action]]:
