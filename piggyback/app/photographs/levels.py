@@ -41,7 +41,7 @@ INDIRECT = 1 / 6
 # as long; at five times, photographs lose 1 dB (docstring of ``prepared``).
 MILDER = 2.0
 # of a denoiser's weight, for such a model, in the place of ``INDIRECT``
-SHARE = 1 / 10
+SHARE = 1 / 12
 # times the trained level, or its inverse, beyond which a model is used
 # further from its training than was tried
 FAR = 3.0

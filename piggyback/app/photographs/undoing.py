@@ -47,10 +47,11 @@ class Undoing(Protocol):
 
 class Missing:
     """Pixels are missing where ``mask`` ``(height, width)`` is 0; 1
-    elsewhere."""
+    elsewhere. ``name``: where the mask comes from, for messages."""
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, name: str = "") -> None:
         self.mask = mask
+        self.name = name
         self.direct = False
         self.mixed = False
 
