@@ -16,12 +16,12 @@ from piggyback import __version__
 from piggyback.app.console.interruption import interruptible
 from piggyback.app.errors import Interrupted
 
+# each is the function ``main`` of the module of that name beside this one
 COMMANDS = {
     "train": "learn a regularizer from your own images, or from samples",
     "evaluate": "degrade clean images, restore them, and measure the result",
     "restore": "denoise or deblur your photographs",
 }
-"""Each is the function ``main`` of the module of that name beside this one."""
 
 USAGE = """usage: piggyback [--help] [--version] COMMAND ...
 

@@ -17,9 +17,9 @@ from piggyback.problems.regularizer import Regularizer
 from piggyback.solvers.stopping import NotConverged
 from piggyback.terms.data.base import DataTerm
 
+# certified RMS error of a reconstruction unless another is asked for: half a
+# grey level of 255, which costs 0.005 dB at most in practice
 TOLERANCE = 2e-3
-"""Certified RMS error of a reconstruction unless another is asked for: half a
-grey level of 255, which costs 0.005 dB at most in practice."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,8 @@ from piggyback.app.runs.model_file import find_model
 
 AUTO = "auto"
 LARGEST_SCALE = 16
+# how far from 1 a kernel may add up without a word
 _ROUNDING = 1e-3
-"""How far from 1 a kernel may add up without a word."""
 
 
 def build_parser() -> Parser:
@@ -107,6 +107,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--model",
+        type=_model_name,
         required=True,
         metavar="RUN|NAME",
         help="run folder of `train`, model.safetensors, or a shipped model",
@@ -198,6 +199,12 @@ def _level(text: str) -> float | str:
     return AUTO if text == AUTO else grey_levels(text)
 
 
+def _model_name(text: str) -> str:
+    """A folder, a file or the name of a shipped model, as it was typed."""
+    path(text)
+    return text
+
+
 @command()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
@@ -209,12 +216,17 @@ def main(arguments: list[str] | None = None) -> None:
     undoing = what_to_undo(options, config, len(files))
     targets = Targets.planned(wish_of(options), files)
     clean = compared(options.compare, files)
-    check_inputs(options, files, undoing)
+    say_what_is_left_out(options.inputs)
+    check_inputs(files, undoing)
     regularizer = strengthened(model.regularizer, options.strength).to(device)
     restorer = Restorer(
         replace(model, regularizer=regularizer), undoing, options.tolerance
     )
-    rows = restored(restorer, files, options.sigma, targets, clean)
+    jobs = [
+        Job(*one)
+        for one in zip(files, targets.places, targets.kinds, clean, strict=True)
+    ]
+    rows = restored(restorer, jobs, options.sigma)
     targets.report.write_json(
         {
             "images": [asdict(row) for row in rows],
@@ -302,37 +314,47 @@ def _mask(file: Path) -> Missing:
     seen = read_picture(file).grey() >= 0.5
     if not seen.any():
         raise UserError(f"--mask {file}: is black, no pixel would be known")
-    return Missing(torch.from_numpy(seen.astype(np.float32)))
+    known = torch.from_numpy(seen.astype(np.float32))
+    return Missing(known, str(file))
 
 
-def check_inputs(options: Any, files: Sequence[Path], undoing: Undoing) -> None:
-    """Read everything once before the work, so that no bad file is met in the
-    middle of it.
+def say_what_is_left_out(inputs: Sequence[Path]) -> None:
+    """A note for every folder that holds images of a kind that is not read.
 
     Args:
-        options: The command line.
-        files: The photographs.
-        undoing: What is to be undone.
-
-    Raises:
-        UserError: For the first file that cannot be restored.
+        inputs: Files and folders.
     """
-    for folder in (given for given in options.inputs if given.is_dir()):
+    for folder in (given for given in inputs if given.is_dir()):
         missed = left_out(folder)
         if missed:
             note(
                 f"{folder}: left out, of a kind that is not read: "
                 f"{', '.join(missed[:5])}"
             )
+
+
+def check_inputs(files: Sequence[Path], undoing: Undoing) -> None:
+    """Read everything once before the work, so that no bad file is met in the
+    middle of it.
+
+    Args:
+        files: The photographs.
+        undoing: What is to be undone.
+
+    Raises:
+        UserError: For the first file that cannot be restored.
+    """
     for file in files:
         photo = read_observed(file)
-        if isinstance(undoing, Missing):
-            mask, size = undoing.mask.shape, photo.pixels.shape[-2:]
-            if mask != size:
-                raise UserError(
-                    f"--mask {options.mask}: {mask[1]}x{mask[0]} pixels, "
-                    f"{file} has {size[1]}x{size[0]}"
-                )
+        if not isinstance(undoing, Missing):
+            continue
+        mask = undoing.mask.shape
+        size = photo.pixels.shape[-2:]
+        if mask != size:
+            raise UserError(
+                f"--mask {undoing.name}: {mask[1]}x{mask[0]} pixels, "
+                f"{file} has {size[1]}x{size[0]}"
+            )
 
 
 def compared(place: Path | None, files: Sequence[Path]) -> list[Path | None]:
@@ -371,45 +393,49 @@ def compared(place: Path | None, files: Sequence[Path]) -> list[Path | None]:
 # --- the work -----------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Job:
+    """One photograph: its ``file``, the ``place`` and ``kind`` of the result,
+    and the ``clean`` photograph to compare it with, or None."""
+
+    file: Path
+    place: Path
+    kind: Kind
+    clean: Path | None
+
+
 def restored(
-    restorer: Restorer,
-    files: Sequence[Path],
-    sigma: float | str,
-    targets: Targets,
-    clean: Sequence[Path | None],
+    restorer: Restorer, jobs: Sequence[Job], sigma: float | str
 ) -> list[Row]:
     """Restore and write one photograph after the other.
 
     Args:
         restorer: How.
-        files: The photographs.
+        jobs: The photographs.
         sigma: Their noise in grey levels of 255, or ``auto``.
-        targets: Where the results go.
-        clean: What to compare each with, or None.
 
     Returns:
         What is reported of each.
+
+    Raises:
+        UserError: That names the photograph which cannot be restored.
     """
     console = Terminal(stderr=True)
-    sizes = [file.stat().st_size for file in files]
-    shown = console.is_terminal
+    sizes = [float(job.file.stat().st_size) for job in jobs]
     rows = []
     bar = progress_bar(console)
-    task = bar.add_task("restoring", total=float(sum(sizes)))
-    with bar if shown else nullcontext():
-        for index, file in enumerate(files):
-            bar.update(task, description=f"restoring {file.name[-40:]}")
-            place, kind = targets.places[index], targets.kinds[index]
+    task = bar.add_task("restoring", total=sum(sizes))
+    with bar if console.is_terminal else nullcontext():
+        for job, size in zip(jobs, sizes, strict=True):
+            bar.update(task, description=f"restoring {job.file.name[-40:]}")
             try:
-                rows.append(
-                    _one(restorer, file, sigma, place, kind, clean[index])
-                )
+                rows.append(_one(restorer, job, sigma))
             except UserError as error:
-                raise UserError(_about(file, str(error))) from error
+                raise UserError(_about(job.file, str(error))) from error
             except ValueError as error:
-                raise UserError(f"{file}: {error}") from error
+                raise UserError(f"{job.file}: {error}") from error
             # the size of a file stands for the time that it takes
-            bar.advance(task, float(sizes[index]))
+            bar.advance(task, size)
     return rows
 
 
@@ -417,22 +443,15 @@ def _about(file: Path, message: str) -> str:
     return message if str(file) in message else f"{file}: {message}"
 
 
-def _one(
-    restorer: Restorer,
-    file: Path,
-    sigma: float | str,
-    place: Path,
-    kind: Kind,
-    clean: Path | None,
-) -> Row:
-    photo = read_observed(file)
+def _one(restorer: Restorer, job: Job, sigma: float | str) -> Row:
+    photo = read_observed(job.file)
     levels, estimated = _levels(photo, sigma)
     found = restorer.restore(photo.pixels, levels)
-    write_new(place, _content(photo, found.pixels, kind))
+    write_new(job.place, _content(photo, found.pixels, job.kind))
     height, width = found.pixels.shape[-2:]
     row = Row(
         name=photo.name,
-        output=place.name,
+        output=job.place.name,
         width=width,
         height=height,
         channels=photo.pixels.shape[0],
@@ -442,9 +461,11 @@ def _one(
         converged=found.converged,
         operator_pairs=found.pairs,
         seconds=found.seconds,
-        notes=[*photo.notes, *_lost(photo, kind), *found.notes],
+        notes=[*photo.notes, *_lost(photo, job.kind), *found.notes],
     )
-    return row if clean is None else _measured(row, photo, found, clean)
+    if job.clean is None:
+        return row
+    return _measured(row, photo, found, job.clean)
 
 
 def _levels(

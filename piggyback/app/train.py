@@ -27,7 +27,8 @@ from piggyback.app.images.sources import (
 )
 from piggyback.app.options.kept import RunOptions, checksum
 from piggyback.app.options.plan import Source, TrainingPlan
-from piggyback.app.options.train import CommandLine, Options
+from piggyback.app.options.train import Options
+from piggyback.app.options.train_parser import CommandLine
 from piggyback.app.report.final import is_reported, report
 from piggyback.app.runs.folder import RunFolder
 from piggyback.app.runs.model_file import at_level
@@ -150,14 +151,14 @@ def prepared(
     device = choose_device(options.device)
     check_memory(options, device, channels, test)
     check_disk(folder, options, channels)
-    plan = options.plan(options.degradation(kept.kernel))
-    source = Source(train, plan.degradation, plan.patch, channels, device)
+    plan = TrainingPlan.of(options, options.degradation(kept.kernel))
+    source = Source(train, plan.degradation, options.patch, channels, device)
     try:
         samples = source.draw(
-            plan.patches, torch.Generator().manual_seed(plan.seed)
+            options.patches, torch.Generator().manual_seed(options.seed)
         )
     except UserError as error:
-        raise UserError(f"--patch {plan.patch}: {error}") from error
+        raise UserError(f"--patch {options.patch}: {error}") from error
     regularizer, kernels = new_regularizer(
         options, plan.degradation, samples, kept.kernels
     )
@@ -200,7 +201,13 @@ def carry_out(run: RunFolder, job: Job, state: RunState | None) -> None:
             f"a smaller step size than --rate {reached.rows[-1].step:g} may do better",
             highlight=False,
         )
-    report(run, job.samples, job.test, job.plan.degradation, job.plan.workers)
+    report(
+        run,
+        job.samples,
+        job.test,
+        job.plan.degradation,
+        job.plan.options.threads,
+    )
 
 
 def what_is_kept(folder: Path, command: CommandLine) -> str:

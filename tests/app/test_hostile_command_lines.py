@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from piggyback.app import train
-from piggyback.app.options.train import build_parser
+from piggyback.app.options.train_parser import build_parser
 from piggyback.app.report import final as final_report
 from tests.reliability.base import CommandRefused, run_command
 from tests.support.run_faults import FAMILIES, TinyRun, cheap_reports, draw

@@ -27,6 +27,8 @@ from piggyback.app.photographs.channels import (
     parts_of,
 )
 from piggyback.app.photographs.levels import (
+    MILDER,
+    SHARE,
     Model,
     estimated_levels,
     prepared,
@@ -35,9 +37,10 @@ from piggyback.app.photographs.levels import (
 from piggyback.app.photographs.restoring import Restorer
 from piggyback.app.photographs.undoing import Missing, filled
 from piggyback.app.runs.folder import RunFolder
-from piggyback.app.runs.model_file import save_regularizer
+from piggyback.app.runs.model_file import find_model, save_regularizer
 from piggyback.terms.data.denoising import Denoising
 from regularizers.adaptive import AdaptiveRegularizer, WeightConfig
+from regularizers.conditional import ConditionalRegularizer
 from regularizers.linear import LinearConfig, LinearRegularizer
 
 EIGHT = Depth(np.dtype(np.uint8), 255)
@@ -691,6 +694,30 @@ def _refused(
         if not line.startswith("note: ")
     ]
     assert line.startswith("error: ") and expected in line
+
+
+@pytest.mark.parametrize("noise", [0.5, 4.0, 60.0])
+def test_blurred_photographs_are_for_a_level_near_their_noise(
+    noise: float,
+) -> None:
+    """Of those that the model serves; its weights are in proportion to the
+    noise. To enlarge, the level of the training is taken."""
+    found, _ = find_model("denoise-grey")
+    assert isinstance(found, ConditionalRegularizer)
+    model = Model("shipped", found, 25 / 255)
+    lowest, highest = found.levels
+    sigma = noise / 255
+    level = min(max(MILDER * sigma, lowest), highest)
+    blurred = prepared(model, sigma, direct=False, mixed=True)
+    assert isinstance(blurred.regularizer, ConditionalRegularizer)
+    assert blurred.factor == 1.0
+    assert blurred.regularizer.sigma == pytest.approx(level)
+    ratio = blurred.regularizer.log_weight - found.log_weight
+    weight = torch.full_like(ratio, SHARE * sigma / level)
+    torch.testing.assert_close(ratio.exp(), weight)
+    small = prepared(model, sigma, direct=False, mixed=True, reduced=True)
+    assert isinstance(small.regularizer, ConditionalRegularizer)
+    assert small.regularizer.sigma == pytest.approx(25 / 255)
 
 
 def test_refusals_name_the_culprit(run, tmp_path, capsys) -> None:

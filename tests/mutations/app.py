@@ -180,10 +180,18 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "piggyback/app/photographs/levels.py",
         "prepared",
-        "return Prepared(model.regularizer, model.sigma / sigma)",
-        "return Prepared(model.regularizer, sigma / model.sigma)",
+        "return Prepared(regularizer, trained / sigma)",
+        "return Prepared(regularizer, sigma / trained)",
         "a model is brought to the inverse of a noise level",
         (RESTORE, "-k", "change_of_units"),
+    ),
+    Mutation(
+        "piggyback/app/photographs/levels.py",
+        "prepared",
+        "trained = _nearest(regularizer, MILDER * sigma)",
+        "trained = MILDER * sigma",
+        "a blurred photograph is refused for its level of noise",
+        (RESTORE, "-k", "blurred_photographs_are_for"),
     ),
     Mutation(
         "piggyback/app/photographs/restoring.py",

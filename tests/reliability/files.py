@@ -29,7 +29,7 @@ from experiments.studies.ridge import run as ridge_study
 from experiments.studies.shared.instances import PRETRAINED
 from experiments.studies.truth_test import run as truth_test
 from experiments.studies.validate_bounds import run as validate_bounds
-from piggyback.app import evaluate
+from piggyback.app import evaluate, restore
 from piggyback.app.degradations.blur_kernels import motion_kernel, read_kernel
 from piggyback.app.errors import UserError
 from piggyback.app.images.sources import load_folder, read_image
@@ -1112,7 +1112,139 @@ LINES = [
     ),
 ]
 
-REFUSALS: list[Refusal] = [*IMAGES, *KERNELS, *PLACES, *RUNS, *LINES]
+# --- photographs to be restored -----------------------------------------------
+
+
+def restoring(
+    what: str,
+    culprit: str,
+    *more: str,
+    make: Callable[[Path], object] = lambda folder: None,
+) -> Refusal:
+    """A command line of ``restore`` for the photograph ``a.png``, ``{}`` in
+    ``more`` the folder; ``make`` adds to it. Nothing may be written."""
+
+    def act(folder: Path) -> object:
+        photo = picture(folder / "a.png")
+        make(folder)
+        before = sorted(folder.rglob("*"))
+        words = [word.format(folder) for word in more]
+        if "-o" not in words:
+            words += ["-o", str(folder / "out")]
+        if "--model" not in words:
+            words += ["--model", "denoise-grey"]
+        try:
+            return run_command(restore.main, photo, *words, "--threads", 1)
+        finally:
+            assert sorted(folder.rglob("*")) == before
+
+    return Refusal(f"restore {what}", act, culprit, CommandRefused)
+
+
+def _table(rows: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "k.txt").write_text(rows)
+
+
+def _mask(side: int, level: int) -> Callable[[Path], object]:
+    image = Image.new("L", (side, side), level)
+    return lambda folder: image.save(folder / "mask.png")
+
+
+RESTORING = [
+    restoring("onto the photograph", "photograph itself", "-o", "{}/a.png"),
+    restoring(
+        "onto another file",
+        "b.png: exists",
+        *("-o", "{}/b.png"),
+        make=lambda folder: picture(folder / "b.png"),
+    ),
+    restoring("into its own folder", "a.png exists", "-o", "{}"),
+    restoring(
+        "to a format that is not written", "files end in", "-o", "{}/b.gif"
+    ),
+    restoring(
+        "to a file and a format",
+        "says its format itself",
+        *("--format", "png", "-o", "{}/b.png"),
+    ),
+    restoring("with an unknown model", "no such model", "--model", "nobody"),
+    restoring("with a folder as model", "not a run folder", "--model", "{}"),
+    restoring("a file that is missing", "no such file", "{}/b.png"),
+    restoring(
+        "a text",
+        "not called like an image",
+        "{}/k.txt",
+        make=_table("1"),
+    ),
+    restoring(
+        "a damaged photograph among others",
+        "z.png",
+        "{}/z.png",
+        make=lambda folder: (folder / "z.png").write_bytes(b"\x89PNG\r\n"),
+    ),
+    restoring(
+        "with noise that is not positive", "--sigma must be", "--sigma", "0"
+    ),
+    restoring(
+        "with noise in words", "--sigma must be a number", "--sigma", "much"
+    ),
+    restoring("with no strength", "--strength must be", "--strength", "0"),
+    restoring(
+        "with a kernel that is missing", "no such file", "--kernel", "{}/k.txt"
+    ),
+    restoring(
+        "with a kernel of negative entries",
+        "non-negative",
+        *("--kernel", "{}/k.txt"),
+        make=_table("0 -1 0\n1 2 1\n0 1 0\n"),
+    ),
+    restoring(
+        "with a kernel of even sides",
+        "odd sides",
+        *("--kernel", "{}/k.txt"),
+        make=_table("1 1\n1 1\n"),
+    ),
+    restoring(
+        "with a kernel and a scale",
+        "exclude each other",
+        *("--kernel", "{}/k.txt", "--scale", "2"),
+        make=_table("1"),
+    ),
+    restoring("without enlarging it", "--scale must be", "--scale", "1"),
+    restoring(
+        "with a mask and no noise level",
+        "give --sigma",
+        *("--mask", "{}/mask.png"),
+        make=_mask(32, 255),
+    ),
+    restoring(
+        "with a mask of another size",
+        "20x20 pixels",
+        *("--mask", "{}/mask.png", "--sigma", "5"),
+        make=_mask(20, 255),
+    ),
+    restoring(
+        "with a black mask",
+        "is black",
+        *("--mask", "{}/mask.png", "--sigma", "5"),
+        make=_mask(32, 0),
+    ),
+    restoring(
+        "and compare with nothing",
+        "holds no image a",
+        *("--compare", "{}/clean"),
+        make=lambda folder: picture(folder / "clean" / "b.png"),
+    ),
+]
+
+REFUSALS: list[Refusal] = [
+    *IMAGES,
+    *KERNELS,
+    *PLACES,
+    *RUNS,
+    *LINES,
+    *RESTORING,
+]
 
 
 def section() -> str:

@@ -20,7 +20,7 @@ from experiments.studies.ridge import run as ridge_study
 from experiments.studies.shared.instances import PRETRAINED
 from experiments.studies.truth_test import run as truth_test
 from experiments.studies.validate_bounds import run as validate_bounds
-from piggyback.app import evaluate
+from piggyback.app import evaluate, restore
 
 COMMANDS: dict[str, ModuleType] = {
     "benchmark": benchmark,
@@ -33,6 +33,7 @@ COMMANDS: dict[str, ModuleType] = {
     "few_shot": few_shot,
     "front_page": front_page,
     "learned_solver": learned_solver,
+    "restore": restore,
     "ridge": ridge_study,
     "truth_test": truth_test,
     "validate_bounds": validate_bounds,
@@ -128,11 +129,11 @@ def words(action: argparse.Action, value: str) -> list[str]:
 
 def needed(module: ModuleType, without: argparse.Action) -> list[str]:
     """What the command cannot do without."""
-    return [
-        str(PRETRAINED)
-        for action in actions(module)
-        if action.required and action.dest != without.dest
-    ]
+    given = []
+    for action in actions(module):
+        if action.required and action.dest != without.dest:
+            given += [*action.option_strings[:1], str(PRETRAINED)]
+    return given
 
 
 def cases() -> Iterator[tuple[str, argparse.Action]]:

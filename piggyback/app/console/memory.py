@@ -100,12 +100,12 @@ def available_memory(device: torch.device) -> float:
     return min(found)
 
 
+# files, and the word that begins the line with the number
 _SOURCES = (
     (Path("/proc/meminfo"), "MemAvailable:"),
     (Path("/sys/fs/cgroup/memory.max"), ""),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), ""),
 )
-"""Files, and the word that begins the line with the number."""
 
 
 def _number_in(path: Path, word: str) -> float:

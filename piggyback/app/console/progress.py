@@ -78,8 +78,8 @@ def _left(seconds: float, done: float) -> str:
     return f"{int(left) // 60}:{int(left) % 60:02d}"
 
 
+# seconds; a larger time is a guess from next to nothing.
 _LONGEST = 1e6
-"""Seconds; a larger time is a guess from next to nothing."""
 
 
 def gradient_in_words(row: HistoryRow) -> str:

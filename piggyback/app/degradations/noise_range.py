@@ -12,8 +12,8 @@ from piggyback.app.degradations.base import Noise
 from piggyback.app.runs.folder import Json
 from piggyback.training.samples import Samples
 
+# at which denoisers are compared
 USUAL_LEVEL = 25 / 255
-"""At which denoisers are compared."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 

@@ -33,8 +33,8 @@ from piggyback.app.files.places import (
 )
 from piggyback.app.runs.folder import Json, json_text
 
+# the software that figures name in their header
 MARK = "piggyback-bilevel"
-"""The software that figures name in their header."""
 RUN_FILES = (
     "model.safetensors",
     "config.json",

@@ -59,8 +59,8 @@ class Picture:
         return self.values() @ np.array([0.299, 0.587, 0.114])
 
 
+# what reading says of alpha, for those who use the colours alone
 TRANSPARENT = "transparency ignored"
-"""What reading says of alpha, for those who use the colours alone."""
 
 
 class Unsupported(Exception):

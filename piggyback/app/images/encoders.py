@@ -30,8 +30,8 @@ SUFFIXES: dict[str, Kind] = {
 }
 JPEG_QUALITY = 95
 _DEEPEST_PNG = 65535
+# colour types of PNG by the number of samples per pixel
 _PNG_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}
-"""Colour types of PNG by the number of samples per pixel."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from piggyback.app.images.pictures import read_picture
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 )
+# of images that are not read; a folder that holds some is not complete
+# without them, which is said.
 OTHER_SUFFIXES = frozenset(
     {
         ".gif",
@@ -46,16 +48,14 @@ OTHER_SUFFIXES = frozenset(
     }
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
 )
-"""Of images that are not read; a folder that holds some is not complete without
-them, which is said."""
 NAMES_SHOWN = 5
 MINIMUM_SIDE = 16
 TEST_SIDE = 256
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
 SCIKIT_IMAGE = ("skimage", "data")
+# packages that ship photographs, and the folder within
 SCIKIT_LEARN = ("sklearn", "datasets/images")
-"""Packages that ship photographs, and the folder within."""
 
 
 @dataclass(frozen=True, eq=False)

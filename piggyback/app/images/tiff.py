@@ -28,13 +28,13 @@ from piggyback.app.images.decoders import (
     upright,
 )
 
+# as many as Pillow takes before it suspects a decompression bomb; tifffile
+# does not look.
 MAXIMUM_PIXELS = 180_000_000
-"""As many as Pillow takes before it suspects a decompression bomb; tifffile
-does not look."""
 
+# of bytes before and after compression; LZMA takes an image of one grey value
+# to about half of that.
 MAXIMUM_RATIO = 20_000
-"""Of bytes before and after compression; LZMA takes an image of one grey value
-to about half of that."""
 
 _ORIENTATION = 274
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATED, _YCBCR = 0, 1, 2, 5, 6

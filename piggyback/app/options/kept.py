@@ -13,17 +13,16 @@ from torch import Tensor
 
 from piggyback.app.errors import UserError
 from piggyback.app.images.sources import Photograph
-from piggyback.app.options.train import (
-    LIMITS,
-    PLACES,
-    CommandLine,
-    Options,
-    flag,
-)
+from piggyback.app.options.train import Group, Options, flag, names_in
+from piggyback.app.options.train_parser import CommandLine
 from piggyback.app.runs.folder import Json
 
 VERSION = 1
 BLUR = ("blur", "blur_std", "blur_seed")
+# folders may have moved; what they hold must not have changed
+PLACES = names_in(Group.FOLDERS)
+# how long, on what, and how often to report: none of it says what is learned
+ANEW = (*names_in(Group.LIMITS), *PLACES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +65,9 @@ class RunOptions:
             )
         try:
             plain = dict(packed["options"])
+            for name in (one.name for one in fields(Options)):
+                # a default would not be what the run was begun with
+                plain[name]
             for name in PLACES:
                 plain[name] = None if plain[name] is None else Path(plain[name])
             kernel, kernels = packed["kernel"], packed["kernels"]
@@ -90,7 +92,7 @@ class RunOptions:
         wrong = [
             name
             for name, value in given.items()
-            if name not in (*LIMITS, *PLACES) and self._differs(name, value)
+            if name not in ANEW and self._differs(name, value)
         ]
         blur = {name: given[name] for name in BLUR if name in given}
         if self.kernel is not None and blur and not self._same_blur(blur):
@@ -108,11 +110,7 @@ class RunOptions:
                 f"{where}: was begun with {said}; resume it without that, or "
                 "begin another run in another --out"
             )
-        anew = {
-            name: value
-            for name, value in given.items()
-            if name in (*LIMITS, *PLACES)
-        }
+        anew = {name: value for name, value in given.items() if name in ANEW}
         return replace(self, options=replace(self.options, **anew))
 
     def check_images(

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from piggyback.app.errors import UserError
 
 LARGEST = 2**31 - 1
+# the most that is sensible; beyond it a typing error is more likely, and
+# memory runs out before anything can be said.
 THREADS, SIDE, FILTERS, SIZE, PATCHES, STEPS = (
     1024,
     4096,
@@ -25,8 +27,6 @@ THREADS, SIDE, FILTERS, SIZE, PATCHES, STEPS = (
     100_000,
     1_000_000,
 )
-"""The most that is sensible; beyond it a typing error is more likely, and
-memory runs out before anything can be said."""
 
 
 class Parser(argparse.ArgumentParser):

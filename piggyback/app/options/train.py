@@ -1,449 +1,237 @@
-"""The options of a training run: the command line, what a run keeps of it, and
-what may be given anew when it is resumed."""
+"""The settings of a training run: each is listed here once, with its default,
+what values it takes, and what it means.
+
+The command line and its help are made from this list (``train_parser``); a run
+keeps it (``kept``) and computes from it what it does (``plan``).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import Tensor
 
-from piggyback.app.console.program import program
 from piggyback.app.console.runtime import Device, available_cores
 from piggyback.app.degradations.base import (
-    EDGES,
     Blur,
     Degradation,
+    Edges,
     Noise,
     edges_named,
 )
 from piggyback.app.degradations.blur_kernels import blur_kernel
 from piggyback.app.degradations.noise_range import NoiseRange
 from piggyback.app.errors import UserError
-from piggyback.app.options.plan import TrainingPlan
-from piggyback.problems.pair import Accuracy
 
-ADJOINT_TOLERANCE = 0.1
-CERTIFIED = 1e-3
-"""RMS error of x that the certified descent and the probes begin with."""
-START_ACCURACY, COARSEST_ADJOINT = Accuracy(4e-3, 0.4), 0.8
-START_RATE = 8e-3
-"""Where the search for tolerances and step size begins; nothing depends on it
-but the first steps."""
-LIMITS = (
-    "budget",
-    "stochastic",
-    "steps",
-    "iterations",
-    "threads",
-    "device",
-    "report_every",
-)
-"""What a resumed run may be given anew: how long, on what, and how often to
-report; none of it says what is learned."""
-PLACES = ("train", "test")
-"""Folders that may have moved; what they hold must not have changed."""
-POSITIVE = (
-    "ridge",
-    "budget",
-    "minibatch",
-    "rate",
-    "report_every",
-    "patches",
-    "patch",
-    "batch",
-    "threads",
-    "tolerance",
-    "filters",
-)
-RANGES = {
-    "sigma": (1e-2, 1e3),
-    "ridge": (1e-9, 1e3),
-    "tolerance": (1e-7, 1.0),
-    "rate": (1e-12, 1e6),
-    "seed": (-(2**63), 2**63 - 2),
-    "blur_seed": (-(2**63), 2**63 - 1),
-}
-"""Least and most of numbers that mean something: grey levels of a noise, what
-single precision can tell apart, seeds of torch."""
+Task = Literal["denoise", "deblur"]
+Family = Literal["auto", "adaptive", "linear", "icnn"]
+Form = Literal["nested", "lifted"]
+Profile = Literal["logcosh", "charbonnier", "huber"]
+Boundary = Literal["reflect", "circular", "valid"]
+
+# found by the run itself
+AUTO: Literal["auto"] = "auto"
+
+# larger numbers are no counts of anything
 COUNTABLE = 2**62
-"""Larger numbers are no counts of anything."""
 
 
-def folder(text: str | Path) -> Path:
-    """A path as it is given, whatever it looks like: ``#scans``, ``null`` and
-    ``~`` are names too."""
-    if not str(text) or "\0" in str(text):
-        raise ValueError("no name of a file")
-    return Path(text)
+class Group(Enum):
+    """Settings that belong together; the value is their headline in the
+    help."""
 
-
-def number(text: str) -> float:
-    """As Python reads it; what is no number, or none that makes sense, is
-    refused later with the name of the option."""
-    return float(text)
-
-
-AUTO = "auto"
-"""Found by the run itself."""
-
-
-def number_or_auto(text: str) -> float | str:
-    """A number, or the word ``auto``."""
-    return AUTO if text == AUTO else float(text)
-
-
-def whole(text: str) -> int:
-    """The same for numbers without a fraction."""
-    return int(text)
-
-
-def build_parser() -> ArgumentParser:
-    """The command line."""
-    parser = ArgumentParser(
-        prog=program("train"),
-        description="Train a learned convex regularizer.",
-        exit_on_error=False,
-        allow_abbrev=True,
-    )
-    parser.add_argument(
-        "task",
-        choices=["denoise", "deblur"],
-        nargs="?",
-        help="what to undo (--resume: what the run was begun with)",
-    )
-    parser.add_argument(
-        "--regularizer",
-        choices=["auto", "adaptive", "linear", "icnn"],
-        default="auto",
-        help="adaptive: weights that depend on the observation; linear: one per filter; icnn: an input-convex network; "
-        "auto: adaptive for denoise",
-    )
-    parser.add_argument(
-        "--train",
-        type=folder,
-        help="folder of training images (default: embedded photographs)",
-    )
-    parser.add_argument(
-        "--test",
-        type=folder,
-        help="folder of test images, never trained on (default: embedded)",
-    )
-    parser.add_argument(
-        "--sigma",
-        type=number,
-        help="noise, in grey levels of 255 (default: 25 for denoise, 2.55 for deblur)",
-    )
-    parser.add_argument(
-        "--sigma-range",
-        type=number,
-        nargs=2,
-        help="denoise: one model for all noise levels from the first number to the second, in grey levels of 255",
-    )
-    parser.add_argument(
-        "--blur",
-        default="gaussian",
-        help="gaussian (9x9), uniform (9x9), motion (15x15), or a file: image, .npy, text",
-    )
-    parser.add_argument(
-        "--blur-std",
-        type=number,
-        default=1.5,
-        help="of the Gaussian blur, in pixels",
-    )
-    parser.add_argument(
-        "--blur-seed", type=whole, default=0, help="of the motion blur"
-    )
-    parser.add_argument(
-        "--ridge", type=number, default=1e-3, help="of the deblurring data term"
-    )
-    parser.add_argument(
-        "--edges",
-        choices=list(EDGES),
-        default="circular",
-        help="what training patches are beyond their border",
-    )
-    parser.add_argument(
-        "--out",
-        type=folder,
-        help="run folder (default: runs/denoise or runs/deblur)",
-    )
-    parser.add_argument("--seed", type=whole, default=0)
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the interrupted run in --out, by its own options; only --budget, --stochastic, --steps, --iterations, "
-        "--threads, --device and --report-every may be given anew, and folders that have moved",
-    )
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda", "auto"], default="auto"
-    )
-    parser.add_argument(
-        "--budget",
-        type=number,
-        default=150.0,
-        help="seconds of training proper",
-    )
-    parser.add_argument(
-        "--stochastic",
-        type=number,
-        default=1.0,
-        help="part of the budget for mini-batches; the rest is for a descent on fixed patches whose every step is certified",
-    )
-    parser.add_argument(
-        "--steps",
-        type=whole,
-        default=100_000,
-        help="most steps on mini-batches",
-    )
-    parser.add_argument(
-        "--iterations",
-        type=whole,
-        default=100_000,
-        help="most steps of the certified descent",
-    )
-    parser.add_argument(
-        "--minibatch", type=whole, default=8, help="fresh patches per step"
-    )
-    parser.add_argument(
-        "--rate",
-        type=number_or_auto,
-        default=AUTO,
-        help="step size of the steps on mini-batches; auto: found by a short race at the start",
-    )
-    parser.add_argument(
-        "--report-every",
-        type=whole,
-        default=50,
-        help="steps on mini-batches between reports and checkpoints",
-    )
-    parser.add_argument(
-        "--colour",
-        action="store_true",
-        help="keep colour (default: convert to grey)",
-    )
-    parser.add_argument("--filters", type=whole, default=32)
-    parser.add_argument(
-        "--size", type=whole, default=7, help="filters of size x size pixels"
-    )
-    parser.add_argument(
-        "--widths",
-        type=whole,
-        nargs="+",
-        default=[32, 16],
-        help="icnn: channels of the hidden layers",
-    )
-    parser.add_argument(
-        "--inner",
-        type=whole,
-        default=1,
-        help="icnn: side of the kernels between hidden layers",
-    )
-    parser.add_argument(
-        "--form",
-        choices=["nested", "lifted"],
-        default="nested",
-        help="icnn: nested softplus network, or ReLU network whose hidden layers are variables (slow: for small sizes)",
-    )
-    parser.add_argument(
-        "--profile",
-        choices=["logcosh", "charbonnier", "huber"],
-        default="logcosh",
-    )
-    parser.add_argument(
-        "--boundary",
-        choices=["reflect", "circular", "valid"],
-        default="reflect",
-    )
-    parser.add_argument(
-        "--patches",
-        type=whole,
-        default=128,
-        help="fixed patches of the certified descent",
-    )
-    parser.add_argument(
-        "--patch", type=whole, default=48, help="side of a patch in pixels"
-    )
-    parser.add_argument(
-        "--batch", type=whole, default=4, help="patches per batched solve"
-    )
-    parser.add_argument(
-        "--measure-kernels",
-        action="store_true",
-        help="time the convolution kernels for this patch size first",
-    )
-    parser.add_argument(
-        "--threads",
-        type=whole,
-        default=available_cores(),
-        help="CPU threads, one solve each",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=number_or_auto,
-        default=AUTO,
-        help="coarsest RMS error of x, in grey values of [0, 1]; auto: what certificates and noise allow",
-    )
-    return parser
+    FOLDERS = "folders (may have moved when a run is resumed)"
+    DEGRADATION = "what is undone"
+    MODEL = "the regularizer"
+    LIMITS = "limits (may be given anew when a run is resumed)"
+    SAMPLES = "samples and steps"
 
 
 @dataclass(frozen=True)
-class CommandLine:
-    """What was written: ``given`` holds only the options that were, ``resume``
-    and ``out`` aside."""
+class Range:
+    """What a number may be.
 
-    given: dict[str, Any]
-    out: Path | None
-    resume: bool
+    ``positive``: more than 0; ``least``, ``most``: what means something, such
+    as what single precision can tell apart, or None for any number that counts
+    something.
+    """
 
-    @staticmethod
-    def parsed(arguments: list[str] | None) -> CommandLine:
-        """Raises ``UserError`` in one line where the parser would print its
-        usage."""
-        parser = build_parser()
-        try:
-            written: Namespace = parser.parse_args(arguments, defaults=False)
-        except ArgumentError as error:
-            raise UserError(
-                f"{' '.join(str(error).split())} (--help lists the options)"
-            ) from error
-        given = {
-            name: value
-            for name, value in written.as_dict().items()
-            if value is not None
-        }
-        return CommandLine(
-            {
-                name: value
-                for name, value in given.items()
-                if name not in ("out", "resume")
-            },
-            given.get("out"),
-            bool(given.get("resume", False)),
-        )
+    positive: bool = False
+    least: float | None = None
+    most: float = math.inf
 
-    def options(self) -> Options:
-        """Those of a new run, the others at their defaults."""
-        if "task" not in self.given:
-            raise UserError(
-                "which task? give denoise or deblur (--help lists the options)"
-            )
-        defaults = build_parser().get_defaults().as_dict()
-        known = {
-            field.name: defaults[field.name]
-            for field in fields(Options)
-            if field.name in defaults
-        }
-        if {"sigma", "sigma_range"} <= self.given.keys():
-            raise UserError(
-                "--sigma or --sigma-range? one model has one of them"
-            )
-        options = Options(**{**known, **self.given})
-        return replace(
-            options, sigma=options.noise(), regularizer=options.family()
-        )
 
-    def folder(self) -> Path:
-        """The run folder. Raises ``UserError`` for a resumed run without a
-        name."""
-        if self.out is not None:
-            return _encodable(self.out)
-        if "task" not in self.given:
-            raise UserError(
-                "which run? give --out, or the task: denoise or deblur (--help lists the options)"
-            )
-        return Path("runs") / self.given["task"]
+_ANYTHING = Range()
+_COUNT = Range(positive=True)
+
+
+def _setting(group: Group, default: Any, allowed: Range = _ANYTHING) -> Any:
+    """A field of ``Options``."""
+    said = {"group": group, "allowed": allowed}
+    if callable(default):
+        return field(default_factory=default, metadata=said)
+    return field(default=default, metadata=said)
+
+
+def _hidden_layers() -> list[int]:
+    return [32, 16]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is and how long it goes on. ``sigma`` None and ``regularizer``
+    """What a run is and how long it goes on.
+
+    The text below a setting is its help. ``sigma`` None and ``regularizer``
     "auto" mean what suits the task.
 
-    Raises ``UserError`` for impossible values.
+    Raises:
+        UserError: For impossible values.
     """
 
-    task: str
-    regularizer: str
-    train: Path | None
-    test: Path | None
-    sigma: float | None
-    sigma_range: list[float] | None
-    blur: str
-    blur_std: float
-    blur_seed: int
-    ridge: float
-    edges: str
-    seed: int
-    device: Device
-    budget: float
-    stochastic: float
-    steps: int
-    iterations: int
-    minibatch: int
-    rate: float | str
-    report_every: int
-    colour: bool
-    filters: int
-    size: int
-    widths: list[int]
-    inner: int
-    form: str
-    profile: str
-    boundary: str
-    patches: int
-    patch: int
-    batch: int
-    measure_kernels: bool
-    threads: int
-    tolerance: float | str
+    task: Task
+    """what to undo (--resume: what the run was begun with)"""
+
+    train: Path | None = _setting(Group.FOLDERS, None)
+    """folder of training images (default: embedded photographs)"""
+
+    test: Path | None = _setting(Group.FOLDERS, None)
+    """folder of test images, never trained on (default: embedded)"""
+
+    sigma: float | None = _setting(
+        Group.DEGRADATION, None, Range(least=1e-2, most=1e3)
+    )
+    """noise, in grey levels of 255 (default: 25 for denoise, 2.55 for deblur)"""
+
+    sigma_range: list[float] | None = _setting(Group.DEGRADATION, None)
+    """denoise: one model for all noise levels from the first number to the
+    second, in grey levels of 255"""
+
+    blur: str = _setting(Group.DEGRADATION, "gaussian")
+    """gaussian (9x9), uniform (9x9), motion (15x15), or a file: image, .npy,
+    text"""
+
+    blur_std: float = _setting(Group.DEGRADATION, 1.5)
+    """of the Gaussian blur, in pixels"""
+
+    blur_seed: int = _setting(
+        Group.DEGRADATION, 0, Range(least=-(2**63), most=2**63 - 1)
+    )
+    """of the motion blur"""
+
+    ridge: float = _setting(
+        Group.DEGRADATION, 1e-3, Range(positive=True, least=1e-9, most=1e3)
+    )
+    """of the deblurring data term"""
+
+    edges: Edges = _setting(Group.DEGRADATION, "circular")
+    """what training patches are beyond their border"""
+
+    regularizer: Family = _setting(Group.MODEL, AUTO)
+    """adaptive: weights that depend on the observation; linear: one per filter;
+    icnn: an input-convex network; auto: adaptive for denoise"""
+
+    colour: bool = _setting(Group.MODEL, False)
+    """keep colour (default: convert to grey)"""
+
+    filters: int = _setting(Group.MODEL, 32, _COUNT)
+    """number of filters"""
+
+    size: int = _setting(Group.MODEL, 7)
+    """filters of size x size pixels"""
+
+    profile: Profile = _setting(Group.MODEL, "logcosh")
+    """penalty of a filter response, smooth around 0 and linear far from it"""
+
+    boundary: Boundary = _setting(Group.MODEL, "reflect")
+    """how filters see beyond the border of an image"""
+
+    widths: list[int] = _setting(Group.MODEL, _hidden_layers)
+    """icnn: channels of the hidden layers"""
+
+    inner: int = _setting(Group.MODEL, 1)
+    """icnn: side of the kernels between hidden layers"""
+
+    form: Form = _setting(Group.MODEL, "nested")
+    """icnn: nested softplus network, or ReLU network whose hidden layers are
+    variables (slow: for small sizes)"""
+
+    budget: float = _setting(Group.LIMITS, 150.0, _COUNT)
+    """seconds of training proper"""
+
+    stochastic: float = _setting(Group.LIMITS, 1.0)
+    """part of the budget for mini-batches; the rest is for a descent on fixed
+    patches whose every step is certified"""
+
+    steps: int = _setting(Group.LIMITS, 100_000)
+    """most steps on mini-batches"""
+
+    iterations: int = _setting(Group.LIMITS, 100_000)
+    """most steps of the certified descent"""
+
+    report_every: int = _setting(Group.LIMITS, 50, _COUNT)
+    """steps on mini-batches between reports and checkpoints"""
+
+    device: Device = _setting(Group.LIMITS, AUTO)
+    """on what to compute; auto: on a GPU if there is one"""
+
+    threads: int = _setting(Group.LIMITS, available_cores, _COUNT)
+    """CPU threads, one solve each"""
+
+    seed: int = _setting(
+        Group.SAMPLES, 0, Range(least=-(2**63), most=2**63 - 2)
+    )
+    """of patches, noise and the start"""
+
+    minibatch: int = _setting(Group.SAMPLES, 8, _COUNT)
+    """fresh patches per step"""
+
+    patches: int = _setting(Group.SAMPLES, 128, _COUNT)
+    """fixed patches of the certified descent"""
+
+    patch: int = _setting(Group.SAMPLES, 48, _COUNT)
+    """side of a patch in pixels"""
+
+    batch: int = _setting(Group.SAMPLES, 4, _COUNT)
+    """patches per batched solve"""
+
+    rate: float | str = _setting(
+        Group.SAMPLES, AUTO, Range(positive=True, least=1e-12, most=1e6)
+    )
+    """step size of the steps on mini-batches; auto: found by a short race at the
+    start"""
+
+    tolerance: float | str = _setting(
+        Group.SAMPLES, AUTO, Range(positive=True, least=1e-7, most=1.0)
+    )
+    """coarsest RMS error of x, in grey values of [0, 1]; auto: what certificates
+    and noise allow"""
+
+    measure_kernels: bool = _setting(Group.SAMPLES, False)
+    """time the convolution kernels for this patch size first"""
 
     def __post_init__(self) -> None:
-        for name in POSITIVE:
-            if getattr(self, name) != AUTO and not getattr(self, name) > 0:
-                raise UserError(
-                    f"{flag(name)} must be positive, got {getattr(self, name)}"
-                )
-        for field in fields(self):
-            _check_size(field.name, getattr(self, field.name))
+        for one in fields(self):
+            _check_number(one, getattr(self, one.name))
         if self.form == "lifted" and self.regularizer != "icnn":
             raise UserError(
                 "--form lifted is a form of networks: it needs "
                 f"--regularizer icnn, not {self.regularizer}"
             )
-        if self.sigma is not None and not self.sigma > 0:
-            raise UserError(f"--sigma must be positive, got {self.sigma}")
-        for name, (least, most) in RANGES.items():
-            value = getattr(self, name)
-            if (
-                value is not None
-                and value != AUTO
-                and not least <= value <= most
-            ):
-                raise UserError(
-                    f"{flag(name)} must lie between {least} and {most}, got {value}"
-                )
         if self.sigma_range is not None:
-            self._check_range(self.sigma_range)
-        if not (
-            0 <= self.stochastic <= 1
-            and self.steps >= 0
-            and self.iterations >= 0
-            and self._has_work()
-        ):
-            raise UserError(
-                "nothing to do: --stochastic must lie in [0, 1], --steps "
-                "and --iterations be non-negative, and one phase have "
-                "some of both"
-            )
+            self._check_levels(self.sigma_range)
+        self._check_work()
 
-    def _check_range(self, levels: list[float]) -> None:
+    def _check_levels(self, levels: list[float]) -> None:
         """Raise ``UserError`` unless these are noise levels that one model can
         be trained for."""
-        least, most = RANGES["sigma"]
+        allowed = allowed_of("sigma")
+        least, most = allowed.least, allowed.most
+        assert least is not None
         written = " ".join(str(level) for level in levels)
         if not (len(levels) == 2 and least <= levels[0] < levels[1] <= most):
             raise UserError(
@@ -455,10 +243,19 @@ class Options:
                 f"--sigma-range {written}: is for denoise with --regularizer adaptive"
             )
 
-    def _has_work(self) -> bool:
-        return (self.stochastic > 0 and self.steps > 0) or (
-            self.stochastic < 1 and self.iterations > 0
-        )
+    def _check_work(self) -> None:
+        """Raise ``UserError`` if both phases are empty, or their limits make no
+        sense."""
+        sound = 0 <= self.stochastic <= 1
+        sound = sound and self.steps >= 0 and self.iterations >= 0
+        on_batches = self.stochastic > 0 and self.steps > 0
+        certified = self.stochastic < 1 and self.iterations > 0
+        if not sound or not (on_batches or certified):
+            raise UserError(
+                "nothing to do: --stochastic must lie in [0, 1], --steps "
+                "and --iterations be non-negative, and one phase have "
+                "some of both"
+            )
 
     def noise(self) -> float:
         """In grey levels of 255; of a range, that of the test images."""
@@ -468,105 +265,110 @@ class Options:
             return 255 * self._levels(self.sigma_range).tested
         return 25.0 if self.task == "denoise" else 2.55
 
-    def family(self) -> str:
+    def family(self) -> Family:
         """The regularizer: adaptive weights look at the observation, which
         should resemble the image."""
-        if self.regularizer != "auto":
+        if self.regularizer != AUTO:
             return self.regularizer
         return "adaptive" if self.task == "denoise" else "linear"
 
     def kernel(self) -> Tensor | None:
-        """The blur, None if there is none. Raises ``UserError`` for one that
-        cannot be had."""
-        return (
-            None
-            if self.task == "denoise"
-            else blur_kernel(self.blur, self.blur_std, self.blur_seed)
-        )
+        """The blur, None if there is none.
+
+        Raises:
+            UserError: For one that cannot be had.
+        """
+        if self.task == "denoise":
+            return None
+        return blur_kernel(self.blur, self.blur_std, self.blur_seed)
 
     def degradation(self, kernel: Tensor | None) -> Degradation:
-        """What the run learns to undo."""
+        """What the run learns to undo.
+
+        Args:
+            kernel: The blur ``(rows, columns)``, None for noise alone.
+
+        Returns:
+            The degradation.
+        """
         if self.sigma_range is not None:
             return self._levels(self.sigma_range)
+        sigma = self.noise() / 255
         if kernel is None:
-            return Noise(self.noise() / 255)
-        return Blur(
-            kernel,
-            self.noise() / 255,
-            self.ridge,
-            edges_named(self.edges),
-            self.blur,
-        )
+            return Noise(sigma)
+        edges = edges_named(self.edges)
+        return Blur(kernel, sigma, self.ridge, edges, self.blur)
 
     @staticmethod
     def _levels(levels: list[float]) -> NoiseRange:
         lowest, highest = levels
         return NoiseRange.between(lowest / 255, highest / 255)
 
-    def stochastic_accuracy(self) -> Accuracy:
-        """Of the first steps on mini-batches, or of all of them."""
-        if isinstance(self.tolerance, str):
-            return START_ACCURACY
-        ratio = START_ACCURACY.adjoint / START_ACCURACY.lower
-        return Accuracy(
-            self.tolerance, min(ratio * self.tolerance, COARSEST_ADJOINT)
-        )
 
-    def plan(self, degradation: Degradation) -> TrainingPlan:
-        certified = (
-            CERTIFIED if isinstance(self.tolerance, str) else self.tolerance
-        )
-        rough = self.stochastic_accuracy()
-        white = degradation.white
-        return TrainingPlan(
-            degradation=degradation,
-            seed=self.seed,
-            patches=self.patches,
-            patch=self.patch,
-            minibatch=self.minibatch,
-            steps=self.steps,
-            stochastic=self.stochastic,
-            iterations=self.iterations,
-            budget=self.budget,
-            batch=self.batch,
-            workers=self.threads,
-            accuracy=Accuracy(white * certified, ADJOINT_TOLERANCE),
-            stochastic_accuracy=Accuracy(white * rough.lower, rough.adjoint),
-            driven=isinstance(self.tolerance, str),
-            rate=START_RATE if isinstance(self.rate, str) else self.rate,
-            raced=isinstance(self.rate, str),
-            report_every=self.report_every,
-        )
+def names_in(group: Group) -> tuple[str, ...]:
+    """The settings of a group, in order.
+
+    Args:
+        group: Any.
+
+    Returns:
+        Names of fields of ``Options``.
+    """
+    return tuple(
+        one.name
+        for one in fields(Options)
+        if one.metadata.get("group") is group
+    )
 
 
-def _encodable(path: Path) -> Path:
-    """Raises ``UserError`` for a name that is no Unicode: the event files of
-    TensorBoard cannot have one."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"--out {str(path)!r}: a run folder needs a name in Unicode"
-        ) from error
-    return path
+def allowed_of(name: str) -> Range:
+    """What a setting may be.
+
+    Args:
+        name: Of a field of ``Options``.
+
+    Returns:
+        The range.
+    """
+    said: Mapping[str, Any] = Options.__dataclass_fields__[name].metadata
+    return said.get("allowed", _ANYTHING)
 
 
 def flag(name: str) -> str:
-    """How an option is written."""
+    """How an option is written.
+
+    Args:
+        name: Of a field of ``Options``.
+
+    Returns:
+        ``--name``; the task has no dashes.
+    """
     return name if name == "task" else f"--{name.replace('_', '-')}"
 
 
-def _check_size(name: str, value: object) -> None:
-    """Raise ``UserError`` for a number that is not finite or counts more than
-    there is of anything."""
+def _check_number(one: Field[Any], value: Any) -> None:
+    """Raise ``UserError`` for numbers out of range, those that are not finite,
+    and those that count more than there is of anything."""
+    if value is None or value == AUTO:
+        return
+    option = flag(one.name)
+    allowed = allowed_of(one.name)
+    if allowed.positive and not value > 0:
+        raise UserError(f"{option} must be positive, got {value}")
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{flag(name)} must be finite, got {number}")
-        if (
-            isinstance(number, int)
-            and name not in RANGES
-            and abs(number) > COUNTABLE
-        ):
+            raise UserError(f"{option} must be finite, got {number}")
+        counts = isinstance(number, int) and allowed.least is None
+        if counts and abs(number) > COUNTABLE:
             raise UserError(
-                f"{flag(name)} must be at most {COUNTABLE}, which is more than there is of anything"
+                f"{option} must be at most {COUNTABLE}, which is more than there is of anything"
             )
+    if allowed.least is None or isinstance(value, list):
+        return
+    if allowed.least <= value <= allowed.most:
+        return
+    if allowed.least > 0 and not value > 0:
+        raise UserError(f"{option} must be positive, got {value}")
+    raise UserError(
+        f"{option} must lie between {allowed.least} and {allowed.most}, got {value}"
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Way = Literal["as it is", "opponent colours", "repeated"]
 
+# what is said of each way to bring an image and a model together
 WORDS: dict[Way, str] = {
     "as it is": "",
     "opponent colours": (
@@ -23,15 +24,14 @@ WORDS: dict[Way, str] = {
         "the model is one of colour images: grey is repeated in its channels"
     ),
 }
-"""What is said of each way to bring an image and a model together."""
 
+# brightness, red against blue, green against both. Orthonormal: white noise
+# stays white, of the same level, and errors keep their size.
 _OPPONENT = (
     (1 / math.sqrt(3), 1 / math.sqrt(3), 1 / math.sqrt(3)),
     (1 / math.sqrt(2), 0.0, -1 / math.sqrt(2)),
     (1 / math.sqrt(6), -2 / math.sqrt(6), 1 / math.sqrt(6)),
 )
-"""Brightness, red against blue, green against both. Orthonormal: white noise
-stays white, of the same level, and errors keep their size."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,8 @@ from piggyback.app.images.encoders import SUFFIXES, Depth, Kind, depth_of
 from piggyback.app.images.pictures import read_picture
 from piggyback.app.images.sources import MINIMUM_SIDE, advice, image_files
 
+# grey values that noise takes beyond black and white in floating-point files
 LOWEST, HIGHEST = -1.0, 2.0
-"""Grey values that noise takes beyond black and white in floating-point
-files."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,19 +20,19 @@ from piggyback.app.photographs.channels import (
     way_of,
 )
 from piggyback.app.photographs.levels import Model, outside, prepared
-from piggyback.app.photographs.undoing import Missing, Undoing
+from piggyback.app.photographs.undoing import Missing, Reduced, Undoing
 from piggyback.app.restoration import (
     Restored,
     restore,
     unconverged_is_reported,
 )
 
+# pixels from which on it is looked first whether memory suffices
 LARGE = 1 << 20
-"""Pixels from which on it is looked first whether memory suffices."""
+# side of the corner by which the need of memory is measured
 _PIECE = 96
-"""Side of the corner by which the need of memory is measured."""
+# a tolerance, in grey values, that every start has
 _ANY = 1e3
-"""A tolerance, in grey values, that every start has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,13 @@ class Restorer:
     def _solved(self, observed: Tensor, sigma: float) -> Restored:
         """One part, its errors in its own grey values."""
         undoing = self.undoing
-        fitting = prepared(self.model, sigma, undoing.direct, undoing.mixed)
+        fitting = prepared(
+            self.model,
+            sigma,
+            undoing.direct,
+            undoing.mixed,
+            isinstance(undoing, Reduced),
+        )
         factor = fitting.factor
         device = next(fitting.regularizer.parameters()).device
         data = undoing.data_term(factor * observed.to(device))

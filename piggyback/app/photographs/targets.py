@@ -13,11 +13,11 @@ from piggyback.app.files.places import our_json
 from piggyback.app.images.encoders import SUFFIXES, Kind
 
 SAME = "same"
+# what files are called that change their format
 FORMATS = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
-"""What files are called that change their format."""
 REPORT = "report.json"
+# of the report, by which one of an earlier run is recognised
 KEYS = ("images", "model", "options")
-"""Of the report, by which one of an earlier run is recognised."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from piggyback.terms.data.base import DataTerm
 from piggyback.terms.data.least_squares import LeastSquares
 from piggyback.types import Primal
 
+# relative weight of the pull to the smooth continuation, which makes missing
+# pixels unique and their distances certifiable. A third of it costs 0.04 dB
+# at most and twice the steps.
 MASK_RIDGE = 3e-3
-"""Relative weight of the pull to the smooth continuation, which makes missing
-pixels unique and their distances certifiable. A third of it costs 0.04 dB at
-most and twice the steps."""
+# the same for enlarged images, against ``||B||^2``
 SCALE_RIDGE = 1.2e-2
-"""The same for enlarged images, against ``||B||^2``."""
 
 
 class Undoing(Protocol):
@@ -47,10 +47,11 @@ class Undoing(Protocol):
 
 class Missing:
     """Pixels are missing where ``mask`` ``(height, width)`` is 0; 1
-    elsewhere."""
+    elsewhere. ``name``: where the mask comes from, for messages."""
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, name: str = "") -> None:
         self.mask = mask
+        self.name = name
         self.direct = False
         self.mixed = False
 

@@ -27,11 +27,11 @@ from piggyback.terms.data.inputs import number
 
 WEIGHT_RANGE = (1e-5, 1.0)
 LOOKS = 6
+# mean squared error of what was not solved: above that of any image
 _LOST = 1e9
-"""Mean squared error of what was not solved: above that of any image."""
+# how far a pixel typically moves, in grey values: balances the primal against
+# the dual steps
 PRIMAL_SCALE = 0.05
-"""How far a pixel typically moves, in grey values: balances the primal against
-the dual steps."""
 CHECK_EVERY = 10
 
 

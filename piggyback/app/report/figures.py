@@ -21,9 +21,9 @@ from piggyback.app.files.outputs import MARK, Output
 from piggyback.app.files.places import write_to
 from piggyback.app.report.metrics import psnr, ssim
 
+# images in a comparison, and height over width of the room for one: longer
+# ones are shown smaller, not left out
 MAXIMUM_ROWS, MAXIMUM_HEIGHT = 4, 4.0
-"""Images in a comparison, and height over width of the room for one: longer
-ones are shown smaller, not left out."""
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#d9730d", "#2e8b57", "#8a8a8a"
 
 

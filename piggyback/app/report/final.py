@@ -53,8 +53,8 @@ from regularizers.linear import LinearRegularizer
 TEST_SEED = 1
 TV_PATCHES = 64
 CERTIFIED_PATCHES, CERTIFIED_BATCH = 16, 4
+# columns of an evaluated image that a second run would not repeat
 VOLATILE = ("seconds",)
-"""Columns of an evaluated image that a second run would not repeat."""
 
 
 @dataclass(frozen=True)

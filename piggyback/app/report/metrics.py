@@ -8,8 +8,8 @@ import math
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+# least side, in pixels, of an image that has a structural similarity
 SSIM_WINDOW = 11
-"""Least side, in pixels, of an image that has a structural similarity."""
 
 
 def psnr(estimate: Tensor, truth: Tensor, clip: bool = True) -> float:

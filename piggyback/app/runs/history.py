@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 Cell = float | int | str
+# columns of timing.csv
 TIME = ("iteration", "phase", "seconds")
-"""Columns of timing.csv."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class HistoryRow:
     seconds: float
 
 
+# columns of history.csv: all that a second run of the same options repeats,
+# hence without the time
 HISTORY = tuple(
     field.name for field in fields(HistoryRow) if field.name != "seconds"
 )
-"""Columns of history.csv: all that a second run of the same options repeats,
-hence without the time."""
 
 
 def table(rows: Sequence[HistoryRow], columns: Sequence[str]) -> bytes:

@@ -19,8 +19,8 @@ from piggyback.training.oracle import Evaluation
 
 RUNNING = StopReason.RUNNING.value
 DIVERGED = "diverged: the best model before is kept"
+# why a run stopped that other limits would let go on
 LIMITED = (StopReason.BUDGET.value, StopReason.ITERATIONS.value)
-"""Why a run stopped that other limits would let go on."""
 
 
 @dataclass(frozen=True, eq=False)

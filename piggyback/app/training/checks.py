@@ -24,19 +24,19 @@ from piggyback.training.samples import Samples
 from regularizers.construction import Learned
 
 FLOAT, DOUBLE = 4, 8
+# images, observations, warm starts and adjoints of all patches, and the two
+# that a checkpoint copies
 _PATCH_ARRAYS = 6
-"""Images, observations, warm starts and adjoints of all patches, and the two
-that a checkpoint copies."""
+# filter responses in double precision that a certified gradient, and a
+# restoration, hold at the same time, at least
 SOLVE_ARRAYS, TEST_ARRAYS = 15, 7
-"""Filter responses in double precision that a certified gradient, and a
-restoration, hold at the same time, at least."""
+# parameters, gradient, Adam's two, average, and what is released and saved of
+# them, at least
 _MODEL_ARRAYS = 8
-"""Parameters, gradient, Adam's two, average, and what is released and saved of
-them, at least."""
 _FREE_ON_DISK = 1 << 20
+# RMS error, in grey values, that every start has: solves end at once, after
+# everything has been computed once
 ANY = 1e3
-"""RMS error, in grey values, that every start has: solves end at once, after
-everything has been computed once."""
 
 
 def check_memory(

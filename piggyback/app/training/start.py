@@ -26,9 +26,9 @@ START_PATCHES, START_TOLERANCE, START_SMOOTHING = 8, 3e-3, 0.005
 START_FACTORS = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 
 
+# names of the convolution kernels that were measured to be the fastest, and
+# may change the last digits of a run
 Kernels = tuple[str, str]
-"""Names of the convolution kernels that were measured to be the fastest, and
-may change the last digits of a run."""
 
 
 def new_regularizer(

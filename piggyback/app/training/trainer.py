@@ -46,25 +46,25 @@ from piggyback.training.stochastic import (
 )
 from regularizers.construction import Learned
 
+# decrease that the first certified step aims at, over the loss, after a
+# stochastic phase
 _AFTER_ADAM = 0.005
-"""Decrease that the first certified step aims at, over the loss, after a
-stochastic phase."""
+# what the first certified step takes, roughly, over the evaluation of its
+# start: uncertified steps, and their end
 _FIRST_STEP = 3.0
-"""What the first certified step takes, roughly, over the evaluation of its
-start: uncertified steps, and their end."""
 
 
+# times the loss of the start: what has grown so far will not come back
 _DIVERGED = 10.0
-"""Times the loss of the start: what has grown so far will not come back."""
 
 
 RACE = RateRace()
+# times the steps of one lap that a run should have before it: a race takes
+# three to six laps, and keeps one
 _ROOM = 10.0
-"""Times the steps of one lap that a run should have before it: a race takes
-three to six laps, and keeps one."""
+# what the first evaluation of the probe takes, roughly, over a step on a
+# mini-batch
 _STEPS_IN_A_PROBE = 5.0
-"""What the first evaluation of the probe takes, roughly, over a step on a
-mini-batch."""
 
 
 class Divergence(Exception):
@@ -99,8 +99,8 @@ class Trainer:
         self.settings = BilevelSettings(
             accuracy=plan.accuracy,
             data_term=plan.degradation.data_term,
-            batch=plan.batch,
-            workers=plan.workers,
+            batch=plan.options.batch,
+            workers=plan.options.threads,
         )
         self.released = copy.deepcopy(regularizer)
         self.rows: tuple[HistoryRow, ...] = ()
@@ -117,7 +117,8 @@ class Trainer:
         if state is not None:
             self._restore(state)
         with TrainingProgress(
-            self.plan.budget, self.plan.steps + self.plan.iterations
+            self.plan.options.budget,
+            self.plan.options.steps + self.plan.options.iterations,
         ) as progress:
             for reached in self._phases(state):
                 state = reached
@@ -135,13 +136,17 @@ class Trainer:
         if state is not None and state.finished:
             return
         begun = state is not None and isinstance(state.part, StochasticPart)
-        if begun or (state is None and plan.stochastic > 0 and plan.steps > 0):
+        if begun or (
+            state is None
+            and plan.options.stochastic > 0
+            and plan.options.steps > 0
+        ):
             for reached in self._stochastic(state):
                 yield reached
                 if reached.finished:
                     return
             state = None
-        if plan.stochastic < 1 and plan.iterations > 0:
+        if plan.options.stochastic < 1 and plan.options.iterations > 0:
             yield from self._adaptive(state)
 
     # --- what is written ------------------------------------------------------
@@ -175,11 +180,11 @@ class Trainer:
         plan = self.plan
         return {
             **plan.degradation.describe(),
-            "seed": plan.seed,
-            "patches": plan.patches,
-            "patch": plan.patch,
+            "seed": plan.options.seed,
+            "patches": plan.options.patches,
+            "patch": plan.options.patch,
             "stochastic_steps": state.spent.taken,
-            "minibatch": plan.minibatch,
+            "minibatch": plan.options.minibatch,
             "operator_applications": state.spent.work,
             "stopped": state.stopped,
         }
@@ -327,12 +332,12 @@ class Trainer:
         )
         if (
             state.reason is StopReason.RUNNING
-            and self.seconds() + needed >= self.plan.budget
+            and self.seconds() + needed >= self.plan.options.budget
         ):
             return state.stopped(StopReason.BUDGET)
         if (
             state.reason is StopReason.RUNNING
-            and state.iteration >= self.plan.iterations
+            and state.iteration >= self.plan.options.iterations
         ):
             return state.stopped(StopReason.ITERATIONS)
         return state
@@ -342,7 +347,7 @@ class Trainer:
     def _stochastic(self, before: RunState | None) -> Iterator[RunState]:
         plan, generator = (
             self.plan,
-            torch.Generator().manual_seed(self.plan.seed + 1),
+            torch.Generator().manual_seed(self.plan.options.seed + 1),
         )
         driven = self._driven_descent(generator)
         descent = driven.descent
@@ -487,9 +492,9 @@ class Trainer:
                 accuracy=accuracy,
                 method=method,
                 data_term=plan.degradation.data_term,
-                samples=plan.minibatch,
-                batch=plan.batch,
-                workers=plan.workers,
+                samples=plan.options.minibatch,
+                batch=plan.options.batch,
+                workers=plan.options.threads,
             ),
         )
         control = Control(accuracy.lower, accuracy.adjoint, plan.rate)
@@ -499,14 +504,15 @@ class Trainer:
         """Whether the run ends with this phase, of which ``steps`` more are to
         be taken now."""
         return steps == 0 and (
-            self.plan.stochastic == 1 or self.plan.iterations == 0
+            self.plan.options.stochastic == 1
+            or self.plan.options.iterations == 0
         )
 
     def _limit(self, taken: int) -> str:
         """Why the phase ended after ``taken`` steps."""
         return (
             StopReason.ITERATIONS
-            if taken >= self.plan.steps
+            if taken >= self.plan.options.steps
             else StopReason.BUDGET
         ).value
 
@@ -514,10 +520,13 @@ class Trainer:
         """Whether the plan has room for a race and much more; ``probed``:
         seconds that the first evaluation of the probe took."""
         step = probed / _STEPS_IN_A_PROBE
-        room = self.plan.stochastic * self.plan.budget - self.seconds()
+        room = (
+            self.plan.options.stochastic * self.plan.options.budget
+            - self.seconds()
+        )
         return (
-            min(self.plan.steps, room / step) >= _ROOM * RACE.laps
-            and self.plan.report_every >= RACE.laps
+            min(self.plan.options.steps, room / step) >= _ROOM * RACE.laps
+            and self.plan.options.report_every >= RACE.laps
         )
 
     def _late(self) -> bool:
@@ -525,17 +534,22 @@ class Trainer:
         probe, whatever was planned."""
         return (
             self.seconds() + self.probed
-            >= self.plan.stochastic * self.plan.budget
+            >= self.plan.options.stochastic * self.plan.options.budget
         )
 
     def _affordable(self, taken: int, pace: float) -> int:
         """Steps until the next report, of ``pace`` seconds each, that the plan
         has room for after ``taken`` ones."""
-        room = self.plan.stochastic * self.plan.budget - self.seconds()
-        most = min(self.plan.report_every, self.plan.steps - taken)
+        room = (
+            self.plan.options.stochastic * self.plan.options.budget
+            - self.seconds()
+        )
+        most = min(
+            self.plan.options.report_every, self.plan.options.steps - taken
+        )
         if self._late() or most <= 0:
             return 0
         return int(min(most, room / pace)) if pace > 0 else most
 
     def _probe_samples(self) -> Samples:
-        return self.samples.select(slice(0, 2 * self.plan.minibatch))
+        return self.samples.select(slice(0, 2 * self.plan.options.minibatch))
