@@ -22,7 +22,7 @@ from skimage.util import img_as_float
 import regularizers
 from piggyback.app.runs.folder import RunFolder
 from piggyback.app.runs.model_file import save_regularizer
-from piggyback.imaging import deconvolve_learned, denoise_learned
+from piggyback.imaging.functions import deconvolve_learned, denoise_learned
 from piggyback.imaging.models import suited
 from piggyback.layer.reconstruction import Reconstruction
 from piggyback.solvers.stopping import NotConverged
