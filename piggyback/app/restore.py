@@ -85,6 +85,7 @@ from piggyback.app.restoration import TOLERANCE
 from piggyback.app.runs.model_file import find_model
 
 AUTO = "auto"
+DEFAULT_MODEL = "denoise-grey"
 LARGEST_SCALE = 16
 # how far from 1 a kernel may add up without a word
 _ROUNDING = 1e-3
@@ -108,9 +109,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--model",
         type=_model_name,
-        required=True,
+        default=DEFAULT_MODEL,
         metavar="RUN|NAME",
-        help="run folder of `train`, model.safetensors, or a shipped model",
+        help=(
+            "run folder of `train`, model.safetensors, or a shipped model "
+            f"(default: {DEFAULT_MODEL}, which serves colour photographs too)"
+        ),
     )
     parser.add_argument(
         "-o",
