@@ -74,7 +74,7 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
         tolerance: float,
         warm: Primal,
     ) -> None:
-        self.lower = lower
+        self.task = lower
         self.loss = loss
         self.steps = steps
         self.tolerance = tolerance
@@ -99,7 +99,7 @@ class PairIteration(Iteration[PiggybackState], Generic[P, T]):
 
     def select(self, index: Tensor) -> PairIteration[P, T]:
         return type(self)(
-            lower=self.lower.select(index),
+            lower=self.task.select(index),
             loss=self.loss.select(index),
             # step lengths are those of the operator, which all samples share
             steps=self.steps,
@@ -160,14 +160,14 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
     batched call."""
 
     def start(self) -> PiggybackState:
-        x = self.lower.start
+        x = self.task.start
         # the adjoint saddle problem has the solution X = -P
         adjoint_x = -self.warm
-        y, adjoint_y = self.lower.problem.duals(x, adjoint_x)
+        y, adjoint_y = self.task.problem.duals(x, adjoint_x)
         return self._pulled(x, y, adjoint_x, adjoint_y)
 
     def step(self, state: PiggybackState) -> PiggybackState:
-        problem = self.lower.problem
+        problem = self.task.problem
         tau = self.steps.tau
         sigma = self.steps.sigma
         omega = self.steps.omega
@@ -199,7 +199,7 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
     ) -> PiggybackState:
         """The state with ``K^T`` of both duals, in one call."""
         both = torch.cat([y, adjoint_y])
-        pulled, adjoint_pulled = self.lower.problem.operator.adjoint(
+        pulled, adjoint_pulled = self.task.problem.operator.adjoint(
             both
         ).chunk(2)
         return PiggybackState(
@@ -207,7 +207,7 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
         )
 
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
-        problem = self.lower.problem
+        problem = self.task.problem
         x, adjoint = self.result(state)
         slope = self.loss.gradient(x)
         # the duals of the iteration lag behind (x, P): their residuals would
@@ -219,7 +219,7 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
             slope,
             self.tolerance,
         )
-        return self.lower.error(gradient), missing
+        return self.task.error(gradient), missing
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ class ReLULiftedPiggybackIteration(
         self.output = lower.problem.regularizer.output(lower.start)
 
     def start(self) -> PiggybackState:
-        energy = self.lower.problem.regularizer
-        x = self.lower.start
+        energy = self.task.problem.regularizer
+        x = self.task.start
         # the adjoint variable of the iteration is -P
         adjoint_x = -self.warm
         points = energy.points(x)
@@ -83,7 +83,7 @@ class ReLULiftedPiggybackIteration(
         )
 
     def step(self, state: PiggybackState) -> PiggybackState:
-        problem = self.lower.problem
+        problem = self.task.problem
         energy = problem.regularizer
         x, adjoint_x = self._primal_steps(state)
         omega = self.steps.omega
@@ -117,7 +117,7 @@ class ReLULiftedPiggybackIteration(
 
     def _primal_steps(self, state: PiggybackState) -> tuple[Primal, Primal]:
         """Of the variable, and of the adjoint at the new one."""
-        problem = self.lower.problem
+        problem = self.task.problem
         x = primal_step(
             problem,
             self.steps,
@@ -135,7 +135,7 @@ class ReLULiftedPiggybackIteration(
     def _dual_steps(self, both: Block, layer: Layer) -> tuple[Block, Block]:
         """Of one layer, from the arguments of the variable and of its adjoint,
         one after the other in the batch."""
-        energy = self.lower.problem.regularizer
+        energy = self.task.problem.regularizer
         steps = self.steps
         p, q = both
         z, adjoint_z = p.chunk(2)
@@ -156,7 +156,7 @@ class ReLULiftedPiggybackIteration(
     def _state(
         self, x: Primal, adjoint_x: Primal, y: Tensor, adjoint_y: Tensor
     ) -> PiggybackState:
-        energy = self.lower.problem.regularizer
+        energy = self.task.problem.regularizer
         # K^T of both in one pass, kept for the next step
         both = energy.layout.unpack(torch.cat([y, adjoint_y]))
         pulled, adjoint_pulled = energy.adjoint(both).chunk(2)
@@ -170,7 +170,7 @@ class ReLULiftedPiggybackIteration(
         )
 
     def errors(self, state: PiggybackState) -> tuple[PerSample, PerSample]:
-        problem = self.lower.problem
+        problem = self.task.problem
         x, adjoint = self.result(state)
         slope = self.loss.gradient(x)
         # the adjoint system at x, whatever the dual variables are
@@ -181,7 +181,7 @@ class ReLULiftedPiggybackIteration(
             slope,
             self.tolerance,
         )
-        return self.lower.error(problem.gradient(x)), adjoint_error
+        return self.task.error(problem.gradient(x)), adjoint_error
 
 
 @dataclass(frozen=True)

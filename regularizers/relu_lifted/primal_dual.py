@@ -123,19 +123,19 @@ class ReLULiftedIteration(Iteration[ReLULiftedState]):
     def __init__(
         self, lower: SolverTask[ReLULiftedProblem], steps: BlockSteps
     ) -> None:
-        self.lower = lower
+        self.task = lower
         self.steps = steps
         self.output = lower.problem.regularizer.output(lower.start)
 
     def start(self) -> ReLULiftedState:
-        energy = self.lower.problem.regularizer
-        x = self.lower.start
+        energy = self.task.problem.regularizer
+        x = self.task.start
         # the dual variables that belong to it: nothing is gained from zeros
         y = energy.duals(energy.points(x))
         return ReLULiftedState(x, energy.layout.pack(y), energy.adjoint(y))
 
     def step(self, state: ReLULiftedState) -> ReLULiftedState:
-        problem = self.lower.problem
+        problem = self.task.problem
         energy = problem.regularizer
         steps = self.steps
         slope = state.pulled + self.output
@@ -153,13 +153,13 @@ class ReLULiftedIteration(Iteration[ReLULiftedState]):
         )
 
     def error(self, state: ReLULiftedState) -> PerSample:
-        return self.lower.error(self.lower.problem.gradient(state.x))
+        return self.task.error(self.task.problem.gradient(state.x))
 
     def result(self, state: ReLULiftedState) -> tuple[Primal, ...]:
         return (state.x,)
 
     def select(self, index: Tensor) -> ReLULiftedIteration:
-        return ReLULiftedIteration(self.lower.select(index), self.steps)
+        return ReLULiftedIteration(self.task.select(index), self.steps)
 
 
 def primal_step(

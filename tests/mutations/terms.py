@@ -222,11 +222,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if self._read is None or self._read[0] is not step:",
         "if True:",
         "a prox of least squares reads its step back every time",
-        (
-            GPU,
-            "-k",
-            "steps_do_not_wait and least_squares or steps_do_not_wait and PDHG",
-        ),
+        (GPU, "-k", "step_of_a_prox"),
     ),
     Mutation(
         "piggyback/terms/epigraph.py",

@@ -46,10 +46,12 @@ from experiments.studies.gpu_check.checks import (
 )
 from experiments.studies.gpu_check.waits import Waits
 from piggyback import Inpainting, Schedule, SquaredError
+from piggyback.forward.blur import ValidBlur
 from piggyback.hypergradients.literature.iaptt import worst_step
 from piggyback.solvers.loop import Iteration, iterate
 from piggyback.solvers.nonlinear_cg import NonlinearCG
 from piggyback.terms.data.base import DataTerm
+from piggyback.terms.data.least_squares import LeastSquares
 from regularizers import ConvolutionBank
 
 ROOT = Path(__file__).parents[2]
@@ -529,6 +531,16 @@ def test_a_look_reads_once_and_sends_nothing() -> None:
         outcome = iterate(iteration, Schedule(check_every=5))
     looks = 1 + int(outcome.steps.max()) // 5
     assert looks > 3 and waits.found == ["aten::nonzero reads back"] * looks
+
+
+def test_the_step_of_a_prox_is_read_back_once() -> None:
+    """Every step of a primal-dual method asks with the same tensor."""
+    term = LeastSquares(torch.rand(1, 1, 6, 6), ValidBlur(torch.ones(3, 3) / 9))
+    step = torch.tensor(0.5)
+    with torch.no_grad(), Waits() as waits:
+        read = [term._number(step) for _ in range(3)]
+    assert read == [0.5] * 3
+    assert waits.found == ["aten::_local_scalar_dense reads back"]
 
 
 def test_the_worst_step_is_read_back_once() -> None:

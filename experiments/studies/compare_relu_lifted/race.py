@@ -266,7 +266,7 @@ def _first(iteration: Iteration, state: State) -> Primal:
 
 
 def _image(iteration: Iteration, state: State) -> Primal:
-    return iteration.lower.problem.image(iteration.result(state)[0])  # type: ignore[attr-defined]
+    return iteration.task.problem.image(iteration.result(state)[0])  # type: ignore[attr-defined]
 
 
 def race(

@@ -32,7 +32,7 @@ def build_parser() -> Parser:
     """The command line."""
     parser = command_line("front_page", "The photograph on the front page.")
     parser.add_argument(
-        "--model", default="denoise-colour", help="as for restore"
+        "--model", type=path, default="denoise-grey", help="as for restore"
     )
     parser.add_argument(
         "--sigma",
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     prepare(threads=1)
     figure = Places().figure(options.figure)
-    model, _ = chosen_model(options.model)
+    model, _ = chosen_model(str(options.model))
     photograph = next(
         one
         for one in embedded_photographs("test", colour=True)

@@ -29,7 +29,7 @@ FLOAT, DOUBLE = 4, 8
 _PATCH_ARRAYS = 6
 # filter responses in double precision that a certified gradient, and a
 # restoration, hold at the same time, at least
-SOLVE_ARRAYS, TEST_ARRAYS = 15, 7
+SOLVE_ARRAYS, TEST_ARRAYS = 15, 8
 # parameters, gradient, Adam's two, average, and what is released and saved of
 # them, at least
 _MODEL_ARRAYS = 8
