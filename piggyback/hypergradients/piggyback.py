@@ -199,9 +199,9 @@ class PiggybackIteration(PairIteration[SaddleProblem, Steps]):
     ) -> PiggybackState:
         """The state with ``K^T`` of both duals, in one call."""
         both = torch.cat([y, adjoint_y])
-        pulled, adjoint_pulled = self.task.problem.operator.adjoint(
-            both
-        ).chunk(2)
+        pulled, adjoint_pulled = self.task.problem.operator.adjoint(both).chunk(
+            2
+        )
         return PiggybackState(
             x, y, adjoint_x, adjoint_y, pulled, adjoint_pulled
         )
