@@ -42,9 +42,15 @@ from regularizers.linear import LinearConfig
 class LevelConfig:
     """The noise levels that a regularizer serves, grey values in [0, 1].
 
-    ``lowest`` to ``highest``; tables have ``knots`` entries, equally spaced in
-    the logarithm. ``unit``: the level at which the regularizer's own weights
-    and smoothings are meant. Raises ``ValueError`` for impossible values.
+    Args:
+        lowest: the lowest level.
+        highest: the highest level.
+        unit: the level at which the regularizer's own weights and smoothings
+            are meant.
+        knots: entries of the tables, equally spaced in the logarithm.
+
+    Raises:
+        ValueError: for impossible values.
     """
 
     lowest: float = 2 / 255

@@ -47,17 +47,23 @@ class Report:
     """What is known of one reconstruction and, after ``backward`` through it,
     of its gradients.
 
-    ``distance`` ``(batch,)``: certified ``||x - x*||``. ``converged``
-    ``(batch,)``: whether the tolerance was reached (the certificate holds
-    either way); ``adjoint_converged``: the same of the adjoint. ``unmoved``
-    ``(batch,)``: whether the result is what the solve started from, since that
-    was good enough, or nothing better was found.
-    ``gradient_error``: certified bound of the error of the whole gradient that
-    the last ``backward`` through this call sent to the regularizer's parameters
-    (Euclidean norm; None before); ``groups``: the same per sample and parameter
-    group. ``input_errors``: the same for inputs of the data term that require
-    gradients, by name; ``not_certified``: names of what gets a gradient whose
-    error nothing bounds. ``applications``: operator applications so far.
+    Args:
+        distance: certified ``||x - x*||``, ``(batch,)``.
+        converged: whether the tolerance was reached, ``(batch,)``; the
+            certificate holds either way.
+        unmoved: whether the result is what the solve started from, since that
+            was good enough, or nothing better was found, ``(batch,)``.
+        applications: operator applications so far.
+        gradient_error: certified bound of the error of the whole gradient that
+            the last ``backward`` through this call sent to the regularizer's
+            parameters (Euclidean norm; None before).
+        groups: the same per sample and parameter group.
+        adjoint_converged: whether the adjoint reached its tolerance,
+            ``(batch,)``.
+        input_errors: bounds for inputs of the data term that require
+            gradients, by name.
+        not_certified: names of what gets a gradient whose error nothing
+            bounds.
     """
 
     distance: PerSample
