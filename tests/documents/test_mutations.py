@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutations import MUTATIONS
+from tests.mutations import CONFIRMED, MUTATIONS
 from tests.mutations.planting import (
     COPIED,
     ROOT,
@@ -73,6 +73,11 @@ def test_the_layout_of_the_source_does_not_matter() -> None:
     assert changed.startswith("def f():\n    return g(a, b + 'c d')\n")
 
 
+def test_what_is_confirmed_is_in_the_table() -> None:
+    assert {mutation.breaks for mutation in MUTATIONS} >= CONFIRMED
+    assert len(CONFIRMED) >= 100
+
+
 def test_everything_that_is_mutated_is_copied() -> None:
     roots = {Path(mutation.file).parts[0] for mutation in MUTATIONS}
     assert roots <= set(COPIED)
@@ -83,7 +88,12 @@ def test_everything_that_is_mutated_is_copied() -> None:
 def test_an_error_drawn_at_random_is_noticed(
     draw: int, mutation_seed: int, tmp_path: Path
 ) -> None:
-    drawn = random.Random(mutation_seed).sample(range(len(MUTATIONS)), DRAWN)
+    confirmed = [
+        index
+        for index, mutation in enumerate(MUTATIONS)
+        if mutation.breaks in CONFIRMED
+    ]
+    drawn = random.Random(mutation_seed).sample(confirmed, DRAWN)
     number = drawn[draw]
     copy_sources(tmp_path)
     verdict = judge(tmp_path, number + 1, MUTATIONS[number])

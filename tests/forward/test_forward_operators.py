@@ -515,3 +515,10 @@ def test_dual_norms_contain_the_rounding_of_the_residual() -> None:
     d = ROUNDING_TERMS * 1e-6 * 10 * reach
     expected = (size.square() / 10 + 2 * reach * d + d.square()).sqrt()
     assert torch.allclose(data.dual_norm(images), expected, rtol=1e-9)
+
+
+def test_a_mask_of_as_many_axes_as_the_images_is_refused() -> None:
+    """It would tell samples apart."""
+    mask = Inpainting(torch.ones(2, 4, 4))
+    with pytest.raises(ValueError, match="does not fit images"):
+        mask.A(torch.rand(2, 4, 4))

@@ -324,14 +324,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/certificates/smooth.py",
-        "_measured",
-        "gap_size=steepness + data.smoothness * force + applied",
-        "gap_size=torch.zeros_like(steepness)",
-        "smooth energies: rounding of the residual of P",
-        ("tests/regularizers/test_network_pair.py", NETWORKS),
-    ),
-    Mutation(
-        "piggyback/certificates/smooth.py",
         "_from_constants",
         "of_adjoint = bounds.mixed * away",
         "of_adjoint = 0.0 * away",

@@ -144,9 +144,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "not fits",
         "a mask with the axes of a batch tells samples apart",
         (
-            VALUES,
+            "tests/forward/test_forward_operators.py",
             "-k",
-            "mask",
+            "as_many_axes",
         ),
     ),
     Mutation(

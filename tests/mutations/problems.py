@@ -93,20 +93,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         (NETWORKS,),
     ),
     Mutation(
-        "piggyback/problems/smooth.py",
-        "SmoothProblem.gradient_and_rounding",
-        "return self.gradient(x), data + lost",
-        "return self.gradient(x), data",
-        "rounding of the gradient of a smooth energy",
-        ("tests/regularizers/test_network_pair.py",),
-    ),
-    Mutation(
         "piggyback/problems/posed.py",
         "pose",
         "problem = problem.with_exact(in_double).counted(counter)",
         "problem = problem.counted(counter)",
         "the problem in float64 is built and not used",
-        (GRADIENTS, DEMAND, "-k", "stored_parameters or single_precision"),
+        ("tests/problems/test_posed.py",),
     ),
     Mutation(
         "piggyback/problems/posed.py",
@@ -114,15 +106,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "exact=in_double.counted(counter)",
         "exact=in_double",
         "certificates are free of charge",
-        (GRADIENTS, DEMAND, "tests/hypergradients/test_methods.py"),
-    ),
-    Mutation(
-        "piggyback/problems/groups.py",
-        "GradientBound.select",
-        "return self.converted(lambda part: part[index])",
-        "return self",
-        "bounds of other samples: each of them is corrected for all",
-        (DEMAND,),
+        ("tests/problems/test_posed.py",),
     ),
     Mutation(
         "piggyback/problems/groups.py",

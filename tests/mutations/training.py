@@ -58,14 +58,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "piggyback/training/bilevel.py",
-        "BilevelOracle.evaluate",
-        "gradient_error=error + lost",
-        "gradient_error=error",
-        "bound of the mean gradient: its rounding to the working precision",
-        (BILEVEL,),
-    ),
-    Mutation(
-        "piggyback/training/bilevel.py",
         "BilevelOracle._rough_part",
         "corrected = loss.value(pair.x) + read_off.detach()",
         "corrected = loss.value(pair.x)",
