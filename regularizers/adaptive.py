@@ -122,13 +122,28 @@ class WeightNetwork(nn.Module):
         """
         bank = self._bank()
         features = self._features(bank, observed)
+        return self._emphasis(
+            bank, observed, features, self.level, NetworkPullBack
+        )
+
+    def _emphasis(
+        self,
+        bank: ConvolutionBank,
+        observed: Primal,
+        features: list[Dual],
+        bias: Tensor,
+        pull_back: type[NetworkPullBack],
+    ) -> Emphasis:
+        """The factors made of ``features`` and a ``bias`` that broadcasts
+        against them, and the kind of ``pull_back`` that knows how the features
+        were made."""
         reach = self.config.reach
-        mixed = self._mixed(features) + self.level
+        mixed = self._mixed(features) + bias
         logarithm = reach * torch.tanh(mixed / reach)
         # the rounding of the exponential must not lift a factor over the
         # ceiling
         ceiling = math.exp(reach) * (1 + 1e-5)
-        jacobian = NetworkPullBack(
+        jacobian = pull_back(
             config=self.config,
             bank=bank.detached(),
             observed=observed.detach(),

@@ -115,22 +115,10 @@ class ConditionalNetwork(WeightNetwork):
         shares = self.levels.interpolation(level.to(observed))
         bank = self._bank()
         features = self._logarithms(bank, observed, shares)
-        reach = self.config.reach
         bias = (shares @ self.level).unsqueeze(1).unsqueeze(1)
-        logarithm = reach * torch.tanh((self._mixed(features) + bias) / reach)
-        # the rounding of the exponential must not lift a factor over the
-        # ceiling
-        ceiling = math.exp(reach) * (1 + 1e-5)
-        jacobian = ConditionalPullBack(
-            config=self.config,
-            bank=bank.detached(),
-            observed=observed.detach(),
-            features=tuple(part.detach() for part in features),
-            logarithm=logarithm.detach(),
-            # the parameters may move before a certificate asks
-            mixing=self.mixing.detach().clone(),
+        return self._emphasis(
+            bank, observed, features, bias, ConditionalPullBack
         )
-        return Emphasis(logarithm.exp(), ceiling, jacobian)
 
     def _logarithms(
         self, bank: ConvolutionBank, observed: Primal, shares: Tensor

@@ -143,7 +143,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/adaptive.py",
-        "WeightNetwork.forward",
+        "WeightNetwork._emphasis",
         "ceiling = math.exp(reach) * (1 + 1e-5)",
         "ceiling = reach",
         "ceiling of the factors below the largest",
@@ -151,7 +151,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "regularizers/adaptive.py",
-        "WeightNetwork.forward",
+        "WeightNetwork._emphasis",
         "mixing=self.mixing.detach().clone()",
         "mixing=self.mixing.detach()",
         "gain of parameters that have moved since",
