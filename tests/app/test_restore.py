@@ -393,7 +393,8 @@ def test_unknown_noise_is_within_015_dB_of_known(
     assert auto["sigma"] == pytest.approx(
         [sigma] * len(auto["sigma"]), rel=0.06
     )
-    assert "~: estimated" in found["auto"].said
+    # the caption names the run folder: its lines break elsewhere every time
+    assert "~: estimated" in " ".join(found["auto"].said.split())
     assert "~" not in found[sigma].said
     assert auto["psnr"] > known["psnr"] - 0.15
     assert known["psnr"] > known["psnr_before"] + 4
