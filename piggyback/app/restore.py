@@ -63,7 +63,7 @@ from piggyback.app.photographs.levels import (
     estimated_levels,
     strengthened,
 )
-from piggyback.app.photographs.models import described
+from piggyback.app.photographs.models import GREY, described
 from piggyback.app.photographs.observed import (
     Observed,
     as_values,
@@ -85,7 +85,6 @@ from piggyback.app.restoration import TOLERANCE
 from piggyback.app.runs.model_file import find_model
 
 AUTO = "auto"
-DEFAULT_MODEL = "denoise-grey"
 LARGEST_SCALE = 16
 # how far from 1 a kernel may add up without a word
 _ROUNDING = 1e-3
@@ -109,11 +108,11 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--model",
         type=_model_name,
-        default=DEFAULT_MODEL,
+        default=GREY,
         metavar="RUN|NAME",
         help=(
             "run folder of `train`, model.safetensors, or a shipped model "
-            f"(default: {DEFAULT_MODEL}, which serves colour photographs too)"
+            f"(default: {GREY}, which serves colour photographs too)"
         ),
     )
     parser.add_argument(

@@ -18,7 +18,11 @@ from piggyback.certificates.certify import (
 from piggyback.certificates.loss import LossInterval
 from piggyback.hypergradients.base import DirectMethod, HypergradientMethod
 from piggyback.hypergradients.capabilities import Guarantee, Refused
-from piggyback.hypergradients.on_demand import Assessment, OnDemand
+from piggyback.hypergradients.on_demand import (
+    FIRST_ACCURACY,
+    Assessment,
+    OnDemand,
+)
 from piggyback.operators.counting import ApplicationCounter
 from piggyback.problems.pair import Accuracy, WarmStart
 from piggyback.problems.posed import pose
@@ -31,10 +35,7 @@ from piggyback.solvers.stopping import (
 )
 from piggyback.terms.data.base import DataTerm
 from piggyback.terms.losses import Loss
-from piggyback.values import require_kind, require_positive, require_samples
-
-FIRST_ACCURACY = Accuracy(lower=1e-5, adjoint=0.1)
-"""Where refinement to a relative error starts, unless told."""
+from piggyback.values import require_kind, require_samples
 
 
 def hypergradient(
@@ -175,7 +176,6 @@ def _refined(
     start: WarmStart | None,
 ) -> Hypergradient:
     """Refined to the relative error; warns where it stays above."""
-    require_positive("the relative error", relative_error)
     found = on_demand.differentiate(
         regularizer, data, loss, relative_error, start
     )

@@ -35,6 +35,8 @@ from piggyback.values import (
     require_samples,
 )
 
+FIRST_ACCURACY = Accuracy(lower=1e-5, adjoint=0.1)
+"""Where refinement starts, unless told."""
 _PROGRESS = 0.8
 """Factor that the bound must fall by in a round."""
 _PATIENCE = 2
@@ -106,7 +108,7 @@ class OnDemand:
     """
 
     method: HypergradientMethod = field(default_factory=ImplicitCG)
-    accuracy: Accuracy = Accuracy(lower=1e-5, adjoint=0.1)
+    accuracy: Accuracy = FIRST_ACCURACY
     certification: Certification = field(default_factory=Certification)
     margin: float = 1.0
     rounds: int = 8

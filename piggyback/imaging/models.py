@@ -11,12 +11,9 @@ import torch
 
 from piggyback.app.errors import UserError
 from piggyback.app.photographs.levels import Model
-from piggyback.app.photographs.models import described
+from piggyback.app.photographs.models import COLOUR, GREY, described
 from piggyback.app.runs.model_file import find_model
 from regularizers.loading import available
-
-GREY = "denoise-grey"
-COLOUR = "denoise-colour"
 
 
 def suited(channels: int) -> str:

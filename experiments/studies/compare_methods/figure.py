@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.studies.compare_methods.comparison import (
@@ -23,8 +24,7 @@ def errors(rows: Sequence[MethodRow], path: Path | Output) -> None:
     bar reaches up to what is certified."""
     problems = list(dict.fromkeys(row.problem for row in rows))
     names = list(dict.fromkeys(row.method for row in rows))
-    figure = Figure(figsize=(4.6 * len(problems), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(problems), squeeze=False)[0]
+    figure, axes = _panels(len(problems))
     for axis, problem in zip(axes, problems, strict=True):
         for row in (row for row in rows if row.problem == problem):
             where = row.operator_applications
@@ -57,15 +57,7 @@ def errors(rows: Sequence[MethodRow], path: Path | Output) -> None:
         )
         tidy(axis)
     axes[0].set_ylabel("relative error of the gradient")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=7,
-        frameon=False,
-        fontsize=8,
-    )
+    _add_legend(figure, axes[0])
     save(figure, path)
 
 
@@ -74,8 +66,7 @@ def training(rows: Sequence[MethodTrainingRow], path: Path | Output) -> None:
     one panel per problem."""
     problems = list(dict.fromkeys(row.problem for row in rows))
     names = list(dict.fromkeys(row.method for row in rows))
-    figure = Figure(figsize=(4.6 * len(problems), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(problems), squeeze=False)[0]
+    figure, axes = _panels(len(problems))
     for axis, problem in zip(axes, problems, strict=True):
         for name in names:
             curve = [
@@ -97,7 +88,19 @@ def training(rows: Sequence[MethodTrainingRow], path: Path | Output) -> None:
         axis.set(xscale="log", title=problem, xlabel="operator applications")
         tidy(axis)
     axes[0].set_ylabel("upper loss over that of the start")
-    handles, labels = axes[0].get_legend_handles_labels()
+    _add_legend(figure, axes[0])
+    save(figure, path)
+
+
+def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with one panel per problem, side by side."""
+    figure = Figure(figsize=(4.6 * count, 4.4), layout="constrained")
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _add_legend(figure: Figure, axis: Axes) -> None:
+    """What one panel shows, below all of them."""
+    handles, labels = axis.get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
@@ -106,7 +109,6 @@ def training(rows: Sequence[MethodTrainingRow], path: Path | Output) -> None:
         frameon=False,
         fontsize=8,
     )
-    save(figure, path)
 
 
 def _colour(

@@ -18,6 +18,7 @@ from piggyback.app.degradations.base import Noise
 from piggyback.app.images.sources import embedded_photographs, image_generator
 from piggyback.app.options.parser import Parser, grey_levels, path, seed
 from piggyback.app.photographs.levels import estimated_levels
+from piggyback.app.photographs.models import GREY
 from piggyback.app.photographs.observed import as_values
 from piggyback.app.photographs.restoring import Restoration, Restorer
 from piggyback.app.report.figures import save
@@ -32,7 +33,7 @@ def build_parser() -> Parser:
     """The command line."""
     parser = command_line("front_page", "The photograph on the front page.")
     parser.add_argument(
-        "--model", type=path, default="denoise-grey", help="as for restore"
+        "--model", type=path, default=GREY, help="as for restore"
     )
     parser.add_argument(
         "--sigma",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.studies.shared.figures import BLACK, Row, panel
 from experiments.studies.shared.instances import LINEAR
@@ -49,9 +50,7 @@ def draw_errors(rows: Sequence[Row], place: Output) -> None:
         ("true_error", "true error", BLACK, "-"),
         ("estimate", "estimate", BLUE, ":"),
     )
-    figure, axis = panel()
-    for name, label, colour, line in curves:
-        _add_curve(axis, rows, name, label, colour, line)
+    figure, axis = _with_curves(rows, curves)
     axis.set_ylabel("relative error of the gradient")
     axis.set_title("Error of the hypergradient and its bounds", fontsize=11)
     axis.legend(frameon=False, fontsize=9)
@@ -67,13 +66,21 @@ def draw_losses(rows: Sequence[Row], place: Output) -> None:
         ("corrected_loss_bound", radius, ORANGE, "--"),
         ("corrected_loss_error", "corrected loss, true error", BLUE, "-"),
     )
-    figure, axis = panel()
-    for name, label, colour, line in curves:
-        _add_curve(axis, rows, name, label, colour, line)
+    figure, axis = _with_curves(rows, curves)
     axis.set_ylabel("error of the upper loss")
     axis.set_title("Plain and corrected loss", fontsize=11)
     axis.legend(frameon=False, fontsize=9)
     save(figure, place)
+
+
+def _with_curves(
+    rows: Sequence[Row], curves: Sequence[tuple[str, str, str, str]]
+) -> tuple[Figure, Axes]:
+    """A panel with one curve for each ``(column, label, colour, line)``."""
+    figure, axis = panel()
+    for name, label, colour, line in curves:
+        _add_curve(axis, rows, name, label, colour, line)
+    return figure, axis
 
 
 def draw_effectivities(rows: Sequence[Row], place: Output) -> None:

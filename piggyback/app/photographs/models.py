@@ -10,6 +10,10 @@ from piggyback.app.errors import UserError
 from piggyback.app.photographs.levels import Model
 from regularizers.construction import Learned
 
+GREY = "denoise-grey"
+"""The shipped model that serves any photograph."""
+COLOUR = "denoise-colour"
+
 
 def described(
     name: str, regularizer: Learned, config: Mapping[str, Any], where: str
